@@ -1,0 +1,95 @@
+"""The command line: `python -m brats_helpers run`, `predict`, `notebooks`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from .config import PRESETS
+from .errors import BratsError
+
+RUN_EXAMPLES = """examples:
+  python -m brats_helpers run
+      the quick preset on the synthetic cohort, in runs/quick
+  python -m brats_helpers run --preset kaggle --source /data/BraTS2021_Training_Data.tar --work /data/series
+  python -m brats_helpers run --only 5 -p epochs 20 -p learning_rate 0.002
+  python -m brats_helpers run -p seed 1 --work runs/seed1
+"""
+PREDICT_EXAMPLES = """examples:
+  python -m brats_helpers predict data/BraTS2021_00001 --checkpoint runs/quick/checkpoints/best.pt --out masks
+  python -m brats_helpers predict data/ --checkpoint fold0.pt --checkpoint fold1.pt --out masks --tta
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    top = argparse.ArgumentParser(prog="python -m brats_helpers", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True)
+    shown = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+
+    run = commands.add_parser("run", help="execute the notebooks", epilog=RUN_EXAMPLES, **shown)
+    run.add_argument("--preset", default="quick", choices=sorted(PRESETS), help="sizes and settings (quick)")
+    run.add_argument("--source", default="phantom", help="an archive or folder of BraTS patients, or 'phantom'")
+    run.add_argument("--work", type=Path, help="where everything is written (runs/PRESET)")
+    run.add_argument("--from", dest="start", type=int, default=1, metavar="N", help="start at notebook N, 1 to 5")
+    run.add_argument("--only", type=int, metavar="N", help="run notebook N alone")
+    run.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+                     help="set a notebook's parameter; may be repeated")
+
+    predict = commands.add_parser("predict", help="segment patients that have no reference", epilog=PREDICT_EXAMPLES,
+                                  **shown)
+    predict.add_argument("cases", nargs="+", type=Path, metavar="CASE_DIR", help="a folder of one or of many patients")
+    predict.add_argument("--checkpoint", type=Path, action="append", required=True, metavar="FILE",
+                         help="a trained network; several are averaged")
+    predict.add_argument("--out", type=Path, required=True, metavar="DIR", help="where <case>.nii.gz are written")
+    predict.add_argument("--tta", action="store_true", help="average over 8 flips: better, and 8 times slower")
+
+    books = commands.add_parser("notebooks", help="regenerate the committed .ipynb files from the .py files")
+    books.add_argument("--work", type=Path, default=Path("runs/notebooks"), help="work folder (runs/notebooks)")
+    books.add_argument("--sync", action="store_true", help="take over the inputs only; execute nothing")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status. Problems are one message, without a traceback."""
+    options = parser().parse_args(arguments)
+    try:
+        return {"run": _run, "predict": _predict, "notebooks": _notebooks}[options.command](options)
+    except BratsError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        return 130
+
+
+def _run(options: argparse.Namespace) -> int:
+    from .series import results_table, run_series  # papermill takes a second to import: not for --help
+    parameters = {name: yaml.safe_load(value) for name, value in options.parameters}
+    work = run_series(options.preset, options.source, options.work, options.start, options.only, parameters)
+    print(f"\nnotebooks and HTML  {work / 'notebooks'}")
+    if (work / "metrics.json").is_file():
+        print(f"results             {work / 'metrics.json'}\npredictions         {work / 'predictions'}")
+        print(f"\n{results_table(work)}")
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from .inference import predict_cases
+    written = list(predict_cases(options.cases, options.checkpoint, options.out, options.tta))
+    print(f"{len(written)} segmentation(s) in {options.out}: for research and teaching, not for diagnosis.")
+    return 0
+
+
+def _notebooks(options: argparse.Namespace) -> int:
+    from .series import regenerate, sync
+    sync() if options.sync else regenerate(options.work.absolute())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""Archives of patients: listed and checked before anything is written, then unpacked file by file.
+
+A tar is a chain of headers and contents, so its list is read by hopping over the contents; nothing
+is unpacked beside the archive. Every file appears whole or not at all, and a second call goes on
+where the first was stopped.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from tqdm.auto import tqdm
+
+from .cases import FILE_NAME, SUFFIXES
+from .errors import BratsError
+from .files import atomic_path
+
+ENDINGS = (".tar", ".tar.gz", ".tgz", ".zip")
+DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file in an archive."""
+
+    name: str
+    size: int                                         # bytes, unpacked
+
+
+def is_archive(path: Path) -> bool:
+    """Whether the name is that of an archive which this module reads."""
+    return Path(path).name.lower().endswith(ENDINGS)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[tarfile.TarFile | zipfile.ZipFile]:
+    path = Path(path)
+    if not path.is_file():
+        raise BratsError(f"{path} is not there: give the path of a {', '.join(ENDINGS)} file or of a folder.")
+    if not is_archive(path):
+        raise BratsError(f"{path} is no archive that can be read here; {', '.join(ENDINGS)} can.")
+    try:
+        with (zipfile.ZipFile(path) if path.suffix.lower() == ".zip" else tarfile.open(path)) as archive:
+            yield archive
+    except DAMAGE as error:
+        raise BratsError(f"{path} is damaged or incomplete ({error}): get it again, and compare its size with the "
+                         "source's.") from error
+
+
+def list_archive(path: Path) -> list[Member]:
+    """The files in an archive, in its order, checked: BratsError where it is cut short or a name is unsafe.
+
+    Reads headers only (a compressed tar has to be decompressed for that, in memory).
+    """
+    with _open(path) as archive:
+        members = [Member(info.name, info.size) for info in _infos(path, archive)]
+    if not members:
+        raise BratsError(f"{path} holds no file: get it again.")
+    return members
+
+
+def _infos(path: Path, archive: tarfile.TarFile | zipfile.ZipFile) -> list:
+    """The headers of all files in the archive, every one of them safe to unpack."""
+    if isinstance(archive, zipfile.ZipFile):
+        infos = [info for info in archive.infolist() if not info.is_dir()]
+        for info in infos:
+            info.name, info.size, info.plain = info.filename, info.file_size, (info.external_attr >> 28) in (0, 8)
+    else:
+        infos = [info for info in archive if not info.isdir()]
+        for info in infos:
+            info.plain = info.isfile()
+        last = max((info.offset_data + info.size for info in infos), default=0)
+        if path.suffix.lower() == ".tar" and last > Path(path).stat().st_size:
+            raise BratsError(f"{path} is cut short: {infos[-1].name} ends at byte {last:,}, the file at "
+                             f"{Path(path).stat().st_size:,}. Get it again.")
+    infos = [info for info in infos if not _litter(info.name)]
+    _refuse_unsafe(path, infos)
+    return infos
+
+
+def _litter(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return "__MACOSX" in parts or parts[-1:] == (".DS_Store",) or any(part.startswith("._") for part in parts)
+
+
+def _refuse_unsafe(path: Path, infos: Sequence) -> None:
+    """Nothing outside the folder, no links, no devices, no name twice."""
+    seen: set[str] = set()
+    for info in infos:
+        name = PurePosixPath(info.name.replace("\\", "/"))
+        problem = ("its name leads out of the folder" if name.is_absolute() or ".." in name.parts or ":" in info.name
+                   else "it is a link or a device, not a file" if not info.plain
+                   else "the name stands there twice" if str(name).casefold() in seen else "")
+        if problem:
+            raise BratsError(f"{path}: refused, because of the member {info.name!r}: {problem}. Nothing was written.")
+        seen.add(str(name).casefold())
+
+
+def summarise(members: Sequence[Member]) -> list[dict]:
+    """A row for each patient in an archive's list: name, files (which kinds), megabytes."""
+    found: dict[str, dict[str, int]] = defaultdict(dict)
+    for member in members:
+        path = PurePosixPath(member.name)
+        if match := FILE_NAME.match(path.name):
+            found[match["case"] or path.parent.name][SUFFIXES[match["kind"].lower()]] = member.size
+    return [{"name": name, "files": sorted(sizes), "mb": sum(sizes.values()) / 1e6} for name, sizes in sorted(found.items())]
+
+
+def extract(path: Path, folder: Path) -> list[Path]:
+    """Unpack an archive's files into `folder`, with progress; returns their paths.
+
+    A file that is there with the right size is kept. Refuses the whole archive before writing if
+    any member is unsafe, or if the disk has too little room.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _open(path) as archive:
+        infos = _infos(Path(path), archive)
+        targets = [folder / PurePosixPath(info.name) for info in infos]
+        wanted = [(i, t) for i, t in zip(infos, targets, strict=True)
+                  if not (t.is_file() and t.stat().st_size == i.size)]
+        _check_room(path, folder, sum(info.size for info, _ in wanted))
+        for info, target in tqdm(wanted, desc=f"extract {Path(path).name}", unit="file"):
+            with _content(archive, info) as source, atomic_path(target) as temporary:
+                with open(temporary, "wb") as file:
+                    shutil.copyfileobj(source, file, 1 << 20)
+                if temporary.stat().st_size != info.size:
+                    raise BratsError(f"{path}: {info.name} is cut short; get the archive again.")
+    return targets
+
+
+def _content(archive: tarfile.TarFile | zipfile.ZipFile, info: tarfile.TarInfo | zipfile.ZipInfo) -> IO[bytes]:
+    return archive.open(info) if isinstance(archive, zipfile.ZipFile) else archive.extractfile(info)
+
+
+def _check_room(path: Path, folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise BratsError(f"{path} needs {needed / 1e9:.1f} GB in {folder}, and {free / 1e9:.1f} GB are free: make room, "
+                         "or choose another work folder.")

@@ -1,0 +1,258 @@
+"""Patients on disk: finding them, reading them, checking them, and writing masks.
+
+Names are those of BraTS 2020 and 2021 (`_flair`, `_seg`) and of BraTS 2023 and later (`-t2f`,
+`-seg`), and the 4D files of the Medical Segmentation Decathlon's Task01_BrainTumour (Antonelli et
+al. 2022, doi:10.1038/s41467-022-30695-9), whose labels 1 (edema), 2 (non-enhancing) and 3
+(enhancing) become 2, 1 and 3 here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from zlib import error as ZlibError
+
+import nibabel as nib
+import numpy as np
+from joblib import Parallel, delayed
+from tqdm.auto import tqdm
+
+from .constants import DISK_ET, ED, ET, LABEL_SHORT, MODALITIES, NCR
+from .errors import BratsError
+from .files import atomic_path, read_json
+
+SUFFIXES = {"flair": "flair", "t2f": "flair", "t1": "t1", "t1n": "t1", "t1ce": "t1ce", "t1c": "t1ce",
+            "t2": "t2", "t2w": "t2", "seg": "seg"}
+FILE_NAME = re.compile(r"^(?:(?P<case>.+?)[_-])?(?P<kind>" + "|".join(SUFFIXES) + r")\.nii(?:\.gz)?$", re.IGNORECASE)
+MSD_CHANNELS = {"flair": "flair", "t1w": "t1", "t1": "t1", "t1gd": "t1ce", "t1ce": "t1ce", "t2w": "t2", "t2": "t2"}
+MSD_LABELS = {0: 0, 1: ED, 2: NCR, 3: ET}
+BRATS_LABELS = {0: 0, 1: NCR, 2: ED, 3: ET, DISK_ET: ET}
+TOLERANCE = 1e-3                                      # mm, between the affines of one patient's files
+WANTED = ("four files a patient named like X_flair.nii.gz, X_t1.nii.gz, X_t1ce.nii.gz, X_t2.nii.gz "
+          "(or X-t2f, X-t1n, X-t1c, X-t2w), or the Decathlon's imagesTr with its dataset.json")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Where a patient's files are."""
+
+    name: str
+    images: tuple[Path, ...]                          # one a modality, in the order of MODALITIES; or one 4D file
+    reference: Path | None                            # the expert's segmentation, where there is one
+    channels: tuple[int, ...] = ()                    # of a 4D file: where each modality is in it
+
+
+@dataclass
+class Patient:
+    """A patient in memory, in the index order (X, Y, Z) and the orientation of the files."""
+
+    name: str
+    images: np.ndarray                                # (4, X, Y, Z) int16, or float32 where int16 would lose something
+    reference: np.ndarray | None                      # (X, Y, Z) uint8, labels 0 to 3
+    affine: np.ndarray                                # (4, 4), voxel indices to mm, right, anterior and superior positive
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Edges of a voxel in mm."""
+        return tuple(float(v) for v in np.linalg.norm(self.affine[:3, :3], axis=0))
+
+    @property
+    def orientation(self) -> str:
+        """The directions in which the three indices grow, "LPS" for BraTS."""
+        return "".join(nib.aff2axcodes(self.affine))
+
+
+# ---------------------------------------------------------------- finding
+
+def find_cases(folder: Path) -> list[Case]:
+    """All patients below a folder, at any depth, sorted by name; BratsError where there is none or one is incomplete."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise BratsError(f"{folder} is not a folder: give one that holds {WANTED}.")
+    files = [p for p in sorted(folder.rglob("*")) if not _hidden(p.relative_to(folder)) and p.is_file()]
+    groups: dict[tuple[Path, str], dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    for path in files:
+        if match := FILE_NAME.match(path.name):
+            name = match["case"] or path.parent.name
+            groups[path.parent, name][SUFFIXES[match["kind"].lower()]].append(path)
+    cases = [_brats_case(name, found) for (_, name), found in groups.items()]
+    cases += [case for p in files if p.name == "dataset.json" for case in _msd_cases(p)]
+    if not cases:
+        raise BratsError(f"no patient in {folder}: looked for {WANTED}.")
+    return _unique(sorted(cases, key=lambda case: case.name))
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in path.parts)
+
+
+def _brats_case(name: str, found: dict[str, list[Path]]) -> Case:
+    for kind, paths in found.items():
+        if len(paths) > 1:
+            raise BratsError(f"patient {name} has {len(paths)} files for {kind}: {', '.join(map(str, paths))}; keep one.")
+    if missing := [m for m in MODALITIES if m not in found]:
+        here = next(iter(found.values()))[0].parent
+        raise BratsError(f"patient {name} in {here} has no file for {', '.join(missing)}; "
+                         "all four modalities are needed: add the file or remove the patient.")
+    return Case(name, tuple(found[m][0] for m in MODALITIES), found["seg"][0] if "seg" in found else None)
+
+
+def _msd_cases(index: Path) -> list[Case]:
+    """The 4D patients that a Decathlon dataset.json lists; none where it describes another kind of dataset."""
+    content = read_json(index, "the download of the Decathlon's Task01_BrainTumour")
+    modality = content.get("modality")
+    if not isinstance(modality, dict) or not isinstance(content.get("training"), list):
+        return []
+    names = [MSD_CHANNELS.get(modality[key].lower()) for key in sorted(modality, key=int)]
+    if sorted(map(str, names)) != sorted(MODALITIES):
+        raise BratsError(f"{index} lists the channels {list(modality.values())}: FLAIR, T1w, t1gd and T2w are needed.")
+    channels = tuple(names.index(m) for m in MODALITIES)
+    rows = [(row["image"], row["label"]) for row in content["training"]] + [(p, None) for p in content.get("test", [])]
+    return [Case(Path(image).name.split(".nii")[0], (index.parent / image,), label and index.parent / label, channels)
+            for image, label in rows if (index.parent / image).is_file()]
+
+
+def _unique(cases: Sequence[Case]) -> list[Case]:
+    for a, b in zip(cases, cases[1:], strict=False):
+        if a.name == b.name:
+            raise BratsError(f"two patients are called {a.name}: {a.images[0]} and {b.images[0]}; rename or remove one.")
+    return list(cases)
+
+
+# ---------------------------------------------------------------- reading
+
+def read_case(case: Case) -> Patient:
+    """Read and check a patient; BratsError names the patient, the file, what is wrong and what to do."""
+    scans = [_open(case, path) for path in case.images]
+    affine = scans[0].affine
+    _check_geometry(case, scans)
+    if case.channels:
+        volume = _voxels(case, case.images[0], scans[0])
+        arrays = [volume[..., c] for c in case.channels]
+    else:
+        arrays = [_voxels(case, path, scan) for path, scan in zip(case.images, scans, strict=True)]
+    # One type for all four, float32 if any needs it; NIfTI's first index runs fastest in memory, and is left so.
+    images = np.stack([_compact(a).T for a in arrays]).transpose(0, 3, 2, 1)
+    for modality, image in zip(MODALITIES, images, strict=True):
+        if not image.any():
+            _fail(case, case.images[0], f"{modality} is 0 everywhere", "get the file again, or leave this patient out")
+    return Patient(case.name, images, _read_reference(case, images.shape[1:], affine), affine)
+
+
+def _fail(case: Case, path: Path, problem: str, remedy: str) -> None:
+    raise BratsError(f"patient {case.name}, {path}: {problem}; {remedy}.")
+
+
+def _open(case: Case, path: Path) -> nib.Nifti1Image:
+    """The image with its header read and its voxels still on disk."""
+    try:
+        with open(path, "rb") as file:
+            if file.read(22) == b"version https://git-lfs":
+                _fail(case, path, "this is a Git LFS pointer, not the image", "run `git lfs pull` where it came from")
+        image = nib.load(path)
+    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError,
+            ZlibError) as error:
+        _fail(case, path, f"cannot be opened as NIfTI ({error})", "get the file again")
+    return image
+
+
+def _check_geometry(case: Case, scans: Sequence[nib.Nifti1Image]) -> None:
+    wanted = 4 if case.channels else 3
+    for path, scan in zip(case.images, scans, strict=True):
+        if len(scan.shape) != wanted or min(scan.shape) < 1:
+            _fail(case, path, f"its shape is {scan.shape}, and {wanted} dimensions are needed", "get the file again")
+        if scan.shape != scans[0].shape:
+            _fail(case, path, f"its shape {scan.shape} is not the {scans[0].shape} of {case.images[0].name}",
+                  "the modalities must be registered to one grid")
+        if not np.allclose(scan.affine, scans[0].affine, atol=TOLERANCE):
+            _fail(case, path, f"its affine differs from that of {case.images[0].name}",
+                  "the modalities must be registered to one grid")
+    matrix = scans[0].affine[:3, :3]
+    if not np.isfinite(matrix).all() or (np.count_nonzero(np.abs(matrix) > 1e-3 * np.abs(matrix).max(), axis=0) != 1).any():
+        _fail(case, case.images[0], "its axes are oblique to the body's (see the affine)",
+              "resample it to an axis-aligned grid first")
+
+
+def _voxels(case: Case, path: Path, image: nib.Nifti1Image) -> np.ndarray:
+    """The voxels in their own type (scaled where the header says so), all finite."""
+    try:
+        array = np.asanyarray(image.dataobj)
+    except (OSError, EOFError, ZlibError, ValueError) as error:
+        _fail(case, path, f"its voxels cannot be read ({error})", "the file is damaged: get it again")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        _fail(case, path, f"{np.count_nonzero(~np.isfinite(array))} voxels are NaN or infinite", "repair or leave out")
+    return array
+
+
+def _compact(array: np.ndarray) -> np.ndarray:
+    """int16 where that loses nothing, else float32."""
+    if array.dtype == np.int16 or array.dtype == np.uint8:
+        return array.astype(np.int16, copy=False)
+    low, high = array.min(), array.max()
+    whole = array.dtype.kind in "iu" or bool((array == np.rint(array)).all())
+    if whole and low >= -32768 and high <= 32767:
+        return array.astype(np.int16)
+    return array.astype(np.float32)
+
+
+def _read_reference(case: Case, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray | None:
+    if case.reference is None:
+        return None
+    image = _open(case, case.reference)
+    if image.shape != shape:
+        _fail(case, case.reference, f"its shape {image.shape} is not the images' {shape}", "use the matching reference")
+    if not np.allclose(image.affine, affine, atol=TOLERANCE):
+        _fail(case, case.reference, "its affine differs from the images'", "use the matching reference")
+    array = _voxels(case, case.reference, image)
+    table = MSD_LABELS if case.channels else BRATS_LABELS
+    values = np.unique(array).tolist()
+    if bad := [v for v in values if v not in table]:
+        _fail(case, case.reference, f"labels {bad[:5]} are not among {sorted(table)}", "use BraTS's own labels")
+    if not case.channels and {3, DISK_ET} <= set(values):
+        _fail(case, case.reference, "it has both 3 and 4; each names the enhancing tumor in some BraTS years",
+              "use a reference with one of them")
+    return np.array([table.get(v, 0) for v in range(5)], np.uint8)[array.astype(np.uint8)]
+
+
+# ---------------------------------------------------------------- checking
+
+def check_case(case: Case) -> dict:
+    """A row for the cohort's table: name, problems, shape, spacing_mm, orientation, dtype and volumes_ml by label."""
+    row = {"name": case.name, "problems": [], "shape": None, "spacing_mm": None, "orientation": None, "dtype": None,
+           "volumes_ml": None, "images": [str(p) for p in case.images],
+           "reference": str(case.reference) if case.reference else None}
+    try:
+        patient = read_case(case)
+    except BratsError as error:
+        return row | {"problems": [str(error)]}
+    volumes = None
+    if patient.reference is not None:
+        counts = np.bincount(patient.reference.ravel(), minlength=4) * np.prod(patient.spacing) / 1000
+        volumes = {name: round(float(counts[label]), 3) for label, name in LABEL_SHORT.items()}
+    return row | {"shape": patient.images.shape[1:], "orientation": patient.orientation, "volumes_ml": volumes,
+                  "spacing_mm": [round(s, 4) for s in patient.spacing], "dtype": str(patient.images.dtype)}
+
+
+def check_cohort(cases: Iterable[Case], jobs: int = -1) -> list[dict]:
+    """`check_case` for every patient, in parallel and in order, with progress."""
+    cases = list(cases)
+    rows = Parallel(n_jobs=jobs, return_as="generator")(delayed(check_case)(case) for case in cases)
+    return list(tqdm(rows, total=len(cases), desc="check", unit="patient"))
+
+
+# ---------------------------------------------------------------- writing
+
+def write_mask(path: Path, mask: np.ndarray, affine: np.ndarray, like: Path | None = None) -> None:
+    """Write labels 0 to 3, (X, Y, Z), as BraTS wants them: 0, 1, 2, 4, uint8, with the geometry of the file `like`."""
+    on_disk = np.array([0, NCR, ED, DISK_ET], np.uint8)[mask]
+    image = nib.Nifti1Image(on_disk, affine)
+    if like is not None:
+        header = nib.load(like).header
+        image.header.set_xyzt_units(*header.get_xyzt_units())
+        image.set_sform(affine, code=max(1, int(header["sform_code"])))
+        image.set_qform(affine, code=max(1, int(header["qform_code"])))
+    with atomic_path(path) as temporary:
+        nib.save(image, temporary)

@@ -1,0 +1,107 @@
+"""The settings of a run: one frozen dataclass and three presets.
+
+`quick` learns from phantoms on a laptop, `kaggle` fits a free 16 GB GPU in one session, `full` is
+NVIDIA's recipe (Futrega et al. 2021, arXiv:2110.03352). The configuration is written into every
+checkpoint, and resuming or predicting rebuilds the network from it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from .errors import BratsError
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a result; two runs with equal configurations and data are equal on the CPU."""
+
+    preset: str = "full"
+    seed: int = 0
+    # data
+    spacing_mm: float = 1.0            # mm; voxel size that the network sees, coarser than the scan's to save time
+    patients: int = 40                 # phantoms to learn from (training and validation)
+    test_patients: int = 12            # phantoms in the second archive, seen by nothing before the last evaluation
+    validation: float = 0.2            # share of patients held out to choose the checkpoint
+    folds: int = 5                     # cross-validation folds
+    fold: int = -1                     # -1: the 80/20 split; 0 to folds-1: that fold is held out
+    # network
+    filters: tuple[int, ...] = (64, 96, 128, 192, 256, 384, 512)   # one entry a level
+    checkpointing: bool = False        # recompute activations in the backward pass: less memory, a third slower
+    # training
+    patch: int = 128                   # voxels an edge
+    batch: int = 2                     # patches a step
+    foreground: float = 0.4            # share of patches centred on a tumor voxel
+    epochs: int = 30
+    steps: int = 500                   # optimizer steps an epoch
+    learning_rate: float = 3e-4        # peak, after the warm-up
+    warmup: int = 250                  # steps
+    weight_decay: float = 1e-4
+    clip: float = 1.0                  # largest norm of the gradient
+    ema: float = 0.999                 # weight averaging, per step; 0 switches it off
+    validate_every: int = 1            # epochs
+    # inference
+    overlap: float = 0.5               # of neighbouring windows
+    tta: bool = True                   # average over the 8 flips
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work, naming the field and what it may be."""
+        depth = 2 ** (len(self.filters) - 1)
+        rules = [
+            ("patch", self.patch % depth == 0 and self.patch >= 2 * depth,
+             f"a multiple of {depth}, at least {2 * depth}: {len(self.filters)} levels halve it {len(self.filters) - 1} "
+             "times, and instance norm needs more than one voxel at the bottom"),
+            ("validation", 0 < self.validation < 1, "between 0 and 1"),
+            ("fold", -1 <= self.fold < self.folds, f"-1 (the 80/20 split) or 0 to {self.folds - 1}"),
+            ("foreground", 0 <= self.foreground <= 1, "between 0 and 1"),
+            ("overlap", 0 <= self.overlap < 1, "at least 0 and below 1"),
+            ("ema", 0 <= self.ema < 1, "at least 0 and below 1"),
+            *((name, getattr(self, name) > 0, "above 0") for name in
+              ("spacing_mm", "patients", "batch", "epochs", "steps", "learning_rate", "clip", "validate_every")),
+            *((name, getattr(self, name) >= 0, "0 or more") for name in ("test_patients", "warmup", "weight_decay")),
+        ]
+        for name, holds, wanted in rules:
+            if not holds:
+                raise BratsError(f"{name}={getattr(self, name)!r} cannot work: it must be {wanted}.")
+
+    def with_(self, **changes: object) -> Config:
+        """A copy with some fields changed; None leaves the preset's value; an unknown name lists the valid ones."""
+        known = {f.name for f in fields(self)}
+        if unknown := sorted(set(changes) - known):
+            raise BratsError(f"unknown setting {', '.join(unknown)}; there are: {', '.join(sorted(known))}.")
+        return replace(self, **{k: v for k, v in changes.items() if v is not None})
+
+    def save(self, path: Path) -> None:
+        """Write the configuration as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Config:
+        """Read what `save` wrote; BratsError where it is missing."""
+        if not path.is_file():
+            raise BratsError(f"{path} is missing: run notebook 01 first (it writes the settings there).")
+        return cls.from_dict(json.loads(path.read_text()))
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Config:
+        """Rebuild a configuration from `dataclasses.asdict`, as a checkpoint stores it."""
+        return cls().with_(**{**values, "filters": tuple(values["filters"])})
+
+
+PRESETS: dict[str, Config] = {
+    "quick": Config(
+        preset="quick", spacing_mm=2.0, filters=(8, 16, 32, 64), patch=64, batch=2, epochs=10, steps=100,
+        learning_rate=4e-3, warmup=60, ema=0.99, validate_every=2),
+    "kaggle": Config(preset="kaggle", batch=1, checkpointing=True, epochs=30, steps=1000),
+    "full": Config(),
+}
+
+
+def preset(name: str) -> Config:
+    """The preset of that name; BratsError lists the names where there is none."""
+    if name not in PRESETS:
+        raise BratsError(f"preset {name!r} is not known; there are: {', '.join(PRESETS)}.")
+    return PRESETS[name]

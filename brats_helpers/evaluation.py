@@ -1,0 +1,72 @@
+"""The last step: every held-out patient segmented, written, scored on the scan's own grid, and summed up."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+from tqdm.auto import tqdm
+
+from .cases import Case, Patient, read_case, write_mask
+from .checkpoints import read_checkpoint
+from .config import Config
+from .device import Device
+from .errors import BratsError
+from .files import read_json, write_json
+from .inference import segment
+from .metrics import score_case, summarise
+from .unet import UNet, count_parameters
+
+
+def weights_tag(model: nn.Module) -> str:
+    """Sixteen characters that change with any weight."""
+    digest = hashlib.sha256()
+    for value in model.state_dict().values():
+        digest.update(value.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def evaluate(cases: Sequence[Case], checkpoint: Path, work: Path, config: Config, which: str, device: Device) -> dict:
+    """Segment and score patients with a reference; writes predictions/ and metrics.json, and returns the metrics.
+
+    which: "test" or "validation", the set that these patients are. Patients that the same weights have been scored on
+    already, in an evaluation that was stopped, are not done again.
+    """
+    if not cases:
+        raise BratsError("there is no patient to evaluate on: see notebook 02's split.")
+    content = read_checkpoint(checkpoint, device)
+    trained = Config.from_dict(content["config"]).with_(tta=config.tta, overlap=config.overlap)
+    model = UNet(trained.filters).to(device.torch_device)
+    model.load_state_dict(content["average"])
+    rows = _score_all(cases, model.eval(), trained, Path(work), device)
+    metrics = {
+        "cases": len(rows), "set": which, "checkpoint": Path(checkpoint).name, **summarise(rows), "per_case": rows,
+        "preset": trained.preset, "seed": trained.seed, "parameters": count_parameters(model),
+        "train_seconds": round(read_checkpoint(Path(checkpoint).with_name("last.pt"), device)["seconds"], 1)}
+    write_json(Path(work) / "metrics.json", metrics)
+    return metrics
+
+
+def _score_all(cases: Sequence[Case], model: nn.Module, config: Config, work: Path, device: Device) -> list[dict]:
+    notes, tag = work / "predictions" / "scores.json", f"{weights_tag(model)} tta={config.tta} overlap={config.overlap}"
+    done = read_json(notes, "notebook 05") if notes.is_file() else {}
+    done = done.get("rows", {}) if done.get("tag") == tag else {}
+    for case in tqdm(cases, desc="evaluate", unit="patient"):
+        target = work / "predictions" / f"{case.name}.nii.gz"
+        if case.name in done and target.is_file():
+            continue
+        patient = _with_reference(case)
+        labels, _ = segment([model], patient, config, device=device)
+        write_mask(target, labels, patient.affine, case.images[0])
+        done[case.name] = score_case(labels, patient.reference, patient.spacing)
+        write_json(notes, {"tag": tag, "rows": done})
+    return [{"name": case.name, **done[case.name]} for case in cases]
+
+
+def _with_reference(case: Case) -> Patient:
+    patient = read_case(case)
+    if patient.reference is None:
+        raise BratsError(f"patient {case.name} has no reference to be scored against: use `predict` for it.")
+    return patient

@@ -1,0 +1,138 @@
+"""From a trained network to a segmentation: windows, flips, post-processing, files.
+
+Windows overlap and are weighted by a Gaussian (Isensee et al. 2021), eight flips are averaged as
+probabilities, and thresholds and small components follow Futrega et al. 2021 (arXiv:2110.03352,
+section 3.5).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .augment import normalise_batch
+from .cases import Patient, find_cases, read_case, write_mask
+from .checkpoints import load_checkpoint
+from .config import Config
+from .constants import ED, ET, NCR, REGION_THRESHOLDS, SMALL_COMPONENT_MM3, SMALL_PROBABILITY, SMALL_TOTAL_MM3
+from .device import Device, describe_device
+from .errors import BratsError
+from .preprocessing import Prepared, prepare, restore
+
+FLIPS = [axes for n in range(4) for axes in itertools.combinations((2, 3, 4), n)]      # all 8, none first
+SIGMA = 1 / 8                                         # of the Gaussian weight, in window edges
+
+
+def window_starts(length: int, patch: int, overlap: float) -> list[int]:
+    """First voxels of the windows along an axis: evenly spread, overlapping by at least that share."""
+    if length <= patch:
+        return [0]
+    count = int(np.ceil((length - patch) / max(1, patch * (1 - overlap)))) + 1
+    return [round(i * (length - patch) / (count - 1)) for i in range(count)]
+
+
+def gaussian_weight(patch: int) -> Tensor:
+    """The weight of each voxel of a window, (P, P, P): 1 at the centre, and never 0."""
+    axis = torch.exp(-0.5 * ((torch.arange(patch) - (patch - 1) / 2) / (patch * SIGMA)) ** 2)
+    return torch.einsum("i,j,k->ijk", axis, axis, axis).clamp_min(1e-4)
+
+
+@torch.inference_mode()
+def sliding_window(model: nn.Module, image: Tensor, patch: int, overlap: float, flips: Sequence[tuple] = ((),),
+                   device: Device | None = None) -> Tensor:
+    """Probabilities of the three regions, (3, D, H, W) float32, averaged over windows and flips.
+
+    image (5, D, H, W), z-scored; smaller volumes are padded with background to one window.
+    """
+    device = device or describe_device()
+    shape = image.shape[1:]
+    image = F.pad(image, [p for s in reversed(shape) for p in (0, max(0, patch - s))]).to(device.torch_device)
+    weight = gaussian_weight(patch).to(image.device)
+    total = torch.zeros(3, *image.shape[1:], device=image.device)
+    norm = torch.zeros(image.shape[1:], device=image.device)
+    for corner in itertools.product(*(window_starts(s, patch, overlap) for s in image.shape[1:])):
+        place = (slice(None), *(slice(c, c + patch) for c in corner))
+        total[place] += weight * flip_average(model, image[place][None], flips, device)[0]
+        norm[place[1:]] += weight
+    return (total / norm)[:, :shape[0], :shape[1], :shape[2]].cpu()
+
+
+def flip_average(model: nn.Module, x: Tensor, flips: Sequence[tuple], device: Device) -> Tensor:
+    """Probabilities (1, 3, D, H, W), the mean over mirrored views of x (1, 5, D, H, W), each mirrored back."""
+    views = []
+    for axes in flips:
+        with device.autocast():
+            logits = model(x.flip(axes) if axes else x)
+        views.append(torch.sigmoid(logits.float()).flip(axes))
+    return torch.stack(views).mean(0)
+
+
+def predict_prepared(models: Sequence[nn.Module], prepared: Prepared, patch: int, overlap: float, tta: bool,
+                     device: Device | None = None) -> np.ndarray:
+    """Probabilities (3, X, Y, Z) float32 on the scan's own grid, averaged over the models (the folds)."""
+    images, mean, std = (torch.from_numpy(np.ascontiguousarray(a))[None] for a in (
+        prepared.volume[:4], np.float32(prepared.meta.mean), np.float32(prepared.meta.std)))
+    image = normalise_batch(images, mean, std)[0]
+    flips = FLIPS if tta else ((),)
+    means = torch.stack([sliding_window(model.eval(), image, patch, overlap, flips, device) for model in models])
+    inside = means.mean(0) * image[4]                 # what is not brain is not tumor
+    return np.asarray(restore(inside.numpy(), prepared.meta))
+
+
+def postprocess(probabilities: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
+    """Labels 0 to 3, (X, Y, Z) uint8, from probabilities (3, X, Y, Z) of WT, TC and ET.
+
+    A chain of thresholds: not WT, background; else not TC, edema; else not ET, necrosis; else ET.
+    Then ET that is too small and too unsure becomes necrosis, by component and as a whole.
+    """
+    whole, core, enhancing = probabilities
+    labels = np.where(enhancing < REGION_THRESHOLDS["ET"], NCR, ET).astype(np.uint8)
+    labels[core < REGION_THRESHOLDS["TC"]] = ED
+    labels[whole < REGION_THRESHOLDS["WT"]] = 0
+    voxel = float(np.prod(spacing_mm))                # mm3
+    components, count = ndimage.label(labels == ET, structure=np.ones((3, 3, 3)))
+    if count:
+        sizes = np.bincount(components.ravel())[1:] * voxel
+        means = ndimage.mean(enhancing, components, np.arange(1, count + 1))
+        doubtful = np.flatnonzero((sizes < SMALL_COMPONENT_MM3) & (means < SMALL_PROBABILITY)) + 1
+        labels[np.isin(components, doubtful)] = NCR
+    rest = labels == ET
+    if 0 < rest.sum() * voxel < SMALL_TOTAL_MM3 and enhancing[rest].mean() < SMALL_PROBABILITY:
+        labels[rest] = NCR
+    return labels
+
+
+def segment(models: Sequence[nn.Module], patient: Patient, config: Config, tta: bool | None = None,
+            device: Device | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (X, Y, Z) and probabilities (3, X, Y, Z) of a patient, on the scan's own grid."""
+    prepared = prepare(patient, config.spacing_mm)
+    probabilities = predict_prepared(models, prepared, config.patch, config.overlap,
+                                     config.tta if tta is None else tta, device)
+    return postprocess(probabilities, patient.spacing), probabilities
+
+
+def predict_cases(folders: Sequence[Path], checkpoints: Sequence[Path], out: Path, tta: bool = False) -> Iterator[Path]:
+    """Segment every patient in these folders into `out`/<case>.nii.gz, labels 0, 1, 2, 4, the input's geometry.
+
+    Several checkpoints are averaged. Yields each file when it is complete.
+    """
+    device = describe_device()
+    loaded = [load_checkpoint(path, device) for path in checkpoints]
+    config = loaded[0][1]
+    if any(other.spacing_mm != config.spacing_mm for _, other in loaded):
+        raise BratsError("these checkpoints work at different voxel sizes and cannot be averaged.")
+    cases = [case for folder in folders for case in find_cases(Path(folder))]
+    for case in tqdm(cases, desc="predict", unit="patient"):
+        patient = read_case(case)
+        labels, _ = segment([model for model, _ in loaded], patient, config, tta, device)
+        target = Path(out) / f"{case.name}.nii.gz"
+        write_mask(target, labels, patient.affine, case.images[0])
+        yield target

@@ -1,0 +1,113 @@
+"""How good is a segmentation: Dice, IoU, sensitivity, specificity and HD95, with intervals.
+
+Regions and the rules for empty ones are BraTS's (Baid et al. 2021, arXiv:2107.02314, section 4);
+HD95 is the 95th percentile of the distances between the two surfaces, the larger of the two
+directions, as MONAI computes it. Masks are (X, Y, Z).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial import cKDTree
+from scipy.stats import bootstrap
+
+from .constants import HD95_EMPTY_MM, REGIONS
+
+SCORES = ("dice", "iou", "sensitivity", "specificity", "hd95_mm")
+
+
+def regions(labels: np.ndarray) -> np.ndarray:
+    """Labels 0 to 3, (...), as the regions WT, TC and ET: (3, ...) bool."""
+    table = np.zeros((len(REGIONS), 4), bool)
+    for row, members in zip(table, REGIONS.values(), strict=True):
+        row[list(members)] = True
+    return table[:, labels.astype(np.uint8)]
+
+
+def counts(predicted: np.ndarray, reference: np.ndarray) -> tuple[int, int, int, int]:
+    """Voxels that are true positive, false positive, false negative and true negative."""
+    both, p, r = (int(np.count_nonzero(m)) for m in (predicted & reference, predicted, reference))
+    return both, p - both, r - both, predicted.size - p - r + both
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else 1.0             # nothing to find, and nothing missed
+
+
+def dice(predicted: np.ndarray, reference: np.ndarray) -> float:
+    """2 |A and B| / (|A| + |B|) of two boolean masks; 1 where both are empty."""
+    tp, fp, fn, _ = counts(predicted, reference)
+    return _ratio(2 * tp, 2 * tp + fp + fn)
+
+
+def surface(mask: np.ndarray) -> np.ndarray:
+    """The voxels of a mask that have a face on its outside, (n, 3) indices; the volume's edge counts as outside."""
+    return np.argwhere(mask & ~ndimage.binary_erosion(mask))
+
+
+def hd95(predicted: np.ndarray, reference: np.ndarray, spacing_mm: Sequence[float]) -> float:
+    """95th percentile Hausdorff distance in mm; 0 where both masks are empty, 373.13 where one is."""
+    if not predicted.any() and not reference.any():
+        return 0.0
+    if not predicted.any() or not reference.any():
+        return HD95_EMPTY_MM
+    a, b = (surface(mask) * np.asarray(spacing_mm) for mask in (predicted, reference))
+    return float(max(np.percentile(cKDTree(to).query(of)[0], 95) for of, to in ((a, b), (b, a))))
+
+
+def union_box(predicted: np.ndarray, reference: np.ndarray) -> tuple[slice, ...]:
+    """The smallest box around both masks and one voxel more; distances need nothing outside it."""
+    either = predicted | reference
+    box = []
+    for axis in range(3):
+        line = np.flatnonzero(either.any(axis=tuple(a for a in range(3) if a != axis)))
+        box.append(slice(max(0, line[0] - 1), line[-1] + 2) if len(line) else slice(0, 0))
+    return tuple(box)
+
+
+def score_case(predicted: np.ndarray, reference: np.ndarray, spacing_mm: Sequence[float]) -> dict[str, dict]:
+    """All scores of one patient by region, from labels 0 to 3, both (X, Y, Z); volumes in ml."""
+    box = union_box(predicted > 0, reference > 0)
+    rows, outside, ml = {}, predicted.size - predicted[box].size, float(np.prod(spacing_mm)) / 1000
+    for name, p, r in zip(REGIONS, regions(predicted[box]), regions(reference[box]), strict=True):
+        tp, fp, fn, tn = counts(p, r)
+        rows[name] = {"dice": _ratio(2 * tp, 2 * tp + fp + fn), "iou": _ratio(tp, tp + fp + fn),
+                      "sensitivity": _ratio(tp, tp + fn), "specificity": _ratio(tn + outside, tn + outside + fp),
+                      "hd95_mm": hd95(p, r, spacing_mm), "volume_ml": (tp + fp) * ml, "reference_ml": (tp + fn) * ml}
+    return rows
+
+
+def bootstrap_ci(values: Sequence[float], seed: int = 0, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean and its bootstrap confidence interval over patients (percentiles of 2,000 resamples)."""
+    values = np.asarray(values, float)
+    if len(values) < 2 or np.ptp(values) == 0:
+        return float(values.mean()), float(values.min()), float(values.max())
+    interval = bootstrap((values,), np.mean, n_resamples=2000, confidence_level=level, method="percentile",
+                         rng=np.random.default_rng(seed)).confidence_interval
+    return float(values.mean()), float(interval.low), float(interval.high)
+
+
+def summarise(rows: Sequence[dict]) -> dict:
+    """Means over patients, {"dice": {"WT": ..}, ..}, and the intervals of Dice, from rows of `score_case`."""
+    means = {score: {name: float(np.mean([row[name][score] for row in rows])) for name in REGIONS} for score in SCORES}
+    intervals = {name: list(bootstrap_ci([row[name]["dice"] for row in rows])[1:]) for name in REGIONS}
+    return means | {"dice_ci95": intervals}
+
+
+def largest_component(mask: np.ndarray) -> np.ndarray:
+    """The largest connected part of a mask, (X, Y, Z) bool."""
+    parts, count = ndimage.label(mask)
+    return mask if count < 2 else parts == 1 + np.bincount(parts.ravel())[1:].argmax()
+
+
+def threshold_baseline(images: Sequence[np.ndarray], references: Sequence[np.ndarray],
+                       thresholds: Sequence[float]) -> np.ndarray:
+    """WT Dice of "everything brighter than t, largest component": (patients, thresholds).
+
+    images: z-scored FLAIR, references: labels 0 to 3. What no network is needed for.
+    """
+    return np.array([[dice(largest_component(image > t), reference > 0) for t in thresholds]
+                     for image, reference in zip(images, references, strict=True)])

@@ -1,0 +1,288 @@
+"""From a scan to what the network reads, and back.
+
+Crop to the brain, keep the scanner's integers (lossless, compressed, one file a patient), and leave
+the z-score to the device that trains: its mean and deviation travel with the file. Arrays here are
+(D, H, W) = (z, y, x) in the orientation LPS; `restore` goes back to the scan's own grid.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from math import ceil
+from pathlib import Path
+
+import blosc2
+import nibabel as nib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from joblib import Parallel, delayed
+from tqdm.auto import tqdm
+
+from .cases import Case, Patient, read_case
+from .constants import LABEL_SHORT, MODALITIES, ORIENTATION
+from .errors import BratsError
+from .files import atomic_path
+
+FORMAT = 1                                            # of a prepared file
+FINER = 1.25                                          # a scan is resampled where its voxels are finer by this factor
+SAMPLES = 500                                         # tumor voxels kept a label, to centre patches on
+COMPRESSION = {"codec": blosc2.Codec.ZSTD, "clevel": 1, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1}
+BLOCK = 32                                            # voxels; what is decompressed at once, so that a patch is quick
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What is known of a prepared patient beside its voxels; enough to go back to the scan's own grid."""
+
+    name: str
+    shape: tuple[int, int, int]                       # of the scan, (X, Y, Z)
+    affine: tuple[tuple[float, ...], ...]             # of the scan
+    box: tuple[tuple[int, int], ...]                  # the brain in the scan, LPS, d h w: first and one past the last
+    factor: tuple[float, float, float]                # voxels of the scan a voxel of the grid, d h w
+    mean: tuple[float, ...]                           # of each modality over the brain
+    std: tuple[float, ...]
+    has_reference: bool
+    source: str                                       # fingerprint of the files
+    tumor_voxels: dict[str, list] = field(default_factory=dict)   # label's short name -> (n, 3) d h w
+
+
+@dataclass
+class Prepared:
+    """A patient as the network's data path stores it."""
+
+    volume: np.ndarray                                # (5, D, H, W): four modalities, and labels 0 to 3 (0: no reference)
+    meta: Meta
+
+
+# ---------------------------------------------------------------- the steps
+
+def to_lps(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """(X, Y, Z) in any axis-aligned orientation to (D, H, W) in LPS; a view, nothing is copied."""
+    turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt(ORIENTATION))
+    return nib.apply_orientation(array, turn).T
+
+
+def from_lps(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """The inverse of `to_lps`: (D, H, W) in LPS to (X, Y, Z) in the orientation of `affine`."""
+    turn = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt(ORIENTATION), nib.io_orientation(affine))
+    return nib.apply_orientation(array.T, turn)
+
+
+def brain_mask(images: np.ndarray) -> np.ndarray:
+    """Where any modality is not 0: (C, ...) to (...) bool. Modalities' own masks differ in some patients."""
+    return np.any(images != 0, axis=0)
+
+
+def brain_box(mask: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """The smallest box around a mask, first and one past the last voxel of each axis, from its projections."""
+    plane = mask.any(axis=0)
+    lines = (mask.any(axis=(1, 2)), plane.any(axis=1), plane.any(axis=0))
+    return tuple((int(line.argmax()), int(len(line) - line[::-1].argmax())) for line in lines)
+
+
+def statistics(images: np.ndarray, mask: np.ndarray, name: str = "") -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each modality over the brain, both (C,) float64."""
+    inside = [image[mask].astype(np.float64) for image in images]
+    mean, std = (np.array([getattr(values, what)() for values in inside]) for what in ("mean", "std"))
+    if not std.all():
+        flat = ", ".join(m for m, s in zip(MODALITIES, std, strict=False) if s == 0)
+        raise BratsError(f"patient {name}: {flat} has one value in all of the brain, which cannot be normalised; "
+                         "get the file again, or leave this patient out.")
+    return mean, std
+
+
+def normalise(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Z-scores in the brain, 0 outside, and the brain as the fifth channel: (4, ...) to (5, ...) float32.
+
+    The brain is found before the z-score: afterwards half of it is negative, and "above 0" finds
+    only the voxels that are brighter than average. Reference for `augment.normalise_batch`.
+    """
+    mask = brain_mask(images)
+    shape = (-1, *[1] * mask.ndim)
+    scored = (images - np.reshape(mean, shape)) / np.reshape(std, shape)
+    return np.concatenate([scored * mask, mask[None]]).astype(np.float32)
+
+
+# ---------------------------------------------------------------- a patient
+
+def prepare(patient: Patient, spacing_mm: float, source: str = "") -> Prepared:
+    """Turn to LPS, crop to the brain, and coarsen to `spacing_mm` where the scan is finer."""
+    images = np.stack([to_lps(image, patient.affine) for image in patient.images])
+    labels = np.zeros(images.shape[1:], np.uint8)
+    if patient.reference is not None:
+        labels = to_lps(patient.reference, patient.affine)
+    box = brain_box(brain_mask(images))
+    inside = tuple(slice(*edge) for edge in box)
+    images, labels = images[:, *inside], labels[inside]
+    spacing = np.abs(to_lps_spacing(patient))
+    factor = tuple(float(spacing_mm / s) if spacing_mm / s > FINER else 1.0 for s in spacing)
+    if max(factor) > 1:
+        images, labels = coarsen(images, factor), coarsen_labels(labels, factor)
+    mean, std = statistics(images, brain_mask(images), patient.name)
+    volume = np.concatenate([images, labels[None].astype(images.dtype)])
+    return Prepared(np.ascontiguousarray(volume), Meta(
+        patient.name, patient.images.shape[1:], tuple(map(tuple, patient.affine.tolist())), box, factor,
+        tuple(mean.tolist()), tuple(std.tolist()), patient.reference is not None, source,
+        sample_voxels(labels, patient.name)))
+
+
+def to_lps_spacing(patient: Patient) -> np.ndarray:
+    """Voxel edges in mm in the order d h w of LPS."""
+    axes = nib.io_orientation(patient.affine)[:, 0].astype(int)           # the file's axis i is the body's axes[i]
+    spacing = np.empty(3)
+    spacing[axes] = patient.spacing
+    return spacing[::-1]
+
+
+def sample_voxels(labels: np.ndarray, name: str) -> dict[str, list]:
+    """At most SAMPLES voxels of each tumor label, (n, 3) in d h w, drawn with the patient's name as the seed."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    found = {}
+    for label, short in LABEL_SHORT.items():
+        voxels = np.argwhere(labels == label)
+        chosen = rng.permutation(len(voxels))[:SAMPLES]
+        found[short] = voxels[np.sort(chosen)].tolist()
+    return found
+
+
+# ---------------------------------------------------------------- grids
+
+def coarsen(images: np.ndarray, factor: Sequence[float]) -> np.ndarray:
+    """Images (C, D, H, W) on a grid coarser by `factor`, in the same type; the last voxel may reach past the end.
+
+    Trilinear with edges aligned: at a factor of 2 this is the mean of 2 x 2 x 2 voxels.
+    """
+    small = _rescale(images, [1 / f for f in factor])
+    return small.astype(np.float32) if images.dtype.kind == "f" else np.rint(small).astype(images.dtype)
+
+
+def coarsen_labels(labels: np.ndarray, factor: Sequence[float]) -> np.ndarray:
+    """Labels (D, H, W) by majority: the class that has the largest share of the coarser voxel."""
+    shares = _rescale(np.stack([labels == n for n in range(4)]), [1 / f for f in factor])
+    return shares.argmax(0).astype(np.uint8)
+
+
+def _rescale(array: np.ndarray, scale: Sequence[float]) -> np.ndarray:
+    """Trilinear interpolation of (C, D, H, W) that keeps the first voxel's outer edge in place."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array, np.float32))[None]
+    short = [ceil(ceil(round(n * s, 6)) / s - n - 1e-6) if s < 1 else 0
+             for n, s in zip(array.shape[1:], scale, strict=True)]
+    tensor = F.pad(tensor, [p for n in reversed(short) for p in (0, max(0, n))])
+    return F.interpolate(tensor, scale_factor=list(scale), mode="trilinear", align_corners=False,
+                         recompute_scale_factor=False)[0].numpy()
+
+
+def restore(array: np.ndarray, meta: Meta) -> np.ndarray:
+    """An array on the prepared grid, (C, D, H, W), back on the scan's: (C, X, Y, Z), 0 outside the brain's box.
+
+    Floating point (probabilities) is interpolated, integers (labels) take the nearest voxel.
+    """
+    size = [stop - start for start, stop in meta.box]
+    if max(meta.factor) > 1:
+        array = _rescale(array, meta.factor) if array.dtype.kind == "f" else _repeat(array, meta.factor, size)
+    full = np.zeros((len(array), *reversed(_lps_shape(meta))), array.dtype)
+    full[:, *(slice(*edge) for edge in meta.box)] = array[:, :size[0], :size[1], :size[2]]
+    return np.stack([from_lps(channel, np.array(meta.affine)) for channel in full])
+
+
+def _repeat(array: np.ndarray, factor: Sequence[float], size: Sequence[int]) -> np.ndarray:
+    for axis, (f, n) in enumerate(zip(factor, size, strict=True), start=1):
+        nearest = np.minimum(((np.arange(n) + 0.5) / f).astype(int), array.shape[axis] - 1)
+        array = array.take(nearest, axis)
+    return array
+
+
+def _lps_shape(meta: Meta) -> list[int]:
+    axes = nib.io_orientation(np.array(meta.affine))[:, 0].astype(int)
+    shape = [0, 0, 0]
+    for i, axis in enumerate(axes):
+        shape[axis] = meta.shape[i]
+    return shape
+
+
+# ---------------------------------------------------------------- files
+
+def save(prepared: Prepared, path: Path) -> None:
+    """Write a prepared patient as one Blosc2 array: zstd over shuffled integers, its Meta among the metadata."""
+    shape = prepared.volume.shape
+    blocks = (1, *(min(BLOCK, n) for n in shape[1:]))
+    with atomic_path(path) as temporary:
+        temporary.unlink()                            # Blosc2 makes the file itself
+        array = blosc2.asarray(prepared.volume, urlpath=str(temporary), chunks=(1, *shape[1:]), blocks=blocks,
+                               cparams=COMPRESSION)
+        array.schunk.vlmeta["meta"] = {"format": FORMAT, **asdict(prepared.meta)}
+
+
+def open_volume(path: Path) -> tuple[blosc2.NDArray, Meta]:
+    """A prepared file, opened: an array (5, D, H, W) that decompresses what is sliced from it, and its Meta."""
+    if not Path(path).is_file():
+        raise BratsError(f"{path} is missing: run notebook 03 first, which prepares the patients.")
+    array = blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
+    stored = array.schunk.vlmeta["meta"]
+    if stored.pop("format", None) != FORMAT:
+        raise BratsError(f"{path} was written by another version: delete it and run notebook 03 again.")
+    fixed = {k: tuple(map(tuple, v)) if k in ("affine", "box") else tuple(v) if isinstance(v, list) else v
+             for k, v in stored.items()}
+    return array, Meta(**fixed)
+
+
+def load(path: Path) -> Prepared:
+    """Read a whole prepared patient into memory."""
+    array, meta = open_volume(path)
+    return Prepared(array[:], meta)
+
+
+# ---------------------------------------------------------------- a cohort
+
+def fingerprint(case: Case, spacing_mm: float) -> str:
+    """Changes with a patient's files and with the target grid; reads 8 bytes a file, gzip's own checksum."""
+    digest = hashlib.sha256(f"{FORMAT} {spacing_mm}".encode())
+    for path in (*case.images, case.reference):
+        if path is None:
+            continue
+        with open(path, "rb") as file:
+            file.seek(-8, 2)
+            digest.update(f"{path.name} {path.stat().st_size} {file.read().hex()}".encode())
+    return digest.hexdigest()[:16]
+
+
+def preprocess_case(case: Case, folder: Path, spacing_mm: float) -> Meta:
+    """Prepare one patient into `folder`/<name>.b2nd, unless the same is there already."""
+    path, source = Path(folder) / f"{case.name}.b2nd", fingerprint(case, spacing_mm)
+    if path.is_file():
+        meta = open_volume(path)[1]
+        if meta.source == source:
+            return meta
+    prepared = prepare(read_case(case), spacing_mm, source)
+    save(prepared, path)
+    return prepared.meta
+
+
+def preprocess_cohort(cases: Sequence[Case], folder: Path, spacing_mm: float, jobs: int = -1) -> list[Meta]:
+    """Prepare all patients, in parallel and with progress; what is there already is kept."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    metas = Parallel(n_jobs=jobs, return_as="generator")(
+        delayed(preprocess_case)(case, folder, spacing_mm) for case in cases)
+    return list(tqdm(metas, total=len(cases), desc="preprocess", unit="patient"))
+
+
+def verify_prepared(case: Case, path: Path) -> list[str]:
+    """Compare a prepared file with the scan, voxel by voxel; returns what is wrong, an empty list if nothing is."""
+    prepared, patient = load(path), read_case(case)
+    problems = []
+    outside = brain_mask(patient.images)
+    if max(prepared.meta.factor) > 1:                 # coarsened: the geometry is what can be compared
+        back = restore(prepared.volume, prepared.meta)
+        overlap = 2 * np.sum(brain_mask(back[:4]) & outside) / (brain_mask(back[:4]).sum() + outside.sum())
+        return [] if overlap > 0.95 else [f"the coarsened brain overlaps the scan's by {overlap:.2f} (Dice)"]
+    back = restore(prepared.volume, prepared.meta)
+    for modality, image, scan in zip(MODALITIES, back, patient.images, strict=False):
+        if not np.array_equal(image, scan):
+            problems.append(f"{modality}: {np.count_nonzero(image != scan)} voxels differ")
+    if patient.reference is not None and not np.array_equal(back[4], patient.reference):
+        problems.append("the reference differs")
+    return problems

@@ -1,0 +1,157 @@
+"""The five notebooks as one run: executed by papermill in order, rendered as HTML, summed up in a table."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jupytext
+import nbformat
+import papermill
+from nbconvert import HTMLExporter
+from papermill.exceptions import PapermillExecutionError
+from tqdm.auto import tqdm
+
+from .config import preset as preset_of
+from .constants import REGIONS
+from .errors import BratsError
+from .files import atomic_path, read_json
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "notebooks"
+NAMES = ("01_setup", "02_extraction", "03_preprocessing", "04_architecture", "05_training_evaluation")
+# glibc gives memory back to the system after every tensor and pays a page fault a page to have it again; a step on
+# the CPU is up to a third quicker when it keeps it (benchmarks of the series show the figure).
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "8589934592", "MALLOC_MMAP_THRESHOLD_": "8589934592"}
+
+
+def select(start: int = 1, only: int | None = None) -> list[int]:
+    """The numbers of the notebooks to run; BratsError for one that is not 1 to 5."""
+    for option, number in (("--from", start), ("--only", only)):
+        if number is not None and number not in range(1, len(NAMES) + 1):
+            listed = ", ".join(f"{i} ({name})" for i, name in enumerate(NAMES, 1))
+            raise BratsError(f"{option} {number}: there is no such notebook; there are {listed}.")
+    return [only] if only else list(range(start, len(NAMES) + 1))
+
+
+def declared(number: int) -> dict[str, str]:
+    """The parameters of a notebook, name -> what its comment says of it."""
+    found = papermill.inspect_notebook(str(FOLDER / f"{NAMES[number - 1]}.ipynb"))
+    return {name: entry["help"] for name, entry in found.items()}
+
+
+def match_parameters(numbers: Sequence[int], wanted: Mapping[str, object]) -> dict[int, dict]:
+    """Which of the wanted parameters each notebook is given; BratsError lists the valid ones if one is nobody's."""
+    tables = {number: declared(number) for number in numbers}
+    known = {name for table in tables.values() for name in table}
+    if unknown := sorted(set(wanted) - known):
+        listed = "\n".join(f"  {name:<18} {next(t[name] for t in tables.values() if name in t)} "
+                           f"(notebook {', '.join(str(n) for n, t in tables.items() if name in t)})"
+                           for name in sorted(known))
+        raise BratsError(f"no notebook to be run has a parameter {', '.join(unknown)}; there are:\n{listed}")
+    return {number: {k: v for k, v in wanted.items() if k in table} for number, table in tables.items()}
+
+
+def run_series(preset: str = "quick", source: str = "phantom", work: Path | None = None, start: int = 1,
+               only: int | None = None, parameters: Mapping[str, object] | None = None) -> Path:
+    """Execute the notebooks and render them into `work`/notebooks; returns the work folder.
+
+    What an earlier run has finished in the same folder is used again. BratsError names the notebook, the cell and the
+    error where one fails.
+    """
+    preset_of(preset)                                 # a wrong name ends here, not in the first notebook
+    numbers = select(start, only)
+    work = Path(work or Path("runs") / preset).absolute()
+    if source != "phantom":
+        source = str(Path(source).expanduser().absolute())
+    common = {"preset": preset, "source": source, "work": str(work)}
+    given = match_parameters(numbers, parameters or {})
+    with tqdm(numbers, desc="series", unit="notebook") as bar:
+        for number in bar:
+            bar.set_postfix_str(NAMES[number - 1])
+            basics = {k: v for k, v in common.items() if k in declared(number)}
+            execute(number, work / "notebooks", {**basics, **given[number]})
+    return work
+
+
+def execute(number: int, folder: Path, parameters: Mapping[str, object]) -> Path:
+    """Execute one notebook into `folder` and render it there as HTML; returns the executed notebook's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = NAMES[number - 1]
+    target = folder / f"{name}.ipynb"
+    for key, value in KEEP_MEMORY.items():
+        os.environ.setdefault(key, value)
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    try:
+        papermill.execute_notebook(str(FOLDER / f"{name}.ipynb"), str(target), dict(parameters), kernel_name="python3",
+                                   progress_bar={"desc": name, "leave": False}, cwd=str(FOLDER))
+    except PapermillExecutionError as error:
+        raise BratsError(f"notebook {name} stopped at cell {error.exec_count}: {error.ename}: {error.evalue}\n"
+                         f"What it had done is in {target}; run the same command again to go on.") from error
+    render(target)
+    return target
+
+
+def render(notebook: Path) -> Path:
+    """Write the HTML page of an executed notebook beside it; pictures are in the page itself."""
+    page, _ = HTMLExporter(embed_images=True).from_filename(str(notebook))
+    target = notebook.with_suffix(".html")
+    with atomic_path(target) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return target
+
+
+def results_table(work: Path) -> str:
+    """The table that a run ends with, from metrics.json."""
+    metrics = read_json(Path(work) / "metrics.json", "notebook 05")
+    who = {"test": "unseen test patients",
+           "validation": "validation patients (the cohort has no test set); last checkpoint, not chosen on them"}
+    lines = [f"{metrics['cases']} {who[metrics['set']]}", "region   Dice   95% interval    HD95 (mm)"]
+    for name in REGIONS:
+        low, high = metrics["dice_ci95"][name]
+        lines.append(f"{name:<8} {metrics['dice'][name]:.3f}  {low:.3f} to {high:.3f}  {metrics['hd95_mm'][name]:>9.2f}")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- the committed notebooks
+
+def sync() -> None:
+    """Make each .ipynb's inputs those of its .py, which is what is edited and reviewed."""
+    for name in NAMES:
+        notebook = jupytext.read(FOLDER / f"{name}.py")
+        path = FOLDER / f"{name}.ipynb"
+        if path.is_file():
+            notebook = jupytext.combine.combine_inputs_with_outputs(notebook, nbformat.read(path, 4))
+        jupytext.write(clean(notebook), path)
+
+
+def regenerate(work: Path) -> None:
+    """Run the quick preset afresh in `work` and store its outputs in the committed notebooks."""
+    sync()
+    run_series("quick", work=work)
+    for name in NAMES:
+        notebook = jupytext.read(FOLDER / f"{name}.py")
+        executed = nbformat.read(work / "notebooks" / f"{name}.ipynb", 4)
+        executed.cells = [c for c in executed.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+        for cell, done in zip(notebook.cells, executed.cells, strict=True):
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = done.outputs, done.execution_count
+        jupytext.write(clean(notebook, str(work)), FOLDER / f"{name}.ipynb")
+
+
+def clean(notebook: nbformat.NotebookNode, private: str = "") -> nbformat.NotebookNode:
+    """A notebook without what changes from run to run or from machine to machine: cell ids, paths, progress bars."""
+    notebook.metadata = {"jupytext": {"formats": "ipynb,py:percent"}, "language_info": {"name": "python"},
+                         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    for n, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{n:03d}"
+        if cell.cell_type == "code":
+            cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags"}
+            text = json.dumps([o for o in cell.get("outputs", []) if o.get("name") != "stderr"])
+            for path in filter(None, (private, str(ROOT))):
+                text = text.replace(path, "." if path == str(ROOT) else "runs/quick")
+            cell.outputs = [nbformat.from_dict(o) for o in json.loads(text)]
+    return notebook

@@ -1,0 +1,202 @@
+"""The training loop: mixed precision, warm-up and cosine, weight averaging, and resuming to the same bits.
+
+All randomness is a function of the seed and the step (see `loaders`), so a run that was killed and
+goes on from its last checkpoint ends in the same weights, bit for bit on the CPU. The recipe is
+NVIDIA's (Futrega et al. 2021, arXiv:2110.03352) with the warm-up that its text describes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm.auto import tqdm
+
+from .augment import augment, normalise_batch
+from .checkpoints import read_checkpoint, write_checkpoint
+from .config import Config
+from .constants import REGIONS
+from .device import Device, describe_device
+from .errors import BratsError
+from .inference import sliding_window
+from .loaders import PatchDataset, batches
+from .losses import deep_supervision_loss, labels_to_regions
+from .metrics import dice, regions
+from .preprocessing import load, open_volume
+from .unet import UNet
+
+SAVE_SECONDS = 600                                    # a checkpoint at least this often, within an epoch too
+ELSEWHERE = ("preset", "patients", "test_patients", "tta")   # settings that training does not depend on
+
+
+def learning_rate(step: int, config: Config) -> float:
+    """The rate of a step (from 0): a linear warm-up to the peak, then half a cosine down to 0 at the last step."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(1, config.epochs * config.steps - config.warmup)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass
+class State:
+    """Everything that changes during training, and so everything that a checkpoint must hold."""
+
+    model: nn.Module
+    average: AveragedModel
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    step: int = 0
+    seconds: float = 0.0                              # of training, over all sessions
+    best: float = -1.0                                # mean validation Dice of the best checkpoint
+    losses: list[float] = field(default_factory=list)         # of the epoch under way
+    history: list[dict] = field(default_factory=list)         # one record an epoch
+
+
+def new_state(config: Config, device: Device) -> State:
+    """A freshly initialised network and optimizer; the same for the same seed."""
+    torch.manual_seed(config.seed)
+    model = UNet(config.filters, checkpointing=config.checkpointing).to(device.torch_device)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay,
+                                  fused=device.kind != "mps")
+    return State(model, average, optimizer, torch.amp.GradScaler(device.kind, enabled=device.scaler))
+
+
+def train_step(state: State, batch: dict, config: Config, device: Device) -> float:
+    """One optimizer step on one batch of `loaders.batches`; returns the loss."""
+    images, target = prepare_batch(batch, config.seed, state.step, device)
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(state.step, config)
+    with device.autocast():
+        outputs = state.model(images)
+    loss = deep_supervision_loss(outputs, target)
+    if not torch.isfinite(loss):
+        raise BratsError(f"the loss became {loss.item()} at step {state.step}, on patches of {', '.join(batch['name'])}: "
+                         "lower learning_rate, or look at these patients' intensities.")
+    state.scaler.scale(loss).backward()
+    state.scaler.unscale_(state.optimizer)
+    nn.utils.clip_grad_norm_(state.model.parameters(), config.clip)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.average.update_parameters(state.model)
+    state.step += 1
+    return loss.item()
+
+
+def prepare_batch(batch: dict, seed: int, step: int, device: Device) -> tuple[Tensor, Tensor]:
+    """A batch on the device, z-scored and augmented: images (B, 5, P, P, P) and regions (B, 3, P, P, P)."""
+    volume, mean, std = (batch[key].to(device.torch_device, non_blocking=True) for key in ("volume", "mean", "std"))
+    images = normalise_batch(volume[:, :4], mean, std)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    images, labels = augment(images, volume[:, 4:], generator)
+    return images, labels_to_regions(labels)
+
+
+def train(config: Config, training: Sequence[Path], validation: Sequence[Path], folder: Path,
+          on_epoch: Callable[[list[dict]], None] | None = None, device: Device | None = None) -> list[dict]:
+    """Train on prepared patients, or go on where `folder`/last.pt stands; returns the history, a record an epoch.
+
+    Writes last.pt (all of the state, every epoch and every ten minutes) and best.pt (the averaged
+    weights with the highest mean Dice on the validation patients).
+    """
+    device = device or describe_device()
+    state = new_state(config, device)
+    tag = fingerprint(config, training)
+    resume(state, folder, tag, config, device)
+    dataset = PatchDataset(training, config.patch, config.foreground, config.seed)
+    total = config.epochs * config.steps
+    workers = 4 if device.kind == "cuda" else 0
+    saved = started = time.monotonic() - state.seconds
+    with tqdm(total=total, initial=state.step, desc="train", unit="step", mininterval=1) as bar:
+        for batch in batches(dataset, config.batch, state.step, total, workers):
+            state.model.train()
+            state.losses.append(train_step(state, batch, config, device))
+            bar.update()
+            state.seconds = time.monotonic() - started
+            if state.step % config.steps == 0:
+                finish_epoch(state, config, validation, folder, tag, device)
+                bar.set_postfix(loss=f"{state.history[-1]['loss']:.3f}")
+                if on_epoch:
+                    on_epoch(state.history)
+            elif time.monotonic() - saved < SAVE_SECONDS:
+                continue
+            state.seconds, saved = time.monotonic() - started, time.monotonic()
+            save(state, folder / "last.pt", config, tag)
+    return state.history
+
+
+def finish_epoch(state: State, config: Config, validation: Sequence[Path], folder: Path, tag: str,
+                 device: Device) -> None:
+    """Record the epoch that has just ended; where it is time to validate, do so and keep the best weights."""
+    epoch = state.step // config.steps
+    dice = None
+    if epoch % config.validate_every == 0 or epoch == config.epochs:
+        dice = validate(state.average.module, validation, config, device)
+        mean = sum(dice.values()) / len(dice)
+    state.history.append({
+        "step": state.step, "epoch": epoch, "loss": sum(state.losses) / len(state.losses),
+        "learning_rate": learning_rate(state.step - 1, config), "dice": dice, "seconds": round(state.seconds, 1)})
+    state.losses = []
+    if dice and mean > state.best:
+        state.best = mean
+        write_checkpoint(folder / "best.pt", config, {"fingerprint": tag, "step": state.step, "best": mean,
+                                                      "average": state.average.module.state_dict()})
+
+
+def validate(model: nn.Module, paths: Sequence[Path], config: Config, device: Device) -> dict[str, float]:
+    """Mean Dice per region over prepared patients, at the network's own resolution, without flips."""
+    model.eval()
+    scores = []
+    for path in paths:
+        prepared = load(path)
+        volume = torch.from_numpy(prepared.volume)
+        image = normalise_batch(volume[None, :4], torch.tensor([prepared.meta.mean]), torch.tensor([prepared.meta.std]))
+        predicted = sliding_window(model, image[0], config.patch, config.overlap, device=device).numpy() > 0.5
+        scores.append([dice(p, r) for p, r in zip(predicted, regions(prepared.volume[4]), strict=True)])
+    return {name: float(sum(s[i] for s in scores) / len(scores)) for i, name in enumerate(REGIONS)}
+
+
+def fingerprint(config: Config, training: Sequence[Path]) -> str:
+    """Eight characters that change with any setting or patient that training depends on."""
+    settings = {k: v for k, v in asdict(config).items() if k not in ELSEWHERE}
+    text = json.dumps([settings, [[p.name, open_volume(p)[1].source] for p in training]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def save(state: State, path: Path, config: Config, tag: str) -> None:
+    """Write all of the state, so that training can go on from it."""
+    write_checkpoint(path, config, {
+        "fingerprint": tag, "step": state.step, "best": state.best, "seconds": state.seconds, "losses": state.losses,
+        "history": state.history, "average": state.average.module.state_dict(),
+        "n_averaged": int(state.average.n_averaged), "model": state.model.state_dict(),
+        "optimizer": state.optimizer.state_dict(), "scaler": state.scaler.state_dict()})
+
+
+def resume(state: State, folder: Path, tag: str, config: Config, device: Device) -> None:
+    """Bring the state to where `folder`/last.pt stands; a checkpoint of other settings is set aside, not lost."""
+    path = folder / "last.pt"
+    if not path.is_file():
+        return
+    content = read_checkpoint(path, device)
+    if content["fingerprint"] != tag:
+        aside = folder.with_name(f"{folder.name}.{content['fingerprint']}")
+        tqdm.write(f"{path} was trained with other settings or patients: kept in {aside}; training starts anew.")
+        folder.rename(aside)
+        return
+    state.model.load_state_dict(content["model"])
+    state.average.module.load_state_dict(content["average"])
+    state.average.n_averaged.fill_(content["n_averaged"])
+    state.optimizer.load_state_dict(content["optimizer"])
+    state.scaler.load_state_dict(content["scaler"])
+    for name in ("step", "best", "seconds", "losses", "history"):
+        setattr(state, name, content[name])
+    tqdm.write(f"going on from step {state.step} of {config.epochs * config.steps} ({path})")
