@@ -39,7 +39,7 @@ CONTRAST = np.array([[0.22, 0.66, 0.52, 0.40, 0.84, 0.66],       # FLAIR: fluid 
                      [1.05, 0.60, 0.42, 1.00, 0.86, 0.68]])      # T2: all that holds water is bright
 CONTRAST_SPREAD = 0.05                                # of each entry from patient to patient, log-normal
 TEXTURE = 0.05                                        # of the tissue itself, relative
-BIAS = 0.20                                           # of the coil's smooth shading, log-normal, one field a modality
+BIAS = 0.22                                           # of the coil's smooth shading, log-normal, one field a modality
 BIAS_MM = 70                                          # over which it changes
 NOISE = 0.025                                         # Rician, relative to white matter
 SCALE = (400, 3000)                                   # what white matter's 1.0 becomes in the scanner's own units
@@ -62,13 +62,13 @@ def plan_lesions(rng: np.random.Generator) -> list[Lesion]:
     kind = rng.choice(["ring", "no ET", "ET only"], p=[0.84, 0.07, 0.09])
     lesions = []
     for n in range(1 + (rng.random() < 0.14)):
-        radius = float(np.clip(rng.lognormal(np.log(14), 0.45), 5, 27)) * (0.65 if n else 1)
-        radius = min(radius, 14.0) if kind == "ET only" else max(radius, 12.0 if kind == "no ET" else 5.5)
+        radius = float(np.clip(rng.lognormal(np.log(13), 0.5), 4.5, 27)) * (0.65 if n else 1)
+        radius = min(radius, 14.0) if kind == "ET only" else max(radius, 12.0 if kind == "no ET" else 4.5)
         rim = {"ring": rng.uniform(0.26, 0.45) * radius + 2.0, "no ET": 0.0, "ET only": np.inf}[kind]
         side = (-1) ** n * rng.choice([-1, 1])
         lesions.append(Lesion(
             centre=(side * rng.uniform(18, 42), rng.uniform(-55, 45), rng.uniform(-5, 42)),
-            radius=radius, rim=float(rim), edema=float(rng.uniform(4, 22)),
+            radius=radius, rim=float(rim), edema=float(rng.uniform(2, 22)),
             axes=tuple(rng.uniform(0.8, 1.25, 3)), push=float(rng.uniform(0.1, 0.3) * radius)))
     return lesions
 
@@ -218,7 +218,7 @@ def _shares(rng: np.random.Generator, tissue: np.ndarray, labels: np.ndarray, sp
     grey, white, brain = tissue
     partial = [ndimage.gaussian_filter((labels == n).astype(np.float32), 0.7 / spacing_mm) for n in (NCR, ED, ET)]
     depth = ndimage.distance_transform_edt(np.isin(labels, (NCR, ED, ET)), sampling=spacing_mm)
-    partial[1] *= 0.75 + 0.25 * np.clip(depth / 8, 0, 1) + 0.08 * smooth_noise(rng, brain.shape, 8 / spacing_mm)
+    partial[1] *= 0.70 + 0.30 * np.clip(depth / 8, 0, 1) + 0.08 * smooth_noise(rng, brain.shape, 8 / spacing_mm)
     spots = _spots(rng, tissue, labels, spacing_mm)
     healthy = np.clip(1 - sum(partial), 0, 1)
     partial[1] = partial[1] + healthy * spots        # looks like edema, and is none
