@@ -34,6 +34,8 @@ class Member:
 
     name: str
     size: int                                         # bytes, unpacked
+    plain: bool = True                                # a file, not a link or a device
+    info: tarfile.TarInfo | zipfile.ZipInfo | None = None
 
 
 def is_archive(path: Path) -> bool:
@@ -62,29 +64,32 @@ def list_archive(path: Path) -> list[Member]:
     Reads headers only (a compressed tar has to be decompressed for that, in memory).
     """
     with _open(path) as archive:
-        members = [Member(info.name, info.size) for info in _infos(path, archive)]
+        members = _members(Path(path), archive)
     if not members:
         raise BratsError(f"{path} holds no file: get it again.")
     return members
 
 
-def _infos(path: Path, archive: tarfile.TarFile | zipfile.ZipFile) -> list:
-    """The headers of all files in the archive, every one of them safe to unpack."""
-    if isinstance(archive, zipfile.ZipFile):
-        infos = [info for info in archive.infolist() if not info.is_dir()]
-        for info in infos:
-            info.name, info.size, info.plain = info.filename, info.file_size, (info.external_attr >> 28) in (0, 8)
+def _members(path: Path, archive: tarfile.TarFile | zipfile.ZipFile) -> list[Member]:
+    """All files in the archive, every one of them safe to unpack."""
+    if isinstance(archive, zipfile.ZipFile):          # the high bits hold the Unix file type: 0 unknown, 8 a file
+        members = [Member(i.filename, i.file_size, i.external_attr >> 28 in (0, 8), i)
+                   for i in archive.infolist() if not i.is_dir()]
     else:
-        infos = [info for info in archive if not info.isdir()]
-        for info in infos:
-            info.plain = info.isfile()
-        last = max((info.offset_data + info.size for info in infos), default=0)
-        if path.suffix.lower() == ".tar" and last > Path(path).stat().st_size:
-            raise BratsError(f"{path} is cut short: {infos[-1].name} ends at byte {last:,}, the file at "
-                             f"{Path(path).stat().st_size:,}. Get it again.")
-    infos = [info for info in infos if not _litter(info.name)]
-    _refuse_unsafe(path, infos)
-    return infos
+        members = [Member(i.name, i.size, i.isfile(), i) for i in archive if not i.isdir()]
+        _refuse_short(path, members)
+    members = [member for member in members if not _litter(member.name)]
+    _refuse_unsafe(path, members)
+    return members
+
+
+def _refuse_short(path: Path, members: Sequence[Member]) -> None:
+    """Whether the last file's content ends before the archive does; only a plain tar shows it without reading on."""
+    if path.suffix.lower() == ".tar" and members:
+        end, size = members[-1].info.offset_data + members[-1].size, path.stat().st_size
+        if end > size:
+            raise BratsError(f"{path} is cut short: {members[-1].name} ends at byte {end:,}, the archive at {size:,}. "
+                             "Get it again.")
 
 
 def _litter(name: str) -> bool:
@@ -92,16 +97,16 @@ def _litter(name: str) -> bool:
     return "__MACOSX" in parts or parts[-1:] == (".DS_Store",) or any(part.startswith("._") for part in parts)
 
 
-def _refuse_unsafe(path: Path, infos: Sequence) -> None:
+def _refuse_unsafe(path: Path, members: Sequence[Member]) -> None:
     """Nothing outside the folder, no links, no devices, no name twice."""
     seen: set[str] = set()
-    for info in infos:
-        name = PurePosixPath(info.name.replace("\\", "/"))
-        problem = ("its name leads out of the folder" if name.is_absolute() or ".." in name.parts or ":" in info.name
-                   else "it is a link or a device, not a file" if not info.plain
+    for member in members:
+        name = PurePosixPath(member.name.replace("\\", "/"))
+        problem = ("its name leads out of the folder" if name.is_absolute() or ".." in name.parts or ":" in member.name
+                   else "it is a link or a device, not a file" if not member.plain
                    else "the name stands there twice" if str(name).casefold() in seen else "")
         if problem:
-            raise BratsError(f"{path}: refused, because of the member {info.name!r}: {problem}. Nothing was written.")
+            raise BratsError(f"{path}: refused, because of the member {member.name!r}: {problem}. Nothing was written.")
         seen.add(str(name).casefold())
 
 
@@ -124,22 +129,22 @@ def extract(path: Path, folder: Path) -> list[Path]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _open(path) as archive:
-        infos = _infos(Path(path), archive)
-        targets = [folder / PurePosixPath(info.name) for info in infos]
-        wanted = [(i, t) for i, t in zip(infos, targets, strict=True)
-                  if not (t.is_file() and t.stat().st_size == i.size)]
-        _check_room(path, folder, sum(info.size for info, _ in wanted))
-        for info, target in tqdm(wanted, desc=f"extract {Path(path).name}", unit="file"):
-            with _content(archive, info) as source, atomic_path(target) as temporary:
+        members = _members(Path(path), archive)
+        targets = [folder / PurePosixPath(member.name) for member in members]
+        wanted = [(m, t) for m, t in zip(members, targets, strict=True)
+                  if not (t.is_file() and t.stat().st_size == m.size)]
+        _check_room(path, folder, sum(member.size for member, _ in wanted))
+        for member, target in tqdm(wanted, desc=f"extract {Path(path).name}", unit="file"):
+            with _content(archive, member) as source, atomic_path(target) as temporary:
                 with open(temporary, "wb") as file:
                     shutil.copyfileobj(source, file, 1 << 20)
-                if temporary.stat().st_size != info.size:
-                    raise BratsError(f"{path}: {info.name} is cut short; get the archive again.")
+                if temporary.stat().st_size != member.size:
+                    raise BratsError(f"{path}: {member.name} is cut short; get the archive again.")
     return targets
 
 
-def _content(archive: tarfile.TarFile | zipfile.ZipFile, info: tarfile.TarInfo | zipfile.ZipInfo) -> IO[bytes]:
-    return archive.open(info) if isinstance(archive, zipfile.ZipFile) else archive.extractfile(info)
+def _content(archive: tarfile.TarFile | zipfile.ZipFile, member: Member) -> IO[bytes]:
+    return archive.open(member.info) if isinstance(archive, zipfile.ZipFile) else archive.extractfile(member.info)
 
 
 def _check_room(path: Path, folder: Path, needed: int) -> None:

@@ -415,7 +415,7 @@ figure, ax = plt.subplots(figsize=(5, 2.2))
 ax.plot(history, color=INK)
 ax.set(xlabel="step", ylabel="loss", ylim=(0, None), title="one patch, learnt by heart")
 plt.show()
-assert history[-1] < 0.7 * history[0], "the loss must fall: look at the data and the learning rate before training"
+assert history[-1] < 0.85 * history[0], "the loss must fall: look at the data and the learning rate before training"
 
 # %%
 from brats_helpers.plots import compare_slices
