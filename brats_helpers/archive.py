@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from .cases import FILE_NAME, SUFFIXES
 from .errors import BratsError
-from .files import atomic_path
+from .files import atomic_path, sweep
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".zip")
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error)
@@ -128,6 +128,7 @@ def extract(path: Path, folder: Path) -> list[Path]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     with _open(path) as archive:
         members = _members(Path(path), archive)
         targets = [folder / PurePosixPath(member.name) for member in members]

@@ -31,6 +31,7 @@ MSD_CHANNELS = {"flair": "flair", "t1w": "t1", "t1": "t1", "t1gd": "t1ce", "t1ce
 MSD_LABELS = {0: 0, 1: ED, 2: NCR, 3: ET}
 BRATS_LABELS = {0: 0, 1: NCR, 2: ED, 3: ET, DISK_ET: ET}
 TOLERANCE = 1e-3                                      # mm, between the affines of one patient's files
+LFS = b"version https://git-lfs"                      # the first bytes of a Git LFS pointer
 WANTED = ("four files a patient named like X_flair.nii.gz, X_t1.nii.gz, X_t1ce.nii.gz, X_t2.nii.gz "
           "(or X-t2f, X-t1n, X-t1c, X-t2w), or the Decathlon's imagesTr with its dataset.json")
 
@@ -150,7 +151,7 @@ def _open(case: Case, path: Path) -> nib.Nifti1Image:
     """The image with its header read and its voxels still on disk."""
     try:
         with open(path, "rb") as file:
-            if file.read(22) == b"version https://git-lfs":
+            if file.read(len(LFS)) == LFS:
                 _fail(case, path, "this is a Git LFS pointer, not the image", "run `git lfs pull` where it came from")
         image = nib.load(path)
     except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError,

@@ -14,7 +14,7 @@ from .checkpoints import read_checkpoint
 from .config import Config
 from .device import Device
 from .errors import BratsError
-from .files import read_json, write_json
+from .files import read_json, sweep, write_json
 from .inference import segment
 from .metrics import score_case, summarise
 from .unet import UNet, count_parameters
@@ -50,6 +50,7 @@ def evaluate(cases: Sequence[Case], checkpoint: Path, work: Path, config: Config
 
 
 def _score_all(cases: Sequence[Case], model: nn.Module, config: Config, work: Path, device: Device) -> list[dict]:
+    sweep(work / "predictions")
     notes, tag = work / "predictions" / "scores.json", f"{weights_tag(model)} tta={config.tta} overlap={config.overlap}"
     done = read_json(notes, "notebook 05") if notes.is_file() else {}
     done = done.get("rows", {}) if done.get("tag") == tag else {}

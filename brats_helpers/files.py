@@ -34,6 +34,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that a killed process has left in a folder and below it."""
+    for leftover in Path(folder).rglob(".part-*"):
+        leftover.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, atomically."""
     with atomic_path(path) as temporary:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from .preprocessing import Meta, open_volume
@@ -74,4 +75,4 @@ def read_patch(volume: np.ndarray, corner: Sequence[int], patch: int) -> np.ndar
 def batches(dataset: PatchDataset, batch: int, first: int, last: int, workers: int = 0) -> Iterator[dict]:
     """Batches number `first` to `last` - 1 of the stream; volume (B, 5, P, P, P), mean and std (B, 4), names."""
     return iter(DataLoader(dataset, batch, sampler=range(first * batch, last * batch), num_workers=workers,
-                           pin_memory=workers > 0, persistent_workers=False))
+                           pin_memory=torch.cuda.is_available()))

@@ -64,7 +64,7 @@ def plan_lesions(rng: np.random.Generator) -> list[Lesion]:
     for n in range(1 + (rng.random() < 0.14)):
         radius = float(np.clip(rng.lognormal(np.log(13), 0.5), 4.5, 27)) * (0.65 if n else 1)
         radius = min(radius, 14.0) if kind == "ET only" else max(radius, 12.0 if kind == "no ET" else 4.5)
-        rim = {"ring": rng.uniform(0.26, 0.45) * radius + 2.0, "no ET": 0.0, "ET only": np.inf}[kind]
+        rim = {"ring": rng.uniform(0.20, 0.38) * radius + 1.8, "no ET": 0.0, "ET only": np.inf}[kind]
         side = (-1) ** n * rng.choice([-1, 1])
         lesions.append(Lesion(
             centre=(side * rng.uniform(18, 42), rng.uniform(-55, 45), rng.uniform(-5, 42)),

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from .cases import Case, Patient, read_case
 from .constants import LABEL_SHORT, MODALITIES, ORIENTATION
 from .errors import BratsError
-from .files import atomic_path
+from .files import atomic_path, sweep
 
 FORMAT = 1                                            # of a prepared file
 FINER = 1.25                                          # a scan is resampled where its voxels are finer by this factor
@@ -265,6 +265,7 @@ def preprocess_case(case: Case, folder: Path, spacing_mm: float) -> Meta:
 def preprocess_cohort(cases: Sequence[Case], folder: Path, spacing_mm: float, jobs: int = -1) -> list[Meta]:
     """Prepare all patients, in parallel and with progress; what is there already is kept."""
     Path(folder).mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     metas = Parallel(n_jobs=jobs, return_as="generator")(
         delayed(preprocess_case)(case, folder, spacing_mm) for case in cases)
     return list(tqdm(metas, total=len(cases), desc="preprocess", unit="patient"))

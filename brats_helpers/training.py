@@ -26,6 +26,7 @@ from .config import Config
 from .constants import REGIONS
 from .device import Device, describe_device
 from .errors import BratsError
+from .files import sweep
 from .inference import sliding_window
 from .loaders import PatchDataset, batches
 from .losses import deep_supervision_loss, labels_to_regions
@@ -109,6 +110,7 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
     weights with the highest mean Dice on the validation patients).
     """
     device = device or describe_device()
+    sweep(folder)
     state = new_state(config, device)
     tag = fingerprint(config, training)
     resume(state, folder, tag, config, device)

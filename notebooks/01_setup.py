@@ -45,7 +45,9 @@ preset: str = "quick"  # quick (laptop), kaggle (one 16 GB GPU) or full (NVIDIA'
 source: str = "phantom"  # "phantom", or the path of an archive or folder of BraTS patients
 seed: int = 0  # of the synthetic cohort, the split and the training
 patients: int = None  # phantoms to learn from; None: the preset's number
-test_patients: int = None  # phantoms that nothing sees before the last evaluation; None: the preset's number
+test_patients: int = (
+    None  # phantoms that nothing sees before the last evaluation; None: the preset's number
+)
 spacing_mm: float = None  # voxel size that the network works at, in mm; None: the preset's
 
 # %%
@@ -54,7 +56,9 @@ spacing_mm: float = None  # voxel size that the network works at, in mm; None: t
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(p) for p in (Path.cwd(), *Path.cwd().parents) if (p / "brats_helpers").is_dir()][:1]
+sys.path[:0] = [
+    str(p) for p in (Path.cwd(), *Path.cwd().parents) if (p / "brats_helpers").is_dir()
+][:1]
 from brats_helpers.device import start
 
 work, device = start(work)
@@ -94,7 +98,9 @@ import torch
 for dtype in (torch.float32, torch.float16, torch.bfloat16):
     info = torch.finfo(dtype)
     one = torch.tensor(1.0, dtype=dtype)
-    print(f"{str(dtype):<15} smallest {info.tiny:.0e}  largest {info.max:.0e}  1 + 0.001 = {(one + 0.001).item():.6f}")
+    print(
+        f"{str(dtype):<15} smallest {info.tiny:.0e}  largest {info.max:.0e}  1 + 0.001 = {(one + 0.001).item():.6f}"
+    )
 
 # %% [markdown]
 # <details><summary>Why is the last line 1.000000?</summary>
@@ -145,12 +151,19 @@ from IPython.display import Code, display
 
 from brats_helpers import config as settings
 
-display(Code("".join(inspect.getsource(settings.Config).splitlines(keepends=True)[:40]), language="python"))
+display(
+    Code(
+        "".join(inspect.getsource(settings.Config).splitlines(keepends=True)[:40]),
+        language="python",
+    )
+)
 
 # %%
 from brats_helpers.config import preset as preset_named
 
-config = preset_named(preset).with_(seed=seed, patients=patients, test_patients=test_patients, spacing_mm=spacing_mm)
+config = preset_named(preset).with_(
+    seed=seed, patients=patients, test_patients=test_patients, spacing_mm=spacing_mm
+)
 config
 
 # %% [markdown]
@@ -180,7 +193,9 @@ from brats_helpers.phantom import build_cohort
 
 synthetic = source == "phantom"
 if synthetic:
-    training, test = build_cohort(work / "data", config.seed, config.patients, config.test_patients, config.spacing_mm)
+    training, test = build_cohort(
+        work / "data", config.seed, config.patients, config.test_patients, config.spacing_mm
+    )
 else:
     training, test = Path(source).expanduser().absolute(), None
 print(training, test, sep="\n")
@@ -222,7 +237,10 @@ show_modalities(patient, synthetic=True)
 # index gives another patient.
 
 # %%
-again, other = make_patient(config.seed, 0, config.spacing_mm), make_patient(config.seed, 1, config.spacing_mm)
+again, other = (
+    make_patient(config.seed, 0, config.spacing_mm),
+    make_patient(config.seed, 1, config.spacing_mm),
+)
 assert (again.images == patient.images).all() and (again.reference == patient.reference).all()
 assert (other.images != patient.images).any()
 print("same seed, same voxels; another index, another patient")
@@ -231,8 +249,12 @@ print("same seed, same voxels; another index, another patient")
 from brats_helpers.plots import compare_slices
 
 names = [make_patient(config.seed, index, config.spacing_mm) for index in range(1, 5)]
-compare_slices({p.name: p.images[0] for p in names}, spacing=patient.spacing, synthetic=True,
-               title="FLAIR of four more patients, middle slice")
+compare_slices(
+    {p.name: p.images[0] for p in names},
+    spacing=patient.spacing,
+    synthetic=True,
+    title="FLAIR of four more patients, middle slice",
+)
 
 # %% [markdown]
 # ## 5. Will it fit?
@@ -248,10 +270,15 @@ from brats_helpers.device import disk_budget
 
 found = summarise(list_archive(training)) if is_archive(training) else find_cases(training)
 budget = disk_budget(config, len(found) + (config.test_patients if test else 0), work)
-print(f"{len(found)} patients to learn from; " + ", ".join(f"{k} {v:.2f}" for k, v in budget.items() if k != "fits"))
+print(
+    f"{len(found)} patients to learn from; "
+    + ", ".join(f"{k} {v:.2f}" for k, v in budget.items() if k != "fits")
+)
 if not budget["fits"]:
-    print(f"WARNING: {budget['needed_gb']:.1f} GB are needed and {budget['free_gb']:.1f} GB are free: choose another "
-          "work folder, or fewer patients.")
+    print(
+        f"WARNING: {budget['needed_gb']:.1f} GB are needed and {budget['free_gb']:.1f} GB are free: choose another "
+        "work folder, or fewer patients."
+    )
 
 # %%
 sizes = {name: budget[f"{name}_gb"] for name in ("raw", "prepared", "other")}
@@ -274,10 +301,19 @@ from brats_helpers.config import Config
 from brats_helpers.files import write_json
 
 config.save(work / "config.json")
-write_json(work / "cohort.json", {"source": source, "synthetic": synthetic, "training": str(training),
-                                  "test": str(test) if test else None})
+write_json(
+    work / "cohort.json",
+    {
+        "source": source,
+        "synthetic": synthetic,
+        "training": str(training),
+        "test": str(test) if test else None,
+    },
+)
 assert Config.load(work / "config.json") == config
-print(f"wrote config.json ({config.preset}, seed {config.seed}) and cohort.json\nnext: 02_extraction reads both")
+print(
+    f"wrote config.json ({config.preset}, seed {config.seed}) and cohort.json\nnext: 02_extraction reads both"
+)
 
 # %% [markdown]
 # ## Recap

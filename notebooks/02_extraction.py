@@ -43,7 +43,9 @@ work: str = ""  # folder that notebook 01 wrote to; empty: the usual place on th
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(p) for p in (Path.cwd(), *Path.cwd().parents) if (p / "brats_helpers").is_dir()][:1]
+sys.path[:0] = [
+    str(p) for p in (Path.cwd(), *Path.cwd().parents) if (p / "brats_helpers").is_dir()
+][:1]
 from brats_helpers.device import start
 
 work, device = start(work)
@@ -70,11 +72,17 @@ print(f"{cohort['source']}: {cohort['training']}")
 from brats_helpers.archive import extract, is_archive, list_archive, summarise
 from brats_helpers.cases import find_cases
 
-archives = [Path(cohort[key]) for key in ("training", "test") if cohort[key] and is_archive(Path(cohort[key]))]
+archives = [
+    Path(cohort[key])
+    for key in ("training", "test")
+    if cohort[key] and is_archive(Path(cohort[key]))
+]
 members = {archive.name: list_archive(archive) for archive in archives}
 for name, files in members.items():
     rows = summarise(files)
-    print(f"{name}: {len(files)} files, {len(rows)} patients, {sum(row['mb'] for row in rows):.1f} MB")
+    print(
+        f"{name}: {len(files)} files, {len(rows)} patients, {sum(row['mb'] for row in rows):.1f} MB"
+    )
     print("  ", files[0].name, f"{files[0].size:,} bytes")
 
 # %% [markdown]
@@ -195,7 +203,9 @@ print("on disk:", np.unique(on_disk), " in this project:", np.unique(patient.ref
 from brats_helpers.cases import check_cohort
 
 rows = {key: check_cohort(found) for key, found in cases.items()}
-problems = [(row["name"], problem) for key in rows for row in rows[key] for problem in row["problems"]]
+problems = [
+    (row["name"], problem) for key in rows for row in rows[key] for problem in row["problems"]
+]
 print(f"{sum(map(len, rows.values()))} patients checked, {len(problems)} problem(s)")
 for name, problem in problems:
     print(f"  {name}: {problem}")
@@ -229,7 +239,9 @@ if not first.channels:
 
 # %%
 if problems:
-    raise BratsError(f"{len(problems)} patient(s) have problems (see above): get them again or remove them, then rerun.")
+    raise BratsError(
+        f"{len(problems)} patient(s) have problems (see above): get them again or remove them, then rerun."
+    )
 
 # %% [markdown]
 # ## 5. How large are the tumors?
@@ -238,7 +250,9 @@ if problems:
 from brats_helpers.plots import volume_distribution
 
 labelled = [row for row in everyone if row["volumes_ml"]]
-volume_distribution(labelled, synthetic=synthetic) if labelled else print("no patient has a reference")
+volume_distribution(labelled, synthetic=synthetic) if labelled else print(
+    "no patient has a reference"
+)
 
 # %% [markdown]
 # The axis is logarithmic: tumors differ a hundredfold. Two things follow. A split at random can put all large tumors on
@@ -248,9 +262,14 @@ volume_distribution(labelled, synthetic=synthetic) if labelled else print("no pa
 # *Predict:* what share of a patient's voxels is tumor?
 
 # %%
-shares = [sum(row["volumes_ml"].values()) / (np.prod(row["shape"]) * np.prod(row["spacing_mm"]) / 1000) for row in labelled]
+shares = [
+    sum(row["volumes_ml"].values()) / (np.prod(row["shape"]) * np.prod(row["spacing_mm"]) / 1000)
+    for row in labelled
+]
 if shares:
-    print(f"tumor is {100 * np.median(shares):.1f} % of the volume (median; {100 * min(shares):.2f} to {100 * max(shares):.1f} %)")
+    print(
+        f"tumor is {100 * np.median(shares):.1f} % of the volume (median; {100 * min(shares):.2f} to {100 * max(shares):.1f} %)"
+    )
 
 # %% [markdown]
 # A network that answers "background" everywhere would be right for all the other voxels. That is why neither accuracy
@@ -279,8 +298,13 @@ figure, ax = plt.subplots(figsize=(6, 2.4))
 for p in sample[:8]:
     flair = p.images[0][p.images[0] > 0]
     ax.hist(flair, bins=80, histtype="step", density=True)
-ax.set(xlabel="FLAIR intensity, scanner units", yticks=[], ylabel="share of voxels",
-       title=f"{len(sample[:8])} patients, one scanner scale each" + (" (synthetic)" if synthetic else ""))
+ax.set(
+    xlabel="FLAIR intensity, scanner units",
+    yticks=[],
+    ylabel="share of voxels",
+    title=f"{len(sample[:8])} patients, one scanner scale each"
+    + (" (synthetic)" if synthetic else ""),
+)
 plt.show()
 
 # %% [markdown]
@@ -294,10 +318,16 @@ plt.show()
 # %%
 from brats_helpers.splits import make_splits
 
-volumes = {row["name"]: sum(row["volumes_ml"].values()) for row in rows["training"] if row["volumes_ml"]}
-splits = make_splits(list(volumes), list(volumes.values()), config.seed, config.validation, config.folds)
-print(f"{len(splits['training'])} to learn from, {len(splits['validation'])} to validate on, "
-      f"{len(cases['test'])} for the test; {len(splits['folds'])} folds")
+volumes = {
+    row["name"]: sum(row["volumes_ml"].values()) for row in rows["training"] if row["volumes_ml"]
+}
+splits = make_splits(
+    list(volumes), list(volumes.values()), config.seed, config.validation, config.folds
+)
+print(
+    f"{len(splits['training'])} to learn from, {len(splits['validation'])} to validate on, "
+    f"{len(cases['test'])} for the test; {len(splits['folds'])} folds"
+)
 
 # %% [markdown]
 # *Stratified by size* means: sorted by volume, each five neighbours are dealt to five groups. The two groups below
@@ -307,7 +337,13 @@ print(f"{len(splits['training'])} to learn from, {len(splits['validation'])} to 
 figure, ax = plt.subplots(figsize=(6, 1.8))
 for height, group in enumerate(("training", "validation")):
     ax.scatter([volumes[n] for n in splits[group]], [height] * len(splits[group]), alpha=0.6, s=24)
-ax.set(xscale="log", xlabel="whole tumor (ml)", yticks=(0, 1), yticklabels=("training", "validation"), ylim=(-0.5, 1.5))
+ax.set(
+    xscale="log",
+    xlabel="whole tumor (ml)",
+    yticks=(0, 1),
+    yticklabels=("training", "validation"),
+    ylim=(-0.5, 1.5),
+)
 plt.show()
 
 # %%
@@ -323,6 +359,8 @@ print("disjoint, complete, and no test patient among them")
 # Move through the patient. (Without a running kernel you see the first picture.)
 
 # %%
+from IPython.display import display
+
 from brats_helpers.viewers import picture, slice_viewer
 
 display(slice_viewer(patient, synthetic=synthetic))
@@ -332,10 +370,15 @@ picture(patient, synthetic=synthetic)
 # ## 8. Save and verify
 
 # %%
-write_json(work / "patients.json", {key: [{**row, "folder": str(folders[key])} for row in rows[key]] for key in rows})
+write_json(
+    work / "patients.json",
+    {key: [{**row, "folder": str(folders[key])} for row in rows[key]] for key in rows},
+)
 write_json(work / "splits.json", splits)
 assert read_json(work / "splits.json", "this notebook") == splits
-print(f"wrote patients.json ({len(everyone)} patients) and splits.json\nnext: 03_preprocessing reads both")
+print(
+    f"wrote patients.json ({len(everyone)} patients) and splits.json\nnext: 03_preprocessing reads both"
+)
 
 # %% [markdown]
 # ## Recap

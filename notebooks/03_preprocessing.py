@@ -45,7 +45,9 @@ jobs: int = -1  # processes; -1: one a core
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(p) for p in (Path.cwd(), *Path.cwd().parents) if (p / "brats_helpers").is_dir()][:1]
+sys.path[:0] = [
+    str(p) for p in (Path.cwd(), *Path.cwd().parents) if (p / "brats_helpers").is_dir()
+][:1]
 from brats_helpers.device import start
 
 work, device = start(work)
@@ -112,7 +114,9 @@ brain = brain_mask(images)
 box = brain_box(brain)
 inside = tuple(slice(*edge) for edge in box)
 cropped, cropped_labels = images[:, *inside], labels[inside]
-print(f"box {box}: {cropped[0].size / images[0].size:.0%} of the voxels, {brain.mean():.0%} are brain")
+print(
+    f"box {box}: {cropped[0].size / images[0].size:.0%} of the voxels, {brain.mean():.0%} are brain"
+)
 assert cropped.any(0).sum() == images.any(0).sum() and cropped_labels.sum() == labels.sum()
 
 # %%
@@ -154,13 +158,20 @@ Code(inspect.getsource(normalise), language="python")
 mean, std = statistics(cropped, brain_mask(cropped))
 scored = normalise(cropped, mean, std)
 within = scored[4] == 1
-assert np.allclose(scored[:4, within].mean(1), 0, atol=1e-4) and np.allclose(scored[:4, within].std(1), 1, atol=1e-3)
+assert np.allclose(scored[:4, within].mean(1), 0, atol=1e-4) and np.allclose(
+    scored[:4, within].std(1), 1, atol=1e-3
+)
 print(f"five channels {scored.shape}: mean 0 and deviation 1 in the brain, 0 outside")
 
 # %%
 from brats_helpers.plots import histograms
 
-histograms(np.where(within, scored[:4], 0).transpose(0, 3, 2, 1), cropped_labels.T, "standard deviations", synthetic=synthetic)
+histograms(
+    np.where(within, scored[:4], 0).transpose(0, 3, 2, 1),
+    cropped_labels.T,
+    "standard deviations",
+    synthetic=synthetic,
+)
 
 # %% [markdown]
 # ### What published code gets wrong
@@ -172,11 +183,21 @@ histograms(np.where(within, scored[:4], 0).transpose(0, 3, 2, 1), cropped_labels
 from brats_helpers.plots import compare_slices
 
 theirs = (scored[:4] > 0).all(axis=0)
-compare_slices({"FLAIR, z-scored": scored[0].T, "brain, found before": scored[4].T, '"above 0", found after': theirs.T.astype(float)},
-               spacing=patient.spacing, labels=None, synthetic=synthetic)
+compare_slices(
+    {
+        "FLAIR, z-scored": scored[0].T,
+        "brain, found before": scored[4].T,
+        '"above 0", found after': theirs.T.astype(float),
+    },
+    spacing=patient.spacing,
+    labels=None,
+    synthetic=synthetic,
+)
 
 # %%
-print(f"brain: {within.sum():,} voxels; \"above 0 in every channel\": {theirs.sum():,}, {theirs.sum() / within.sum():.0%} of it")
+print(
+    f'brain: {within.sum():,} voxels; "above 0 in every channel": {theirs.sum():,}, {theirs.sum() / within.sum():.0%} of it'
+)
 
 # %% [markdown]
 # <details><summary>Answer</summary>
@@ -208,13 +229,21 @@ from brats_helpers.preprocessing import prepare, save
 prepared = prepare(patient, config.spacing_mm)
 path = work / "preprocessed" / "example.b2nd"
 save(prepared, path)
-sizes = {"raw .nii.gz": sum(Path(p).stat().st_size for p in table["training"][0]["images"]),
-         "float32 array": prepared.volume.size * 4, "int16 array": prepared.volume.size * 2, "int16, zstd": path.stat().st_size}
+sizes = {
+    "raw .nii.gz": sum(Path(p).stat().st_size for p in table["training"][0]["images"]),
+    "float32 array": prepared.volume.size * 4,
+    "int16 array": prepared.volume.size * 2,
+    "int16, zstd": path.stat().st_size,
+}
 path.unlink()
 
 # %%
 figure, ax = plt.subplots(figsize=(6, 1.8))
-bars = ax.barh(list(sizes), [size / 1e6 for size in sizes.values()], color=["#999999", "#D55E00", "#E69F00", "#009E73"])
+bars = ax.barh(
+    list(sizes),
+    [size / 1e6 for size in sizes.values()],
+    color=["#999999", "#D55E00", "#E69F00", "#009E73"],
+)
 ax.bar_label(bars, fmt="%.1f MB", padding=3)
 ax.set(xlabel="MB for one patient", xlim=(0, max(sizes.values()) / 8e5))
 ax.invert_yaxis()
@@ -238,7 +267,9 @@ print(f"{len(files)} patients, {total / 1e6:.1f} MB, {total / 1e6 / len(files):.
 volume, meta = open_volume(files[patient.name])
 begin = time.perf_counter()
 patch = volume[:, 10:42, 10:42, 10:42]
-print(f"stored {volume.shape} as {volume.dtype}; a patch {patch.shape} in {1000 * (time.perf_counter() - begin):.1f} ms")
+print(
+    f"stored {volume.shape} as {volume.dtype}; a patch {patch.shape} in {1000 * (time.perf_counter() - begin):.1f} ms"
+)
 
 # %% [markdown]
 # ### There and back
@@ -252,7 +283,9 @@ from brats_helpers.metrics import dice
 from brats_helpers.preprocessing import restore
 
 back = restore(prepared.volume[4:], prepared.meta)[0]
-print(f"shape {back.shape}; Dice with the reference, whole tumor: {dice(back > 0, patient.reference > 0):.4f}")
+print(
+    f"shape {back.shape}; Dice with the reference, whole tumor: {dice(back > 0, patient.reference > 0):.4f}"
+)
 assert back.shape == patient.reference.shape
 assert max(prepared.meta.factor) > 1 or (back == patient.reference).all()
 
@@ -268,7 +301,10 @@ from tqdm.auto import tqdm
 from brats_helpers.preprocessing import verify_prepared
 
 chosen = np.random.default_rng(config.seed).permutation(len(everyone))[:6]
-wrong = {everyone[i].name: verify_prepared(everyone[i], files[everyone[i].name]) for i in tqdm(chosen, desc="verify")}
+wrong = {
+    everyone[i].name: verify_prepared(everyone[i], files[everyone[i].name])
+    for i in tqdm(chosen, desc="verify")
+}
 assert not any(wrong.values()), wrong
 print(f"{len(wrong)} patients compared with their scans: nothing differs")
 
@@ -278,15 +314,26 @@ print(f"{len(wrong)} patients compared with their scans: nothing differs")
 # an error.
 
 # %%
-features = {"brain box (voxels)": [np.prod([b - a for a, b in m.box]) for m in metas],
-            **{f"contrast of {name}": [m.std[i] / m.mean[i] for m in metas] for i, name in enumerate(("FLAIR", "T1", "T1CE", "T2"))}}
+features = {
+    "brain box (voxels)": [np.prod([b - a for a, b in m.box]) for m in metas],
+    **{
+        f"contrast of {name}": [m.std[i] / m.mean[i] for m in metas]
+        for i, name in enumerate(("FLAIR", "T1", "T1CE", "T2"))
+    },
+}
 outliers = []
 for name, values in features.items():
     values = np.array(values, float)
     spread = 1.4826 * np.median(np.abs(values - np.median(values))) or 1.0
-    outliers += [(metas[i].name, name, (values[i] - np.median(values)) / spread)
-                 for i in np.flatnonzero(np.abs(values - np.median(values)) > 5 * spread)]
-print(f"{len(outliers)} outlier(s)", *(f"{who}: {what} {z:+.1f}" for who, what, z in outliers), sep="\n  ")
+    outliers += [
+        (metas[i].name, name, (values[i] - np.median(values)) / spread)
+        for i in np.flatnonzero(np.abs(values - np.median(values)) > 5 * spread)
+    ]
+print(
+    f"{len(outliers)} outlier(s)",
+    *(f"{who}: {what} {z:+.1f}" for who, what, z in outliers),
+    sep="\n  ",
+)
 
 # %%
 figure, axes = plt.subplots(1, 5, figsize=(9.6, 2.4))
@@ -317,7 +364,9 @@ try:
     from monai.data import load_decathlon_datalist
 
     listed = load_decathlon_datalist(str(root / "dataset_msd.json"), True, "training")
-    print(f"MONAI reads {len(listed)} training patients; the first has {len(listed[0]['image'])} images")
+    print(
+        f"MONAI reads {len(listed)} training patients; the first has {len(listed[0]['image'])} images"
+    )
 except ModuleNotFoundError:
     print("MONAI is not installed here: skipped")
 
@@ -325,13 +374,20 @@ except ModuleNotFoundError:
 # ## 7. Save and verify
 
 # %%
-index = {"spacing_mm": config.spacing_mm,
-         **{key: [case.name for case in found] for key, found in cases.items()},
-         "fingerprints": {meta.name: meta.source for meta in metas}}
+index = {
+    "spacing_mm": config.spacing_mm,
+    **{key: [case.name for case in found] for key, found in cases.items()},
+    "fingerprints": {meta.name: meta.source for meta in metas},
+}
 write_json(work / "preprocessed" / "dataset.json", index)
-assert all((work / "preprocessed" / f"{name}.b2nd").is_file() for name in index["training"] + index["test"])
-print(f"wrote {len(files)} files of {total / 1e6:.1f} MB in all, and dataset.json\nnext: 04_architecture needs none of "
-      "it but one patient; 05_training_evaluation reads all")
+assert all(
+    (work / "preprocessed" / f"{name}.b2nd").is_file()
+    for name in index["training"] + index["test"]
+)
+print(
+    f"wrote {len(files)} files of {total / 1e6:.1f} MB in all, and dataset.json\nnext: 04_architecture needs none of "
+    "it but one patient; 05_training_evaluation reads all"
+)
 
 # %% [markdown]
 # ## Recap

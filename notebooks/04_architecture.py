@@ -38,7 +38,9 @@
 # %% tags=["parameters"]
 work: str = ""  # folder that notebooks 01 to 03 wrote to; empty: the usual place on this machine
 overfit_steps: int = 60  # steps of the sanity check that the network can learn one patch by heart
-full_size: bool = True  # run the full network once, forward and backward, on a 128^3 patch's smallest stand-in
+full_size: bool = (
+    True  # run the full network once, forward and backward, on a 128^3 patch's smallest stand-in
+)
 
 # %%
 # %%
@@ -46,7 +48,9 @@ full_size: bool = True  # run the full network once, forward and backward, on a 
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(p) for p in (Path.cwd(), *Path.cwd().parents) if (p / "brats_helpers").is_dir()][:1]
+sys.path[:0] = [
+    str(p) for p in (Path.cwd(), *Path.cwd().parents) if (p / "brats_helpers").is_dir()
+][:1]
 from brats_helpers.device import start
 
 work, device = start(work)
@@ -78,7 +82,9 @@ from IPython.display import Code
 
 from brats_helpers import unet
 
-Code(inspect.getsource(unet.ConvNormAct) + "\n\n" + inspect.getsource(unet.Stage), language="python")
+Code(
+    inspect.getsource(unet.ConvNormAct) + "\n\n" + inspect.getsource(unet.Stage), language="python"
+)
 
 # %% [markdown]
 # *Predict:* a volume of 32 voxels an edge goes through a stage of stride 2. Which shape comes out?
@@ -113,14 +119,20 @@ diagram_unet(rows)
 # %%
 print("level       channels  edge   parameters  receptive field")
 for row in rows:
-    print(f"{row['level']:<11} {row['channels']:>8} {row['edge']:>5} {row['parameters']:>12,}  {row['receptive_field'] or ''}")
+    print(
+        f"{row['level']:<11} {row['channels']:>8} {row['edge']:>5} {row['parameters']:>12,}  {row['receptive_field'] or ''}"
+    )
 print(f"{'all':<26} {sum(row['parameters'] for row in rows):>12,}")
 
 # %%
 import matplotlib.pyplot as plt
 
 figure, ax = plt.subplots(figsize=(7, 2.6))
-ax.bar([row["level"].replace(" ", "\n") for row in rows], [row["parameters"] / 1e6 for row in rows], color="#0072B2")
+ax.bar(
+    [row["level"].replace(" ", "\n") for row in rows],
+    [row["parameters"] / 1e6 for row in rows],
+    color="#0072B2",
+)
 ax.set_ylabel("million parameters")
 ax.tick_params(axis="x", labelsize=7)
 plt.show()
@@ -141,7 +153,9 @@ from brats_helpers.unet import UNet, count_parameters
 with torch.device("meta"):  # shapes without memory
     full = UNet(PRESETS["full"].filters)
 assert count_parameters(full) == sum(row["parameters"] for row in rows) == 50_838_665
-print(f"{count_parameters(full):,} parameters; the quick preset's network has {count_parameters(UNet(PRESETS['quick'].filters)):,}")
+print(
+    f"{count_parameters(full):,} parameters; the quick preset's network has {count_parameters(UNet(PRESETS['quick'].filters)):,}"
+)
 
 # %% [markdown]
 # ### What one voxel sees
@@ -156,7 +170,9 @@ from brats_helpers.plots import INK
 probe = UNet((4, 4, 4), in_channels=1).eval()
 for module in probe.modules():
     if isinstance(module, torch.nn.InstanceNorm3d):
-        module.forward = lambda x: x  # the norm looks at all voxels at once: set it aside for the measurement
+        module.forward = lambda x: (
+            x
+        )  # the norm looks at all voxels at once: set it aside for the measurement
 line = torch.zeros(1, 1, 64, 64, 64, requires_grad=True)
 activation = line + 0.1 * torch.randn(1, 1, 64, 64, 64, generator=torch.Generator().manual_seed(0))
 for stage in probe.encoder:
@@ -169,7 +185,12 @@ expected = level_table((4, 4, 4), 64, in_channels=1)[2]["receptive_field"]
 measured = int((line.grad.abs()[0, 0].amax((1, 2)) > 0).sum())
 figure, ax = plt.subplots(figsize=(6, 1.8))
 ax.fill_between(range(64), line.grad.abs()[0, 0].amax((1, 2)), color="#0072B2", alpha=0.6)
-ax.set(xlabel="voxel of the input", ylabel="gradient", yticks=[], title=f"one voxel at level 2 sees {measured} voxels of the input")
+ax.set(
+    xlabel="voxel of the input",
+    ylabel="gradient",
+    yticks=[],
+    title=f"one voxel at level 2 sees {measured} voxels of the input",
+)
 plt.show()
 assert measured == expected
 
@@ -194,7 +215,10 @@ from brats_helpers import losses
 logits = torch.logit(probability, eps=1e-6).reshape(1, 1, 1, 1, 4)
 ours = 1 - losses.batch_dice_loss(logits, reference.reshape(1, 1, 1, 1, 4)).item()
 assert abs(ours - by_hand) < 1e-3
-Code(inspect.getsource(losses.batch_dice_loss) + "\n\n" + inspect.getsource(losses.region_loss), language="python")
+Code(
+    inspect.getsource(losses.batch_dice_loss) + "\n\n" + inspect.getsource(losses.region_loss),
+    language="python",
+)
 
 # %% [markdown]
 # ### Why two terms?
@@ -216,8 +240,13 @@ def pull(loss, level: float) -> tuple[float, float]:
     return value.item(), z.grad[ball > 0].abs().mean().item()
 
 
-curves = {name: np.array([pull(loss, level.item()) for level in levels])
-          for name, loss in (("Dice", losses.batch_dice_loss), ("cross-entropy", losses.cross_entropy_loss))}
+curves = {
+    name: np.array([pull(loss, level.item()) for level in levels])
+    for name, loss in (
+        ("Dice", losses.batch_dice_loss),
+        ("cross-entropy", losses.cross_entropy_loss),
+    )
+}
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(8, 2.6))
@@ -256,14 +285,25 @@ print(f"in a batch with a patch that is right: {both.item():.3f}")
 # smoothing, which stops the logits from growing without end.
 
 # %%
-options = {"plain": {}, "regions 1, 1, 2": {"region_weights": (1, 1, 2)}, "tumor voxels x 3": {"class_weight": 3.0},
-           "smoothing 0.1": {"smoothing": 0.1}}
+options = {
+    "plain": {},
+    "regions 1, 1, 2": {"region_weights": (1, 1, 2)},
+    "tumor voxels x 3": {"class_weight": 3.0},
+    "smoothing 0.1": {"smoothing": 0.1},
+}
 three = ball.expand(1, 3, 32, 32, 32)
 figure, ax = plt.subplots(figsize=(6, 2.6))
 for name, option in options.items():
-    values = [losses.region_loss((level * three - level * (1 - three)), three, **option).item() for level in levels]
+    values = [
+        losses.region_loss((level * three - level * (1 - three)), three, **option).item()
+        for level in levels
+    ]
     ax.plot(levels, values, label=name)
-ax.set(xlabel="confidence in the right answer (logit)", ylabel="loss", title="three regions, all the same ball")
+ax.set(
+    xlabel="confidence in the right answer (logit)",
+    ylabel="loss",
+    title="three regions, all the same ball",
+)
 ax.legend()
 plt.show()
 
@@ -279,9 +319,13 @@ plt.show()
 rim = ((grid - 16).norm(dim=0) < 9) & ((grid - 16).norm(dim=0) > 7.4)
 averaged = torch.nn.functional.adaptive_avg_pool3d(rim.float()[None, None], 8)
 nearest = torch.nn.functional.interpolate(rim.float()[None, None], size=8, mode="nearest")
-print(f"rim at full size {rim.float().mean():.4f} of the volume, averaged {averaged.mean():.4f}, nearest {nearest.mean():.4f}")
+print(
+    f"rim at full size {rim.float().mean():.4f} of the volume, averaged {averaged.mean():.4f}, nearest {nearest.mean():.4f}"
+)
 figure, axes = plt.subplots(1, 3, figsize=(6, 2.2))
-for ax, (name, mask) in zip(axes, {"label": rim, "1/4, averaged": averaged[0, 0], "1/4, nearest": nearest[0, 0]}.items()):
+for ax, (name, mask) in zip(
+    axes, {"label": rim, "1/4, averaged": averaged[0, 0], "1/4, nearest": nearest[0, 0]}.items()
+):
     ax.imshow(mask[len(mask) // 2], cmap="gray", vmin=0, vmax=1)
     ax.set(title=name, xticks=[], yticks=[])
 plt.show()
@@ -292,6 +336,7 @@ plt.show()
 # Parameters are the small part. For the backward pass every activation is kept: each stage of the top level holds
 # $64 \times 128^3$ numbers, several times. How much autograd keeps can be counted exactly, by listening to what it
 # saves:
+
 
 # %%
 def kept_mib(model: torch.nn.Module, x: torch.Tensor, mixed: bool) -> float:
@@ -304,7 +349,10 @@ def kept_mib(model: torch.nn.Module, x: torch.Tensor, mixed: bool) -> float:
             seen[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+    with (
+        torch.autograd.graph.saved_tensors_hooks(note, lambda t: t),
+        torch.autocast("cpu", torch.bfloat16, enabled=mixed),
+    ):
         model(x)
     return sum(seen.values()) / 2**20
 
@@ -312,14 +360,20 @@ def kept_mib(model: torch.nn.Module, x: torch.Tensor, mixed: bool) -> float:
 # %%
 patch = torch.randn(1, 5, 64, 64, 64)
 kept = {}
-for name, mixed, again in (("fp32", False, False), ("bf16", True, False), ("fp32, checkpointing", False, True),
-                           ("bf16, checkpointing", True, True)):
+for name, mixed, again in (
+    ("fp32", False, False),
+    ("bf16", True, False),
+    ("fp32, checkpointing", False, True),
+    ("bf16, checkpointing", True, True),
+):
     model = UNet(PRESETS["quick"].filters, checkpointing=again).train()
     kept[name] = kept_mib(model, patch, mixed)
 figure, ax = plt.subplots(figsize=(6, 1.8))
 bars = ax.barh(list(kept), list(kept.values()), color="#0072B2")
 ax.bar_label(bars, fmt="%.0f MiB", padding=3)
-ax.set(xlabel="activations kept for one 64^3 patch, quick network", xlim=(0, 1.2 * max(kept.values())))
+ax.set(
+    xlabel="activations kept for one 64^3 patch, quick network", xlim=(0, 1.2 * max(kept.values()))
+)
 ax.invert_yaxis()
 plt.show()
 
@@ -353,10 +407,22 @@ else:
     filters = PRESETS["quick"].filters
     levels_ = len(filters)
     torch.manual_seed(0)
-    theirs = DynUNet(3, 5, 3, [3] * levels_, [1] + [2] * (levels_ - 1), [2] * (levels_ - 1), filters=filters, trans_bias=True,
-                     norm_name=("INSTANCE", {"affine": True}), act_name=("leakyrelu", {"negative_slope": 0.01}))
-    print(f"DynUNet {count_parameters(theirs):,}, ours without the two auxiliary heads "
-          f"{count_parameters(UNet(filters)) - sum(count_parameters(head) for head in UNet(filters).heads[:-1]):,}")
+    theirs = DynUNet(
+        3,
+        5,
+        3,
+        [3] * levels_,
+        [1] + [2] * (levels_ - 1),
+        [2] * (levels_ - 1),
+        filters=filters,
+        trans_bias=True,
+        norm_name=("INSTANCE", {"affine": True}),
+        act_name=("leakyrelu", {"negative_slope": 0.01}),
+    )
+    print(
+        f"DynUNet {count_parameters(theirs):,}, ours without the two auxiliary heads "
+        f"{count_parameters(UNet(filters)) - sum(count_parameters(head) for head in UNet(filters).heads[:-1]):,}"
+    )
 
 # %% [markdown]
 # The full network is heavy for a CPU, and still it runs, once, forward and backward. Seven levels halve the input six
@@ -373,7 +439,10 @@ if full_size:
         outputs = model(torch.randn(1, 5, 128, 64, 64, device=device.torch_device))
     loss = sum(out.float().square().mean() for out in outputs)
     loss.backward()
-    print([tuple(out.shape) for out in outputs], f"{time.perf_counter() - begin:.1f} s, forward and backward")
+    print(
+        [tuple(out.shape) for out in outputs],
+        f"{time.perf_counter() - begin:.1f} s, forward and backward",
+    )
     del model, outputs, loss
 
 # %% [markdown]
@@ -390,9 +459,13 @@ from brats_helpers.losses import deep_supervision_loss, labels_to_regions
 edge = min(48, config.patch) if len(config.filters) <= 5 else config.patch
 files = [work / "preprocessed" / f"{name}.b2nd" for name in splits["training"]]
 batch = next(batches(PatchDataset(files, edge, 1.0, config.seed), 1, 0, 1))
-image = normalise_batch(batch["volume"][:, :4], batch["mean"], batch["std"]).to(device.torch_device)
+image = normalise_batch(batch["volume"][:, :4], batch["mean"], batch["std"]).to(
+    device.torch_device
+)
 target = labels_to_regions(batch["volume"][:, 4:]).to(device.torch_device)
-print(f"{batch['name'][0]}: image {tuple(image.shape)}, regions {tuple(target.shape)}, tumor {target[:, 0].mean():.1%}")
+print(
+    f"{batch['name'][0]}: image {tuple(image.shape)}, regions {tuple(target.shape)}, tumor {target[:, 0].mean():.1%}"
+)
 
 # %%
 from tqdm.auto import tqdm
@@ -415,7 +488,9 @@ figure, ax = plt.subplots(figsize=(5, 2.2))
 ax.plot(history, color=INK)
 ax.set(xlabel="step", ylabel="loss", ylim=(0, None), title="one patch, learnt by heart")
 plt.show()
-assert history[-1] < 0.85 * history[0], "the loss must fall: look at the data and the learning rate before training"
+assert history[-1] < 0.85 * history[0], (
+    "the loss must fall: look at the data and the learning rate before training"
+)
 
 # %%
 from brats_helpers.plots import compare_slices
@@ -423,15 +498,30 @@ from brats_helpers.plots import compare_slices
 with torch.inference_mode(), device.autocast():
     guess = torch.sigmoid(model.eval()(image).float())[0].cpu().numpy()
 z = int(target[0, 0].sum((1, 2)).argmax())
-compare_slices({"FLAIR": image[0, 0].cpu().numpy().T, "reference, WT": target[0, 0].cpu().numpy().T,
-                "network, WT": guess[0].T, "network, ET": guess[2].T}, index=z, synthetic=synthetic)
+compare_slices(
+    {
+        "FLAIR": image[0, 0].cpu().numpy().T,
+        "reference, WT": target[0, 0].cpu().numpy().T,
+        "network, WT": guess[0].T,
+        "network, ET": guess[2].T,
+    },
+    index=z,
+    synthetic=synthetic,
+)
 
 # %% [markdown]
 # ## 7. Save
 
 # %%
-write_json(work / "architecture.json", {"filters": config.filters, "parameters": count_parameters(UNet(config.filters)),
-                                        "overfit_first": history[0], "overfit_last": history[-1]})
+write_json(
+    work / "architecture.json",
+    {
+        "filters": config.filters,
+        "parameters": count_parameters(UNet(config.filters)),
+        "overfit_first": history[0],
+        "overfit_last": history[-1],
+    },
+)
 print("wrote architecture.json\nnext: 05_training_evaluation trains the network of config.json")
 
 # %% [markdown]

@@ -55,7 +55,9 @@ tta: bool = None  # average the final predictions over 8 mirrored views
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(p) for p in (Path.cwd(), *Path.cwd().parents) if (p / "brats_helpers").is_dir()][:1]
+sys.path[:0] = [
+    str(p) for p in (Path.cwd(), *Path.cwd().parents) if (p / "brats_helpers").is_dir()
+][:1]
 from brats_helpers.device import start
 
 work, device = start(work)
@@ -68,9 +70,20 @@ from brats_helpers.cases import find_cases, read_case
 from brats_helpers.config import Config
 from brats_helpers.files import read_json
 
-asked = {"seed": seed, "fold": fold, "epochs": epochs, "steps": steps, "batch": batch, "patch": patch,
-         "learning_rate": learning_rate, "warmup": warmup, "weight_decay": weight_decay, "ema": ema,
-         "checkpointing": checkpointing, "tta": tta}
+asked = {
+    "seed": seed,
+    "fold": fold,
+    "epochs": epochs,
+    "steps": steps,
+    "batch": batch,
+    "patch": patch,
+    "learning_rate": learning_rate,
+    "warmup": warmup,
+    "weight_decay": weight_decay,
+    "ema": ema,
+    "checkpointing": checkpointing,
+    "tta": tta,
+}
 config = Config.load(work / "config.json").with_(**asked)
 config
 
@@ -81,10 +94,17 @@ splits = read_json(work / "splits.json", "notebook 02")
 held_out = splits["validation"] if config.fold < 0 else splits["folds"][config.fold]
 learnt = sorted(set(splits["training"] + splits["validation"]) - set(held_out))
 prepared = {name: work / "preprocessed" / f"{name}.b2nd" for name in learnt + held_out}
-cases = {case.name: case for rows in table.values() if rows for case in find_cases(Path(rows[0]["folder"]))}
+cases = {
+    case.name: case
+    for rows in table.values()
+    if rows
+    for case in find_cases(Path(rows[0]["folder"]))
+}
 test_names = [row["name"] for row in table["test"] if row["reference"]]
 assert not set(learnt) & set(held_out) and not set(test_names) & set(learnt + held_out)
-print(f"{len(learnt)} to learn from, {len(held_out)} to validate on, {len(test_names)} for the test")
+print(
+    f"{len(learnt)} to learn from, {len(held_out)} to validate on, {len(test_names)} for the test"
+)
 
 # %% [markdown]
 # ## 1. What can be done without a network?
@@ -114,9 +134,14 @@ plt.show()
 
 # %%
 judged = [load(prepared[name]) for name in held_out]
-baseline = threshold_baseline([normalise(p.volume[:4], p.meta.mean, p.meta.std)[0] for p in judged],
-                              [p.volume[4] for p in judged], [best_threshold]).mean()
-print(f"threshold {best_threshold:.1f}, chosen on training patients: WT Dice {baseline:.3f} on the validation patients")
+baseline = threshold_baseline(
+    [normalise(p.volume[:4], p.meta.mean, p.meta.std)[0] for p in judged],
+    [p.volume[4] for p in judged],
+    [best_threshold],
+).mean()
+print(
+    f"threshold {best_threshold:.1f}, chosen on training patients: WT Dice {baseline:.3f} on the validation patients"
+)
 
 # %% [markdown]
 # Each grey line is a patient, and each has its best threshold somewhere else: shading of the coil, grey matter nearly
@@ -135,11 +160,16 @@ from brats_helpers.plots import compare_slices
 
 generator = torch.Generator().manual_seed(1)
 example = judged[0]
-image, label = torch.from_numpy(normalise(example.volume[:4], example.meta.mean, example.meta.std)), torch.from_numpy(example.volume[4:])
+image, label = (
+    torch.from_numpy(normalise(example.volume[:4], example.meta.mean, example.meta.std)),
+    torch.from_numpy(example.volume[4:]),
+)
 moved = {"rotation": (1.0, [0, 0, 25], 0.0), "zoom": (1.4, None, 0.0), "elastic": (1.0, None, 6.0)}
 spatial = {"original": (image, label), "flip": (image.flip(3), label.flip(3))}
 for name, (zoom, angles, elastic) in moved.items():
-    spatial[name] = augment.resample(image, label, augment.sampling_grid(image.shape[1:], zoom, angles, elastic, generator))
+    spatial[name] = augment.resample(
+        image, label, augment.sampling_grid(image.shape[1:], zoom, angles, elastic, generator)
+    )
 
 # %%
 from brats_helpers.plots import draw_slice, finish, widest
@@ -157,11 +187,21 @@ finish(figure, synthetic, legend=True)
 
 # %%
 brain = image[4:]
-changed = {"original": image[:4], "noise": augment.add_noise(image[:4], 0.33, generator), "blur": augment.blur(image[:4], 1.2),
-           "brightness 1.3": image[:4] * 1.3, "contrast 0.65": augment.change_contrast(image[:4], 0.65),
-           "gamma 1.5": augment.change_gamma(image[:4], 1.5)}
-compare_slices({name: (x * brain)[0].numpy().T for name, x in changed.items()}, index=widest(example.volume[4].T),
-               shared_window=True, synthetic=synthetic, columns=6)
+changed = {
+    "original": image[:4],
+    "noise": augment.add_noise(image[:4], 0.33, generator),
+    "blur": augment.blur(image[:4], 1.2),
+    "brightness 1.3": image[:4] * 1.3,
+    "contrast 0.65": augment.change_contrast(image[:4], 0.65),
+    "gamma 1.5": augment.change_gamma(image[:4], 1.5),
+}
+compare_slices(
+    {name: (x * brain)[0].numpy().T for name, x in changed.items()},
+    index=widest(example.volume[4].T),
+    shared_window=True,
+    synthetic=synthetic,
+    columns=6,
+)
 
 # %% [markdown]
 # *Think:* why is there no flip from head to feet in most recipes for other organs, and why does it hardly hurt here?
@@ -208,8 +248,14 @@ Code(inspect.getsource(training.train_step), language="python")
 # %%
 from brats_helpers.viewers import Dashboard
 
-history = training.train(config, [prepared[n] for n in learnt], [prepared[n] for n in held_out], work / "checkpoints",
-                         on_epoch=Dashboard(), device=device)
+history = training.train(
+    config,
+    [prepared[n] for n in learnt],
+    [prepared[n] for n in held_out],
+    work / "checkpoints",
+    on_epoch=Dashboard(),
+    device=device,
+)
 
 # %%
 from brats_helpers.plots import learning_curves
@@ -248,7 +294,9 @@ for step in range(4):
 
 # %%
 figure, ax = plt.subplots(figsize=(6, 1.6))
-bars = ax.barh(list(spent), [1000 * np.median(values) for values in spent.values()], color="#0072B2")
+bars = ax.barh(
+    list(spent), [1000 * np.median(values) for values in spent.values()], color="#0072B2"
+)
 ax.bar_label(bars, fmt="%.0f ms", padding=3)
 ax.set(xlabel="ms of one step", xlim=(0, 1200 * max(np.median(v) for v in spent.values())))
 ax.invert_yaxis()
@@ -270,7 +318,12 @@ weight = gaussian_weight(patch_edge)[patch_edge // 2, patch_edge // 2].numpy()
 figure, ax = plt.subplots(figsize=(6, 2))
 for first in starts:
     ax.plot(range(first, first + patch_edge), weight, color="#0072B2")
-ax.set(xlabel="voxel along the longest axis", ylabel="weight", title=f"windows start at {starts}", ylim=(0, 1.05))
+ax.set(
+    xlabel="voxel along the longest axis",
+    ylabel="weight",
+    title=f"windows start at {starts}",
+    ylim=(0, 1.05),
+)
 plt.show()
 
 # %% [markdown]
@@ -302,8 +355,10 @@ print(f"{metrics['cases']} {which} patients, {metrics['checkpoint']}, seed {metr
 print("      Dice  (95 % interval)     IoU   sensitivity  specificity  HD95 mm")
 for name in ("WT", "TC", "ET"):
     low, high = metrics["dice_ci95"][name]
-    print(f"{name}   {metrics['dice'][name]:.3f}  ({low:.3f} to {high:.3f})  {metrics['iou'][name]:.3f}  "
-          f"{metrics['sensitivity'][name]:>9.3f}  {metrics['specificity'][name]:>11.4f}  {metrics['hd95_mm'][name]:>7.2f}")
+    print(
+        f"{name}   {metrics['dice'][name]:.3f}  ({low:.3f} to {high:.3f})  {metrics['iou'][name]:.3f}  "
+        f"{metrics['sensitivity'][name]:>9.3f}  {metrics['specificity'][name]:>11.4f}  {metrics['hd95_mm'][name]:>7.2f}"
+    )
 print(f"threshold on FLAIR, for comparison: WT {baseline:.3f}")
 
 # %% [markdown]
@@ -328,8 +383,21 @@ dice_boxplot(rows, "hd95_mm", "HD95 (mm)", synthetic=synthetic)
 # %%
 figure, ax = plt.subplots(figsize=(4.6, 3))
 for name, colour in (("WT", "#009E73"), ("TC", "#CC79A7"), ("ET", "#E69F00")):
-    ax.scatter([r[name]["reference_ml"] + 0.01 for r in rows], [r[name]["dice"] for r in rows], s=18, alpha=0.7, color=colour, label=name)
-ax.set(xscale="log", xlabel="volume in the reference (ml)", ylabel="Dice", ylim=(-0.03, 1.03), title="small is hard")
+    ax.scatter(
+        [r[name]["reference_ml"] + 0.01 for r in rows],
+        [r[name]["dice"] for r in rows],
+        s=18,
+        alpha=0.7,
+        color=colour,
+        label=name,
+    )
+ax.set(
+    xscale="log",
+    xlabel="volume in the reference (ml)",
+    ylabel="Dice",
+    ylim=(-0.03, 1.03),
+    title="small is hard",
+)
 ax.legend()
 plt.show()
 
@@ -347,12 +415,20 @@ order = sorted(rows, key=lambda row: np.mean([row[name]["dice"] for name in ("WT
 def show(row: dict, title: str):
     """Reference and prediction of one patient in three planes."""
     from brats_helpers.plots import three_planes, upright
+
     patient = read_case(cases[row["name"]])
     mask = np.asarray(nib.load(work / "predictions" / f"{row['name']}.nii.gz").dataobj)
     views = {"reference": patient.reference, "prediction": np.where(mask == 4, 3, mask)}
-    heading = f"{title}: {row['name']}, Dice " + ", ".join(f"{n} {row[n]['dice']:.3f}" for n in ("WT", "TC", "ET"))
-    return three_planes(upright(patient.images[0], patient.affine),
-                        {k: upright(v, patient.affine) for k, v in views.items()}, patient.spacing, heading, synthetic)
+    heading = f"{title}: {row['name']}, Dice " + ", ".join(
+        f"{n} {row[n]['dice']:.3f}" for n in ("WT", "TC", "ET")
+    )
+    return three_planes(
+        upright(patient.images[0], patient.affine),
+        {k: upright(v, patient.affine) for k, v in views.items()},
+        patient.spacing,
+        heading,
+        synthetic,
+    )
 
 
 show(order[0], "worst")
@@ -367,19 +443,31 @@ show(order[-1], "best")
 from brats_helpers.plots import tumor_3d, upright
 
 patient = read_case(cases[order[len(order) // 2]["name"]])
-tumor_3d(upright(patient.reference, patient.affine), upright(patient.images[0] > 0, patient.affine), patient.spacing,
-         f"{patient.name}, reference", synthetic)
+tumor_3d(
+    upright(patient.reference, patient.affine),
+    upright(patient.images[0] > 0, patient.affine),
+    patient.spacing,
+    f"{patient.name}, reference",
+    synthetic,
+)
 
 # %% [markdown]
 # ## 7. Play
 
 # %%
+from IPython.display import display
+
 from brats_helpers.viewers import picture, slice_viewer
 
 mask = np.asarray(nib.load(work / "predictions" / f"{patient.name}.nii.gz").dataobj)
 prediction = np.where(mask == 4, 3, mask).astype(np.uint8)
 display(slice_viewer(patient, prediction, synthetic=synthetic))
-picture(patient, prediction, index=widest(upright(patient.reference, patient.affine)), synthetic=synthetic)
+picture(
+    patient,
+    prediction,
+    index=widest(upright(patient.reference, patient.affine)),
+    synthetic=synthetic,
+)
 
 # %% [markdown]
 # ## 8. Save and verify
@@ -388,11 +476,16 @@ picture(patient, prediction, index=widest(upright(patient.reference, patient.aff
 
 # %%
 for case in chosen:
-    scan, written = nib.load(case.images[0]), nib.load(work / "predictions" / f"{case.name}.nii.gz")
+    scan, written = (
+        nib.load(case.images[0]),
+        nib.load(work / "predictions" / f"{case.name}.nii.gz"),
+    )
     assert written.shape == scan.shape[:3] and np.allclose(written.affine, scan.affine)
     assert set(np.unique(written.dataobj)) <= {0, 1, 2, 4} and written.get_data_dtype() == np.uint8
 print(f"{len(chosen)} masks in {work / 'predictions'}: labels 0, 1, 2, 4, the scans' geometry")
-print(f"{metrics['parameters']:,} parameters, {metrics['train_seconds']:.0f} s of training, metrics in {work / 'metrics.json'}")
+print(
+    f"{metrics['parameters']:,} parameters, {metrics['train_seconds']:.0f} s of training, metrics in {work / 'metrics.json'}"
+)
 
 # %% [markdown]
 # To segment a patient without a reference:

@@ -1,0 +1,42 @@
+# run, test, lab: each makes the environment first, once. The same as plain commands: README.md.
+PYTHON ?= python3
+PRESET ?= quick
+SOURCE ?= phantom
+ARGS ?=
+ifeq ($(OS),Windows_NT)
+BIN := .venv/Scripts
+else
+BIN := .venv/bin
+endif
+
+.PHONY: run test lab notebooks lint clean
+
+run: .venv/ready
+	$(BIN)/python -m brats_helpers run --preset $(PRESET) --source $(SOURCE) $(ARGS)
+
+test: .venv/ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest $(ARGS)
+
+lab: .venv/ready
+	$(BIN)/python -m jupyter lab notebooks
+
+notebooks: .venv/ready                 # regenerate the committed .ipynb from the .py, with the quick preset's outputs
+	$(BIN)/python -m brats_helpers notebooks
+
+lint: .venv/ready-dev
+	$(BIN)/ruff check .
+
+clean:                                 # results stay: delete runs/ by hand
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+# torch first and alone: any other package that asks for it would take the newest build, with gigabytes of CUDA.
+.venv/ready: requirements.txt constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements.txt
+	touch $@
+
+.venv/ready-dev: .venv/ready requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-dev.txt
+	touch $@

@@ -1,0 +1,53 @@
+"""Small synthetic patients of odd shape, and the real ones where there are any."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from brats_helpers.cases import Case, find_cases
+from brats_helpers.phantom import brats_affine
+
+torch.set_num_threads(2)
+
+
+def small_volumes(seed: int = 0, shape: tuple[int, int, int] = (21, 26, 17)) -> tuple[np.ndarray, np.ndarray]:
+    """Images (4, X, Y, Z) int16 with an empty margin, and labels 0, 1, 2, 4 (X, Y, Z) uint8."""
+    rng = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
+    radius = np.sqrt((grid**2).sum(0))
+    images = rng.integers(50, 900, (4, *shape)).astype(np.int16) * (radius < 0.85)
+    away = np.sqrt(((grid - 0.15) ** 2).sum(0))
+    return images, np.select([away < 0.15, away < 0.3, away < 0.5], [1, 4, 2], 0).astype(np.uint8)
+
+
+def write_case(folder: Path, name: str, images: np.ndarray, labels: np.ndarray | None, affine: np.ndarray | None = None,
+               endings: tuple[str, ...] = ("_flair", "_t1", "_t1ce", "_t2", "_seg"), suffix: str = ".nii.gz") -> Path:
+    """Write a patient's files, as BraTS names them or with other endings."""
+    folder = Path(folder) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    affine = brats_affine(1.0) if affine is None else affine
+    for ending, array in zip(endings, [*images, labels], strict=True):
+        if array is not None:
+            nib.save(nib.Nifti1Image(array, affine), folder / f"{name}{ending}{suffix}")
+    return folder
+
+
+@pytest.fixture
+def small_case(tmp_path: Path) -> Case:
+    """One patient of odd shape on disk."""
+    return find_cases(write_case(tmp_path / "cohort", "P1", *small_volumes()))[0]
+
+
+@pytest.fixture(scope="session")
+def real_cases() -> list[Case]:
+    """The real patients in the folder BRATS_REAL_DATA."""
+    folder = os.environ.get("BRATS_REAL_DATA")
+    if not folder:
+        pytest.skip("BRATS_REAL_DATA is not set: no real scans to test on")
+    return find_cases(Path(folder))

@@ -1,0 +1,81 @@
+"""Archives: listed, refused, unpacked, resumed."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import small_volumes, write_case
+
+from brats_helpers.archive import extract, list_archive, summarise
+from brats_helpers.errors import BratsError
+
+
+def pack(folder: Path, path: Path) -> Path:
+    """All of a folder in an archive, of the kind that the name says."""
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in files:
+                archive.write(file, file.relative_to(folder))
+    else:
+        with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as archive:
+            for file in files:
+                archive.add(file, str(file.relative_to(folder)))
+    return path
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Path:
+    for name in ("P1", "P2"):
+        write_case(tmp_path / "cohort", name, *small_volumes())
+    return tmp_path / "cohort"
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tgz", "a.zip"])
+def test_list_and_extract_give_what_was_packed(cohort: Path, tmp_path: Path, name: str) -> None:
+    archive = pack(cohort, tmp_path / name)
+    rows = summarise(list_archive(archive))
+    assert [row["name"] for row in rows] == ["P1", "P2"] and len(rows[0]["files"]) == 5
+    for path in extract(archive, tmp_path / "out"):
+        assert path.read_bytes() == (cohort / path.relative_to(tmp_path / "out")).read_bytes()
+
+
+def test_a_second_call_writes_only_what_is_missing(cohort: Path, tmp_path: Path) -> None:
+    archive = pack(cohort, tmp_path / "a.tar")
+    paths = extract(archive, tmp_path / "out")
+    paths[0].unlink()
+    paths[1].write_bytes(b"half")
+    before = {path: os.stat(path).st_mtime_ns for path in paths[2:]}
+    extract(archive, tmp_path / "out")
+    assert paths[1].stat().st_size > 4 and paths[0].is_file()
+    assert before == {path: os.stat(path).st_mtime_ns for path in paths[2:]}
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.zip"])
+def test_a_short_archive_is_refused(cohort: Path, tmp_path: Path, name: str) -> None:
+    archive = pack(cohort, tmp_path / name)
+    archive.write_bytes(archive.read_bytes()[: archive.stat().st_size * 2 // 3])
+    with pytest.raises(BratsError, match="cut short|damaged"):
+        list_archive(archive)
+    with pytest.raises(BratsError):
+        extract(archive, tmp_path / "out")
+    assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize(("name", "kind", "message"), [
+    ("../x_t1.nii.gz", tarfile.REGTYPE, "out of the folder"), ("/etc/x_t1.nii.gz", tarfile.REGTYPE, "out of the folder"),
+    ("x_t1.nii.gz", tarfile.SYMTYPE, "link"), ("x_t1.nii.gz", tarfile.CHRTYPE, "device")])
+def test_unsafe_members_are_refused_before_anything_is_written(tmp_path: Path, name: str, kind: bytes, message: str) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("good/x_t2.nii.gz"), io.BytesIO())
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = kind, "/etc/passwd"
+        archive.addfile(member)
+    with pytest.raises(BratsError, match=message):
+        extract(tmp_path / "a.tar", tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*"))

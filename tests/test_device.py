@@ -1,0 +1,54 @@
+"""What a device can do is read from what it says of itself; no GPU is needed to test that."""
+
+from __future__ import annotations
+
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+from brats_helpers import device
+from brats_helpers.config import PRESETS
+
+
+def pretend(monkeypatch, name: str, capability: tuple[int, int], built_for: list[str]) -> None:
+    """A torch that sees this GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *a: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *a: capability)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built_for)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *a: types.SimpleNamespace(total_memory=15 * 2**30))
+
+
+@pytest.mark.parametrize(("name", "capability", "dtype", "scaler"), [
+    ("Tesla T4", (7, 5), torch.float16, True), ("Tesla P100-PCIE-16GB", (6, 0), torch.float16, True),
+    ("NVIDIA A100", (8, 0), torch.bfloat16, False), ("NVIDIA H200", (9, 0), torch.bfloat16, False)])
+def test_precision_follows_the_capability(monkeypatch, name, capability, dtype, scaler) -> None:
+    pretend(monkeypatch, name, capability, ["sm_60", "sm_75", "sm_80", "sm_90"])
+    found = device.describe_device()
+    assert (found.kind, found.name, found.dtype, found.scaler) == ("cuda", name, dtype, scaler)
+
+
+def test_a_gpu_that_torch_was_not_built_for_is_named_and_the_cpu_used(monkeypatch) -> None:
+    pretend(monkeypatch, "Tesla P100-PCIE-16GB", (6, 0), ["sm_75", "sm_80", "sm_90", "compute_90"])
+    with pytest.warns(UserWarning, match="P100.*sm_60.*CPU is used"):
+        assert device.describe_device().kind == "cpu"
+
+
+def test_binaries_run_on_later_minors_and_ptx_on_later_gpus() -> None:
+    assert device.supported(8, 6, ["sm_80"]) and not device.supported(8, 0, ["sm_86"])
+    assert device.supported(12, 0, ["compute_90"]) and not device.supported(7, 0, ["compute_90", "sm_75"])
+    assert device.supported(9, 0, ["sm_90a"])
+
+
+def test_budget_says_what_does_not_fit(monkeypatch, tmp_path: Path) -> None:
+    kaggle = device.disk_budget(PRESETS["kaggle"], 1251, tmp_path / "not yet there")
+    assert 8 < kaggle["prepared_gb"] < 11             # 1,251 patients are inside Kaggle's 20 GB
+    monkeypatch.setattr(device.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1e9))
+    assert not device.disk_budget(PRESETS["kaggle"], 1251, tmp_path)["fits"]
+    assert device.disk_budget(PRESETS["quick"], 40, tmp_path)["fits"]
+
+
+def test_versions_name_every_package() -> None:
+    assert device.package_versions()["torch"].startswith("2.")

@@ -1,0 +1,133 @@
+"""Windows beside MONAI's, flips, post-processing, and whole patients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import small_volumes, write_case
+from hypothesis import given
+from hypothesis import strategies as st
+from monai.inferers import sliding_window_inference
+
+from brats_helpers.__main__ import main
+from brats_helpers.cases import Patient, find_cases, read_case
+from brats_helpers.checkpoints import write_checkpoint
+from brats_helpers.config import Config
+from brats_helpers.constants import ED, ET, NCR
+from brats_helpers.device import Device
+from brats_helpers.evaluation import evaluate
+from brats_helpers.inference import FLIPS, postprocess, segment, sliding_window, window_starts
+from brats_helpers.phantom import brats_affine
+from brats_helpers.unet import UNet
+
+CPU = Device("cpu", "test", 1.0, torch.float32)
+CONFIG = Config(preset="quick", filters=(4, 6, 8), patch=16, tta=False)
+
+
+@pytest.fixture(scope="module")
+def model() -> UNet:
+    torch.manual_seed(0)
+    return UNet((4, 6, 8)).eval()
+
+
+@given(st.integers(1, 300), st.integers(4, 64), st.sampled_from([0.0, 0.25, 0.5, 0.75]))
+def test_windows_cover_the_axis_and_overlap_enough(length: int, patch: int, overlap: float) -> None:
+    starts = window_starts(length, patch, overlap)
+    assert starts[0] == 0 and starts == sorted(starts) and max(starts[-1] + patch, length) == starts[-1] + patch
+    assert all(b - a <= max(1, np.ceil(patch * (1 - overlap))) for a, b in zip(starts, starts[1:]))
+    assert length < patch or starts[-1] + patch == length
+
+
+def test_windows_equal_monais_where_both_choose_the_same_ones(model) -> None:
+    image = torch.randn(5, 24, 32, 16)
+    ours = sliding_window(model, image, 16, 0.5, device=CPU)
+    with torch.inference_mode():
+        theirs = sliding_window_inference(image[None], 16, 1, lambda x: torch.sigmoid(model(x)), 0.5, "gaussian",
+                                          sigma_scale=0.125)[0]
+    torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=0)
+
+
+def test_a_voxelwise_network_is_left_as_it_is_by_windows_and_flips() -> None:
+    pointwise = torch.nn.Conv3d(5, 3, 1)
+    image = torch.randn(5, 21, 9, 33)
+    expected = torch.sigmoid(pointwise(image[None]))[0]
+    torch.testing.assert_close(sliding_window(pointwise, image, 16, 0.5, FLIPS, CPU), expected, atol=1e-5, rtol=0)
+    assert len(set(FLIPS)) == 8
+
+
+def _blocks(*blocks: tuple[int, int, float]) -> np.ndarray:
+    """Probabilities (3, 12, 12, 12): WT and TC sure everywhere inside, ET in cubes of (corner, edge, probability)."""
+    p = np.zeros((3, 12, 12, 12), np.float32)
+    p[:2, 1:11, 1:11, 1:11] = 0.99
+    for corner, edge, value in blocks:
+        p[2, corner:corner + edge, corner:corner + edge, corner:corner + edge] = value
+    return p
+
+
+@pytest.mark.parametrize(("blocks", "spacing", "et"), [
+    (((2, 2, 0.8), (5, 5, 0.95)), 1.0, 125),          # a component of 8 voxels and doubtful: gone
+    (((2, 2, 0.95), (5, 5, 0.95)), 1.0, 133),         # as small, and sure: kept
+    (((2, 4, 0.8),), 1.0, 0),                         # all of ET is 64 mm3 and doubtful: gone
+    (((2, 4, 0.95),), 1.0, 64),                       # sure: kept
+    (((2, 4, 0.8),), 2.0, 64)])                       # the same voxels at 2 mm are 512 mm3: kept
+def test_small_and_doubtful_et_becomes_necrosis(blocks, spacing: float, et: int) -> None:
+    labels = postprocess(_blocks(*blocks), [spacing] * 3)
+    assert (labels == ET).sum() == et and (labels > 0).sum() == 1000 and set(np.unique(labels)) <= {0, NCR, ET}
+
+
+def test_the_chain_of_thresholds() -> None:
+    p = np.array([[0.44, 0.46, 0.46, 0.46], [0.99, 0.39, 0.41, 0.41], [0.99, 0.99, 0.39, 0.95]], np.float32)
+    assert postprocess(p.reshape(3, 4, 1, 1), (5, 5, 5)).ravel().tolist() == [0, ED, NCR, ET]
+
+
+def test_segment_returns_to_the_scans_grid(model) -> None:
+    images, labels = small_volumes(shape=(33, 26, 17))
+    for spacing in (1.0, 2.0):
+        patient = Patient("P", images, None, np.diag([1.0, -1.0, 1.0, 1.0]))
+        mask, probabilities = segment([model], patient, CONFIG.with_(spacing_mm=spacing), device=CPU)
+        assert mask.shape == labels.shape and probabilities.shape == (3, *labels.shape)
+        assert not mask[~images.any(0)].any()
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, model) -> Path:
+    path = tmp_path / "checkpoints" / "last.pt"
+    write_checkpoint(path, CONFIG, {"average": model.state_dict(), "seconds": 1.0})
+    return path
+
+
+def test_predict_writes_masks_with_the_inputs_geometry(checkpoint: Path, tmp_path: Path, capsys) -> None:
+    images, _ = small_volumes()
+    affine = brats_affine(1.0)
+    affine[:3, 3] = (3, 5, 7)
+    folder = write_case(tmp_path / "new", "P 1", images, None, affine)
+    assert main(["predict", str(folder), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "masks")]) == 0
+    mask = nib.load(tmp_path / "masks" / "P 1.nii.gz")
+    assert mask.shape == images.shape[1:] and np.array_equal(mask.affine, affine)
+    assert mask.get_data_dtype() == np.uint8 and set(np.unique(mask.dataobj)) <= {0, 1, 2, 4}
+    assert main(["predict", str(tmp_path), "--checkpoint", "none.pt", "--out", str(tmp_path)]) == 1
+    assert "none.pt is missing" in capsys.readouterr().err
+
+
+def test_evaluation_is_written_and_goes_on_after_a_stop(checkpoint: Path, tmp_path: Path) -> None:
+    for name in ("A", "B"):
+        write_case(tmp_path / "cohort", name, *small_volumes())
+    cases = find_cases(tmp_path / "cohort")
+    evaluate(cases[:1], checkpoint, tmp_path, CONFIG, "test", CPU)
+    first = (tmp_path / "predictions" / "A.nii.gz").stat().st_mtime_ns
+    metrics = evaluate(cases, checkpoint, tmp_path, CONFIG, "test", CPU)
+    assert (tmp_path / "predictions" / "A.nii.gz").stat().st_mtime_ns == first
+    assert metrics["cases"] == 2 and set(metrics["dice"]) == {"WT", "TC", "ET"} and metrics["set"] == "test"
+    assert metrics["per_case"][0]["WT"]["dice"] == metrics["per_case"][1]["WT"]["dice"]
+
+
+def test_real_scans_are_segmented_on_their_own_grid(real_cases, checkpoint: Path, tmp_path: Path) -> None:
+    coarse = CONFIG.with_(spacing_mm=4.0)
+    for case in real_cases:
+        patient = read_case(case)
+        labels, _ = segment([UNet(coarse.filters).eval()], patient, coarse, device=CPU)
+        assert labels.shape == patient.images.shape[1:] and set(np.unique(labels)) <= {0, 1, 2, 3}

@@ -1,0 +1,68 @@
+"""Scores beside MONAI's and slow references."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.metrics import compute_hausdorff_distance
+from scipy import ndimage
+
+from brats_helpers.constants import HD95_EMPTY_MM
+from brats_helpers.metrics import bootstrap_ci, dice, hd95, regions, score_case, summarise, threshold_baseline
+
+
+def blobs(seed: int) -> np.ndarray:
+    """Labels 0 to 3 of an odd shape: smooth nested blobs, sometimes touching the border, sometimes tiny."""
+    rng = np.random.default_rng(seed)
+    field = ndimage.gaussian_filter(rng.standard_normal((23, 31, 19)), rng.uniform(1, 3))
+    cuts = np.quantile(field, np.sort(rng.uniform(0.6, 0.9995, 3)))
+    return np.searchsorted(cuts, field).astype(np.uint8)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_all_scores_equal_monais_and_the_definitions(seed: int) -> None:
+    predicted, reference = blobs(seed), blobs(seed + 1000)
+    spacing = np.random.default_rng(seed).uniform(0.5, 3, 3)
+    rows = score_case(predicted, reference, spacing)
+    for (_, row), p, r in zip(rows.items(), regions(predicted), regions(reference), strict=True):
+        if p.any() and r.any():
+            theirs = compute_hausdorff_distance(torch.from_numpy(p)[None, None], torch.from_numpy(r)[None, None],
+                                                include_background=True, percentile=95, spacing=spacing.tolist())
+            assert row["hd95_mm"] == pytest.approx(theirs.item(), abs=1e-6 * max(1, theirs.item()))
+            assert row["dice"] == pytest.approx(2 * (p & r).sum() / (p.sum() + r.sum()))
+            assert row["iou"] == pytest.approx((p & r).sum() / (p | r).sum())
+            assert row["sensitivity"] == pytest.approx((p & r).sum() / r.sum())
+            assert row["specificity"] == pytest.approx((~p & ~r).sum() / (~r).sum())
+            assert row["reference_ml"] == pytest.approx(r.sum() * spacing.prod() / 1000)
+
+
+def test_empty_regions_follow_brats() -> None:
+    nothing, something = np.zeros((5, 6, 7), bool), np.zeros((5, 6, 7), bool)
+    something[0, 0, 0] = True
+    assert (dice(nothing, nothing), hd95(nothing, nothing, (1, 1, 1))) == (1, 0)
+    for pair in ((nothing, something), (something, nothing)):
+        assert dice(*pair) == 0 and hd95(*pair, (1, 1, 1)) == HD95_EMPTY_MM
+    assert hd95(something, something, (1, 1, 1)) == 0
+    assert HD95_EMPTY_MM == pytest.approx(np.sqrt(240**2 + 240**2 + 155**2), abs=0.1)
+
+
+def test_regions_are_brats() -> None:
+    assert regions(np.array([0, 1, 2, 3])).astype(int).tolist() == [[0, 1, 1, 1], [0, 1, 0, 1], [0, 0, 0, 1]]
+
+
+def test_intervals_hold_the_mean_and_are_reproducible() -> None:
+    values = np.random.default_rng(0).uniform(0.5, 1, 30)
+    mean, low, high = bootstrap_ci(values)
+    assert low < mean < high and (mean, low, high) == bootstrap_ci(values)
+    assert abs((high - low) - 2 * 1.96 * values.std() / np.sqrt(30)) < 0.02          # near the normal one
+    row = score_case(blobs(0), blobs(1000), (1, 1, 1))
+    assert summarise([row, row])["dice"]["WT"] == row["WT"]["dice"]
+
+
+def test_baseline_finds_a_bright_ball_and_ignores_a_second_one() -> None:
+    image = np.zeros((20, 20, 20))
+    image[3:9, 3:9, 3:9], image[14:17, 14:17, 14:17] = 5, 5
+    reference = np.zeros((20, 20, 20), np.uint8)
+    reference[3:9, 3:9, 3:9] = 2
+    assert threshold_baseline([image], [reference], [1, 9]).tolist() == [[1.0, 0.0]]

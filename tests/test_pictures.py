@@ -1,0 +1,72 @@
+"""Figures and widgets: drawn, oriented, and moving."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from brats_helpers import plots
+from brats_helpers.cases import Patient
+from brats_helpers.metrics import score_case
+from brats_helpers.phantom import make_patient
+from brats_helpers.unet import level_table
+from brats_helpers.viewers import Dashboard, picture, slice_viewer
+
+
+@pytest.fixture(scope="module")
+def patient() -> Patient:
+    return make_patient(0, 0, 6.0)
+
+
+def marked(corner: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
+    """A volume of 4 x 5 x 6 with one voxel, brought upright."""
+    volume = np.zeros((4, 5, 6))
+    volume[corner] = 1
+    return plots.upright(volume, affine)
+
+
+@pytest.mark.parametrize("affine", [np.diag([-1.0, -1, 1, 1]), np.diag([1.0, 1, 1, 1]), np.diag([1.0, -1, -1, 1])])
+def test_right_is_left_front_is_up_and_head_is_up(affine: np.ndarray) -> None:
+    ends = [0 if affine[axis, axis] * sign < 0 else n - 1 for axis, (sign, n) in enumerate(zip((1, 1, 1), (4, 5, 6)))]
+    upright = marked(tuple(ends), affine)             # the voxel at the patient's right, front and top
+    axial = plots.cut(upright, "axial", int(np.argwhere(upright)[0][2]))
+    coronal = plots.cut(upright, "coronal", int(np.argwhere(upright)[0][1]))
+    sagittal = plots.cut(upright, "sagittal", int(np.argwhere(upright)[0][0]))
+    for view in (axial, coronal, sagittal):           # right on the left; front up, or to the left; head up
+        assert view[0, 0] == 1
+
+
+def test_every_figure_draws_and_says_synthetic(patient: Patient) -> None:
+    scores = [{"name": "a", **score_case(patient.reference, patient.reference, patient.spacing)}] * 3
+    rows = [{"volumes_ml": {"NCR": 1.0 + i, "ED": 20.0, "ET": float(i)}} for i in range(4)]
+    labels = patient.reference
+    figures = [
+        plots.show_modalities(patient, synthetic=True), plots.show_modalities(patient, "sagittal", synthetic=True),
+        plots.compare_slices({"a": patient.images[0], "b": patient.images[1]}, labels=labels, synthetic=True),
+        plots.three_planes(patient.images[0], {"reference": labels}, patient.spacing, synthetic=True),
+        plots.tumor_3d(labels, patient.images[0] > 0, patient.spacing, synthetic=True),
+        plots.histograms(patient.images, labels, "intensity", synthetic=True),
+        plots.volume_distribution(rows, synthetic=True), plots.dice_boxplot(scores, synthetic=True),
+        picture(patient, labels, synthetic=True)]
+    for figure in figures:
+        figure.canvas.draw()
+        assert "synthetic" in [text.get_text() for text in figure.texts]
+    first = {"epoch": 1, "step": 5, "loss": 1.0, "learning_rate": 1e-3, "dice": None, "seconds": 2.0}
+    history = [first, first | {"epoch": 2, "step": 9, "dice": {"WT": 0.5, "TC": 0.4, "ET": 0.3}}]
+    plots.learning_curves(history).canvas.draw()
+    plots.diagram_unet(level_table((8, 16, 32, 64), 64)).canvas.draw()
+    Dashboard()(history)
+    assert not plt.get_fignums()                      # nothing is left open, and nothing is drawn twice
+
+
+def test_moving_a_control_changes_the_picture(patient: Patient) -> None:
+    viewer = slice_viewer(patient, patient.reference)
+    plane, (index, modality), (opacity, shown), image = (
+        viewer.children[0], viewer.children[1].children, viewer.children[2].children, viewer.children[3])
+    seen = {image.value}
+    for control, value in ((index, index.value + 1), (modality, "t2"), (opacity, 0.1), (shown, ("ET",)), (plane, "coronal")):
+        control.value = value
+        assert image.value not in seen
+        seen.add(image.value)
+    assert index.max == patient.images.shape[2] - 1

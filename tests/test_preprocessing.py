@@ -1,0 +1,129 @@
+"""There and back again: orientation, crop, storage, coarsening."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import small_volumes, write_case
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from brats_helpers.cases import Patient, find_cases, read_case
+from brats_helpers.errors import BratsError
+from brats_helpers.preprocessing import (
+    brain_box,
+    brain_mask,
+    load,
+    normalise,
+    open_volume,
+    prepare,
+    preprocess_cohort,
+    restore,
+    save,
+    statistics,
+    verify_prepared,
+)
+
+ORIENTATIONS = [codes for axes in itertools.permutations(("LR", "PA", "SI")) for codes in itertools.product(*axes)]
+
+
+def patient_of(shape: tuple[int, int, int], codes: tuple[str, ...], seed: int, spacing: float = 1.0) -> Patient:
+    images, labels = small_volumes(seed, shape)
+    start = nib.orientations.axcodes2ornt(codes)
+    matrix = np.zeros((4, 4))
+    for axis, (world, flip) in enumerate(start):
+        matrix[int(world), axis] = flip * spacing
+    matrix[3, 3] = 1
+    return Patient("P", images, np.where(labels == 4, 3, labels).astype(np.uint8), matrix)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.tuples(*[st.integers(7, 30)] * 3), st.sampled_from(ORIENTATIONS), st.integers(0, 99))
+def test_restore_undoes_prepare_exactly_in_every_orientation(shape, codes, seed) -> None:
+    patient = patient_of(shape, codes, seed)
+    prepared = prepare(patient, 1.0)
+    back = restore(prepared.volume, prepared.meta)
+    assert np.array_equal(back[:4], patient.images)
+    assert np.array_equal(back[4], patient.reference * (brain_mask(patient.images) | (back[4] > 0)))
+    assert prepared.meta.tumor_voxels.keys() == {"NCR", "ED", "ET"}
+
+
+def test_every_orientation_gives_the_network_the_same_volume() -> None:
+    base = patient_of((13, 17, 11), ("L", "P", "S"), 0)
+    image = nib.Nifti1Image(base.images[0], base.affine)
+    wanted = prepare(base, 1.0).volume
+    for codes in ORIENTATIONS:
+        turn = nib.orientations.ornt_transform(nib.io_orientation(base.affine), nib.orientations.axcodes2ornt(codes))
+        turned = Patient("P", np.stack([nib.apply_orientation(i, turn) for i in base.images]),
+                         nib.apply_orientation(base.reference, turn), image.as_reoriented(turn).affine)
+        assert np.array_equal(prepare(turned, 1.0).volume, wanted), codes
+
+
+@pytest.mark.parametrize("shape", [(40, 44, 36), (41, 47, 33)])
+def test_coarsening_keeps_the_geometry(shape) -> None:
+    grid = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")).astype(np.float32)
+    smooth = (1000 + 10 * grid[0] + 7 * grid[1] - 5 * grid[2]).astype(np.float32)      # no zero: the box is the volume
+    patient = Patient("P", np.stack([smooth] * 4), None, np.diag([-1.0, -1.0, 1.0, 1.0]))
+    prepared = prepare(patient, 2.0)
+    back = restore(prepared.volume[:4].astype(np.float32), prepared.meta)[0]
+    inner = tuple(slice(3, n - 3) for n in shape)
+    assert back.shape == shape and np.abs(back - smooth)[inner].max() < 0.01           # a linear ramp: no shift, no bend
+    block = smooth[:2, :2, :2].mean()
+    assert abs(prepared.volume[0, 0, 0, 0] - block) < 0.01                             # 2 x 2 x 2 voxels, averaged
+
+
+def test_normalise_is_zero_mean_unit_deviation_in_the_brain_alone() -> None:
+    images, _ = small_volumes()
+    images[0, 10, 13, 8] = 0                                                           # 0 in one modality, and brain
+    mask = brain_mask(images)
+    scored = normalise(images, *statistics(images, mask))
+    assert np.allclose(scored[:4, mask].mean(1), 0, atol=1e-5) and np.allclose(scored[:4, mask].std(1), 1, atol=1e-5)
+    assert (scored[:, ~mask] == 0).all() and np.array_equal(scored[4] == 1, mask) and mask[10, 13, 8]
+    with pytest.raises(BratsError, match="patient X: t2 has one value"):
+        statistics(np.concatenate([images[:3], mask[None] * 7]), mask, "X")
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 8)] * 3), min_size=1, max_size=5))
+def test_brain_box_is_the_smallest(points) -> None:
+    mask = np.zeros((9, 9, 9), bool)
+    mask[tuple(np.array(points).T)] = True
+    where = np.argwhere(mask)
+    assert brain_box(mask) == tuple(zip(where.min(0).tolist(), (where.max(0) + 1).tolist()))
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_save_and_load_lose_nothing(tmp_path: Path, dtype: type) -> None:
+    patient = patient_of((21, 26, 17), ("R", "A", "S"), 1)
+    patient.images = patient.images.astype(dtype) * dtype(1.5 if dtype == np.float32 else 1)
+    prepared = prepare(patient, 1.0)
+    save(prepared, tmp_path / "P.b2nd")
+    again = load(tmp_path / "P.b2nd")
+    assert again.meta == prepared.meta and again.volume.dtype == dtype and np.array_equal(again.volume, prepared.volume)
+    array, _ = open_volume(tmp_path / "P.b2nd")
+    assert np.array_equal(array[:, 2:9, 3:7, 1:5], prepared.volume[:, 2:9, 3:7, 1:5])
+
+
+def test_a_cohort_is_prepared_once_and_again_where_the_files_changed(tmp_path: Path) -> None:
+    for name in ("A", "B"):
+        write_case(tmp_path / "raw", name, *small_volumes())
+    cases = find_cases(tmp_path / "raw")
+    metas = preprocess_cohort(cases, tmp_path / "out", 1.0, jobs=1)
+    stamps = {p: os.stat(p).st_mtime_ns for p in (tmp_path / "out").iterdir()}
+    assert preprocess_cohort(cases, tmp_path / "out", 1.0, jobs=1) == metas
+    assert stamps == {p: os.stat(p).st_mtime_ns for p in (tmp_path / "out").iterdir()}
+    write_case(tmp_path / "raw", "B", *small_volumes(seed=9))
+    preprocess_cohort(cases, tmp_path / "out", 1.0, jobs=1)
+    assert verify_prepared(cases[1], tmp_path / "out" / "B.b2nd") == []
+
+
+def test_real_scans_there_and_back(real_cases, tmp_path: Path) -> None:
+    for case in (real_cases[0], real_cases[1], real_cases[-2]):
+        preprocess_cohort([case], tmp_path, 1.0, jobs=1)
+        assert verify_prepared(case, tmp_path / f"{case.name}.b2nd") == []
+        coarse = prepare(read_case(case), 2.0)
+        assert restore(coarse.volume, coarse.meta).shape == (5, 240, 240, 155)

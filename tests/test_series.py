@@ -1,0 +1,90 @@
+"""The command line and the notebooks: in step with their sources, complete, and executed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+
+from brats_helpers import series
+from brats_helpers.__main__ import main
+from brats_helpers.errors import BratsError
+
+SMOKE = {"patients": 6, "test_patients": 2, "spacing_mm": 4.0, "epochs": 1, "steps": 3, "patch": 32, "overfit_steps": 40,
+         "full_size": False}
+
+
+def sources(name: str, suffix: str) -> list[tuple[str, str]]:
+    """The cells of a notebook, kind and text."""
+    return [(cell.cell_type, cell.source) for cell in jupytext.read(series.FOLDER / f"{name}{suffix}").cells]
+
+
+@pytest.mark.parametrize("name", series.NAMES)
+def test_pair_is_in_step_small_and_has_its_outputs(name: str) -> None:
+    assert sources(name, ".py") == sources(name, ".ipynb"), "run: make notebooks"
+    path = series.FOLDER / f"{name}.ipynb"
+    assert path.stat().st_size < 1_500_000
+    cells = nbformat.read(path, 4).cells
+    assert any("parameters" in cell.metadata.get("tags", []) for cell in cells)
+    outputs = [out for cell in cells if cell.cell_type == "code" for out in cell.outputs]
+    assert sum("image/png" in out.get("data", {}) for out in outputs) >= 4
+    assert not [out for out in outputs if out.output_type == "error"]
+
+
+def test_the_bootstrap_cell_is_the_same_in_all_five() -> None:
+    cells = {next(text for kind, text in sources(name, ".py") if "import start" in text) for name in series.NAMES}
+    assert len(cells) == 1
+
+
+def test_unknown_parameters_and_numbers_list_the_valid_ones(capsys) -> None:
+    assert main(["run", "-p", "learning_rat", "0.1"]) == 1
+    said = capsys.readouterr().err
+    assert "learning_rat;" in said and "learning_rate " in said and "notebook 5" in said
+    assert main(["run", "--only", "6"]) == 1 and "01_setup" in capsys.readouterr().err
+    with pytest.raises(BratsError, match="preset 'fast'.*quick"):
+        series.run_series("fast")
+
+
+def test_a_notebook_that_stops_is_named_with_cell_and_error(tmp_path: Path) -> None:
+    with pytest.raises(BratsError, match="02_extraction stopped at cell .*run notebook 01 first"):
+        series.run_series(work=tmp_path, only=2)
+    assert (tmp_path / "notebooks" / "02_extraction.ipynb").is_file()
+
+
+def test_help_has_examples() -> None:
+    for command in ("run", "predict"):
+        out = subprocess.run([sys.executable, "-m", "brats_helpers", command, "--help"], capture_output=True, text=True,
+                             cwd=series.ROOT, check=True).stdout
+        assert "examples:" in out
+
+
+def test_all_five_notebooks_run_and_the_second_time_reuse(tmp_path: Path) -> None:
+    work = series.run_series(work=tmp_path / "work", parameters=SMOKE)
+    metrics = json.loads((work / "metrics.json").read_text())
+    assert metrics["cases"] == 2 and metrics["set"] == "test" and metrics["preset"] == "quick" and metrics["seed"] == 0
+    for key in ("dice", "hd95_mm", "iou", "sensitivity", "dice_ci95"):
+        assert set(metrics[key]) == {"WT", "TC", "ET"}
+    assert len(metrics["per_case"]) == 2 and metrics["train_seconds"] > 0 and metrics["parameters"] > 1000
+    assert len(list((work / "predictions").glob("*.nii.gz"))) == 2
+    for name in series.NAMES:
+        page = (work / "notebooks" / f"{name}.html").read_text()
+        assert "data:image/png;base64" in page
+    kept = [work / "checkpoints" / "last.pt", *sorted((work / "preprocessed").glob("*.b2nd")), *(work / "data").glob("*.tar")]
+    before = [path.stat().st_mtime_ns for path in kept]
+    series.run_series(work=work, start=5, parameters={k: SMOKE[k] for k in ("epochs", "steps", "patch")})
+    assert before == [path.stat().st_mtime_ns for path in kept]
+    assert metrics == json.loads((work / "metrics.json").read_text())
+
+
+@pytest.mark.skipif("BRATS_REAL_DATA" not in os.environ, reason="BRATS_REAL_DATA is not set: no real scans to test on")
+def test_real_patients_go_through_all_five(tmp_path: Path) -> None:
+    work = series.run_series(source=os.environ["BRATS_REAL_DATA"], work=tmp_path / "work", parameters={
+        "spacing_mm": 4.0, "epochs": 1, "steps": 3, "patch": 32, "overfit_steps": 40, "full_size": False, "tta": False})
+    metrics = json.loads((work / "metrics.json").read_text())
+    assert metrics["set"] == "validation" and metrics["checkpoint"] == "last.pt" and metrics["cases"] == 2

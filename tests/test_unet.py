@@ -1,0 +1,88 @@
+"""The network beside MONAI's DynUNet."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.networks.nets import DynUNet
+
+from brats_helpers.config import PRESETS, Config
+from brats_helpers.errors import BratsError
+from brats_helpers.unet import UNet, count_parameters, level_table
+
+
+def dynunet(filters: tuple[int, ...], supervised: bool = False) -> DynUNet:
+    """MONAI's implementation of the same topology."""
+    n = len(filters)
+    return DynUNet(3, 5, 3, [3] * n, [1] + [2] * (n - 1), [2] * (n - 1), filters=filters, trans_bias=True,
+                   norm_name=("INSTANCE", {"affine": True}), act_name=("leakyrelu", {"negative_slope": 0.01}),
+                   deep_supervision=supervised, deep_supr_num=2)
+
+
+def copy_weights(ours: UNet, theirs: DynUNet) -> None:
+    """Give both networks the same weights."""
+    def pair(stage, block) -> list:
+        return [(stage[0][0], block.conv1.conv), (stage[0][1], block.norm1),
+                (stage[1][0], block.conv2.conv), (stage[1][1], block.norm2)]
+
+    pairs = []
+    for stage, block in zip(ours.encoder, [theirs.input_block, *theirs.downsamples, theirs.bottleneck], strict=True):
+        pairs += pair(stage, block)
+    for up, stage, block in zip(ours.upsample, ours.decoder, theirs.upsamples, strict=True):
+        pairs += [(up, block.transp_conv.conv), *pair(stage, block.conv_block)]
+    for a, b in [*pairs, (ours.heads[-1], theirs.output_block.conv.conv)]:
+        b.load_state_dict(a.state_dict())
+
+
+def test_full_network_has_dynunets_parameters() -> None:
+    with torch.device("meta"):
+        assert count_parameters(UNet(PRESETS["full"].filters)) == 50_838_665
+        assert count_parameters(dynunet(PRESETS["full"].filters, supervised=True)) == 50_838_665
+
+
+def test_same_weights_same_output_as_dynunet() -> None:
+    torch.manual_seed(0)
+    ours, theirs = UNet((4, 8, 12, 16)).eval(), dynunet((4, 8, 12, 16)).eval()
+    copy_weights(ours, theirs)
+    x = torch.randn(2, 5, 16, 32, 24)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-4)
+
+
+def test_full_network_runs_forward_and_backward_on_the_smallest_patch() -> None:
+    model = UNet(PRESETS["full"].filters).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(torch.randn(1, 5, 128, 64, 64))
+    assert [tuple(o.shape) for o in outputs] == [(1, 3, 128, 64, 64), (1, 3, 64, 32, 32), (1, 3, 32, 16, 16)]
+    sum(o.float().mean() for o in outputs).backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_checkpointing_changes_nothing_but_memory() -> None:
+    plain, frugal = UNet((4, 8, 16)), UNet((4, 8, 16), checkpointing=True)
+    frugal.load_state_dict(plain.state_dict())
+    x = torch.randn(1, 5, 8, 16, 8)
+    for model in (plain, frugal):
+        sum(o.square().sum() for o in model.train()(x)).backward()
+    for a, b in zip(plain.parameters(), frugal.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_level_table_counts_every_parameter_and_doubles_the_field() -> None:
+    rows = level_table((64, 96, 128, 192, 256, 384, 512), 128)
+    assert sum(row["parameters"] for row in rows) == 50_838_665
+    assert [row["receptive_field"] for row in rows[:7]] == [5, 11, 23, 47, 95, 191, 383]
+    assert [row["edge"] for row in rows[:7]] == [128, 64, 32, 16, 8, 4, 2]
+
+
+@pytest.mark.parametrize("changes", [{"patch": 60}, {"patch": 8}, {"learning_rate": 0}, {"fold": 5}, {"ema": 1.0},
+                                     {"what": 1}])
+def test_settings_that_cannot_work_are_refused_by_name(changes: dict) -> None:
+    with pytest.raises(BratsError, match=next(iter(changes))):
+        PRESETS["quick"].with_(**changes)
+
+
+def test_config_survives_its_file(tmp_path) -> None:
+    config = PRESETS["quick"].with_(seed=7, learning_rate=None)
+    config.save(tmp_path / "config.json")
+    assert Config.load(tmp_path / "config.json") == config
