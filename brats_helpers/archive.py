@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .cases import FILE_NAME, SUFFIXES
 from .errors import BratsError

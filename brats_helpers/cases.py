@@ -18,7 +18,7 @@ from zlib import error as ZlibError
 import nibabel as nib
 import numpy as np
 from joblib import Parallel, delayed
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .constants import DISK_ET, ED, ET, LABEL_SHORT, MODALITIES, NCR
 from .errors import BratsError

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .cases import Case, Patient, read_case, write_mask
 from .checkpoints import read_checkpoint

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .cases import Case, read_case
 from .constants import MODALITIES, MODALITY_TITLES, REGIONS

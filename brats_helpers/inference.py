@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .augment import normalise_batch
 from .cases import Patient, find_cases, read_case, write_mask
@@ -25,7 +25,7 @@ from .config import Config
 from .constants import ED, ET, NCR, REGION_THRESHOLDS, SMALL_COMPONENT_MM3, SMALL_PROBABILITY, SMALL_TOTAL_MM3
 from .device import Device, describe_device
 from .errors import BratsError
-from .preprocessing import Prepared, prepare, restore
+from .preprocessing import Prepared, brain_mask, prepare, restore
 
 FLIPS = [axes for n in range(4) for axes in itertools.combinations((2, 3, 4), n)]      # all 8, none first
 SIGMA = 1 / 8                                         # of the Gaussian weight, in window edges
@@ -40,9 +40,9 @@ def window_starts(length: int, patch: int, overlap: float) -> list[int]:
 
 
 def gaussian_weight(patch: int) -> Tensor:
-    """The weight of each voxel of a window, (P, P, P): 1 at the centre, and never 0."""
+    """The weight of each voxel of a window, (P, P, P): 1 at the centre, and never below 0.001, as MONAI's."""
     axis = torch.exp(-0.5 * ((torch.arange(patch) - (patch - 1) / 2) / (patch * SIGMA)) ** 2)
-    return torch.einsum("i,j,k->ijk", axis, axis, axis).clamp_min(1e-4)
+    return torch.einsum("i,j,k->ijk", axis, axis, axis).clamp_min(1e-3)
 
 
 @torch.inference_mode()
@@ -116,7 +116,8 @@ def segment(models: Sequence[nn.Module], patient: Patient, config: Config, tta: 
     prepared = prepare(patient, config.spacing_mm)
     probabilities = predict_prepared(models, prepared, config.patch, config.overlap,
                                      config.tta if tta is None else tta, device)
-    return postprocess(probabilities, patient.spacing), probabilities
+    labels = postprocess(probabilities, patient.spacing)
+    return labels * brain_mask(patient.images), probabilities     # interpolation may reach a voxel out of the brain
 
 
 def predict_cases(folders: Sequence[Path], checkpoints: Sequence[Path], out: Path, tta: bool = False) -> Iterator[Path]:

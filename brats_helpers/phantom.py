@@ -21,7 +21,7 @@ import nibabel as nib
 import numpy as np
 from joblib import Parallel, delayed
 from scipy import ndimage
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .cases import Patient
 from .constants import BRATS_SHAPE, DISK_ET, ED, ET, MODALITIES, NCR

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from joblib import Parallel, delayed
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .cases import Case, Patient, read_case
 from .constants import LABEL_SHORT, MODALITIES, ORIENTATION

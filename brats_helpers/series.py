@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ import nbformat
 import papermill
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .config import preset as preset_of
 from .constants import REGIONS
@@ -22,6 +23,7 @@ from .files import atomic_path, read_json
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
 NAMES = ("01_setup", "02_extraction", "03_preprocessing", "04_architecture", "05_training_evaluation")
+WIDGET = "application/vnd.jupyter.widget-view+json"
 # glibc gives memory back to the system after every tensor and pays a page fault a page to have it again; a step on
 # the CPU is up to a third quicker when it keeps it (benchmarks of the series show the figure).
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "8589934592", "MALLOC_MMAP_THRESHOLD_": "8589934592"}
@@ -140,6 +142,16 @@ def regenerate(work: Path) -> None:
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = done.outputs, done.execution_count
         jupytext.write(clean(notebook, str(work)), FOLDER / f"{name}.ipynb")
+        write_pictures(notebook, name)
+
+
+def write_pictures(notebook: nbformat.NotebookNode, name: str) -> None:
+    """Save the pictures of cells tagged "readme" in docs/, for the README to show."""
+    for cell in notebook.cells:
+        if "readme" in cell.metadata.get("tags", []):
+            found = next(out.data["image/png"] for out in cell.outputs if "image/png" in out.get("data", {}))
+            with atomic_path(ROOT / "docs" / f"{name}.png") as temporary:
+                temporary.write_bytes(base64.b64decode(found))
 
 
 def clean(notebook: nbformat.NotebookNode, private: str = "") -> nbformat.NotebookNode:
@@ -150,7 +162,8 @@ def clean(notebook: nbformat.NotebookNode, private: str = "") -> nbformat.Notebo
         cell.id = f"cell-{n:03d}"
         if cell.cell_type == "code":
             cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags"}
-            text = json.dumps([o for o in cell.get("outputs", []) if o.get("name") != "stderr"])
+            text = json.dumps([o for o in cell.get("outputs", []) if o.get("name") != "stderr" and WIDGET not in
+                               o.get("data", {})])    # a widget without its kernel is an empty box
             for path in filter(None, (private, str(ROOT))):
                 text = text.replace(path, "." if path == str(ROOT) else "runs/quick")
             cell.outputs = [nbformat.from_dict(o) for o in json.loads(text)]

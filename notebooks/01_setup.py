@@ -215,7 +215,7 @@ print(training, test, sep="\n")
 # The expert's outline has three labels: **NCR**, the necrotic and non-enhancing core; **ED**, the edema around it; and
 # **ET**, the enhancing tumor (Baid et al. 2021, section 2.2).
 
-# %%
+# %% tags=["readme"]
 from brats_helpers.phantom import make_patient
 from brats_helpers.plots import show_modalities
 

@@ -296,7 +296,7 @@ assert max(prepared.meta.factor) > 1 or (back == patient.reference).all()
 # voxel.
 
 # %%
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from brats_helpers.preprocessing import verify_prepared
 

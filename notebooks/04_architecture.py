@@ -468,7 +468,7 @@ print(
 )
 
 # %%
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 torch.manual_seed(config.seed)
 model = UNet(PRESETS["quick"].filters).to(device.torch_device).train()

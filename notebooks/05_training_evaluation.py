@@ -433,7 +433,7 @@ def show(row: dict, title: str):
 
 show(order[0], "worst")
 
-# %%
+# %% tags=["readme"]
 show(order[len(order) // 2], "median")
 
 # %%

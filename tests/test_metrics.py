@@ -29,7 +29,7 @@ def test_all_scores_equal_monais_and_the_definitions(seed: int) -> None:
         if p.any() and r.any():
             theirs = compute_hausdorff_distance(torch.from_numpy(p)[None, None], torch.from_numpy(r)[None, None],
                                                 include_background=True, percentile=95, spacing=spacing.tolist())
-            assert row["hd95_mm"] == pytest.approx(theirs.item(), abs=1e-6 * max(1, theirs.item()))
+            assert row["hd95_mm"] == pytest.approx(theirs.item(), rel=5e-6)          # MONAI interpolates in float32
             assert row["dice"] == pytest.approx(2 * (p & r).sum() / (p.sum() + r.sum()))
             assert row["iou"] == pytest.approx((p & r).sum() / (p | r).sum())
             assert row["sensitivity"] == pytest.approx((p & r).sum() / r.sum())
