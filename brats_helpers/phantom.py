@@ -41,6 +41,7 @@ CONTRAST_SPREAD = 0.05                                # of each entry from patie
 TEXTURE = 0.05                                        # of the tissue itself, relative
 BIAS = 0.22                                           # of the coil's smooth shading, log-normal, one field a modality
 BIAS_MM = 70                                          # over which it changes
+BIAS_LIMIT = 1.4                                      # deviations that the shading does not exceed
 NOISE = 0.025                                         # Rician, relative to white matter
 SCALE = (400, 3000)                                   # what white matter's 1.0 becomes in the scanner's own units
 
@@ -207,7 +208,8 @@ def compose(rng: np.random.Generator, tissue: np.ndarray, labels: np.ndarray, sp
     shape = brain.shape
     for n, image in enumerate(images):
         image *= 1 + TEXTURE * smooth_noise(rng, shape, 4 / spacing_mm)
-        image *= np.exp(BIAS * smooth_noise(rng, shape, BIAS_MM / spacing_mm))
+        shading = smooth_noise(rng, shape, BIAS_MM / spacing_mm)
+        image *= np.exp(BIAS * BIAS_LIMIT * np.tanh(shading / BIAS_LIMIT))
         real, imaginary = (NOISE * rng.standard_normal(shape, np.float32) for _ in range(2))
         images[n] = np.hypot(image + real, imaginary) * np.exp(rng.uniform(*np.log(SCALE)))
     return np.where(brain, np.clip(np.rint(images), 1, 32767), 0).astype(np.int16)
