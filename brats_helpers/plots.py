@@ -64,7 +64,8 @@ def widest(labels: np.ndarray, plane: str = "axial") -> int:
 def window(image: np.ndarray) -> tuple[float, float]:
     """Grey levels from the 0.5th to the 99.5th percentile of what is not background."""
     inside = image[image != 0]
-    return tuple(np.percentile(inside, [0.5, 99.5])) if inside.size else (0.0, 1.0)
+    low, high = np.percentile(inside, [0.5, 99.5]) if inside.size else (0.0, 1.0)
+    return (low, high) if low < high else (0.0, high)     # a mask has one value
 
 
 def draw_slice(ax: Axes, image: np.ndarray, plane: str, index: int, spacing: Sequence[float] = (1, 1, 1),
@@ -74,10 +75,11 @@ def draw_slice(ax: Axes, image: np.ndarray, plane: str, index: int, spacing: Seq
     axis, marks = PLANES[plane]
     across, down = (s for a, s in enumerate(spacing) if a != axis)
     low, high = limits or window(image)
-    ax.imshow(cut(image, plane, index), cmap="gray", vmin=low, vmax=high, aspect=down / across)
+    shown = cut(image, plane, index)
+    ax.imshow(np.where(shown == 0, low, shown), cmap="gray", vmin=low, vmax=high, aspect=down / across)
     if labels is not None:
-        shown = cut(labels, plane, index)
-        ax.imshow(np.ma.masked_equal(shown, 0), cmap=LABEL_MAP, vmin=0, vmax=3, alpha=opacity, aspect=down / across)
+        ax.imshow(np.ma.masked_equal(cut(labels, plane, index), 0), cmap=LABEL_MAP, vmin=0, vmax=3, alpha=opacity,
+                  aspect=down / across)
     if letters:
         for mark, x, y, where in zip(marks, (0.03, 0.97, 0.5, 0.5), (0.5, 0.5, 0.97, 0.03),
                                      (("left", "center"), ("right", "center"), ("center", "top"), ("center", "bottom")),
@@ -248,9 +250,9 @@ def dice_boxplot(rows: Sequence[Mapping], key: str = "dice", label: str = "Dice"
         values = np.array([row[name][key] for row in rows])
         ax.boxplot(values, positions=[place], widths=0.5, showfliers=False, medianprops={"color": INK})
         ax.scatter(place + rng.uniform(-0.15, 0.15, len(values)), values, s=16, alpha=0.65, color=REGION_COLOURS[name])
-        ax.text(place + 0.3, values.mean(), f"mean {values.mean():.3f}" if key != "hd95_mm" else f"mean {values.mean():.1f}",
-                fontsize=8, va="center")
-    ax.set(xticks=range(3), xticklabels=[f"{n}\n{REGION_TITLES[n]}" for n in REGIONS], ylabel=label, xlim=(-0.5, 2.8))
+    means = {name: np.mean([row[name][key] for row in rows]) for name in REGIONS}
+    ax.set(xticks=range(3), xticklabels=[f"{n}\nmean {mean:.{1 if key == 'hd95_mm' else 3}f}" for n, mean in means.items()],
+           ylabel=label, xlim=(-0.5, 2.5))
     if key != "hd95_mm":
         ax.set_ylim(-0.03, 1.03)
     return finish(figure, synthetic)

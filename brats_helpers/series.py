@@ -85,11 +85,12 @@ def execute(number: int, folder: Path, parameters: Mapping[str, object]) -> Path
     target = folder / f"{name}.ipynb"
     for key, value in KEEP_MEMORY.items():
         os.environ.setdefault(key, value)
+    os.environ["BRATS_HEADLESS"] = "1"
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     try:
         papermill.execute_notebook(str(FOLDER / f"{name}.ipynb"), str(target), dict(parameters), kernel_name="python3",
-                                   progress_bar={"desc": name, "leave": False}, cwd=str(FOLDER))
+                                   progress_bar={"desc": name, "leave": False}, cwd=str(FOLDER), coalesce_streams=True)
     except PapermillExecutionError as error:
         raise BratsError(f"notebook {name} stopped at cell {error.exec_count}: {error.ename}: {error.evalue}\n"
                          f"What it had done is in {target}; run the same command again to go on.") from error

@@ -8,6 +8,7 @@ its first picture.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -88,6 +89,8 @@ class Dashboard:
 
     def __call__(self, history: Sequence[dict]) -> None:
         """Show the history so far; `training.train` calls this after every epoch."""
+        if "BRATS_HEADLESS" in os.environ:            # nobody is watching: the progress bar says enough
+            return
         from IPython.display import display
         figure = learning_curves(history)
         figure.suptitle(throughput(history), fontsize=9)

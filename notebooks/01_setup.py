@@ -51,7 +51,6 @@ test_patients: int = (
 spacing_mm: float = None  # voxel size that the network works at, in mm; None: the preset's
 
 # %%
-# %%
 # Find the module beside the notebooks; say which machine this is.
 import sys
 from pathlib import Path

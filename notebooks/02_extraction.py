@@ -38,7 +38,6 @@
 work: str = ""  # folder that notebook 01 wrote to; empty: the usual place on this machine
 
 # %%
-# %%
 # Find the module beside the notebooks; say which machine this is.
 import sys
 from pathlib import Path

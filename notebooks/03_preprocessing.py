@@ -40,7 +40,6 @@ work: str = ""  # folder that notebooks 01 and 02 wrote to; empty: the usual pla
 jobs: int = -1  # processes; -1: one a core
 
 # %%
-# %%
 # Find the module beside the notebooks; say which machine this is.
 import sys
 from pathlib import Path

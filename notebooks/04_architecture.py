@@ -37,12 +37,11 @@
 
 # %% tags=["parameters"]
 work: str = ""  # folder that notebooks 01 to 03 wrote to; empty: the usual place on this machine
-overfit_steps: int = 60  # steps of the sanity check that the network can learn one patch by heart
+overfit_steps: int = 120  # steps of the sanity check that the network can learn one patch by heart
 full_size: bool = (
     True  # run the full network once, forward and backward, on a 128^3 patch's smallest stand-in
 )
 
-# %%
 # %%
 # Find the module beside the notebooks; say which machine this is.
 import sys
@@ -129,7 +128,7 @@ import matplotlib.pyplot as plt
 
 figure, ax = plt.subplots(figsize=(7, 2.6))
 ax.bar(
-    [row["level"].replace(" ", "\n") for row in rows],
+    [row["level"].replace("encoder ", "E").replace("decoder ", "D") for row in rows],
     [row["parameters"] / 1e6 for row in rows],
     color="#0072B2",
 )
@@ -472,7 +471,7 @@ from tqdm import tqdm
 
 torch.manual_seed(config.seed)
 model = UNet(PRESETS["quick"].filters).to(device.torch_device).train()
-optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 history = []
 for _ in tqdm(range(overfit_steps), desc="overfit one patch"):
     with device.autocast():

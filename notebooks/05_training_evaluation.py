@@ -50,7 +50,6 @@ checkpointing: bool = None  # recompute activations in the backward pass: less m
 tta: bool = None  # average the final predictions over 8 mirrored views
 
 # %%
-# %%
 # Find the module beside the notebooks; say which machine this is.
 import sys
 from pathlib import Path
@@ -393,7 +392,7 @@ for name, colour in (("WT", "#009E73"), ("TC", "#CC79A7"), ("ET", "#E69F00")):
     )
 ax.set(
     xscale="log",
-    xlabel="volume in the reference (ml)",
+    xlabel="volume in the reference (ml; 0.01: none)",
     ylabel="Dice",
     ylim=(-0.03, 1.03),
     title="small is hard",
