@@ -72,7 +72,7 @@ def _run(options: argparse.Namespace) -> int:
     parameters = {name: yaml.safe_load(value) for name, value in options.parameters}
     work = run_series(options.preset, options.source, options.work, options.start, options.only, parameters)
     print(f"\nnotebooks and HTML  {work / 'notebooks'}")
-    if (work / "metrics.json").is_file():
+    if options.only in (None, 5):
         print(f"results             {work / 'metrics.json'}\npredictions         {work / 'predictions'}")
         print(f"\n{results_table(work)}")
     return 0

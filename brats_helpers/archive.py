@@ -22,9 +22,10 @@ from tqdm import tqdm
 
 from .cases import FILE_NAME, SUFFIXES
 from .errors import BratsError
-from .files import atomic_path, sweep
+from .files import atomic_path, read_json, sweep, write_json
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".zip")
+NOTE = ".unpacked-from.json"                          # in the folder: which archive its files are from
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error)
 
 
@@ -123,18 +124,20 @@ def summarise(members: Sequence[Member]) -> list[dict]:
 def extract(path: Path, folder: Path) -> list[Path]:
     """Unpack an archive's files into `folder`, with progress; returns their paths.
 
-    A file that is there with the right size is kept. Refuses the whole archive before writing if
-    any member is unsafe, or if the disk has too little room.
+    A file that is there with the right size is kept, unless the folder was unpacked from another archive: then it is
+    emptied first. Refuses the whole archive before writing if any member is unsafe, or if the disk has too little room.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    sweep(folder)
+    _empty_if_other(Path(path), folder)
     with _open(path) as archive:
         members = _members(Path(path), archive)
         targets = [folder / PurePosixPath(member.name) for member in members]
         wanted = [(m, t) for m, t in zip(members, targets, strict=True)
                   if not (t.is_file() and t.stat().st_size == m.size)]
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
         _check_room(path, folder, sum(member.size for member, _ in wanted))
+        write_json(folder / NOTE, _identity(Path(path)))
         for member, target in tqdm(wanted, desc=f"extract {Path(path).name}", unit="file"):
             with _content(archive, member) as source, atomic_path(target) as temporary:
                 with open(temporary, "wb") as file:
@@ -142,6 +145,19 @@ def extract(path: Path, folder: Path) -> list[Path]:
                 if temporary.stat().st_size != member.size:
                     raise BratsError(f"{path}: {member.name} is cut short; get the archive again.")
     return targets
+
+
+def _identity(path: Path) -> dict:
+    state = path.stat()
+    return {"archive": path.name, "size": state.st_size, "modified_ns": state.st_mtime_ns}
+
+
+def _empty_if_other(path: Path, folder: Path) -> None:
+    """Remove what an earlier call unpacked from another archive; a folder without our note is nobody's to empty."""
+    note = folder / NOTE
+    if note.is_file() and path.is_file() and read_json(note, "the extraction") != _identity(path):
+        tqdm.write(f"{folder} was unpacked from another archive: emptied.")
+        shutil.rmtree(folder)
 
 
 def _content(archive: tarfile.TarFile | zipfile.ZipFile, member: Member) -> IO[bytes]:

@@ -140,7 +140,7 @@ def read_case(case: Case) -> Patient:
     for modality, image in zip(MODALITIES, images, strict=True):
         if not image.any():
             _fail(case, case.images[0], f"{modality} is 0 everywhere", "get the file again, or leave this patient out")
-    return Patient(case.name, images, _read_reference(case, images.shape[1:], affine), affine)
+    return Patient(case.name, images, read_reference(case, images.shape[1:], affine), affine)
 
 
 def _fail(case: Case, path: Path, problem: str, remedy: str) -> None:
@@ -199,7 +199,8 @@ def _compact(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32)
 
 
-def _read_reference(case: Case, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray | None:
+def read_reference(case: Case, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray | None:
+    """The expert's labels, 0 to 3, (X, Y, Z) uint8, on a grid of this shape and affine; None where there are none."""
     if case.reference is None:
         return None
     image = _open(case, case.reference)

@@ -17,6 +17,7 @@ from .errors import BratsError
 from .files import read_json, sweep, write_json
 from .inference import segment
 from .metrics import score_case, summarise
+from .preprocessing import fingerprint
 from .unet import UNet, count_parameters
 
 
@@ -56,14 +57,15 @@ def _score_all(cases: Sequence[Case], model: nn.Module, config: Config, work: Pa
     done = done.get("rows", {}) if done.get("tag") == tag else {}
     for case in tqdm(cases, desc="evaluate", unit="patient"):
         target = work / "predictions" / f"{case.name}.nii.gz"
-        if case.name in done and target.is_file():
+        source = fingerprint(case, config.spacing_mm)
+        if done.get(case.name, {}).get("source") == source and target.is_file():
             continue
         patient = _with_reference(case)
         labels, _ = segment([model], patient, config, device=device)
         write_mask(target, labels, patient.affine, case.images[0])
-        done[case.name] = score_case(labels, patient.reference, patient.spacing)
+        done[case.name] = {"source": source, "scores": score_case(labels, patient.reference, patient.spacing)}
         write_json(notes, {"tag": tag, "rows": done})
-    return [{"name": case.name, **done[case.name]} for case in cases]
+    return [{"name": case.name, **done[case.name]["scores"]} for case in cases]
 
 
 def _with_reference(case: Case) -> Patient:

@@ -14,13 +14,14 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from .cases import Case, read_case
-from .constants import MODALITIES, MODALITY_TITLES, REGIONS
+from .cases import Case, read_reference
+from .constants import MODALITIES, MODALITY_TITLES, REGION_TITLES, REGIONS
 from .errors import BratsError
-from .files import atomic_path, write_json
+from .files import atomic_path, read_json, write_json
+from .preprocessing import fingerprint
 
 DATASET = "Dataset021_BraTS"
-REGION_NAMES = {"WT": "whole tumor", "TC": "tumor core", "ET": "enhancing tumor"}
+SOURCES = ".sources.json"                             # which reference each label was made from
 
 
 def write_nnunet(cases: Sequence[Case], splits: dict, folder: Path, synthetic: bool) -> Path:
@@ -29,13 +30,16 @@ def write_nnunet(cases: Sequence[Case], splits: dict, folder: Path, synthetic: b
     cases: patients with a reference, one file a modality; splits as `splits.make_splits` returns. Returns the folder.
     """
     root = Path(folder) / DATASET
+    sources = read_json(root / SOURCES, "notebook 03") if (root / SOURCES).is_file() else {}
     rows = {}
     for case in tqdm(cases, desc="export", unit="patient"):
         if case.reference is None or case.channels:
             raise BratsError(f"patient {case.name}: the export needs one file a modality and a reference; leave it out.")
-        label = root / "labelsTr" / f"{case.name}.nii.gz"
-        if not label.is_file():
+        label, tag = root / "labelsTr" / f"{case.name}.nii.gz", fingerprint(case, 0)
+        if sources.get(case.name) != tag or not label.is_file():
             _write_label(case, label)
+            sources[case.name] = tag
+            write_json(root / SOURCES, sources)
         rows[case.name] = {"images": [str(p.resolve()) for p in case.images], "label": str(label.resolve())}
     write_json(root / "dataset.json", _nnunet_description(rows, synthetic))
     write_json(root / "splits_final.json",
@@ -45,10 +49,10 @@ def write_nnunet(cases: Sequence[Case], splits: dict, folder: Path, synthetic: b
 
 
 def _write_label(case: Case, path: Path) -> None:
-    patient = read_case(case)
     like = nib.load(case.images[0])                   # nnU-Net compares the label's geometry with the images'
+    labels = read_reference(case, like.shape, like.affine)
     with atomic_path(path) as temporary:
-        nib.save(nib.Nifti1Image(patient.reference, like.affine, _plain_header(like, patient.reference)), temporary)
+        nib.save(nib.Nifti1Image(labels, like.affine, _plain_header(like, labels)), temporary)
 
 
 def _plain_header(like: nib.Nifti1Image, array: np.ndarray) -> nib.Nifti1Header:
@@ -69,7 +73,7 @@ def _source(synthetic: bool) -> dict:
 def _nnunet_description(rows: dict, synthetic: bool) -> dict:
     return {
         "channel_names": {str(i): MODALITY_TITLES[m] for i, m in enumerate(MODALITIES)},
-        "labels": {"background": 0, **{REGION_NAMES[name]: list(members) if len(members) > 1 else members[0]
+        "labels": {"background": 0, **{REGION_TITLES[name]: list(members) if len(members) > 1 else members[0]
                                        for name, members in REGIONS.items()}},
         "regions_class_order": [2, 1, 3],             # painted in this order: edema, then the core's NCR, then ET
         "numTraining": len(rows), "file_ending": ".nii.gz", "overwrite_image_reader_writer": "NibabelIO",

@@ -56,6 +56,17 @@ def test_a_second_call_writes_only_what_is_missing(cohort: Path, tmp_path: Path)
     assert before == {path: os.stat(path).st_mtime_ns for path in paths[2:]}
 
 
+def test_another_archive_leaves_nothing_of_the_first(cohort: Path, tmp_path: Path) -> None:
+    extract(pack(cohort, tmp_path / "a.tar"), tmp_path / "out")
+    write_case(tmp_path / "other", "P3", *small_volumes(3))
+    extract(pack(tmp_path / "other", tmp_path / "b.tar"), tmp_path / "out")
+    assert {p.parent.name for p in (tmp_path / "out").rglob("*.nii.gz")} == {"P3"}
+    mine = tmp_path / "mine"
+    write_case(mine, "P9", *small_volumes(9))
+    extract(tmp_path / "b.tar", mine)                 # a folder that we did not make is added to, never emptied
+    assert {p.parent.name for p in mine.rglob("*.nii.gz")} == {"P3", "P9"}
+
+
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.zip"])
 def test_a_short_archive_is_refused(cohort: Path, tmp_path: Path, name: str) -> None:
     archive = pack(cohort, tmp_path / name)
