@@ -44,6 +44,18 @@ def is_archive(path: Path) -> bool:
     return Path(path).name.lower().endswith(ENDINGS)
 
 
+def resolve_source(path: Path) -> Path:
+    """What to read patients from: an archive or a folder of patients; for a folder of archives, as on Kaggle, the
+    largest of them."""
+    path = Path(path).expanduser().absolute()
+    if path.is_dir() and not any(FILE_NAME.match(p.name) or p.name == "dataset.json" for p in path.rglob("*")):
+        archives = [p for p in path.rglob("*") if is_archive(p) and p.is_file()]
+        return max(archives, key=lambda p: p.stat().st_size, default=path)
+    if not path.exists():
+        raise BratsError(f"{path} is not there: give the path of a {', '.join(ENDINGS)} file or of a folder.")
+    return path
+
+
 @contextmanager
 def _open(path: Path) -> Iterator[tarfile.TarFile | zipfile.ZipFile]:
     path = Path(path)

@@ -98,7 +98,7 @@ for dtype in (torch.float32, torch.float16, torch.bfloat16):
     info = torch.finfo(dtype)
     one = torch.tensor(1.0, dtype=dtype)
     print(
-        f"{str(dtype):<15} smallest {info.tiny:.0e}  largest {info.max:.0e}  1 + 0.001 = {(one + 0.001).item():.6f}"
+        f"{str(dtype):<15} smallest {info.smallest_normal * info.eps:.0e}  largest {info.max:.0e}  1 + 0.001 = {(one + 0.001).item():.6f}"
     )
 
 # %% [markdown]
@@ -188,6 +188,7 @@ except BratsError as error:
 # To use real data, give its archive or folder as `source`; nothing else changes.
 
 # %%
+from brats_helpers.archive import is_archive, list_archive, resolve_source, summarise
 from brats_helpers.phantom import build_cohort
 
 synthetic = source == "phantom"
@@ -196,7 +197,7 @@ if synthetic:
         work / "data", config.seed, config.patients, config.test_patients, config.spacing_mm
     )
 else:
-    training, test = Path(source).expanduser().absolute(), None
+    training, test = resolve_source(Path(source)), None
 print(training, test, sep="\n")
 
 # %% [markdown]
@@ -258,12 +259,11 @@ compare_slices(
 # %% [markdown]
 # ## 5. Will it fit?
 #
-# The known notebooks write 65 to 80 GB of arrays for the 1,251 patients, on a platform that keeps 20 GB. Here a
-# prepared patient keeps the scanner's integers, compressed without loss; notebook 03 shows how. The budget, from the
-# sizes that were measured with this module:
+# Five channels of floating point for 1,251 patients fill more than 60 GB, on platforms that keep 20. Here a
+# prepared patient keeps the scanner's integers, compressed without loss; notebook 03 shows how and counts. The budget,
+# from the sizes that were measured with this module:
 
 # %%
-from brats_helpers.archive import is_archive, list_archive, summarise
 from brats_helpers.cases import find_cases
 from brats_helpers.device import disk_budget
 

@@ -140,7 +140,11 @@ print({key: f"{len(found)} patients" for key, found in cases.items()})
 # %%
 import nibabel as nib
 
-first = next(case for case in cases["training"] if case.reference)
+first = next((case for case in cases["training"] if case.reference), None)
+if first is None:
+    raise BratsError(
+        "no patient has a reference to learn from: use `python -m brats_helpers predict`."
+    )
 scan = nib.load(first.images[0])
 print(f"shape {scan.shape}, type {scan.get_data_dtype()}, voxels {scan.header.get_zooms()} mm")
 print(f"indices grow towards {nib.aff2axcodes(scan.affine)}")

@@ -218,9 +218,10 @@ print(measured, "becomes", np.abs(measured.astype(np.int64).astype(np.int16)))
 #
 # ## 4. Store
 #
-# Five channels of float32 for 1,251 patients are about 80 GB; Kaggle keeps 20. The scanner measured integers, so we
-# keep *those*, compressed without loss, all modalities and the reference in one file, and do the z-score on the device
-# that trains, where it costs almost nothing. Mean and deviation travel along as metadata.
+# A brain's box at 1 mm has about 140 x 175 x 140 voxels. In float32, times five channels, times 1,251 patients, that is
+# 86 GB; Kaggle keeps 20. But the scanner measured integers, so we keep *those*, compressed without loss, all modalities
+# and the reference in one file, and do the z-score on the device that trains, where it costs almost nothing. Mean and
+# deviation travel along as metadata.
 
 # %%
 from brats_helpers.preprocessing import prepare, save

@@ -203,7 +203,14 @@ compare_slices(
 )
 
 # %% [markdown]
-# *Think:* why is there no flip from head to feet in most recipes for other organs, and why does it hardly hurt here?
+# *Think:* a head is never upside down in a scanner. Why flip it from top to bottom all the same?
+#
+# <details><summary>Answer</summary>
+#
+# A tumor's boundary looks the same either way, and that is what has to be learnt from few patients. What is lost is some
+# knowledge of where in the brain the network is looking. For organs that are told apart by their place, such as a left
+# and a right kidney, the same flip would do harm.
+# </details>
 #
 # ## 3. The schedule
 #
