@@ -22,7 +22,7 @@ class Config:
     seed: int = 0
     # data
     spacing_mm: float = 1.0            # mm; voxel size that the network sees, coarser than the scan's to save time
-    patients: int = 40                 # phantoms to learn from (training and validation)
+    patients: int = 50                 # phantoms to learn from (training and validation)
     test_patients: int = 12            # phantoms in the second archive, seen by nothing before the last evaluation
     validation: float = 0.2            # share of patients held out to choose the checkpoint
     folds: int = 5                     # cross-validation folds

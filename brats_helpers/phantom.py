@@ -33,13 +33,13 @@ VERSION = 1                                           # raised whenever the same
 
 # Mean intensity of each tissue in each contrast, white matter on T1 being 1.
 #                     CSF   GM    WM    NCR   ED    ET
-CONTRAST = np.array([[0.22, 0.66, 0.52, 0.40, 0.84, 0.66],       # FLAIR: fluid dark, edema bright
+CONTRAST = np.array([[0.22, 0.73, 0.54, 0.40, 0.86, 0.66],       # FLAIR: fluid dark, edema bright
                      [0.25, 0.68, 1.00, 0.42, 0.60, 0.66],       # T1: tumor and edema darker than white matter
                      [0.27, 0.70, 1.00, 0.36, 0.60, 1.55],       # T1CE: the rim takes up gadolinium
                      [1.05, 0.60, 0.42, 1.00, 0.86, 0.68]])      # T2: all that holds water is bright
 CONTRAST_SPREAD = 0.05                                # of each entry from patient to patient, log-normal
 TEXTURE = 0.05                                        # of the tissue itself, relative
-BIAS = 0.22                                           # of the coil's smooth shading, log-normal, one field a modality
+BIAS = 0.16                                           # of the coil's smooth shading, log-normal, one field a modality
 BIAS_MM = 70                                          # over which it changes
 BIAS_LIMIT = 1.4                                      # deviations that the shading does not exceed
 NOISE = 0.025                                         # Rician, relative to white matter
@@ -60,7 +60,7 @@ class Lesion:
 
 def plan_lesions(rng: np.random.Generator) -> list[Lesion]:
     """Draw one or two tumors: most with a rim around necrosis, some without any ET, some of ET only."""
-    kind = rng.choice(["ring", "no ET", "ET only"], p=[0.84, 0.07, 0.09])
+    kind = rng.choice(["ring", "no ET", "ET only"], p=[0.82, 0.09, 0.09])
     lesions = []
     for n in range(1 + (rng.random() < 0.14)):
         radius = float(np.clip(rng.lognormal(np.log(13), 0.5), 4.5, 27)) * (0.65 if n else 1)
