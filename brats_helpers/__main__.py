@@ -69,13 +69,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from .series import results_table, run_series  # papermill takes a second to import: not for --help
-    parameters = {name: yaml.safe_load(value) for name, value in options.parameters}
+    parameters = {name: number_or_text(value) for name, value in options.parameters}
     work = run_series(options.preset, options.source, options.work, options.start, options.only, parameters)
     print(f"\nnotebooks and HTML  {work / 'notebooks'}")
     if options.only in (None, 5):
         print(f"results             {work / 'metrics.json'}\npredictions         {work / 'predictions'}")
         print(f"\n{results_table(work)}")
     return 0
+
+
+def number_or_text(value: str) -> object:
+    """A parameter's value as YAML reads it, and 3e-4 as the number that YAML takes for text."""
+    parsed = yaml.safe_load(value)
+    try:
+        return float(parsed) if isinstance(parsed, str) else parsed
+    except ValueError:
+        return parsed
 
 
 def _predict(options: argparse.Namespace) -> int:

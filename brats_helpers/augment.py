@@ -1,7 +1,7 @@
 """Augmentation of a whole batch on the device that trains: one resampling, then intensities.
 
-The recipe is NVIDIA's for BraTS21 (Futrega et al. 2021, arXiv:2110.03352, section 3.3) with nnU-Net's
-rotation, elastic deformation and gamma (Isensee et al. 2021). Rotation, zoom and deformation are
+The recipe is NVIDIA's for BraTS21 (Futrega et al. 2021, arXiv:2110.03352, section 3.3) with rotation and
+gamma as in nnU-Net (Isensee et al. 2021), and a mild elastic deformation. Rotation, zoom and deformation are
 fused into one `grid_sample`, so that a patch is interpolated once. Every draw comes from a generator
 that the caller seeds.
 """
@@ -33,7 +33,7 @@ def normalise_batch(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     images (B, 4, D, H, W) of any type with 0 outside the brain; mean, std (B, 4) over the patient's
     brain. Returns (B, 5, D, H, W) float32: z-scores in the brain, 0 outside, and the brain itself.
     """
-    brain = (images != 0).any(dim=1, keepdim=True)    # before the z-score, which makes half of the brain negative
+    brain = (images != 0).any(dim=1, keepdim=True)    # before the z-score, which makes much of the brain negative
     shape = (*mean.shape, 1, 1, 1)
     scored = (images.float() - mean.view(shape)) / std.view(shape)
     return torch.cat((scored * brain, brain.float()), dim=1)

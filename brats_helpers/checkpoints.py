@@ -6,6 +6,7 @@ file from elsewhere can run no code. It holds the configuration that its network
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def read_checkpoint(path: Path, device: Device) -> dict:
         raise BratsError(f"{path} is missing: train first (notebook 05), or name another checkpoint.")
     try:
         content = torch.load(path, map_location=device.torch_device, weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise BratsError(f"{path} cannot be read as a checkpoint ({error}): it may be cut short; "
                          "delete it, and train on from an older one.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:

@@ -1,6 +1,6 @@
 """The settings of a run: one frozen dataclass and three presets.
 
-`quick` learns from phantoms on a laptop, `kaggle` fits a free 16 GB GPU in one session, `full` is
+`quick` learns from phantoms on a laptop, `kaggle` is sized for a 16 GB GPU, `full` is
 NVIDIA's recipe (Futrega et al. 2021, arXiv:2110.03352). The configuration is written into every
 checkpoint, and resuming or predicting rebuilds the network from it.
 """

@@ -131,6 +131,8 @@ def predict_cases(folders: Sequence[Path], checkpoints: Sequence[Path], out: Pat
     if any(other.spacing_mm != config.spacing_mm for _, other in loaded):
         raise BratsError("these checkpoints work at different voxel sizes and cannot be averaged.")
     cases = [case for folder in folders for case in find_cases(Path(folder))]
+    if twice := sorted({case.name for case in cases if sum(other.name == case.name for other in cases) > 1}):
+        raise BratsError(f"two patients are called {', '.join(twice)}: their masks would overwrite each other.")
     for case in tqdm(cases, desc="predict", unit="patient"):
         patient = read_case(case)
         labels, _ = segment([model for model, _ in loaded], patient, config, tta, device)

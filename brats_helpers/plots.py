@@ -171,7 +171,7 @@ def tumor_3d(labels: np.ndarray, brain: np.ndarray, spacing: Sequence[float], ti
         ax = figure.add_subplot(1, 2, place, projection="3d")
         for mask, colour, alpha in surfaces:
             if mask.sum() > 8:
-                stride = step if mask is brain else 1 if min(spacing) > 1.5 else 2
+                stride = step if mask is brain else 1 if mask.sum() < 20_000 else 2
                 points, faces, _, _ = marching_cubes(np.pad(mask, 1).astype(np.float32), 0.5, spacing=tuple(spacing),
                                                      step_size=stride)
                 ax.plot_trisurf(points[:, 0], points[:, 1], faces, points[:, 2], color=(*to_rgb(colour), alpha),

@@ -98,7 +98,7 @@ def statistics(images: np.ndarray, mask: np.ndarray, name: str = "") -> tuple[np
 def normalise(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """Z-scores in the brain, 0 outside, and the brain as the fifth channel: (4, ...) to (5, ...) float32.
 
-    The brain is found before the z-score: afterwards half of it is negative, and "above 0" finds
+    The brain is found before the z-score: afterwards a large part of it is negative, and "above 0" finds
     only the voxels that are brighter than average. Reference for `augment.normalise_batch`.
     """
     mask = brain_mask(images)
@@ -239,14 +239,15 @@ def load(path: Path) -> Prepared:
 # ---------------------------------------------------------------- a cohort
 
 def fingerprint(case: Case, spacing_mm: float) -> str:
-    """Changes with a patient's files and with the target grid; reads 8 bytes a file, gzip's own checksum."""
+    """Changes with a patient's files and with the target grid; of a .gz it reads gzip's own checksum, 8 bytes."""
     digest = hashlib.sha256(f"{FORMAT} {spacing_mm}".encode())
     for path in (*case.images, case.reference):
         if path is None:
             continue
         with open(path, "rb") as file:
-            file.seek(-8, 2)
-            digest.update(f"{path.name} {path.stat().st_size} {file.read().hex()}".encode())
+            if path.suffix.lower() == ".gz":
+                file.seek(-8, 2)
+            digest.update(f"{path.name} {path.stat().st_size} {zlib.crc32(file.read())}".encode())
     return digest.hexdigest()[:16]
 
 

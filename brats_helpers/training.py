@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -112,7 +113,7 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
     device = device or describe_device()
     sweep(folder)
     state = new_state(config, device)
-    tag = fingerprint(config, training)
+    tag = fingerprint(config, [*training, *validation])
     resume(state, folder, tag, config, device)
     dataset = PatchDataset(training, config.patch, config.foreground, config.seed)
     total = config.epochs * config.steps
@@ -167,10 +168,10 @@ def validate(model: nn.Module, paths: Sequence[Path], config: Config, device: De
     return {name: float(sum(s[i] for s in scores) / len(scores)) for i, name in enumerate(REGIONS)}
 
 
-def fingerprint(config: Config, training: Sequence[Path]) -> str:
-    """Eight characters that change with any setting or patient that training depends on."""
+def fingerprint(config: Config, patients: Sequence[Path]) -> str:
+    """Eight characters that change with any setting or patient that training and the choice of the best depend on."""
     settings = {k: v for k, v in asdict(config).items() if k not in ELSEWHERE}
-    text = json.dumps([settings, [[p.name, open_volume(p)[1].source] for p in training]], sort_keys=True)
+    text = json.dumps([settings, [[p.name, open_volume(p)[1].source] for p in patients]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -192,6 +193,8 @@ def resume(state: State, folder: Path, tag: str, config: Config, device: Device)
     if content["fingerprint"] != tag:
         aside = folder.with_name(f"{folder.name}.{content['fingerprint']}")
         tqdm.write(f"{path} was trained with other settings or patients: kept in {aside}; training starts anew.")
+        if aside.is_dir():                            # set aside before: the newer one takes its place
+            shutil.rmtree(aside)
         folder.rename(aside)
         return
     state.model.load_state_dict(content["model"])

@@ -189,7 +189,7 @@ on_disk = np.asarray(nib.load(first.reference).dataobj)
 print("on disk:", np.unique(on_disk), " in this project:", np.unique(patient.reference))
 
 # %% [markdown]
-# BraTS 2012 to 2021 call the enhancing tumor **4**; no label is 3. A network that reserves one output for each number
+# BraTS 2017 to 2021 call the enhancing tumor **4**; no label is 3. A network that reserves one output for each number
 # up to 4 would have one that is never right, so inside this project 4 becomes 3, and every mask that we export has 4
 # again. (Since BraTS 2023 it is 3 on disk, too.)
 #
@@ -315,7 +315,7 @@ plt.show()
 #
 # A network is judged on patients that it has not seen. Four fifths of the patients are learnt from; one fifth,
 # **validation**, chooses between checkpoints. What has chosen something is no longer a fair judge, so the synthetic
-# cohort brings a third group in an archive of its own, the **test** set, which is opened once, at the end of notebook
+# cohort brings a third group in an archive of its own, the **test** set, by which no choice is made: it is scored once, at the end of notebook
 # 05. Whole patients are split, never slices: two neighbouring slices of one brain are nearly the same picture.
 
 # %%

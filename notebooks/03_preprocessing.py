@@ -201,8 +201,8 @@ print(
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Voxels that are brighter than average in every modality, which is no anatomical region at all. Half of the brain is
-# below the mean, by the definition of a mean. The network then learns with a fifth channel that says something else
+# Voxels that are brighter than average in every modality, which is no anatomical region at all. A large part of the
+# brain is below its mean. The network then learns with a fifth channel that says something else
 # than its name.
 # </details>
 #

@@ -160,7 +160,7 @@ print(
 # ### What one voxel sees
 #
 # The **receptive field** is the part of the input that can change one output. The table's last column counts it: each
-# convolution adds two voxels of its own level. We can also measure it: send a gradient back from one voxel and look
+# convolution adds two voxels of its input's level. We can also measure it: send a gradient back from one voxel and look
 # where it arrives. Here at the bottom of a network of three levels, along one axis:
 
 # %%
@@ -222,7 +222,7 @@ Code(
 # %% [markdown]
 # ### Why two terms?
 #
-# *Predict:* a small tumor is missed completely, every logit at -6. Which of the two losses pulls harder at its voxels?
+# *Predict:* a small tumor is missed completely, every logit at -8. Which of the two losses pulls harder at its voxels?
 # A ball of 33 voxels in a volume of 32,768, and the network's answer slides from "surely not" to "surely":
 
 # %%
@@ -394,8 +394,8 @@ print("the same gradients, with and without checkpointing")
 # %% [markdown]
 # ## 5. Against the reference
 #
-# MONAI's `DynUNet` is an independent implementation of the same network. With the same weights both must give the same
-# output.
+# MONAI's `DynUNet` is an independent implementation of the same network. With the same weights both give the same
+# output, which the tests assert; here we compare the counts.
 
 # %%
 try:

@@ -109,7 +109,7 @@ print(
 # ## 1. What can be done without a network?
 #
 # Edema is bright on FLAIR. So: everything brighter than a threshold, the largest connected piece. The threshold is
-# chosen on the training patients, all of them at once. *Predict:* what Dice will the whole tumor get?
+# chosen on (up to sixteen of) the training patients, at once. *Predict:* what Dice will the whole tumor get?
 
 # %%
 from brats_helpers.metrics import threshold_baseline
@@ -149,7 +149,7 @@ print(
 #
 # ## 2. Augmentation
 #
-# Thirty patients are not many. A flipped, turned, stretched or noisier patient is still a patient, so each patch is
+# A few dozen patients are not many. A flipped, turned, stretched or noisier patient is still a patient, so each patch is
 # changed at random before it is shown. The network never sees the same patch twice. One at a time, as strong as the
 # recipe allows:
 
@@ -344,7 +344,7 @@ Code(inspect.getsource(inference.postprocess), language="python")
 # %% [markdown]
 # ## 6. The verdict
 #
-# Only now is the test archive looked at, once, with the checkpoint that the *validation* patients have chosen. Every
+# Only now are the test patients scored, once, with the checkpoint that the *validation* patients have chosen. Every
 # score is computed on the scan's own grid. A cohort without a test set of its own is judged on its validation patients;
 # then the last checkpoint is taken, because the best one was chosen on just them.
 
