@@ -27,7 +27,7 @@ def test_archives_are_the_same_bytes_for_the_same_seed_and_laid_out_as_brats(tmp
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert list_archive(tmp_path / "a" / TRAINING)[0].name == "BraTS2021_00000/BraTS2021_00000_flair.nii.gz"
     for name in (TRAINING, TEST):
-        extract(tmp_path / "a" / name, tmp_path / "out")
+        extract(tmp_path / "a" / name, tmp_path / "out" / name.split(".")[0])
     cases = find_cases(tmp_path / "out")
     assert len(cases) == 3 and len({case.name for case in cases}) == 3
     patient, made = read_case(cases[0]), make_patient(5, 0, 8.0)
