@@ -54,6 +54,7 @@ class Config:
              f"a multiple of {depth}, at least {2 * depth}: {len(self.filters)} levels halve it {len(self.filters) - 1} "
              "times, and instance norm needs more than one voxel at the bottom"),
             ("validation", 0 < self.validation < 1, "between 0 and 1"),
+            ("folds", self.folds >= 2, "2 or more"),
             ("fold", -1 <= self.fold < self.folds, f"-1 (the 80/20 split) or 0 to {self.folds - 1}"),
             ("foreground", 0 <= self.foreground <= 1, "between 0 and 1"),
             ("overlap", 0 <= self.overlap < 1, "at least 0 and below 1"),

@@ -75,4 +75,10 @@ def read_patch(volume: np.ndarray, corner: Sequence[int], patch: int) -> np.ndar
 def batches(dataset: PatchDataset, batch: int, first: int, last: int, workers: int = 0) -> Iterator[dict]:
     """Batches number `first` to `last` - 1 of the stream; volume (B, 5, P, P, P), mean and std (B, 4), names."""
     return iter(DataLoader(dataset, batch, sampler=range(first * batch, last * batch), num_workers=workers,
-                           pin_memory=torch.cuda.is_available()))
+                           collate_fn=collate, pin_memory=torch.cuda.is_available()))
+
+
+def collate(items: Sequence[dict]) -> dict:
+    """A batch of `PatchDataset` items; integers, or floating point where one of the patients needs it."""
+    arrays = {key: torch.from_numpy(np.stack([item[key] for item in items])) for key in ("volume", "mean", "std")}
+    return {**arrays, "name": [item["name"] for item in items]}

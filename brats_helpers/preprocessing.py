@@ -169,11 +169,13 @@ def coarsen_labels(labels: np.ndarray, factor: Sequence[float]) -> np.ndarray:
 def _rescale(array: np.ndarray, scale: Sequence[float]) -> np.ndarray:
     """Trilinear interpolation of (C, D, H, W) that keeps the first voxel's outer edge in place."""
     tensor = torch.from_numpy(np.ascontiguousarray(array, np.float32))[None]
-    short = [ceil(ceil(round(n * s, 6)) / s - n - 1e-6) if s < 1 else 0
-             for n, s in zip(array.shape[1:], scale, strict=True)]
-    tensor = F.pad(tensor, [p for n in reversed(short) for p in (0, max(0, n))])
-    return F.interpolate(tensor, scale_factor=list(scale), mode="trilinear", align_corners=False,
-                         recompute_scale_factor=False)[0].numpy()
+    wanted = [ceil(round(n * s, 6)) if s < 1 else ceil(n * s - 1e-6) for n, s in zip(array.shape[1:], scale, strict=True)]
+    # Enough voxels at the far end that rounding in floating point cannot make the result a voxel short; then cut.
+    spare = [max(0, ceil(w / s) + 1 - n) for w, n, s in zip(wanted, array.shape[1:], scale, strict=True)]
+    tensor = F.pad(tensor, [p for n in reversed(spare) for p in (0, n)], mode="replicate" if min(scale) >= 1 else "constant")
+    scaled = F.interpolate(tensor, scale_factor=list(scale), mode="trilinear", align_corners=False,
+                           recompute_scale_factor=False)[0].numpy()
+    return scaled[:, :wanted[0], :wanted[1], :wanted[2]]
 
 
 def restore(array: np.ndarray, meta: Meta) -> np.ndarray:

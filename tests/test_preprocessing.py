@@ -77,6 +77,16 @@ def test_coarsening_keeps_the_geometry(shape) -> None:
     assert abs(prepared.volume[0, 0, 0, 0] - block) < 0.01                             # 2 x 2 x 2 voxels, averaged
 
 
+@pytest.mark.parametrize("spacing", [0.7, 0.9, 1.0, 1.1])
+@pytest.mark.parametrize("target", [1.5, 2.0, 3.0])
+def test_every_voxel_size_returns_to_its_grid(spacing: float, target: float) -> None:
+    for edge in range(21, 34):
+        patient = patient_of((edge, edge + 1, 24), ("L", "P", "S"), 0, spacing)
+        prepared = prepare(patient, target)
+        for volume in (prepared.volume, prepared.volume.astype(np.float32)):
+            assert restore(volume, prepared.meta).shape == (5, *patient.images.shape[1:])
+
+
 def test_normalise_is_zero_mean_unit_deviation_in_the_brain_alone() -> None:
     images, _ = small_volumes()
     images[0, 10, 13, 8] = 0                                                           # 0 in one modality, and brain

@@ -55,6 +55,14 @@ def test_patches_are_a_function_of_seed_and_number(prepared) -> None:
     assert any(not np.array_equal(item["volume"], other[i]["volume"]) for i, item in enumerate(alone))
 
 
+def test_integer_and_floating_point_patients_share_a_batch(prepared, tmp_path: Path) -> None:
+    other = load(prepared[1])
+    other.volume = other.volume.astype(np.float32)
+    save(other, tmp_path / "F.b2nd")
+    served = next(batches(PatchDataset([prepared[0], tmp_path / "F.b2nd"], 16, 0.4, 0), 2, 0, 1, workers=1))
+    assert served["volume"].dtype == torch.float32 and served["volume"].shape == (2, 5, 16, 16, 16)
+
+
 def test_every_patient_is_shown_equally_often_and_tumor_as_often_as_asked(prepared) -> None:
     assert sorted(patient_of(i, 4, 0) for i in range(400)) == sorted(list(range(4)) * 100)
     always = PatchDataset(prepared, 8, 1.0, 0)
