@@ -32,8 +32,8 @@ def parser() -> argparse.ArgumentParser:
     shown = {"formatter_class": argparse.RawDescriptionHelpFormatter}
 
     run = commands.add_parser("run", help="execute the notebooks", epilog=RUN_EXAMPLES, **shown)
-    run.add_argument("--preset", default="quick", choices=sorted(PRESETS), help="sizes and settings (quick)")
-    run.add_argument("--source", default="phantom", help="an archive or folder of BraTS patients, or 'phantom'")
+    run.add_argument("--preset", choices=sorted(PRESETS), help="sizes and settings (quick)")
+    run.add_argument("--source", help="an archive or folder of BraTS patients, or 'phantom'")
     run.add_argument("--work", type=Path, help="where everything is written (runs/PRESET)")
     run.add_argument("--from", dest="start", type=int, default=1, metavar="N", help="start at notebook N, 1 to 5")
     run.add_argument("--only", type=int, metavar="N", help="run notebook N alone")

@@ -25,6 +25,7 @@ from .errors import BratsError
 from .files import atomic_path, read_json, sweep, write_json
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".zip")
+MSD_FOLDERS = {"imagesTr": "four modalities", "imagesTs": "four modalities", "labelsTr": "seg"}   # of the Decathlon
 NOTE = ".unpacked-from.json"                          # in the folder: which archive its files are from
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error)
 
@@ -130,6 +131,8 @@ def summarise(members: Sequence[Member]) -> list[dict]:
         path = PurePosixPath(member.name)
         if match := FILE_NAME.match(path.name):
             found[match["case"] or path.parent.name][SUFFIXES[match["kind"].lower()]] = member.size
+        elif path.parent.name in MSD_FOLDERS and path.name.lower().endswith((".nii", ".nii.gz")):
+            found[path.name.split(".nii")[0]][MSD_FOLDERS[path.parent.name]] = member.size
     return [{"name": name, "files": sorted(sizes), "mb": sum(sizes.values()) / 1e6} for name, sizes in sorted(found.items())]
 
 
@@ -169,7 +172,12 @@ def _empty_if_other(path: Path, folder: Path) -> None:
     note = folder / NOTE
     if note.is_file() and path.is_file() and read_json(note, "the extraction") != _identity(path):
         tqdm.write(f"{folder} was unpacked from another archive: emptied.")
-        shutil.rmtree(folder)
+        for child in folder.iterdir():
+            if child.is_dir() and not child.is_symlink():
+                shutil.rmtree(child)
+            elif child != note:
+                child.unlink()
+        note.unlink()                                 # last: as long as it is there, the folder is known to be ours
 
 
 def _content(archive: tarfile.TarFile | zipfile.ZipFile, member: Member) -> IO[bytes]:

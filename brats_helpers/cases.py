@@ -27,6 +27,7 @@ from .files import atomic_path, read_json
 SUFFIXES = {"flair": "flair", "t2f": "flair", "t1": "t1", "t1n": "t1", "t1ce": "t1ce", "t1c": "t1ce",
             "t2": "t2", "t2w": "t2", "seg": "seg"}
 FILE_NAME = re.compile(r"^(?:(?P<case>.+?)[_-])?(?P<kind>" + "|".join(SUFFIXES) + r")\.nii(?:\.gz)?$", re.IGNORECASE)
+NEW_NAME = re.compile(r"t2f\.nii", re.IGNORECASE)     # FLAIR's ending since BraTS 2023, when ET became 3
 MSD_CHANNELS = {"flair": "flair", "t1w": "t1", "t1": "t1", "t1gd": "t1ce", "t1ce": "t1ce", "t2w": "t2", "t2": "t2"}
 MSD_LABELS = {0: 0, 1: ED, 2: NCR, 3: ET}
 BRATS_LABELS = {0: 0, 1: NCR, 2: ED, 3: ET, DISK_ET: ET}
@@ -44,6 +45,7 @@ class Case:
     images: tuple[Path, ...]                          # one a modality, in the order of MODALITIES; or one 4D file
     reference: Path | None                            # the expert's segmentation, where there is one
     channels: tuple[int, ...] = ()                    # of a 4D file: where each modality is in it
+    problem: str = ""                                 # why it cannot be read, where the names alone say so
 
 
 @dataclass
@@ -69,7 +71,10 @@ class Patient:
 # ---------------------------------------------------------------- finding
 
 def find_cases(folder: Path) -> list[Case]:
-    """All patients below a folder, at any depth, sorted by name; BratsError where there is none or one is incomplete."""
+    """All patients below a folder, at any depth, sorted by name; BratsError where there is none.
+
+    A patient with a modality missing or there twice is found, too: its `problem` says so, and reading it raises that.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise BratsError(f"{folder} is not a folder: give one that holds {WANTED}.")
@@ -91,14 +96,15 @@ def _hidden(path: Path) -> bool:
 
 
 def _brats_case(name: str, found: dict[str, list[Path]]) -> Case:
-    for kind, paths in found.items():
-        if len(paths) > 1:
-            raise BratsError(f"patient {name} has {len(paths)} files for {kind}: {', '.join(map(str, paths))}; keep one.")
+    here = next(iter(found.values()))[0].parent
+    problem = "".join(
+        f"patient {name} has {len(paths)} files for {kind}: {', '.join(map(str, paths))}; keep one. "
+        for kind, paths in found.items() if len(paths) > 1)
     if missing := [m for m in MODALITIES if m not in found]:
-        here = next(iter(found.values()))[0].parent
-        raise BratsError(f"patient {name} in {here} has no file for {', '.join(missing)}; "
-                         "all four modalities are needed: add the file or remove the patient.")
-    return Case(name, tuple(found[m][0] for m in MODALITIES), found["seg"][0] if "seg" in found else None)
+        problem += (f"patient {name} in {here} has no file for {', '.join(missing)}; "
+                    "all four modalities are needed: add the file or remove the patient.")
+    images = tuple(found[m][0] for m in MODALITIES if m in found)
+    return Case(name, images, found["seg"][0] if "seg" in found else None, problem=problem.strip())
 
 
 def _msd_cases(index: Path) -> list[Case]:
@@ -127,6 +133,8 @@ def _unique(cases: Sequence[Case]) -> list[Case]:
 
 def read_case(case: Case) -> Patient:
     """Read and check a patient; BratsError names the patient, the file, what is wrong and what to do."""
+    if case.problem:
+        raise BratsError(case.problem)
     scans = [_open(case, path) for path in case.images]
     affine = scans[0].affine
     _check_geometry(case, scans)
@@ -213,9 +221,13 @@ def read_reference(case: Case, shape: tuple[int, ...], affine: np.ndarray) -> np
     values = np.unique(array).tolist()
     if bad := [v for v in values if v not in table]:
         _fail(case, case.reference, f"labels {bad[:5]} are not among {sorted(table)}", "use BraTS's own labels")
-    if not case.channels and {3, DISK_ET} <= set(values):
-        _fail(case, case.reference, "it has both 3 and 4; each names the enhancing tumor in some BraTS years",
-              "use a reference with one of them")
+    if not case.channels and DISK_ET in values:
+        if NEW_NAME.search(case.images[0].name):
+            _fail(case, case.reference, "it has label 4, which in files named as since BraTS 2023 is a resection cavity "
+                  "(BraTS 2024), and no class here", "leave this patient out, or set those voxels to 0")
+        if 3 in values:
+            _fail(case, case.reference, "it has both 3 and 4; before BraTS 2017 label 3 was the non-enhancing core, now "
+                  "part of 1", "change its 3 to 1")
     return np.array([table.get(v, 0) for v in range(5)], np.uint8)[array.astype(np.uint8)]
 
 

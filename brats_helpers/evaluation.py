@@ -15,7 +15,7 @@ from .config import Config
 from .device import Device
 from .errors import BratsError
 from .files import read_json, sweep, write_json
-from .inference import segment
+from .inference import POSTPROCESSING, segment
 from .metrics import score_case, summarise
 from .preprocessing import fingerprint
 from .unet import UNet, count_parameters
@@ -52,9 +52,11 @@ def evaluate(cases: Sequence[Case], checkpoint: Path, work: Path, config: Config
 
 def _score_all(cases: Sequence[Case], model: nn.Module, config: Config, work: Path, device: Device) -> list[dict]:
     sweep(work / "predictions")
-    notes, tag = work / "predictions" / "scores.json", f"{weights_tag(model)} tta={config.tta} overlap={config.overlap}"
-    done = read_json(notes, "notebook 05") if notes.is_file() else {}
-    done = done.get("rows", {}) if done.get("tag") == tag else {}
+    notes, tag = work / "predictions" / "scores.json", f"{weights_tag(model)} {config.tta} {config.overlap} {POSTPROCESSING}"
+    before = read_json(notes, "notebook 05") if notes.is_file() else {"rows": {}}
+    done = before["rows"] if before.get("tag") == tag else {}
+    for name in set(before["rows"]) - {case.name for case in cases}:      # masks of patients who are no longer judged
+        (work / "predictions" / f"{name}.nii.gz").unlink(missing_ok=True)
     for case in tqdm(cases, desc="evaluate", unit="patient"):
         target = work / "predictions" / f"{case.name}.nii.gz"
         source = fingerprint(case, config.spacing_mm)

@@ -41,6 +41,9 @@ def write_nnunet(cases: Sequence[Case], splits: dict, folder: Path, synthetic: b
             sources[case.name] = tag
             write_json(root / SOURCES, sources)
         rows[case.name] = {"images": [str(p.resolve()) for p in case.images], "label": str(label.resolve())}
+    for label in (root / "labelsTr").glob("*.nii.gz"):    # of patients that an earlier export had
+        if label.name.removesuffix(".nii.gz") not in rows:
+            label.unlink()
     write_json(root / "dataset.json", _nnunet_description(rows, synthetic))
     write_json(root / "splits_final.json",
                [{"train": sorted(set(rows) - set(fold)), "val": fold} for fold in splits["folds"]])

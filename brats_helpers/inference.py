@@ -28,6 +28,7 @@ from .errors import BratsError
 from .preprocessing import Prepared, brain_mask, prepare, restore
 
 FLIPS = [axes for n in range(4) for axes in itertools.combinations((2, 3, 4), n)]      # all 8, none first
+POSTPROCESSING = (REGION_THRESHOLDS, SMALL_COMPONENT_MM3, SMALL_TOTAL_MM3, SMALL_PROBABILITY)
 SIGMA = 1 / 8                                         # of the Gaussian weight, in window edges
 
 
@@ -128,8 +129,9 @@ def predict_cases(folders: Sequence[Path], checkpoints: Sequence[Path], out: Pat
     device = describe_device()
     loaded = [load_checkpoint(path, device) for path in checkpoints]
     config = loaded[0][1]
-    if any(other.spacing_mm != config.spacing_mm for _, other in loaded):
-        raise BratsError("these checkpoints work at different voxel sizes and cannot be averaged.")
+    if any((other.spacing_mm, other.patch) != (config.spacing_mm, config.patch) for _, other in loaded):
+        raise BratsError("these checkpoints work at different voxel sizes or patches and cannot be averaged: give those "
+                         "of one cross-validation.")
     cases = [case for folder in folders for case in find_cases(Path(folder))]
     if twice := sorted({case.name for case in cases if sum(other.name == case.name for other in cases) > 1}):
         raise BratsError(f"two patients are called {', '.join(twice)}: their masks would overwrite each other.")

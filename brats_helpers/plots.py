@@ -25,7 +25,7 @@ from .constants import (
     REGION_TITLES,
     REGIONS,
 )
-from .preprocessing import to_lps
+from .preprocessing import lps_spacing, to_lps
 
 # Letters at the left, right, top and bottom of each plane's picture.
 PLANES = {"axial": (2, "RLAP"), "coronal": (1, "RLSI"), "sagittal": (0, "APSI")}
@@ -111,12 +111,13 @@ def show_modalities(patient: Patient, plane: str = "axial", index: int | None = 
     """The four contrasts of one slice, and below them the same with the reference over it."""
     images = [upright(image, patient.affine) for image in patient.images]
     labels = None if patient.reference is None else upright(patient.reference, patient.affine)
+    spacing = lps_spacing(patient.spacing, patient.affine)
     index = index if index is not None else widest(labels if labels is not None else np.zeros(images[0].shape), plane)
     rows = 1 if labels is None else 2
     figure, axes = plt.subplots(rows, 4, figsize=(9.6, 2.6 * rows), squeeze=False)
     for column, (modality, image) in enumerate(zip(MODALITIES, images, strict=True)):
         for row in range(rows):
-            draw_slice(axes[row, column], image, plane, index, patient.spacing, labels if row else None)
+            draw_slice(axes[row, column], image, plane, index, spacing, labels if row else None)
         axes[0, column].set_title(MODALITY_TITLES[modality])
     figure.suptitle(f"{patient.name}, {plane} slice {index}", fontsize=10)
     return finish(figure, synthetic, legend=labels is not None)

@@ -72,6 +72,12 @@ def from_lps(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return nib.apply_orientation(array.T, turn)
 
 
+def lps_spacing(spacing: Sequence[float], affine: np.ndarray) -> tuple[float, ...]:
+    """Voxel edges in mm, given for the file's axes, in the order x y z of the body."""
+    axes = nib.io_orientation(affine)[:, 0].astype(int)                   # the file's axis i is the body's axes[i]
+    return tuple(float(spacing[int(np.flatnonzero(axes == body)[0])]) for body in range(3))
+
+
 def brain_mask(images: np.ndarray) -> np.ndarray:
     """Where any modality is not 0: (C, ...) to (...) bool. Modalities' own masks differ in some patients."""
     return np.any(images != 0, axis=0)
@@ -118,7 +124,7 @@ def prepare(patient: Patient, spacing_mm: float, source: str = "") -> Prepared:
     box = brain_box(brain_mask(images))
     inside = tuple(slice(*edge) for edge in box)
     images, labels = images[:, *inside], labels[inside]
-    spacing = np.abs(to_lps_spacing(patient))
+    spacing = lps_spacing(patient.spacing, patient.affine)[::-1]          # d h w
     factor = tuple(float(spacing_mm / s) if spacing_mm / s > FINER else 1.0 for s in spacing)
     if max(factor) > 1:
         images, labels = coarsen(images, factor), coarsen_labels(labels, factor)
@@ -128,14 +134,6 @@ def prepare(patient: Patient, spacing_mm: float, source: str = "") -> Prepared:
         patient.name, patient.images.shape[1:], tuple(map(tuple, patient.affine.tolist())), box, factor,
         tuple(mean.tolist()), tuple(std.tolist()), patient.reference is not None, source,
         sample_voxels(labels, patient.name)))
-
-
-def to_lps_spacing(patient: Patient) -> np.ndarray:
-    """Voxel edges in mm in the order d h w of LPS."""
-    axes = nib.io_orientation(patient.affine)[:, 0].astype(int)           # the file's axis i is the body's axes[i]
-    spacing = np.empty(3)
-    spacing[axes] = patient.spacing
-    return spacing[::-1]
 
 
 def sample_voxels(labels: np.ndarray, name: str) -> dict[str, list]:
@@ -272,6 +270,16 @@ def preprocess_cohort(cases: Sequence[Case], folder: Path, spacing_mm: float, jo
     metas = Parallel(n_jobs=jobs, return_as="generator")(
         delayed(preprocess_case)(case, folder, spacing_mm) for case in cases)
     return list(tqdm(metas, total=len(cases), desc="preprocess", unit="patient"))
+
+
+def prepared_files(cases: Sequence[Case], folder: Path, spacing_mm: float) -> dict[str, Path]:
+    """The prepared file of each patient, by name; BratsError where one is missing or made from another scan or grid."""
+    files = {case.name: Path(folder) / f"{case.name}.b2nd" for case in cases}
+    stale = [case.name for case in cases if open_volume(files[case.name])[1].source != fingerprint(case, spacing_mm)]
+    if stale:
+        raise BratsError(f"{len(stale)} prepared file(s) in {folder} are from other scans or another voxel size "
+                         f"({', '.join(stale[:3])}{', ...' if len(stale) > 3 else ''}): run notebook 03 again.")
+    return files
 
 
 def verify_prepared(case: Case, path: Path) -> list[str]:

@@ -15,6 +15,7 @@ from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
+from .config import Config
 from .config import preset as preset_of
 from .constants import REGIONS
 from .errors import BratsError
@@ -56,19 +57,25 @@ def match_parameters(numbers: Sequence[int], wanted: Mapping[str, object]) -> di
     return {number: {k: v for k, v in wanted.items() if k in table} for number, table in tables.items()}
 
 
-def run_series(preset: str = "quick", source: str = "phantom", work: Path | None = None, start: int = 1,
+def run_series(preset: str | None = None, source: str | None = None, work: Path | None = None, start: int = 1,
                only: int | None = None, parameters: Mapping[str, object] | None = None) -> Path:
     """Execute the notebooks and render them into `work`/notebooks; returns the work folder.
 
-    What an earlier run has finished in the same folder is used again. BratsError names the notebook, the cell and the
-    error where one fails.
+    preset (quick) and source (phantom) are notebook 01's, which settles them for the others. What an earlier run has
+    finished in the same folder is used again. BratsError names the notebook, the cell and the error where one fails.
     """
-    preset_of(preset)                                 # a wrong name ends here, not in the first notebook
     numbers = select(start, only)
-    work = Path(work or Path("runs") / preset).absolute()
-    if source != "phantom":
+    if preset:
+        preset_of(preset)                             # a wrong name ends here, not in the first notebook
+    if numbers[0] != 1 and source:
+        raise BratsError("--source is settled by notebook 01: run from it, or leave the option out.")
+    if clash := sorted({"work", "preset", "source"} & set(parameters or {})):
+        raise BratsError(f"give {', '.join('--' + name for name in clash)} instead of -p {clash[0]}.")
+    work = Path(work or Path("runs") / (preset or "quick")).absolute()
+    _check_preset(work, preset, numbers)
+    if source and source != "phantom":
         source = str(Path(source).expanduser().absolute())
-    common = {"preset": preset, "source": source, "work": str(work)}
+    common = {"preset": preset or "quick", "source": source or "phantom", "work": str(work)}
     given = match_parameters(numbers, parameters or {})
     with tqdm(numbers, desc="series", unit="notebook") as bar:
         for number in bar:
@@ -76,6 +83,14 @@ def run_series(preset: str = "quick", source: str = "phantom", work: Path | None
             basics = {k: v for k, v in common.items() if k in declared(number)}
             execute(number, work / "notebooks", {**basics, **given[number]})
     return work
+
+
+def _check_preset(work: Path, preset: str | None, numbers: Sequence[int]) -> None:
+    """Without notebook 01 the work folder's own preset counts; another one named beside it would be ignored."""
+    if preset and numbers[0] != 1 and (work / "config.json").is_file():
+        settled = Config.load(work / "config.json").preset
+        if settled != preset:
+            raise BratsError(f"{work} was set up with preset {settled}: run notebook 01 to change it to {preset}.")
 
 
 def execute(number: int, folder: Path, parameters: Mapping[str, object]) -> Path:

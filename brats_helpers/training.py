@@ -187,15 +187,17 @@ def save(state: State, path: Path, config: Config, tag: str) -> None:
 def resume(state: State, folder: Path, tag: str, config: Config, device: Device) -> None:
     """Bring the state to where `folder`/last.pt stands; a checkpoint of other settings is set aside, not lost."""
     path = folder / "last.pt"
-    if not path.is_file():
-        return
-    content = read_checkpoint(path, device)
-    if content["fingerprint"] != tag:
-        aside = folder.with_name(f"{folder.name}.{content['fingerprint']}")
-        tqdm.write(f"{path} was trained with other settings or patients: kept in {aside}; training starts anew.")
-        if aside.is_dir():                            # set aside before: the newer one takes its place
+    content = read_checkpoint(path, device) if path.is_file() else None
+    if content and content["fingerprint"] != tag:
+        aside, earlier = (folder.with_name(f"{folder.name}.{t}") for t in (content["fingerprint"], tag))
+        tqdm.write(f"{path} was trained with other settings or patients: kept in {aside}.")
+        if aside.is_dir():                            # left by an earlier run of the same settings: the newer is kept
             shutil.rmtree(aside)
         folder.rename(aside)
+        if earlier.is_dir():                          # these settings were trained before
+            earlier.rename(folder)
+        content = read_checkpoint(path, device) if path.is_file() else None
+    if not content:
         return
     state.model.load_state_dict(content["model"])
     state.average.module.load_state_dict(content["average"])

@@ -18,12 +18,20 @@ from .constants import CHANNELS, REGIONS
 SLOPE = 0.01                                          # of LeakyReLU below zero
 
 
+class Conv3d(nn.Conv3d):
+    """A convolution whose input lies channels-last in memory on a CPU, where the backward pass is twice as quick so."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, D, H, W) to (B, outputs, ...), as `nn.Conv3d`."""
+        return super().forward(x.contiguous(memory_format=torch.channels_last_3d) if x.device.type == "cpu" else x)
+
+
 class ConvNormAct(nn.Sequential):
     """A 3x3x3 convolution, instance norm (affine) and LeakyReLU; stride 2 halves the volume."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__(
-            nn.Conv3d(inputs, outputs, 3, stride, padding=1, bias=False),   # the norm's shift stands in for a bias
+            Conv3d(inputs, outputs, 3, stride, padding=1, bias=False),      # the norm's shift stands in for a bias
             nn.InstanceNorm3d(outputs, affine=True),
             nn.LeakyReLU(SLOPE, inplace=True),
         )

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from .cases import Patient
 from .constants import MODALITIES, MODALITY_TITLES, REGIONS
 from .plots import PLANES, draw_slice, finish, learning_curves, upright, widest
+from .preprocessing import lps_spacing
 
 if TYPE_CHECKING:
     import ipywidgets
@@ -41,9 +42,10 @@ def picture(patient: Patient, prediction: np.ndarray | None = None, modality: st
         ("reference", patient.reference), ("prediction", prediction)) if labels is not None}
     overlays = overlays or {"image": None}
     index = image.shape[PLANES[plane][0]] // 2 if index is None else index
+    spacing = lps_spacing(patient.spacing, patient.affine)
     figure, axes = plt.subplots(1, len(overlays), figsize=(4.2 * len(overlays), 4.2), squeeze=False)
     for ax, (title, labels) in zip(axes[0], overlays.items(), strict=True):
-        draw_slice(ax, image, plane, index, patient.spacing, labels, opacity=opacity)
+        draw_slice(ax, image, plane, index, spacing, labels, opacity=opacity)
         ax.set_title(f"{MODALITY_TITLES[modality]}, {title}")
     return finish(figure, synthetic, legend=True)
 

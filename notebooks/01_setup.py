@@ -84,7 +84,7 @@ for name, version in package_versions().items():
 # | device | multiplies quickly | the series uses |
 # |---|---|---|
 # | NVIDIA T4 (capability 7.5) | fp16 | fp16 with a scaler |
-# | NVIDIA P100 (6.0) | nothing shorter: no tensor cores | fp16, to save memory |
+# | NVIDIA P100 (6.0) | fp16, at best twice as fast as fp32: no tensor cores | fp16 with a scaler |
 # | A100, H100 and later (8.0 and up) | fp16, bf16 | bf16 |
 # | CPU with AMX or AVX512-BF16 | bf16 | bf16 |
 # | any other CPU, Apple's MPS | fp32 | fp32 |
@@ -268,7 +268,9 @@ from brats_helpers.cases import find_cases
 from brats_helpers.device import disk_budget
 
 found = summarise(list_archive(training)) if is_archive(training) else find_cases(training)
-budget = disk_budget(config, len(found) + (config.test_patients if test else 0), work)
+budget = disk_budget(
+    config, len(found) + (config.test_patients if test else 0), work, unpack=is_archive(training)
+)
 print(
     f"{len(found)} patients to learn from; "
     + ", ".join(f"{k} {v:.2f}" for k, v in budget.items() if k != "fits")
@@ -296,19 +298,10 @@ plt.show()
 # The next notebooks read these two files and nothing from this one's memory.
 
 # %%
+from brats_helpers.cohort import write_source
 from brats_helpers.config import Config
-from brats_helpers.files import write_json
 
-config.save(work / "config.json")
-write_json(
-    work / "cohort.json",
-    {
-        "source": source,
-        "synthetic": synthetic,
-        "training": str(training),
-        "test": str(test) if test else None,
-    },
-)
+write_source(work, config, source, training, test)
 assert Config.load(work / "config.json") == config
 print(
     f"wrote config.json ({config.preset}, seed {config.seed}) and cohort.json\nnext: 02_extraction reads both"

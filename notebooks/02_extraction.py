@@ -51,7 +51,7 @@ work, device = start(work)
 
 # %%
 from brats_helpers.config import Config
-from brats_helpers.files import read_json, write_json
+from brats_helpers.files import read_json
 
 config = Config.load(work / "config.json")
 cohort = read_json(work / "cohort.json", "notebook 01")
@@ -140,11 +140,12 @@ print({key: f"{len(found)} patients" for key, found in cases.items()})
 # %%
 import nibabel as nib
 
-first = next((case for case in cases["training"] if case.reference), None)
-if first is None:
+readable = [case for case in cases["training"] if case.reference and not case.problem]
+if not readable:
     raise BratsError(
         "no patient has a reference to learn from: use `python -m brats_helpers predict`."
     )
+first = readable[0]
 scan = nib.load(first.images[0])
 print(f"shape {scan.shape}, type {scan.get_data_dtype()}, voxels {scan.header.get_zooms()} mm")
 print(f"indices grow towards {nib.aff2axcodes(scan.affine)}")
@@ -156,7 +157,7 @@ print(scan.affine)
 
 # %%
 corner = scan.affine @ [0, 0, 0, 1]
-opposite = scan.affine @ [*(n - 1 for n in scan.shape), 1]
+opposite = scan.affine @ [*(n - 1 for n in scan.shape[:3]), 1]
 print(f"first voxel at {corner[:3]} mm, last voxel at {opposite[:3]} mm")
 
 # %% [markdown]
@@ -209,7 +210,12 @@ rows = {key: check_cohort(found) for key, found in cases.items()}
 problems = [
     (row["name"], problem) for key in rows for row in rows[key] for problem in row["problems"]
 ]
+alone = [row["name"] for key in rows for row in rows[key] if not row["reference"]]
 print(f"{sum(map(len, rows.values()))} patients checked, {len(problems)} problem(s)")
+print(
+    f"{len(alone)} without a reference, left to `predict`"
+    + (f": {', '.join(alone)}" if alone else "")
+)
 for name, problem in problems:
     print(f"  {name}: {problem}")
 
@@ -373,12 +379,11 @@ picture(patient, synthetic=synthetic)
 # ## 8. Save and verify
 
 # %%
-write_json(
-    work / "patients.json",
-    {key: [{**row, "folder": str(folders[key])} for row in rows[key]] for key in rows},
-)
-write_json(work / "splits.json", splits)
-assert read_json(work / "splits.json", "this notebook") == splits
+from brats_helpers.cohort import read_cohort, write_patients
+
+write_patients(work, folders, rows, splits)
+written = read_cohort(work)
+assert written.splits["folds"] == splits["folds"] and written.cases == cases
 print(
     f"wrote patients.json ({len(everyone)} patients) and splits.json\nnext: 03_preprocessing reads both"
 )

@@ -14,7 +14,7 @@
 # %% [markdown]
 # # 03 Preprocessing
 #
-# From four scans to one small file that a network can be fed from, with nothing lost on the way.
+# From four scans to one small file that a network can be fed from, and the proof that it holds what the scanner measured.
 #
 # **03 of 05** | back: [02 Extraction](02_extraction.ipynb) | next: [04 Architecture](04_architecture.ipynb)
 #
@@ -54,15 +54,13 @@ work, device = start(work)
 # %%
 import numpy as np
 
-from brats_helpers.cases import find_cases, read_case
+from brats_helpers.cases import read_case
+from brats_helpers.cohort import read_cohort
 from brats_helpers.config import Config
-from brats_helpers.files import read_json, write_json
+from brats_helpers.files import write_json
 
-config = Config.load(work / "config.json")
-synthetic = read_json(work / "cohort.json", "notebook 01")["synthetic"]
-table = read_json(work / "patients.json", "notebook 02")
-splits = read_json(work / "splits.json", "notebook 02")
-cases = {key: find_cases(Path(rows[0]["folder"])) if rows else [] for key, rows in table.items()}
+config, cohort = Config.load(work / "config.json"), read_cohort(work)
+cases, synthetic = cohort.cases, cohort.synthetic
 print({key: f"{len(found)} patients" for key, found in cases.items()})
 
 # %% [markdown]
@@ -122,9 +120,10 @@ assert cropped.any(0).sum() == images.any(0).sum() and cropped_labels.sum() == l
 import matplotlib.pyplot as plt
 
 middle = images.shape[1] // 2
+views = {"whole scan": (images[0], middle), "cropped": (cropped[0], middle - box[0][0])}
 figure, axes = plt.subplots(1, 2, figsize=(6, 3))
-for ax, (name, volume) in zip(axes, {"whole scan": images[0], "cropped": cropped[0]}.items()):
-    ax.imshow(volume[min(middle, len(volume) // 2)], cmap="gray")
+for ax, (name, (volume, z)) in zip(axes, views.items()):
+    ax.imshow(volume[z], cmap="gray")
     ax.set(title=f"{name}, {' x '.join(map(str, volume.shape))}", xticks=[], yticks=[])
     ax.text(0.02, 0.5, "R", color="white", transform=ax.transAxes)
     ax.text(0.98, 0.5, "L", color="white", transform=ax.transAxes, ha="right")
@@ -180,6 +179,7 @@ histograms(
 
 # %%
 from brats_helpers.plots import compare_slices
+from brats_helpers.preprocessing import lps_spacing
 
 theirs = (scored[:4] > 0).all(axis=0)
 compare_slices(
@@ -188,7 +188,7 @@ compare_slices(
         "brain, found before": scored[4].T,
         '"above 0", found after': theirs.T.astype(float),
     },
-    spacing=patient.spacing,
+    spacing=lps_spacing(patient.spacing, patient.affine),
     labels=None,
     synthetic=synthetic,
 )
@@ -202,8 +202,8 @@ print(
 # <details><summary>Answer</summary>
 #
 # Voxels that are brighter than average in every modality, which is no anatomical region at all. A large part of the
-# brain is below its mean. The network then learns with a fifth channel that says something else
-# than its name.
+# brain is below its mean. The network then learns with a fifth channel that says something else than its name. (It
+# also normalises twice.)
 # </details>
 #
 # The same code does `abs(int16(x))` to the voxels before, so that a negative or an overflowing intensity becomes a
@@ -230,7 +230,7 @@ prepared = prepare(patient, config.spacing_mm)
 path = work / "preprocessed" / "example.b2nd"
 save(prepared, path)
 sizes = {
-    "raw .nii.gz": sum(Path(p).stat().st_size for p in table["training"][0]["images"]),
+    "raw .nii.gz": sum(p.stat().st_size for p in cohort.by_name[patient.name].images),
     "float32 array": prepared.volume.size * 4,
     "int16 array": prepared.volume.size * 2,
     "int16, zstd": path.stat().st_size,
@@ -292,8 +292,8 @@ assert max(prepared.meta.factor) > 1 or (back == patient.reference).all()
 # %% [markdown]
 # ## 5. Quality assurance
 #
-# Trust is a test. A sample of patients is read again from the raw files and compared with what was stored, voxel by
-# voxel.
+# Trust is a test. A sample of patients is read again from the raw files and compared with what was stored: voxel by
+# voxel where the voxels are the scan's own, and by the place of brain and tumor where they were made coarser.
 
 # %%
 from tqdm import tqdm
@@ -306,7 +306,11 @@ wrong = {
     for i in tqdm(chosen, desc="verify")
 }
 assert not any(wrong.values()), wrong
-print(f"{len(wrong)} patients compared with their scans: nothing differs")
+coarser = max(prepared.meta.factor) > 1
+print(
+    f"{len(wrong)} patients compared with their scans: "
+    + ("brain and labels lie where they should" if coarser else "not one voxel differs")
+)
 
 # %% [markdown]
 # And a look for patients who are unlike the others: a brain that is too small, a modality whose contrast is odd. A
@@ -355,20 +359,22 @@ import json
 from brats_helpers.formats import write_nnunet
 
 exportable = [case for case in cases["training"] if case.reference and not case.channels]
-root = write_nnunet(exportable, splits, work / "nnunet", synthetic)
-description = json.loads((root / "dataset.json").read_text())
-print(json.dumps({k: v for k, v in description.items() if k != "dataset"}, indent=1))
+if exportable:
+    root = write_nnunet(exportable, cohort.splits, work / "nnunet", synthetic)
+    description = json.loads((root / "dataset.json").read_text())
+    print(json.dumps({k: v for k, v in description.items() if k != "dataset"}, indent=1))
+else:
+    print("4D files are in the Decathlon's format already: nothing to export")
 
 # %%
 try:
     from monai.data import load_decathlon_datalist
-
-    listed = load_decathlon_datalist(str(root / "dataset_msd.json"), True, "training")
-    print(
-        f"MONAI reads {len(listed)} training patients; the first has {len(listed[0]['image'])} images"
-    )
 except ModuleNotFoundError:
     print("MONAI is not installed here: skipped")
+else:
+    if exportable:
+        listed = load_decathlon_datalist(str(root / "dataset_msd.json"), True, "training")
+        print(f"MONAI reads {len(listed)} training patients of {len(listed[0]['image'])} images")
 
 # %% [markdown]
 # ## 7. Save and verify

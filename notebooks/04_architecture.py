@@ -58,13 +58,12 @@ work, device = start(work)
 import numpy as np
 import torch
 
+from brats_helpers.cohort import read_cohort
 from brats_helpers.config import PRESETS, Config
-from brats_helpers.files import read_json, write_json
+from brats_helpers.files import write_json
 
-config = Config.load(work / "config.json")
-synthetic = read_json(work / "cohort.json", "notebook 01")["synthetic"]
-index = read_json(work / "preprocessed" / "dataset.json", "notebook 03")
-splits = read_json(work / "splits.json", "notebook 02")
+config, cohort = Config.load(work / "config.json"), read_cohort(work)
+synthetic = cohort.synthetic
 print(f"quick network {PRESETS['quick'].filters}, full network {PRESETS['full'].filters}")
 
 # %% [markdown]
@@ -394,8 +393,21 @@ print("the same gradients, with and without checkpointing")
 # %% [markdown]
 # ## 5. Against the reference
 #
-# MONAI's `DynUNet` is an independent implementation of the same network. With the same weights both give the same
-# output, which the tests assert; here we compare the counts.
+# MONAI's `DynUNet` is an independent implementation of the same network. With the same weights both must give the same
+# output. To copy them, each network notes its layers in the order in which a forward pass uses them:
+
+
+# %%
+def layers_in_use(model: torch.nn.Module, x: torch.Tensor) -> list[torch.nn.Module]:
+    """The layers that have weights, in the order in which the forward pass meets them."""
+    met: list[torch.nn.Module] = []
+    own = [m for m in model.modules() if list(m.parameters(recurse=False))]
+    hooks = [m.register_forward_hook(lambda m, *_: met.append(m)) for m in own]
+    model(x)
+    for hook in hooks:
+        hook.remove()
+    return met
+
 
 # %%
 try:
@@ -403,25 +415,24 @@ try:
 except ModuleNotFoundError:
     print("MONAI is not installed here: skipped")
 else:
-    filters = PRESETS["quick"].filters
-    levels_ = len(filters)
-    torch.manual_seed(0)
+    filters = (8, 16, 32)
     theirs = DynUNet(
-        3,
-        5,
-        3,
-        [3] * levels_,
-        [1] + [2] * (levels_ - 1),
-        [2] * (levels_ - 1),
+        *(3, 5, 3),  # dimensions, channels in and out
+        kernel_size=[3] * 3,
+        strides=[1, 2, 2],
+        upsample_kernel_size=[2, 2],
         filters=filters,
         trans_bias=True,
         norm_name=("INSTANCE", {"affine": True}),
         act_name=("leakyrelu", {"negative_slope": 0.01}),
-    )
-    print(
-        f"DynUNet {count_parameters(theirs):,}, ours without the two auxiliary heads "
-        f"{count_parameters(UNet(filters)) - sum(count_parameters(head) for head in UNet(filters).heads[:-1]):,}"
-    )
+    ).eval()
+    ours = UNet(filters).eval()
+    x = torch.randn(1, 5, 32, 32, 32)
+    with torch.inference_mode():
+        for a, b in zip(layers_in_use(ours, x), layers_in_use(theirs, x), strict=True):
+            b.load_state_dict(a.state_dict())
+        torch.testing.assert_close(ours(x), theirs(x), atol=1e-4, rtol=1e-4)
+        print(f"largest difference {(ours(x) - theirs(x)).abs().max():.1e}")
 
 # %% [markdown]
 # The full network is heavy for a CPU, and still it runs, once, forward and backward. Seven levels halve the input six
@@ -454,9 +465,11 @@ if full_size:
 from brats_helpers.augment import normalise_batch
 from brats_helpers.loaders import PatchDataset, batches
 from brats_helpers.losses import deep_supervision_loss, labels_to_regions
+from brats_helpers.preprocessing import prepared_files
 
 edge = min(48, config.patch) if len(config.filters) <= 5 else config.patch
-files = [work / "preprocessed" / f"{name}.b2nd" for name in splits["training"]]
+patients = [cohort.by_name[name] for name in cohort.splits["training"]]
+files = list(prepared_files(patients, work / "preprocessed", config.spacing_mm).values())
 batch = next(batches(PatchDataset(files, edge, 1.0, config.seed), 1, 0, 1))
 image = normalise_batch(batch["volume"][:, :4], batch["mean"], batch["std"]).to(
     device.torch_device
@@ -472,14 +485,16 @@ from tqdm import tqdm
 torch.manual_seed(config.seed)
 model = UNet(PRESETS["quick"].filters).to(device.torch_device).train()
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+scaler = torch.amp.GradScaler(device.kind, enabled=device.scaler)  # does nothing but for fp16
 history = []
 for _ in tqdm(range(overfit_steps), desc="overfit one patch"):
     with device.autocast():
         outputs = model(image)
     loss = deep_supervision_loss(outputs, target)
     optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
     history.append(loss.item())
 
 # %%

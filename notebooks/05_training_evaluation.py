@@ -65,9 +65,10 @@ work, device = start(work)
 import numpy as np
 import torch
 
-from brats_helpers.cases import find_cases, read_case
+from brats_helpers.cases import read_case
+from brats_helpers.cohort import read_cohort
 from brats_helpers.config import Config
-from brats_helpers.files import read_json
+from brats_helpers.preprocessing import prepared_files
 
 asked = {
     "seed": seed,
@@ -87,19 +88,12 @@ config = Config.load(work / "config.json").with_(**asked)
 config
 
 # %%
-synthetic = read_json(work / "cohort.json", "notebook 01")["synthetic"]
-table = read_json(work / "patients.json", "notebook 02")
-splits = read_json(work / "splits.json", "notebook 02")
-held_out = splits["validation"] if config.fold < 0 else splits["folds"][config.fold]
-learnt = sorted(set(splits["training"] + splits["validation"]) - set(held_out))
-prepared = {name: work / "preprocessed" / f"{name}.b2nd" for name in learnt + held_out}
-cases = {
-    case.name: case
-    for rows in table.values()
-    if rows
-    for case in find_cases(Path(rows[0]["folder"]))
-}
-test_names = [row["name"] for row in table["test"] if row["reference"]]
+cohort = read_cohort(work)
+cases, synthetic = cohort.by_name, cohort.synthetic
+learnt, held_out, test_names = cohort.learnt(config), cohort.held_out(config), cohort.test_names
+judged_names = test_names or held_out  # who the last section scores
+labelled = [cases[name] for name in {*learnt, *held_out, *judged_names}]
+prepared = prepared_files(labelled, work / "preprocessed", config.spacing_mm)
 assert not set(learnt) & set(held_out) and not set(test_names) & set(learnt + held_out)
 print(
     f"{len(learnt)} to learn from, {len(held_out)} to validate on, {len(test_names)} for the test"
@@ -109,7 +103,7 @@ print(
 # ## 1. What can be done without a network?
 #
 # Edema is bright on FLAIR. So: everything brighter than a threshold, the largest connected piece. The threshold is
-# chosen on (up to sixteen of) the training patients, at once. *Predict:* what Dice will the whole tumor get?
+# chosen on (at most sixteen of) the training patients. *Predict:* what Dice will the whole tumor get?
 
 # %%
 from brats_helpers.metrics import threshold_baseline
@@ -132,14 +126,14 @@ ax.legend()
 plt.show()
 
 # %%
-judged = [load(prepared[name]) for name in held_out]
+judged = [load(prepared[name]) for name in judged_names]
 baseline = threshold_baseline(
     [normalise(p.volume[:4], p.meta.mean, p.meta.std)[0] for p in judged],
     [p.volume[4] for p in judged],
     [best_threshold],
 ).mean()
 print(
-    f"threshold {best_threshold:.1f}, chosen on training patients: WT Dice {baseline:.3f} on the validation patients"
+    f"threshold {best_threshold:.1f}, chosen on training patients: WT Dice {baseline:.3f} on the patients judged below"
 )
 
 # %% [markdown]
@@ -150,15 +144,15 @@ print(
 # ## 2. Augmentation
 #
 # A few dozen patients are not many. A flipped, turned, stretched or noisier patient is still a patient, so each patch is
-# changed at random before it is shown. The network never sees the same patch twice. One at a time, as strong as the
-# recipe allows:
+# changed at random before it is shown. The network never sees the same patch twice. One at a time, near the strongest
+# that the recipe draws (the deformation half as strong again, to be visible):
 
 # %%
 from brats_helpers import augment
 from brats_helpers.plots import compare_slices
 
 generator = torch.Generator().manual_seed(1)
-example = judged[0]
+example = load(prepared[held_out[0]])
 image, label = (
     torch.from_numpy(normalise(example.volume[:4], example.meta.mean, example.meta.std)),
     torch.from_numpy(example.volume[4:]),
@@ -318,23 +312,32 @@ plt.show()
 # %%
 from brats_helpers.inference import gaussian_weight, window_starts
 
-patch_edge, length = config.patch, max(judged[0].volume.shape[1:])
-starts = window_starts(length, patch_edge, config.overlap)
-weight = gaussian_weight(patch_edge)[patch_edge // 2, patch_edge // 2].numpy()
-figure, ax = plt.subplots(figsize=(6, 2))
+edge, length = config.patch, max(config.patch, *example.volume.shape[1:])
+starts = window_starts(length, edge, config.overlap)
+weight = gaussian_weight(edge)[edge // 2, edge // 2].numpy()
+total_weight = np.zeros((2, length))  # all windows counting the same, and with the Gaussian
 for first in starts:
-    ax.plot(range(first, first + patch_edge), weight, color="#0072B2")
-ax.set(
-    xlabel="voxel along the longest axis",
-    ylabel="weight",
-    title=f"windows start at {starts}",
-    ylim=(0, 1.05),
-)
+    total_weight[:, first : first + edge] += np.stack([np.ones(edge), weight])
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(8, 2.2), sharey=True)
+for ax, each, total, name in zip(
+    axes, (np.ones(edge), weight), total_weight, ("equal", "Gaussian")
+):
+    for first in starts:
+        ax.plot(range(first, first + edge), each, color="#56B4E9")
+    ax.plot(total, color="#333333", lw=2)
+    ax.set(title=f"{name} weights (blue) and their sum", xlabel="voxel along the longest axis")
+axes[0].set_ylim(0, None)
 plt.show()
 
 # %% [markdown]
-# Then the eight mirrored views are averaged as *probabilities* (NVIDIA's text; its code averages logits), and three
-# thresholds and a rule for small pieces make labels out of them:
+# *Look:* with equal weights the sum has steps, and each step is a seam in the segmentation.
+#
+# Then the eight mirrored views are averaged, and three thresholds and a rule for small pieces make labels of them.
+# **Text and code differ** here, too. NVIDIA's text averages probabilities, uses thresholds of 0.45, 0.4 and 0.4, pieces of
+# 16 voxels, windows that overlap by half and Gaussian weights; its code averages logits, uses 0.5 and 8 voxels, and its
+# command leaves the defaults, an overlap of 0.25 and equal weights. We follow the text, with mm³ in the place of voxels:
 
 # %%
 from brats_helpers import inference
@@ -352,7 +355,7 @@ Code(inspect.getsource(inference.postprocess), language="python")
 from brats_helpers.evaluation import evaluate
 
 which, checkpoint = ("test", "best.pt") if test_names else ("validation", "last.pt")
-chosen = [cases[name] for name in (test_names or held_out)]
+chosen = [cases[name] for name in judged_names]
 metrics = evaluate(chosen, work / "checkpoints" / checkpoint, work, config, which, device)
 rows = metrics["per_case"]
 
@@ -365,7 +368,7 @@ for name in ("WT", "TC", "ET"):
         f"{name}   {metrics['dice'][name]:.3f}  ({low:.3f} to {high:.3f})  {metrics['iou'][name]:.3f}  "
         f"{metrics['sensitivity'][name]:>9.3f}  {metrics['specificity'][name]:>11.4f}  {metrics['hd95_mm'][name]:>7.2f}"
     )
-print(f"threshold on FLAIR, for comparison: WT {baseline:.3f}")
+print(f"threshold on FLAIR, the same patients: WT {baseline:.3f}")
 
 # %% [markdown]
 # The interval is a **bootstrap**: the patients are drawn again with replacement, two thousand times, and the middle 95 %
@@ -415,13 +418,14 @@ plt.show()
 # %%
 import nibabel as nib
 
+from brats_helpers.plots import three_planes, upright
+from brats_helpers.preprocessing import lps_spacing
+
 order = sorted(rows, key=lambda row: np.mean([row[name]["dice"] for name in ("WT", "TC", "ET")]))
 
 
 def show(row: dict, title: str):
     """Reference and prediction of one patient in three planes."""
-    from brats_helpers.plots import three_planes, upright
-
     patient = read_case(cases[row["name"]])
     mask = np.asarray(nib.load(work / "predictions" / f"{row['name']}.nii.gz").dataobj)
     views = {"reference": patient.reference, "prediction": np.where(mask == 4, 3, mask)}
@@ -431,7 +435,7 @@ def show(row: dict, title: str):
     return three_planes(
         upright(patient.images[0], patient.affine),
         {k: upright(v, patient.affine) for k, v in views.items()},
-        patient.spacing,
+        lps_spacing(patient.spacing, patient.affine),
         heading,
         synthetic,
     )
@@ -446,13 +450,13 @@ show(order[len(order) // 2], "median")
 show(order[-1], "best")
 
 # %%
-from brats_helpers.plots import tumor_3d, upright
+from brats_helpers.plots import tumor_3d
 
 patient = read_case(cases[order[len(order) // 2]["name"]])
 tumor_3d(
     upright(patient.reference, patient.affine),
     upright(patient.images[0] > 0, patient.affine),
-    patient.spacing,
+    lps_spacing(patient.spacing, patient.affine),
     f"{patient.name}, reference",
     synthetic,
 )

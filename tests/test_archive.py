@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import small_volumes, write_case
 
-from brats_helpers.archive import extract, list_archive, summarise
+from brats_helpers.archive import Member, extract, list_archive, summarise
 from brats_helpers.errors import BratsError
 
 
@@ -43,6 +43,12 @@ def test_list_and_extract_give_what_was_packed(cohort: Path, tmp_path: Path, nam
     assert [row["name"] for row in rows] == ["P1", "P2"] and len(rows[0]["files"]) == 5
     for path in extract(archive, tmp_path / "out"):
         assert path.read_bytes() == (cohort / path.relative_to(tmp_path / "out")).read_bytes()
+
+
+def test_the_decathlons_patients_are_counted() -> None:
+    rows = summarise([Member(f"Task01/{folder}/BRATS_{n:03d}.nii.gz", 10**6) for n in range(3)
+                      for folder in ("imagesTr", "labelsTr")])
+    assert [row["name"] for row in rows] == ["BRATS_000", "BRATS_001", "BRATS_002"] and rows[0]["mb"] == 2.0
 
 
 def test_a_second_call_writes_only_what_is_missing(cohort: Path, tmp_path: Path) -> None:

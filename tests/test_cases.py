@@ -99,13 +99,25 @@ def test_damage_is_named_with_patient_and_file(tmp_path: Path, what: str, messag
     assert check_case(case)["problems"] == [str(error.value)]
 
 
-def test_incomplete_and_missing_patients_are_errors(tmp_path: Path) -> None:
+def test_an_incomplete_patient_is_found_and_said_to_be_so(tmp_path: Path) -> None:
     with pytest.raises(BratsError, match="no patient"):
         find_cases(tmp_path)
-    folder = write_case(tmp_path, "P", *small_volumes())
-    (folder / "P_t1ce.nii.gz").unlink()
-    with pytest.raises(BratsError, match="patient P .* no file for t1ce"):
-        find_cases(tmp_path)
+    for name in ("P", "Q", "R"):
+        folder = write_case(tmp_path, name, *small_volumes())
+        if name == "Q":
+            (folder / "Q_t1ce.nii.gz").unlink()
+        if name == "R":
+            (folder / "R_t1ce.nii.gz").rename(folder / "R_t2w.nii.gz")
+    rows = [check_case(case) for case in find_cases(tmp_path)]
+    assert not rows[0]["problems"] and "patient Q in" in rows[1]["problems"][0]
+    assert "no file for t1ce" in rows[1]["problems"][0]
+    assert "2 files for t2" in rows[2]["problems"][0] and "no file for t1ce" in rows[2]["problems"][0]
+
+
+def test_label_4_since_2023_is_a_cavity_and_refused(tmp_path: Path) -> None:
+    write_case(tmp_path, "P", *small_volumes(), endings=BRATS23)
+    with pytest.raises(BratsError, match="patient P.*resection cavity"):
+        read_case(find_cases(tmp_path)[0])
 
 
 def test_mask_has_brats_labels_and_the_scans_geometry(small_case, tmp_path: Path) -> None:

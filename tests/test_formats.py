@@ -37,6 +37,12 @@ def test_monai_reads_the_list(exported: Path) -> None:
     assert len(rows) == 5 and all(Path(p).is_file() for row in rows for p in [*row["image"], row["label"]])
 
 
+def test_a_smaller_cohort_leaves_no_label_of_the_larger(exported: Path, tmp_path: Path) -> None:
+    cases = find_cases(tmp_path / "raw")[:3]
+    write_nnunet(cases, make_splits([c.name for c in cases], [1.0] * 3, 0), tmp_path / "nnunet", synthetic=True)
+    assert len(list((exported / "labelsTr").glob("*.nii.gz"))) == 3
+
+
 def test_labels_are_consecutive_and_the_images_are_not_copied(exported: Path) -> None:
     description = json.loads((exported / "dataset.json").read_text())
     row = description["dataset"]["P0"]

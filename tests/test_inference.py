@@ -123,6 +123,8 @@ def test_evaluation_is_written_and_goes_on_after_a_stop(checkpoint: Path, tmp_pa
     assert (tmp_path / "predictions" / "A.nii.gz").stat().st_mtime_ns == first
     assert metrics["cases"] == 2 and set(metrics["dice"]) == {"WT", "TC", "ET"} and metrics["set"] == "test"
     assert metrics["per_case"][0]["WT"]["dice"] == metrics["per_case"][1]["WT"]["dice"]
+    evaluate(cases[1:], checkpoint, tmp_path, CONFIG, "test", CPU)
+    assert [p.name for p in (tmp_path / "predictions").glob("*.nii.gz")] == ["B.nii.gz"]
 
 
 def test_real_scans_are_segmented_on_their_own_grid(real_cases, checkpoint: Path, tmp_path: Path) -> None:

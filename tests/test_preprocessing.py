@@ -19,9 +19,11 @@ from brats_helpers.preprocessing import (
     brain_box,
     brain_mask,
     load,
+    lps_spacing,
     normalise,
     open_volume,
     prepare,
+    prepared_files,
     preprocess_cohort,
     restore,
     save,
@@ -77,6 +79,11 @@ def test_coarsening_keeps_the_geometry(shape) -> None:
     assert abs(prepared.volume[0, 0, 0, 0] - block) < 0.01                             # 2 x 2 x 2 voxels, averaged
 
 
+def test_spacing_turns_with_the_axes() -> None:
+    turned = np.array([[0, 0, 3.0, 0], [-1.0, 0, 0, 0], [0, 2.0, 0, 0], [0, 0, 0, 1]])      # P S R, of 1, 2 and 3 mm
+    assert lps_spacing((1.0, 2.0, 3.0), turned) == (3.0, 1.0, 2.0)
+
+
 @pytest.mark.parametrize("spacing", [0.7, 0.9, 1.0, 1.1])
 @pytest.mark.parametrize("target", [1.5, 2.0, 3.0])
 def test_every_voxel_size_returns_to_its_grid(spacing: float, target: float) -> None:
@@ -127,8 +134,13 @@ def test_a_cohort_is_prepared_once_and_again_where_the_files_changed(tmp_path: P
     assert preprocess_cohort(cases, tmp_path / "out", 1.0, jobs=1) == metas
     assert stamps == {p: os.stat(p).st_mtime_ns for p in (tmp_path / "out").iterdir()}
     write_case(tmp_path / "raw", "B", *small_volumes(seed=9))
+    with pytest.raises(BratsError, match=r"1 prepared file\(s\).*\(B\).*notebook 03"):
+        prepared_files(cases, tmp_path / "out", 1.0)
     preprocess_cohort(cases, tmp_path / "out", 1.0, jobs=1)
     assert verify_prepared(cases[1], tmp_path / "out" / "B.b2nd") == []
+    assert set(prepared_files(cases, tmp_path / "out", 1.0)) == {"A", "B"}
+    with pytest.raises(BratsError, match="another voxel size"):
+        prepared_files(cases, tmp_path / "out", 2.0)
 
 
 def test_real_scans_there_and_back(real_cases, tmp_path: Path) -> None:

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+import nibabel as nib
+import numpy as np
 import pytest
 
 from brats_helpers import series
 from brats_helpers.__main__ import main
 from brats_helpers.errors import BratsError
+from brats_helpers.phantom import make_patient
 
 SMOKE = {"patients": 6, "test_patients": 2, "spacing_mm": 4.0, "epochs": 1, "steps": 3, "patch": 32, "overfit_steps": 40,
          "full_size": False}
@@ -51,6 +54,13 @@ def test_unknown_parameters_and_numbers_list_the_valid_ones(capsys) -> None:
         series.run_series("fast")
 
 
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--from", "2", "--source", "x.tar"], "--source is settled by notebook 01"),
+    (["-p", "work", "x"], "--work instead of -p work")])
+def test_options_that_would_be_ignored_are_refused(arguments: list[str], message: str, capsys) -> None:
+    assert main(["run", *arguments]) == 1 and message in capsys.readouterr().err
+
+
 def test_a_notebook_that_stops_is_named_with_cell_and_error(tmp_path: Path) -> None:
     with pytest.raises(BratsError, match="02_extraction stopped at cell .*run notebook 01 first"):
         series.run_series(work=tmp_path, only=2)
@@ -62,6 +72,21 @@ def test_help_has_examples() -> None:
         out = subprocess.run([sys.executable, "-m", "brats_helpers", command, "--help"], capture_output=True, text=True,
                              cwd=series.ROOT, check=True).stdout
         assert "examples:" in out
+
+
+def test_the_decathlons_cohort_goes_through_three(tmp_path: Path) -> None:
+    rows = []
+    for index in range(4):
+        patient = make_patient(0, index, 6.0)
+        for folder, array in (("imagesTr", np.moveaxis(patient.images, 0, -1)), ("labelsTr", patient.reference)):
+            (tmp_path / "msd" / folder).mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(array, patient.affine), tmp_path / "msd" / folder / f"BRATS_{index}.nii.gz")
+        rows.append({"image": f"imagesTr/BRATS_{index}.nii.gz", "label": f"labelsTr/BRATS_{index}.nii.gz"})
+    (tmp_path / "msd" / "dataset.json").write_text(json.dumps({
+        "modality": {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}, "training": rows}))
+    for number in (1, 2, 3):
+        series.run_series(source=str(tmp_path / "msd") if number == 1 else None, work=tmp_path / "work", only=number)
+    assert len(list((tmp_path / "work" / "preprocessed").glob("*.b2nd"))) == 4
 
 
 def test_all_five_notebooks_run_and_the_second_time_reuse(tmp_path: Path) -> None:
@@ -80,6 +105,10 @@ def test_all_five_notebooks_run_and_the_second_time_reuse(tmp_path: Path) -> Non
     series.run_series(work=work, start=5, parameters={k: SMOKE[k] for k in ("epochs", "steps", "patch")})
     assert before == [path.stat().st_mtime_ns for path in kept]
     assert metrics == json.loads((work / "metrics.json").read_text())
+    setup = {name: SMOKE[name] for name in ("patients", "test_patients", "spacing_mm")}
+    series.run_series(work=work, only=1, parameters={**setup, "seed": 1})
+    with pytest.raises(BratsError, match="run notebooks 02 and 03 again"):
+        series.run_series(work=work, only=5)
 
 
 @pytest.mark.skipif("BRATS_REAL_DATA" not in os.environ, reason="BRATS_REAL_DATA is not set: no real scans to test on")

@@ -120,6 +120,10 @@ def test_other_settings_start_anew_and_keep_the_old(prepared, tmp_path: Path) ->
     train(short.with_(learning_rate=1e-3), prepared[:3], prepared[3:], tmp_path / "c", device=CPU)
     aside = [p for p in tmp_path.iterdir() if p.name.startswith("c.")]
     assert len(aside) == 1 and all(torch.equal(v, old[k]) for k, v in weights(aside[0] / "last.pt").items())
+    before = (aside[0] / "last.pt").stat().st_mtime_ns
+    train(short, prepared[:3], prepared[3:], tmp_path / "c", device=CPU)             # back again: nothing to be done
+    assert (tmp_path / "c" / "last.pt").stat().st_mtime_ns == before
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith("c.")] != [aside[0].name]
 
 
 def test_best_checkpoint_rebuilds_its_network(prepared, tmp_path: Path) -> None:
