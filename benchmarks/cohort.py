@@ -1,0 +1,38 @@
+"""BraTS-size patients for the benchmarks: phantoms at 1 mm, made once, and real ones where BRATS_REAL_DATA names them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from brats_helpers.archive import extract
+from brats_helpers.cases import Case, find_cases
+from brats_helpers.files import write_json
+from brats_helpers.formats import write_nnunet
+from brats_helpers.phantom import build_cohort
+
+PATIENTS = 4
+
+
+def bench_cases(folder: Path) -> tuple[list[Case], Path | None, bool]:
+    """Patients at 1 mm, 240 x 240 x 155, their archive (None for real ones), and whether they are synthetic."""
+    if real := os.environ.get("BRATS_REAL_DATA"):
+        return [case for case in find_cases(Path(real)) if case.reference][:PATIENTS], None, False
+    archive, _ = build_cohort(folder / "data", 0, PATIENTS, 0, 1.0, jobs=2)
+    extract(archive, folder / "cases")
+    return find_cases(folder / "cases"), archive, True
+
+
+def nnunet_dataset(cases: list[Case], folder: Path, synthetic: bool) -> Path:
+    """The cases as nnU-Net's raw dataset, with its environment variables set to `folder`; returns the dataset's folder."""
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        os.environ[name] = str(folder / name)
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    names = [case.name for case in cases]
+    splits = {"training": names[1:], "validation": names[:1], "folds": [names[:1], names[1:]]}
+    root = write_nnunet(cases, splits, folder / "nnUNet_raw", synthetic)
+    prepared = folder / "nnUNet_preprocessed" / root.name
+    prepared.mkdir(parents=True, exist_ok=True)
+    write_json(prepared / "dataset.json", json.loads((root / "dataset.json").read_text()))
+    return root

@@ -1,0 +1,244 @@
+"""What is measured: each function proves that the results agree (or says by how much they differ), then races."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai import transforms as mt
+
+from brats_helpers import augment as ours_augment
+from brats_helpers import inference, losses, metrics, preprocessing
+from brats_helpers.archive import extract as extract_archive
+from brats_helpers.cases import Case, check_cohort, find_cases, read_case
+from brats_helpers.config import PRESETS
+from brats_helpers.device import describe_device
+from brats_helpers.loaders import PatchDataset
+from brats_helpers.unet import UNet
+
+from . import peers
+from .timing import Result, race
+
+PATCH = 128
+
+
+def megabytes(paths: Sequence[Path]) -> float:
+    """What files take on disk."""
+    return sum(path.stat().st_size for path in paths) / 1e6
+
+
+class Bench:
+    """The cohort, the peers' own preparations of it, and a folder to write to."""
+
+    def __init__(self, cases: list[Case], archive: Path | None, nnunet: peers.NnUNet, folder: Path, rounds: int) -> None:
+        self.cases, self.archive, self.nnunet, self.folder, self.rounds = cases, archive, nnunet, folder, rounds
+        self.case, self.device = cases[0], describe_device()
+        self.prepared = folder / "prepared"
+
+    def our_files(self) -> list[Path]:
+        """All patients in this project's format, made on demand."""
+        preprocessing.preprocess_cohort(self.cases, self.prepared, 1.0, jobs=1)
+        return [self.prepared / f"{case.name}.b2nd" for case in self.cases]
+
+    def preprocess(self) -> Result:
+        """A raw patient, four modalities and the reference, to its training file."""
+        case, out = self.case, self.folder / "preprocess"
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        load = peers.monai_preprocessing(case)
+
+        def ours() -> None:
+            preprocessing.save(preprocessing.prepare(read_case(case), 1.0), out / "ours.b2nd")
+
+        def monai() -> None:
+            done = load(peers.monai_entry(case))
+            np.save(out / "monai_x.npy", np.asarray(done["image"]))
+            np.save(out / "monai_y.npy", np.asarray(done["label"]).astype(np.uint8))
+
+        ways = {"nnU-Net": lambda: self.nnunet.preprocess(case.name), "MONAI": monai,
+                "NVIDIA": lambda: peers.nvidia_preprocess(case, out)}
+        ours(), ways["NVIDIA"]()
+        prepared = preprocessing.load(out / "ours.b2nd")
+        scored = preprocessing.normalise(prepared.volume[:4], prepared.meta.mean, prepared.meta.std)
+        brain = scored[4] == 1
+        difference = np.abs(scored[:4] - np.load(out / "x.npy")[:4])[:, brain]
+        equal = (f"z-scores in the brain against NVIDIA's: median difference {np.median(difference):.4f} (its mean is over "
+                 "each modality's own non-zero voxels, ours over the brain); our voxels: bit by bit the scan's")
+        assert not preprocessing.verify_prepared(case, out / "ours.b2nd") and np.median(difference) < 0.05
+        return Result("preprocess", *race(ours, ways, self.rounds), equal, goals={"nnU-Net": 5, "MONAI": 4, "NVIDIA": 7})
+
+    def storage(self) -> Result:
+        """MB a patient, mean over the patients at hand."""
+        files, out = self.our_files(), self.folder / "storage"
+        sizes: dict[str, list[float]] = {"nnU-Net": [], "MONAI": [], "NVIDIA": []}
+        for case in self.cases:
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir(parents=True)
+            self.nnunet.preprocess(case.name)
+            sizes["nnU-Net"].append(megabytes(list(self.nnunet.store.glob(f"{case.name}*"))))
+            done = peers.monai_preprocessing(case)(peers.monai_entry(case))
+            sizes["MONAI"].append((done["image"].numel() * 4 + done["label"].numel()) / 1e6)
+            peers.nvidia_preprocess(case, out)
+            sizes["NVIDIA"].append(megabytes([out / "x.npy", out / "y.npy"]))
+        ours = megabytes(files) / len(files)
+        equal = "all are lossless but for float32's rounding; ours restored and compared with the scan, voxel by voxel"
+        assert not any(preprocessing.verify_prepared(*pair) for pair in zip(self.cases, files, strict=True))
+        return Result("storage", ours, {k: float(np.mean(v)) for k, v in sizes.items()}, equal, "MB",
+                      goals={"nnU-Net": 2, "NVIDIA": 1 / 0.15})
+
+    def patch(self) -> Result:
+        """One random 128^3 patch of four channels and label from disk, the page cache warm."""
+        from monai.data import CacheDataset, PersistentDataset
+        files = self.our_files()
+        for case in self.cases:
+            self.nnunet.preprocess(case.name)
+        stream, counter = PatchDataset(files, PATCH, 0.4, 0), iter(range(10**9))
+        loader = self.nnunet.loader(PATCH)
+        entries = [peers.monai_entry(case) for case in self.cases]
+        crop = mt.RandCropByPosNegLabeld(["image", "label"], label_key="label", spatial_size=(PATCH,) * 3, pos=1, neg=1,
+                                         allow_smaller=True)
+        pad = mt.SpatialPadd(["image", "label"], (PATCH,) * 3)
+        steps = mt.Compose([*peers.monai_preprocessing(self.case).transforms, pad, crop])
+        cached = CacheDataset(entries, steps, progress=False)
+        persistent = PersistentDataset(entries, steps, cache_dir=self.folder / "persistent")
+        turn = iter(i % len(entries) for i in range(10**9))
+        for index in range(len(entries)):
+            persistent[index]
+        volume, meta = preprocessing.open_volume(files[0])
+        whole = preprocessing.load(files[0]).volume
+        assert np.array_equal(volume[:, 3:9, 3:9, 3:9], whole[:, 3:9, 3:9, 3:9])
+        equal = "a patch is bit by bit the stored volume's; ours is int16 and is z-scored on the device (see train-step)"
+        ways = {"nnU-Net": loader.generate_train_batch, "MONAI CacheDataset": lambda: cached[next(turn)],
+                "MONAI PersistentDataset": lambda: persistent[next(turn)]}
+        return Result("patch", *race(lambda: stream[next(counter)], ways, 4 * self.rounds), equal,
+                      goals={"nnU-Net": 4, "MONAI CacheDataset": 2})
+
+    def augment(self) -> Result:
+        """The recipe on one 128^3 patch: a mean over many draws, because most patches meet few of the transforms."""
+        stream = PatchDataset(self.our_files(), PATCH, 1.0, 0)
+        item = stream[0]
+        image = ours_augment.normalise_batch(torch.from_numpy(item["volume"][None, :4]), torch.from_numpy(item["mean"])[None],
+                                             torch.from_numpy(item["std"])[None])
+        label = torch.from_numpy(item["volume"][None, 4:])
+        generator = torch.Generator().manual_seed(0)
+        same = ours_augment.resample(image[0], label[0], ours_augment.sampling_grid((PATCH,) * 3, 1.0, None, 0.0, generator))
+        assert torch.allclose(same[0], image[0], atol=1e-3) and torch.equal(same[1], label[0])
+        nnunet, monai = self.nnunet.augmentation(PATCH), peers.monai_augmentation(PATCH)
+        draws = 12 * self.rounds
+
+        def many(one) -> None:
+            for _ in range(draws):
+                one()
+
+        ways = {"nnU-Net": lambda: many(lambda: nnunet(image=image[0, :4].clone(), segmentation=label[0].clone())),
+                "MONAI": lambda: many(lambda: monai({"image": image[0, :4], "label": label[0]}))}
+        ours, theirs = race(lambda: many(lambda: ours_augment.augment(image, label, generator)), ways, 1)
+        equal = "random, so not equal; at no rotation, zoom and deformation the resampling is the identity"
+        return Result("augment", ours / draws, {k: v / draws for k, v in theirs.items()}, equal,
+                      goals={"nnU-Net": 2, "MONAI": 5})
+
+    def train_step(self) -> Result:
+        """Forward, loss, backward, optimizer: the quick preset's network, batch 2 of 64^3."""
+        filters = PRESETS["quick"].filters
+        torch.manual_seed(0)
+        x = torch.randn(2, 5, 64, 64, 64)
+        target = (torch.rand(2, 3, 64, 64, 64) > 0.9).float()
+        ours, theirs = UNet(filters).train(), peers.dynunet(filters).train()
+        peers.copy_weights(ours, theirs)
+        step = _stepper(ours, lambda outputs: losses.deep_supervision_loss(outputs, target), x, self.device.dtype)
+        loss = peers.monai_loss(target)
+        ways = {"MONAI fp32": _stepper(theirs, loss, x, torch.float32),
+                "MONAI equal precision": _stepper(theirs, loss, x, self.device.dtype)}
+        with torch.inference_mode():
+            a, b = ours.eval()(x), theirs.eval()(x)
+        ours.train(), theirs.train()
+        assert torch.allclose(a, b, atol=1e-3)
+        equal = f"the same weights give the same logits: largest difference {(a - b).abs().max():.0e}"
+        return Result("train-step", *race(step, ways, self.rounds), equal,
+                      goals={"MONAI fp32": 2.5, "MONAI equal precision": 1.1})
+
+    def infer(self) -> Result:
+        """A whole patient at 2 mm, windows of 64^3 that overlap by half, Gaussian weights, 8 mirrored views."""
+        from monai.inferers import sliding_window_inference
+        filters = PRESETS["quick"].filters
+        torch.manual_seed(0)
+        model, theirs = UNet(filters).eval(), peers.dynunet(filters).eval()
+        peers.copy_weights(model, theirs)
+        prepared = preprocessing.prepare(read_case(self.case), 2.0)
+        image = torch.from_numpy(preprocessing.normalise(prepared.volume[:4], prepared.meta.mean, prepared.meta.std))
+
+        @torch.inference_mode()
+        def monai() -> torch.Tensor:
+            total = 0
+            for axes in inference.FLIPS:
+                out = sliding_window_inference(image[None].flip(axes), (64,) * 3, 1, theirs, overlap=0.5, mode="gaussian")
+                total = total + torch.sigmoid(out.flip(axes))
+            return total[0] / 8
+
+        def ours() -> torch.Tensor:
+            return inference.sliding_window(model, image, 64, 0.5, inference.FLIPS, self.device)
+
+        predictor = peers.nnunet_predictor(theirs, self.nnunet, 64)
+        difference = (monai() - ours()).abs().max()
+        equal = f"probabilities of the same weights: largest difference {difference:.3f} (bf16 against fp32)"
+        assert difference < 0.1
+        ways = {"MONAI": monai, "nnU-Net": lambda: predictor.predict_sliding_window_return_logits(image)}
+        return Result("infer", *race(ours, ways, self.rounds), equal, goals={"MONAI": 2.3})
+
+    def metrics(self) -> Result:
+        """Dice and HD95 of three regions at 240 x 240 x 155."""
+        reference = read_case(self.case).reference
+        predicted = np.roll(reference, (3, -2, 1), (0, 1, 2))
+        ways = {"MONAI": lambda: peers.monai_scores(predicted, reference),
+                "surface-distance": lambda: peers.surface_distance_scores(predicted, reference)}
+        ours, monai = metrics.score_case(predicted, reference, (1.0,) * 3), ways["MONAI"]()
+        difference = max(abs(ours[name][key] - monai[name][key]) for name in ours for key in ("dice", "hd95_mm"))
+        assert difference < 1e-6
+        equal = f"MONAI's values, largest difference {difference:.0e}; surface-distance defines surfaces a little differently"
+        times = race(lambda: metrics.score_case(predicted, reference, (1.0,) * 3), ways, self.rounds)
+        return Result("metrics", *times, equal, goals={"MONAI": 20, "surface-distance": 3})
+
+    def extract(self) -> Result | None:
+        """An archive to patients that have been checked; needs the phantoms' archive."""
+        if not self.archive:
+            return None
+        out = self.folder / "extract"
+
+        def ours() -> list[dict]:
+            shutil.rmtree(out, ignore_errors=True)
+            extract_archive(self.archive, out)
+            return check_cohort(find_cases(out), jobs=2)
+
+        def usual() -> dict[str, set]:
+            shutil.rmtree(out, ignore_errors=True)
+            with tarfile.open(self.archive) as tar:
+                tar.extractall(out, filter="data")
+            return {p.name: set(np.unique(np.rint(nib.load(p).get_fdata())).astype(int)) if "_seg" in p.name else
+                    {nib.load(p).get_fdata().shape} for p in sorted(out.rglob("*.nii.gz"))}
+
+        rows, seen = ours(), usual()
+        assert not any(row["problems"] for row in rows) and len(seen) == 5 * len(rows)
+        return Result("extract", *race(ours, {"tarfile + nibabel": usual}, self.rounds), "the same files; every voxel of all "
+                      "of them was read by both", goals={"tarfile + nibabel": 2})
+
+
+def _stepper(model: torch.nn.Module, loss_of, x: torch.Tensor, dtype: torch.dtype):
+    """One optimizer step of a network, ready to be called again and again."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            outputs = model(x)
+        loss_of(outputs).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+ITEMS = ("preprocess", "storage", "patch", "augment", "train_step", "infer", "metrics", "extract")

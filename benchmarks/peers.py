@@ -1,0 +1,178 @@
+"""The peers' own code, called as their own documentation calls it: nnU-Net v2, MONAI, NVIDIA's BraTS21 notebook."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai import transforms as mt
+
+from brats_helpers.cases import Case
+
+os.environ.setdefault("nnUNet_n_proc_DA", "0")
+
+
+class NnUNet:
+    """nnU-Net v2's plans, preprocessor, store, loader and augmentation for one dataset, with its defaults."""
+
+    def __init__(self, raw: Path, processes: int = 2) -> None:
+        from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+        self.raw, number = raw, int(raw.name[7:10])
+        self.description = json.loads((raw / "dataset.json").read_text())
+        prepared = Path(os.environ["nnUNet_preprocessed"]) / raw.name
+        if not (prepared / "nnUNetPlans.json").is_file():
+            extract_fingerprints([number], num_processes=processes, show_progress_bar=False)
+            plan_experiments([number])
+        self.plans = PlansManager(str(prepared / "nnUNetPlans.json"))
+        self.configuration = self.plans.get_configuration("3d_fullres")
+        self.store = prepared / self.configuration.data_identifier
+        self.store.mkdir(parents=True, exist_ok=True)
+
+    def preprocess(self, name: str) -> None:
+        """One patient from .nii.gz to its Blosc2 files."""
+        row = self.description["dataset"][name]
+        preprocessor = self.configuration.preprocessor_class(verbose=False)
+        preprocessor.run_case_save(str(self.store / name), row["images"], row["label"], self.plans, self.configuration,
+                                   self.description)
+
+    def loader(self, patch: int) -> object:
+        """Its loader of random patches, batch 1, a third of them centred on tumor."""
+        from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+        from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+        labels = self.plans.get_label_manager(self.description)
+        return nnUNetDataLoader(nnUNetDatasetBlosc2(str(self.store)), 1, (patch,) * 3, (patch,) * 3, labels, 0.33)
+
+    def augmentation(self, patch: int) -> object:
+        """Its default training transforms, without the ones that make deep supervision's targets."""
+        from batchgeneratorsv2.helpers.scalar_type import RandomScalar  # noqa: F401  (the package must be there)
+        from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+        angle = (-30 / 360 * 2 * np.pi, 30 / 360 * 2 * np.pi)
+        return nnUNetTrainer.get_training_transforms((patch,) * 3, angle, None, (0, 1, 2), False, [True] * 4)
+
+
+def monai_preprocessing(case: Case) -> mt.Compose:
+    """MONAI's dictionary transforms for a patient: load, crop to the foreground, z-score of what is not 0."""
+    return mt.Compose([
+        mt.LoadImaged(["image", "label"]), mt.EnsureChannelFirstd("label"),
+        mt.CropForegroundd(["image", "label"], source_key="image", allow_smaller=True),
+        mt.NormalizeIntensityd("image", nonzero=True, channel_wise=True)])
+
+
+def monai_entry(case: Case) -> dict:
+    """The dictionary that MONAI's transforms start from."""
+    return {"image": [str(p) for p in case.images], "label": str(case.reference)}
+
+
+def nvidia_preprocess(case: Case, folder: Path) -> None:
+    """NVIDIA's two steps: a 4D .nii.gz a patient, then crop, z-score and a float32 .npy (DeepLearningExamples, nnUNet)."""
+    stack = np.stack([np.asarray(nib.load(p).dataobj, np.int16) for p in case.images], -1)
+    label = np.asarray(nib.load(case.reference).dataobj, np.uint8)
+    affine = nib.load(case.images[0]).affine
+    nib.save(nib.Nifti1Image(stack, affine), folder / "image.nii.gz")
+    nib.save(nib.Nifti1Image(np.where(label == 4, 3, label).astype(np.uint8), affine), folder / "label.nii.gz")
+
+    image = nib.load(folder / "image.nii.gz").get_fdata().astype(np.float32)
+    label = nib.load(folder / "label.nii.gz").get_fdata().astype(np.uint8)
+    image, label = np.transpose(image, (3, 2, 1, 0)), np.transpose(label, (2, 1, 0))[None]
+    where = np.argwhere(image.any(0))
+    box = tuple(slice(a, b + 1) for a, b in zip(where.min(0), where.max(0), strict=True))
+    image, label = image[:, *box].copy(), label[:, *box]
+    for channel in image:
+        brain = channel != 0
+        channel[brain] = (channel[brain] - channel[brain].mean()) / (channel[brain].std() + 1e-8)
+    foreground = (image > 0).all(0, keepdims=True).astype(np.float32)
+    np.save(folder / "x.npy", np.concatenate([image, foreground]))
+    np.save(folder / "y.npy", label)
+
+
+def monai_augmentation(patch: int) -> mt.Compose:
+    """The recipe in MONAI's transforms, at nnU-Net's probabilities, elastic deformation at 0.2."""
+    both, ways = ["image", "label"], ("bilinear", "nearest")
+    turn = np.pi / 6
+    return mt.Compose([
+        mt.RandAffined(both, prob=0.2, rotate_range=(turn,) * 3, scale_range=((-0.3, 0.4),) * 3, mode=ways,
+                       padding_mode="zeros"),
+        mt.Rand3DElasticd(both, sigma_range=(8, 12), magnitude_range=(100, 400), prob=0.2, mode=ways, padding_mode="zeros"),
+        *[mt.RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in range(3)],
+        mt.RandGaussianNoised("image", prob=0.1, std=0.33),
+        mt.RandGaussianSmoothd("image", prob=0.2, sigma_x=(0.5, 1.5), sigma_y=(0.5, 1.5), sigma_z=(0.5, 1.5)),
+        mt.RandScaleIntensityd("image", factors=0.3, prob=0.15),
+        mt.RandAdjustContrastd("image", gamma=(0.7, 1.5), prob=0.3)])
+
+
+def dynunet(filters: Sequence[int]) -> torch.nn.Module:
+    """MONAI's network of the same topology, deep supervision as in NVIDIA's recipe."""
+    from monai.networks.nets import DynUNet
+    n = len(filters)
+    return DynUNet(3, 5, 3, [3] * n, [1] + [2] * (n - 1), [2] * (n - 1), filters=list(filters), trans_bias=True,
+                   norm_name=("INSTANCE", {"affine": True}), act_name=("leakyrelu", {"negative_slope": 0.01}),
+                   deep_supervision=True, deep_supr_num=min(2, n - 2))
+
+
+def copy_weights(ours: torch.nn.Module, theirs: torch.nn.Module) -> None:
+    """Give MONAI's network our weights: both meet their layers in the same order."""
+    def met(model: torch.nn.Module) -> list[torch.nn.Module]:
+        seen: list[torch.nn.Module] = []
+        hooks = [m.register_forward_hook(lambda m, *_: seen.append(m)) for m in model.modules()
+                 if list(m.parameters(recurse=False))]
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, 5, 64, 64, 64))
+        for hook in hooks:
+            hook.remove()
+        return seen
+
+    for a, b in zip(met(ours), met(theirs), strict=False):
+        b.load_state_dict(a.state_dict())
+
+
+def monai_loss(target: torch.Tensor):
+    """MONAI's Dice + cross-entropy for regions, at each resolution of deep supervision, as NVIDIA weights them."""
+    from monai.losses import DiceLoss
+    dice, bce = DiceLoss(sigmoid=True, batch=True), torch.nn.BCEWithLogitsLoss()
+
+    def loss(outputs: torch.Tensor) -> torch.Tensor:
+        levels = torch.unbind(outputs.float(), dim=1) # DynUNet stacks its heads at full resolution
+        weights = [0.5**i for i in range(len(levels))]
+        each = [w * (dice(x, target) + bce(x, target)) for w, x in zip(weights, levels, strict=True)]
+        return sum(each) / sum(weights)
+
+    return loss
+
+
+def nnunet_predictor(network: torch.nn.Module, nnunet: NnUNet, patch: int) -> object:
+    """nnU-Net's predictor around a network, its own sliding window, Gaussian weights and mirroring."""
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+    predictor = nnUNetPredictor(tile_step_size=0.5, device=torch.device("cpu"), allow_tqdm=False)
+    predictor.manual_initialization(network, nnunet.plans, nnunet.configuration, None, nnunet.description, "nnUNetTrainer",
+                                    (0, 1, 2))
+    predictor.configuration_manager.configuration["patch_size"] = [patch] * 3
+    return predictor
+
+
+def monai_scores(predicted: np.ndarray, reference: np.ndarray) -> dict[str, dict[str, float]]:
+    """Dice and HD95 of the three regions by MONAI."""
+    from monai.metrics import compute_dice, compute_hausdorff_distance
+
+    from brats_helpers.metrics import regions
+    a, b = (torch.from_numpy(regions(mask))[None] for mask in (predicted, reference))
+    dice = compute_dice(a, b)[0]
+    distance = compute_hausdorff_distance(a, b, include_background=True, percentile=95)[0]
+    return {name: {"dice": float(dice[i]), "hd95_mm": float(distance[i])} for i, name in enumerate(("WT", "TC", "ET"))}
+
+
+def surface_distance_scores(predicted: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """Dice and HD95 of the three regions by DeepMind's package."""
+    import surface_distance as sd
+
+    from brats_helpers.metrics import regions
+    found = {}
+    for name, a, b in zip(("WT", "TC", "ET"), regions(predicted), regions(reference), strict=True):
+        distances = sd.compute_surface_distances(b, a, (1.0, 1.0, 1.0))
+        found[name] = {"dice": sd.compute_dice_coefficient(b, a), "hd95_mm": sd.compute_robust_hausdorff(distances, 95)}
+    return found

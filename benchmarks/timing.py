@@ -1,0 +1,48 @@
+"""Two or more ways of doing one thing, timed in turn in one process: machines drift, ratios stay."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+Way = Callable[[], object]
+
+
+@dataclass
+class Result:
+    """A row of the table: milliseconds (or megabytes, where `unit` says so) of this project and of its peers."""
+
+    item: str
+    ours: float
+    peers: dict[str, float]
+    equal: str                                        # what was compared before anything was timed, and how it came out
+    unit: str = "ms"
+    goals: dict[str, float] = field(default_factory=dict)     # peer -> the ratio that this project set out to reach
+
+    @property
+    def ratio(self) -> dict[str, float]:
+        """How many times a peer's cost is ours."""
+        return {name: value / self.ours for name, value in self.peers.items()}
+
+    def as_dict(self) -> dict:
+        """For results.json."""
+        return {"item": self.item, f"ours_{self.unit}": round(self.ours, 3), "unit": self.unit,
+                "peers": {k: round(v, 3) for k, v in self.peers.items()},
+                "ratio": {k: round(v, 2) for k, v in self.ratio.items()}, "goals": self.goals, "equal": self.equal}
+
+
+def race(ours: Way, peers: Mapping[str, Way], rounds: int) -> tuple[float, dict[str, float]]:
+    """Median milliseconds of each way; every round runs all of them once, after one round that is not counted."""
+    ways = {"ours": ours, **peers}
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name, way in ways.items():
+            begin = time.perf_counter()
+            way()
+            if number:
+                taken[name].append(1000 * (time.perf_counter() - begin))
+    medians = {name: float(np.median(values)) for name, values in taken.items()}
+    return medians.pop("ours"), medians
