@@ -81,9 +81,9 @@ def score_case(predicted: np.ndarray, reference: np.ndarray, spacing_mm: Sequenc
 
 
 def bootstrap_ci(values: Sequence[float], seed: int = 0, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean and its bootstrap confidence interval over patients (percentiles of 2,000 resamples)."""
+    """Mean and its bootstrap confidence interval over two or more patients (percentiles of 2,000 resamples)."""
     values = np.asarray(values, float)
-    if len(values) < 2 or np.ptp(values) == 0:
+    if np.ptp(values) == 0:
         return float(values.mean()), float(values.min()), float(values.max())
     interval = bootstrap((values,), np.mean, n_resamples=2000, confidence_level=level, method="percentile",
                          rng=np.random.default_rng(seed)).confidence_interval
@@ -91,10 +91,19 @@ def bootstrap_ci(values: Sequence[float], seed: int = 0, level: float = 0.95) ->
 
 
 def summarise(rows: Sequence[dict]) -> dict:
-    """Means over patients, {"dice": {"WT": ..}, ..}, and the intervals of Dice, from rows of `score_case`."""
+    """Means over patients, {"dice": {"WT": ..}, ..}, and the intervals of Dice, from rows of `score_case`.
+
+    The interval of a single patient is None.
+    """
     means = {score: {name: float(np.mean([row[name][score] for row in rows])) for name in REGIONS} for score in SCORES}
-    intervals = {name: list(bootstrap_ci([row[name]["dice"] for row in rows])[1:]) for name in REGIONS}
+    intervals = {name: list(bootstrap_ci([row[name]["dice"] for row in rows])[1:]) if len(rows) > 1 else None
+                 for name in REGIONS}
     return means | {"dice_ci95": intervals}
+
+
+def interval_text(interval: Sequence[float] | None) -> str:
+    """An interval of `summarise`, for people."""
+    return "{:.3f} to {:.3f}".format(*interval) if interval else "one patient: none"
 
 
 def largest_component(mask: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from .config import preset as preset_of
 from .constants import REGIONS
 from .errors import BratsError
 from .files import atomic_path, read_json
+from .metrics import interval_text
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
@@ -129,8 +130,8 @@ def results_table(work: Path) -> str:
            "validation": "validation patients (the cohort has no test set); last checkpoint, not chosen on them"}
     lines = [f"{metrics['cases']} {who[metrics['set']]}", "region   Dice   95% interval    HD95 (mm)"]
     for name in REGIONS:
-        low, high = metrics["dice_ci95"][name]
-        lines.append(f"{name:<8} {metrics['dice'][name]:.3f}  {low:.3f} to {high:.3f}  {metrics['hd95_mm'][name]:>9.2f}")
+        lines.append(f"{name:<8} {metrics['dice'][name]:.3f}  {interval_text(metrics['dice_ci95'][name]):<16}"
+                     f"{metrics['hd95_mm'][name]:>9.2f}")
     return "\n".join(lines)
 
 

@@ -22,7 +22,7 @@
 # |---|---|
 # | reads | `config.json`, `cohort.json` and the archive or folder that they name |
 # | writes | `cases/`, `patients.json`, `splits.json` in the work folder |
-# | takes | about half a minute on two CPU cores (quick preset) |
+# | takes | under a minute on two CPU cores (quick preset) |
 #
 # ## By the end you can
 #

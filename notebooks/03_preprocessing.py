@@ -22,7 +22,7 @@
 # |---|---|
 # | reads | `config.json`, `patients.json`, `splits.json` and the patients' files |
 # | writes | `preprocessed/<patient>.b2nd`, `preprocessed/dataset.json`, `nnunet/Dataset021_BraTS/` |
-# | takes | about half a minute on two CPU cores (quick preset) |
+# | takes | under a minute on two CPU cores (quick preset) |
 #
 # ## By the end you can
 #

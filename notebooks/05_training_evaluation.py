@@ -353,6 +353,7 @@ Code(inspect.getsource(inference.postprocess), language="python")
 
 # %%
 from brats_helpers.evaluation import evaluate
+from brats_helpers.metrics import interval_text
 
 which, checkpoint = ("test", "best.pt") if test_names else ("validation", "last.pt")
 chosen = [cases[name] for name in judged_names]
@@ -363,9 +364,8 @@ rows = metrics["per_case"]
 print(f"{metrics['cases']} {which} patients, {metrics['checkpoint']}, seed {metrics['seed']}")
 print("      Dice  (95 % interval)     IoU   sensitivity  specificity  HD95 mm")
 for name in ("WT", "TC", "ET"):
-    low, high = metrics["dice_ci95"][name]
     print(
-        f"{name}   {metrics['dice'][name]:.3f}  ({low:.3f} to {high:.3f})  {metrics['iou'][name]:.3f}  "
+        f"{name}   {metrics['dice'][name]:.3f}  ({interval_text(metrics['dice_ci95'][name])})  {metrics['iou'][name]:.3f}  "
         f"{metrics['sensitivity'][name]:>9.3f}  {metrics['specificity'][name]:>11.4f}  {metrics['hd95_mm'][name]:>7.2f}"
     )
 print(f"threshold on FLAIR, the same patients: WT {baseline:.3f}")
