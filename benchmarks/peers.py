@@ -176,3 +176,12 @@ def surface_distance_scores(predicted: np.ndarray, reference: np.ndarray) -> dic
         distances = sd.compute_surface_distances(b, a, (1.0, 1.0, 1.0))
         found[name] = {"dice": sd.compute_dice_coefficient(b, a), "hd95_mm": sd.compute_robust_hausdorff(distances, 95)}
     return found
+
+
+def plain_conv_unet(filters: Sequence[int]) -> torch.nn.Module:
+    """nnU-Net v2's network with these channels, deep supervision on."""
+    from dynamic_network_architectures.architectures.unet import PlainConvUNet
+    n = len(filters)
+    return PlainConvUNet(5, n, list(filters), torch.nn.Conv3d, 3, [1] + [2] * (n - 1), 2, 3, 2, conv_bias=False,
+                         norm_op=torch.nn.InstanceNorm3d, norm_op_kwargs={"affine": True},
+                         nonlin=torch.nn.LeakyReLU, nonlin_kwargs={"inplace": True}, deep_supervision=True)

@@ -12,8 +12,8 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from zlib import error as ZlibError
 
 import nibabel as nib
 import numpy as np
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from .constants import DISK_ET, ED, ET, LABEL_SHORT, MODALITIES, NCR
 from .errors import BratsError
-from .files import atomic_path, read_json
+from .files import atomic_path, read_gzip, read_json
 
 SUFFIXES = {"flair": "flair", "t2f": "flair", "t1": "t1", "t1n": "t1", "t1ce": "t1ce", "t1c": "t1ce",
             "t2": "t2", "t2w": "t2", "seg": "seg"}
@@ -32,6 +32,8 @@ MSD_CHANNELS = {"flair": "flair", "t1w": "t1", "t1": "t1", "t1gd": "t1ce", "t1ce
 MSD_LABELS = {0: 0, 1: ED, 2: NCR, 3: ET}
 BRATS_LABELS = {0: 0, 1: NCR, 2: ED, 3: ET, DISK_ET: ET}
 TOLERANCE = 1e-3                                      # mm, between the affines of one patient's files
+GZIP = b"\x1f\x8b"                                    # the first bytes of a .gz file
+NIFTI2 = (b"\x1c\x02\0\0", b"\0\0\x02\x1c")           # the first bytes of a NIfTI-2 header, 540 in either byte order
 LFS = b"version https://git-lfs"                      # the first bytes of a Git LFS pointer
 WANTED = ("four files a patient named like X_flair.nii.gz, X_t1.nii.gz, X_t1ce.nii.gz, X_t2.nii.gz "
           "(or X-t2f, X-t1n, X-t1c, X-t2w), or the Decathlon's imagesTr with its dataset.json")
@@ -156,15 +158,23 @@ def _fail(case: Case, path: Path, problem: str, remedy: str) -> None:
 
 
 def _open(case: Case, path: Path) -> nib.Nifti1Image:
-    """The image with its header read and its voxels still on disk."""
+    """The image with its header read and its voxels not yet an array."""
     try:
         with open(path, "rb") as file:
-            if file.read(len(LFS)) == LFS:
-                _fail(case, path, "this is a Git LFS pointer, not the image", "run `git lfs pull` where it came from")
-        image = nib.load(path)
-    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError,
-            ZlibError) as error:
+            start = file.read(len(LFS))
+        if start == LFS:
+            _fail(case, path, "this is a Git LFS pointer, not the image", "run `git lfs pull` where it came from")
+        if not start.startswith(GZIP):
+            return nib.load(path)
+        content = read_gzip(path)
+        kind = nib.Nifti2Image if content[:4] in NIFTI2 else nib.Nifti1Image
+        image = kind.from_bytes(content)
+    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError) as error:
         _fail(case, path, f"cannot be opened as NIfTI ({error})", "get the file again")
+    promised = prod(image.shape) * image.get_data_dtype().itemsize
+    if promised > len(content):
+        _fail(case, path, f"its header promises {promised:,} bytes of voxels, and it holds {len(content):,}",
+              "the file is damaged: get it again")
     return image
 
 
@@ -189,7 +199,7 @@ def _voxels(case: Case, path: Path, image: nib.Nifti1Image) -> np.ndarray:
     """The voxels in their own type (scaled where the header says so), all finite."""
     try:
         array = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ZlibError, ValueError) as error:
+    except (OSError, ValueError) as error:
         _fail(case, path, f"its voxels cannot be read ({error})", "the file is damaged: get it again")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         _fail(case, path, f"{np.count_nonzero(~np.isfinite(array))} voxels are NaN or infinite", "repair or leave out")

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .errors import BratsError
+
+try:
+    from isal import igzip, isal_zlib  # gzip by Intel's library, with the same results
+except ModuleNotFoundError:
+    igzip, isal_zlib = gzip, zlib
 
 
 @contextmanager
@@ -38,6 +45,14 @@ def sweep(folder: Path) -> None:
     """Remove the temporary files that a killed process has left in a folder and below it."""
     for leftover in Path(folder).rglob(".part-*"):
         leftover.unlink(missing_ok=True)
+
+
+def read_gzip(path: Path) -> bytes:
+    """The content of a .gz file, decompressed; OSError where it is damaged or cut short."""
+    try:
+        return igzip.decompress(Path(path).read_bytes())
+    except (EOFError, zlib.error, isal_zlib.error) as error:
+        raise OSError(str(error)) from error
 
 
 def write_json(path: Path, value: Any) -> None:

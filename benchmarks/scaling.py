@@ -1,0 +1,90 @@
+"""`python -m benchmarks.scaling`: more processes, a Dask cluster, and memory that does not grow with the cohort."""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from brats_helpers.files import write_json
+
+COUNTS = (10, 100, 400)                               # patients, small ones: what grows with their number shows
+
+
+def prepare_many(folder: Path, count: int) -> tuple[float, float]:
+    """Prepare `count` copies of one small phantom in a process of its own: seconds, and peak memory in MiB."""
+    code = f"""
+import resource
+from pathlib import Path
+from brats_helpers.cases import find_cases
+from brats_helpers.preprocessing import preprocess_cohort
+preprocess_cohort(find_cases(Path({str(folder)!r})), Path({str(folder) + '.out'!r}), 8.0, jobs=1)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+    begin = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return time.perf_counter() - begin, float(done.stdout.split()[-1])
+
+
+def copies(folder: Path, count: int) -> Path:
+    """`count` patients on disk, all the same voxels, as hard links."""
+    from brats_helpers.archive import extract
+    from brats_helpers.phantom import build_cohort
+    archive, _ = build_cohort(folder / "data", 0, 1, 0, 8.0, jobs=1)
+    extract(archive, folder / "one")
+    source = next(p for p in (folder / "one").iterdir() if p.is_dir())
+    target = folder / f"cohort{count}"
+    for index in range(count):
+        name = f"BraTS2021_{index:05d}"
+        (target / name).mkdir(parents=True)
+        for path in source.iterdir():
+            (target / name / path.name.replace(source.name, name)).hardlink_to(path)
+    return target
+
+
+def on_dask(cohort: Path, folder: Path) -> dict:
+    """The same call of `preprocess_cohort` on a Dask scheduler with two workers, through joblib; and without it."""
+    from dask.distributed import Client, LocalCluster
+    from joblib import parallel_config
+
+    from brats_helpers.cases import find_cases
+    from brats_helpers.preprocessing import preprocess_cohort
+    cases, taken = find_cases(cohort), {}
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster):
+        for backend in ("loky", "dask"):
+            out = folder / backend
+            begin = time.perf_counter()
+            with parallel_config(backend=backend, n_jobs=2):
+                metas = preprocess_cohort(cases, out, 8.0, jobs=None)
+            taken[backend] = round(time.perf_counter() - begin, 2)
+            assert len(metas) == len(cases)
+        same = all((folder / "loky" / p.name).read_bytes() == p.read_bytes() for p in (folder / "dask").iterdir())
+        workers = len(cluster.workers)
+    return {"seconds": taken, "workers": workers, "patients": len(cases), "same_bytes": same}
+
+
+def main() -> int:
+    """Measure, and write scaling.json."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder for the results")
+    out = parser.parse_args().out
+    with tempfile.TemporaryDirectory() as name:
+        folder, rows = Path(name), []
+        for count in COUNTS:
+            seconds, peak = prepare_many(copies(folder, count), count)
+            rows.append({"patients": count, "seconds": round(seconds, 1), "peak_mib": round(peak)})
+        dask = on_dask(folder / "cohort100", folder)
+        shutil.rmtree(folder / "dask")
+    total = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    write_json(out / "scaling.json", {"memory": rows, "dask": dask, "peak_of_this_process_mib": round(total)})
+    print(f"wrote {out / 'scaling.json'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
