@@ -21,6 +21,7 @@ import nibabel as nib
 import numpy as np
 from joblib import Parallel, delayed
 from scipy import ndimage
+from scipy.stats import norm
 from tqdm import tqdm
 
 from .cases import Patient
@@ -29,17 +30,17 @@ from .files import atomic_path, write_json
 
 TRAINING, TEST = "BraTS2021_Training_Data.tar", "BraTS2021_Test_Data.tar"
 TEST_INDEX = 90_000                                   # test patients' numbers start here, so that no name is met twice
-VERSION = 1                                           # raised whenever the same seed gives other voxels
+VERSION = 2                                           # raised whenever the same seed gives other voxels
 
 # Mean intensity of each tissue in each contrast, white matter on T1 being 1.
 #                     CSF   GM    WM    NCR   ED    ET
 CONTRAST = np.array([[0.22, 0.73, 0.54, 0.40, 0.86, 0.66],       # FLAIR: fluid dark, edema bright
-                     [0.25, 0.68, 1.00, 0.42, 0.60, 0.66],       # T1: tumor and edema darker than white matter
-                     [0.27, 0.70, 1.00, 0.36, 0.60, 1.55],       # T1CE: the rim takes up gadolinium
-                     [1.05, 0.60, 0.42, 1.00, 0.86, 0.68]])      # T2: all that holds water is bright
+                     [0.25, 0.68, 1.00, 0.42, 0.54, 0.66],       # T1: tumor and edema darker than white matter
+                     [0.27, 0.70, 1.00, 0.36, 0.54, 1.55],       # T1CE: the rim takes up gadolinium
+                     [1.05, 0.60, 0.42, 1.00, 0.94, 0.68]])      # T2: all that holds water is bright
 CONTRAST_SPREAD = 0.05                                # of each entry from patient to patient, log-normal
 TEXTURE = 0.05                                        # of the tissue itself, relative
-BIAS = 0.16                                           # of the coil's smooth shading, log-normal, one field a modality
+BIAS = (0.16, 0.12, 0.12, 0.14)                       # of the smooth shading of each contrast, log-normal; FLAIR's is worst
 BIAS_MM = 70                                          # over which it changes
 BIAS_LIMIT = 1.4                                      # deviations that the shading does not exceed
 NOISE = 0.025                                         # Rician, relative to white matter
@@ -58,12 +59,16 @@ class Lesion:
     push: float                                       # how far the tissue at its edge is displaced
 
 
-def plan_lesions(rng: np.random.Generator) -> list[Lesion]:
-    """Draw one or two tumors: most with a rim around necrosis, some without any ET, some of ET only."""
+def plan_lesions(rng: np.random.Generator, rank: float) -> list[Lesion]:
+    """Draw one or two tumors: most with a rim around necrosis, some without any ET, some of ET only.
+
+    rank: where in the distribution of sizes the first one is, from 0 (smallest) to 1.
+    """
     kind = rng.choice(["ring", "no ET", "ET only"], p=[0.82, 0.09, 0.09])
     lesions = []
     for n in range(1 + (rng.random() < 0.14)):
-        radius = float(np.clip(rng.lognormal(np.log(13), 0.5), 4.5, 27)) * (0.65 if n else 1)
+        size = rng.random() if n else rank
+        radius = float(np.clip(13 * np.exp(0.5 * norm.ppf(size)), 4.5, 27)) * (0.65 if n else 1)
         radius = min(radius, 14.0) if kind == "ET only" else max(radius, 12.0 if kind == "no ET" else 4.5)
         rim = {"ring": rng.uniform(0.20, 0.38) * radius + 1.8, "no ET": 0.0, "ET only": np.inf}[kind]
         side = (-1) ** n * rng.choice([-1, 1])
@@ -117,7 +122,7 @@ def make_patient(seed: int, index: int, spacing_mm: float = 2.0) -> Patient:
     """Patient number `index` of the cohort `seed`; the same two numbers give the same voxels at a voxel size."""
     rng = np.random.default_rng([seed, index, VERSION])
     affine = brats_affine(spacing_mm)
-    lesions = plan_lesions(rng)
+    lesions = plan_lesions(rng, _rank(seed, index))
     place = _points(spacing_mm)                       # (3, X, Y, Z), mm from the middle of the brain
     tissue = anatomy(rng, place, lesions, spacing_mm)
     labels = np.zeros(tissue.shape[1:], np.uint8)
@@ -125,6 +130,11 @@ def make_patient(seed: int, index: int, spacing_mm: float = 2.0) -> Patient:
         grown = grow(rng, place, lesion, tissue, spacing_mm)
         labels = np.where((labels == 0) | np.isin(grown, (NCR, ET)), grown, labels)
     return Patient(f"BraTS2021_{index:05d}", compose(rng, tissue, labels, spacing_mm), labels, affine)
+
+
+def _rank(seed: int, index: int) -> float:
+    """The golden ratio's sequence: any run of patients has small and large tumors in the same proportion."""
+    return float((np.random.default_rng(seed).random() + index * (5**0.5 - 1) / 2) % 1)
 
 
 def _points(spacing_mm: float) -> np.ndarray:
@@ -209,7 +219,7 @@ def compose(rng: np.random.Generator, tissue: np.ndarray, labels: np.ndarray, sp
     for n, image in enumerate(images):
         image *= 1 + TEXTURE * smooth_noise(rng, shape, 4 / spacing_mm)
         shading = smooth_noise(rng, shape, BIAS_MM / spacing_mm)
-        image *= np.exp(BIAS * BIAS_LIMIT * np.tanh(shading / BIAS_LIMIT))
+        image *= np.exp(BIAS[n] * BIAS_LIMIT * np.tanh(shading / BIAS_LIMIT))
         real, imaginary = (NOISE * rng.standard_normal(shape, np.float32) for _ in range(2))
         images[n] = np.hypot(image + real, imaginary) * np.exp(rng.uniform(*np.log(SCALE)))
     return np.where(brain, np.clip(np.rint(images), 1, 32767), 0).astype(np.int16)
