@@ -9,7 +9,7 @@ else
 BIN := .venv/bin
 endif
 
-.PHONY: run test lab notebooks lint clean
+.PHONY: run test lab notebooks bench bench-gpu lint clean
 
 run: .venv/ready
 	$(BIN)/python -m brats_helpers run --preset $(PRESET) --source $(SOURCE) $(ARGS)
@@ -24,11 +24,19 @@ lab: .venv/ready
 notebooks: .venv/ready                 # regenerate the committed .ipynb from the .py, with the quick preset's outputs
 	$(BIN)/python -m brats_helpers notebooks
 
+# This project beside its peers: about fifteen minutes on two cores, in an environment of its own.
+bench: .venv-bench/ready
+	$(subst .venv,.venv-bench,$(BIN))/python -m benchmarks $(ARGS)
+	$(subst .venv,.venv-bench,$(BIN))/python -m benchmarks.scaling
+
+bench-gpu: .venv-bench/ready           # says so and does nothing where there is no GPU
+	$(subst .venv,.venv-bench,$(BIN))/python -m benchmarks.gpu
+
 lint: .venv/ready-dev
 	$(BIN)/ruff check .
 
 clean:                                 # results stay: delete runs/ by hand
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-bench build *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 # torch first and alone: any other package that asks for it would take the newest build, with gigabytes of CUDA.
 .venv/ready: requirements.txt constraints.txt
@@ -39,4 +47,11 @@ clean:                                 # results stay: delete runs/ by hand
 
 .venv/ready-dev: .venv/ready requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-dev.txt
+	touch $@
+
+.venv-bench/ready: requirements.txt constraints.txt benchmarks/requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	$(subst .venv,.venv-bench,$(BIN))/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(subst .venv,.venv-bench,$(BIN))/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-r requirements.txt -r benchmarks/requirements.txt
 	touch $@

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import tarfile
 from pathlib import Path
 
 from brats_helpers.archive import extract
 from brats_helpers.cases import Case, find_cases
-from brats_helpers.files import write_json
+from brats_helpers.files import atomic_path, write_json
 from brats_helpers.formats import write_nnunet
 from brats_helpers.phantom import build_cohort
 
@@ -22,6 +24,20 @@ def bench_cases(folder: Path) -> tuple[list[Case], Path | None, bool]:
     archive, _ = build_cohort(folder / "data", 0, PATIENTS, 0, 1.0, jobs=2)
     extract(archive, folder / "cases")
     return find_cases(folder / "cases"), archive, True
+
+
+def sixteen(archive: Path, target: Path) -> Path:
+    """An archive of 16 patients, those of `archive` under four names each: what counts is the number of bytes."""
+    if target.is_file():
+        return target
+    with atomic_path(target) as temporary, tarfile.open(archive) as source, tarfile.open(temporary, "w") as tar:
+        for member in source:
+            content, name = source.extractfile(member).read(), member.name.split("/")[0]
+            for copy in range(16 // PATIENTS):
+                info = tarfile.TarInfo(member.name.replace(name, f"{name}{copy}"))
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return target
 
 
 def nnunet_dataset(cases: list[Case], folder: Path, synthetic: bool) -> Path:

@@ -38,8 +38,13 @@ def networks(filters: Sequence[int]) -> dict[str, Callable[[], torch.nn.Module]]
             "DynUNet": lambda: peers.dynunet(filters), "PlainConvUNet": lambda: peers.plain_conv_unet(filters)}
 
 
-def loss_of(outputs: object, target: torch.Tensor) -> torch.Tensor:
-    """The same loss for everybody: on a list of resolutions, or on DynUNet's stack of them at full resolution."""
+def main_loss(outputs: object, target: torch.Tensor) -> torch.Tensor:
+    """The loss of the full-resolution head alone, which is the same number for the same weights in every network."""
+    return losses.region_loss(outputs[:, 0] if isinstance(outputs, torch.Tensor) else outputs[0], target)
+
+
+def supervised_loss(outputs: object, target: torch.Tensor) -> torch.Tensor:
+    """With deep supervision: on a list of resolutions, or on DynUNet's stack of them at full resolution."""
     if isinstance(outputs, torch.Tensor):             # (B, heads, 3, D, H, W)
         heads = outputs.unbind(1)
         weights = [0.5**i for i in range(len(heads))]
@@ -56,7 +61,8 @@ def stream(device: Device, batch: int, patch: int, seed: int = 0):
         yield x.to(device.torch_device), (smooth > 0.1).float().to(device.torch_device)
 
 
-def train_steps(model: torch.nn.Module, device: Device, batch: int, patch: int, steps: int, fixed: bool = True) -> dict:
+def train_steps(model: torch.nn.Module, device: Device, batch: int, patch: int, steps: int, fixed: bool = True,
+                loss_of: Loss = supervised_loss) -> dict:
     """Train for some steps; steps a second (after 3 that do not count), peak memory in GiB, the losses."""
     model = model.to(device.torch_device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
@@ -131,7 +137,7 @@ def loss_curves(device: Device, filters: Sequence[int], patch: int, steps: int) 
     torch.manual_seed(0)
     ours, theirs = UNet(filters), peers.dynunet(filters)
     peers.copy_weights(ours, theirs)
-    curves = {name: train_steps(model, device, 1, patch, steps, fixed=False)["losses"]
+    curves = {name: train_steps(model, device, 1, patch, steps, False, main_loss)["losses"]
               for name, model in (("ours", ours), ("DynUNet", theirs))}
     gap = np.abs(np.subtract(*curves.values()))
     return {name: [round(v, 4) for v in values[::10]] for name, values in curves.items()} | {

@@ -127,8 +127,10 @@ def copy_weights(ours: torch.nn.Module, theirs: torch.nn.Module) -> None:
             hook.remove()
         return seen
 
-    for a, b in zip(met(ours), met(theirs), strict=False):
+    for a, b in zip(met(ours), met(theirs), strict=True):
         b.load_state_dict(a.state_dict())
+    for head, block in zip(ours.heads[-2::-1], theirs.deep_supervision_heads, strict=True):    # 1/2, then 1/4
+        block.conv.conv.load_state_dict(head.state_dict())
 
 
 def monai_loss(target: torch.Tensor):
@@ -185,3 +187,28 @@ def plain_conv_unet(filters: Sequence[int]) -> torch.nn.Module:
     return PlainConvUNet(5, n, list(filters), torch.nn.Conv3d, 3, [1] + [2] * (n - 1), 2, 3, 2, conv_bias=False,
                          norm_op=torch.nn.InstanceNorm3d, norm_op_kwargs={"affine": True},
                          nonlin=torch.nn.LeakyReLU, nonlin_kwargs={"inplace": True}, deep_supervision=True)
+
+
+def monai_tutorial_epoch(cases: Sequence[Case], network: torch.nn.Module, patch: int) -> None:
+    """One epoch as MONAI's tutorial brats_segmentation_3d trains, on files instead of its download, without a cache."""
+    from monai.data import DataLoader, Dataset
+    from monai.losses import DiceLoss
+    both = ["image", "label"]
+    steps = mt.Compose([
+        mt.LoadImaged(both), mt.EnsureChannelFirstd("label"), mt.EnsureTyped(both),
+        mt.ConvertToMultiChannelBasedOnBratsClassesd("label"), mt.Orientationd(both, axcodes="RAS"),
+        mt.Spacingd(both, pixdim=(1.0, 1.0, 1.0), mode=("bilinear", "nearest")),
+        mt.RandSpatialCropd(both, roi_size=[patch] * 3, random_size=False),
+        *[mt.RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in range(3)],
+        mt.NormalizeIntensityd("image", nonzero=True, channel_wise=True),
+        mt.RandScaleIntensityd("image", factors=0.1, prob=1.0), mt.RandShiftIntensityd("image", offsets=0.1, prob=1.0)])
+    network.train()
+    loss_of = DiceLoss(smooth_nr=0, smooth_dr=1e-5, squared_pred=True, to_onehot_y=False, sigmoid=True)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-4, weight_decay=1e-5)
+    for batch in DataLoader(Dataset([monai_entry(case) for case in cases], steps), batch_size=1, shuffle=True):
+        image = torch.as_tensor(batch["image"])
+        image = torch.cat((image, (image != 0).any(1, keepdim=True).float()), 1)   # the fifth channel of our network
+        optimizer.zero_grad()
+        loss = sum(loss_of(out, torch.as_tensor(batch["label"])) for out in torch.unbind(network(image), 1))
+        loss.backward()
+        optimizer.step()

@@ -228,7 +228,7 @@ def read_reference(case: Case, shape: tuple[int, ...], affine: np.ndarray) -> np
         _fail(case, case.reference, "its affine differs from the images'", "use the matching reference")
     array = _voxels(case, case.reference, image)
     table = MSD_LABELS if case.channels else BRATS_LABELS
-    values = np.unique(array).tolist()
+    values = np.unique(array[array != 0]).tolist()    # of the few voxels that are not background: sorting takes long
     if bad := [v for v in values if v not in table]:
         _fail(case, case.reference, f"labels {bad[:5]} are not among {sorted(table)}", "use BraTS's own labels")
     if not case.channels and DISK_ET in values:

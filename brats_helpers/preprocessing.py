@@ -80,7 +80,10 @@ def lps_spacing(spacing: Sequence[float], affine: np.ndarray) -> tuple[float, ..
 
 def brain_mask(images: np.ndarray) -> np.ndarray:
     """Where any modality is not 0: (C, ...) to (...) bool. Modalities' own masks differ in some patients."""
-    return np.any(images != 0, axis=0)
+    mask = images[0] != 0
+    for image in images[1:]:
+        mask |= image != 0
+    return mask
 
 
 def brain_box(mask: np.ndarray) -> tuple[tuple[int, int], ...]:
