@@ -226,9 +226,10 @@ def read_reference(case: Case, shape: tuple[int, ...], affine: np.ndarray) -> np
         _fail(case, case.reference, f"its shape {image.shape} is not the images' {shape}", "use the matching reference")
     if not np.allclose(image.affine, affine, atol=TOLERANCE):
         _fail(case, case.reference, "its affine differs from the images'", "use the matching reference")
-    array = _voxels(case, case.reference, image)
+    array = _voxels(case, case.reference, image).T    # contiguous: NIfTI's first index runs fastest
     table = MSD_LABELS if case.channels else BRATS_LABELS
-    values = np.unique(array[array != 0]).tolist()    # of the few voxels that are not background: sorting takes long
+    marked = array != 0                               # few voxels are: the rest is done for them alone
+    values = np.unique(array[marked]).tolist()
     if bad := [v for v in values if v not in table]:
         _fail(case, case.reference, f"labels {bad[:5]} are not among {sorted(table)}", "use BraTS's own labels")
     if not case.channels and DISK_ET in values:
@@ -238,7 +239,9 @@ def read_reference(case: Case, shape: tuple[int, ...], affine: np.ndarray) -> np
         if 3 in values:
             _fail(case, case.reference, "it has both 3 and 4; before BraTS 2017 label 3 was the non-enhancing core, now "
                   "part of 1", "change its 3 to 1")
-    return np.array([table.get(v, 0) for v in range(5)], np.uint8)[array.astype(np.uint8)]
+    labels = np.zeros(array.shape, np.uint8)
+    labels[marked] = np.array([table.get(v, 0) for v in range(5)], np.uint8)[array[marked].astype(np.uint8)]
+    return labels.T
 
 
 # ---------------------------------------------------------------- checking

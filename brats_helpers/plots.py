@@ -100,7 +100,7 @@ def finish(figure: Figure, synthetic: bool, legend: bool = False) -> Figure:
         figure.legend(handles=[Patch(color=c, label=LABEL_SHORT[n]) for n, c in LABEL_COLOURS.items()],
                       loc="outside lower center", ncols=3)
     if synthetic:
-        figure.text(0.995, 0.005, "synthetic", ha="right", va="bottom", fontsize=8, style="italic", color="#777777")
+        figure.supxlabel("synthetic", x=0.995, ha="right", fontsize=8, style="italic", color="#777777")   # has its own room
     plt.close(figure)                                 # a notebook shows what is returned, once
     return figure
 
@@ -161,14 +161,14 @@ def three_planes(image: np.ndarray, overlays: Mapping[str, np.ndarray], spacing:
 
 def tumor_3d(labels: np.ndarray, brain: np.ndarray, spacing: Sequence[float], title: str = "",
              synthetic: bool = False) -> Figure:
-    """The regions as surfaces in a transparent brain, seen from the front right and from above; labels and brain in LPS."""
+    """The regions as surfaces in a transparent brain, seen from the front left and from above; labels and brain in LPS."""
     from skimage.measure import marching_cubes
     figure = plt.figure(figsize=(9, 4.2))
     step = max(1, round(3 / min(spacing)))
     surfaces = [(brain, "#999999", 0.07)] + [
         (np.isin(labels, REGIONS[name]), REGION_COLOURS[name], alpha)
         for name, alpha in (("WT", 0.18), ("TC", 0.35), ("ET", 0.55))]
-    for place, (elevation, azimuth, view) in enumerate([(12, 60, "from the front"), (80, 90, "from above")], 1):
+    for place, (elevation, azimuth, view) in enumerate([(12, 60, "from the front and the left"), (80, 90, "from above")], 1):
         ax = figure.add_subplot(1, 2, place, projection="3d")
         for mask, colour, alpha in surfaces:
             if mask.sum() > 8:

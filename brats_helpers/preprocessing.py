@@ -142,11 +142,12 @@ def prepare(patient: Patient, spacing_mm: float, source: str = "") -> Prepared:
 def sample_voxels(labels: np.ndarray, name: str) -> dict[str, list]:
     """At most SAMPLES voxels of each tumor label, (n, 3) in d h w, drawn with the patient's name as the seed."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    found = {}
+    marked, found = np.flatnonzero(labels), {}
+    kinds = labels.ravel()[marked]
     for label, short in LABEL_SHORT.items():
-        voxels = np.argwhere(labels == label)
-        chosen = rng.permutation(len(voxels))[:SAMPLES]
-        found[short] = voxels[np.sort(chosen)].tolist()
+        voxels = marked[kinds == label]
+        chosen = np.sort(rng.permutation(len(voxels))[:SAMPLES])
+        found[short] = np.stack(np.unravel_index(voxels[chosen], labels.shape), axis=1).tolist()
     return found
 
 

@@ -220,8 +220,9 @@ print(measured, "becomes", np.abs(measured.astype(np.int64).astype(np.int16)))
 #
 # A brain's box at 1 mm has about 140 x 175 x 140 voxels. In float32, times five channels, times 1,251 patients, that is
 # 86 GB; Kaggle keeps 20. But the scanner measured integers, so we keep *those*, compressed without loss, all modalities
-# and the reference in one file, and do the z-score on the device that trains, where it costs almost nothing. Mean and
-# deviation travel along as metadata.
+# and the reference in one file, and do the z-score on the device that trains. Mean and deviation travel along as
+# metadata. (On real scans at 1 mm: 7.7 MB a patient, 9.6 GB for all. Where a cohort is coarsened, as in the quick preset,
+# numbers are smaller and the proportions alike.)
 
 # %%
 from brats_helpers.preprocessing import prepare, save
@@ -244,8 +245,11 @@ bars = ax.barh(
     [size / 1e6 for size in sizes.values()],
     color=["#999999", "#D55E00", "#E69F00", "#009E73"],
 )
-ax.bar_label(bars, fmt="%.1f MB", padding=3)
-ax.set(xlabel="MB for one patient", xlim=(0, max(sizes.values()) / 8e5))
+labels_ = [
+    f"{size / 1e6:.1f} MB; BraTS's 1,251: {1.251 * size / 1e6:.1f} GB" for size in sizes.values()
+]
+ax.bar_label(bars, labels_, padding=3)
+ax.set(xlabel="MB for one patient of this cohort", xlim=(0, max(sizes.values()) / 6e5))
 ax.invert_yaxis()
 plt.show()
 
