@@ -169,7 +169,8 @@ def _open(case: Case, path: Path) -> nib.Nifti1Image:
         content = read_gzip(path)
         kind = nib.Nifti2Image if content[:4] in NIFTI2 else nib.Nifti1Image
         image = kind.from_bytes(content)
-    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError) as error:
+    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError,
+            OSError) as error:
         _fail(case, path, f"cannot be opened as NIfTI ({error})", "get the file again")
     promised = prod(image.shape) * image.get_data_dtype().itemsize
     if promised > len(content):
@@ -189,6 +190,11 @@ def _check_geometry(case: Case, scans: Sequence[nib.Nifti1Image]) -> None:
         if not np.allclose(scan.affine, scans[0].affine, atol=TOLERANCE):
             _fail(case, path, f"its affine differs from that of {case.images[0].name}",
                   "the modalities must be registered to one grid")
+    for path, scan in zip(case.images, scans, strict=True):
+        edges = np.linalg.norm(scan.affine[:3, :3], axis=0)
+        if not np.allclose(edges, scan.header.get_zooms()[:3], rtol=0.01):
+            _fail(case, path, f"its voxels are {scan.header.get_zooms()[:3]} mm by the header and {edges.round(4)} mm by the "
+                  "affine", "correct the one that is wrong")
     matrix = scans[0].affine[:3, :3]
     if not np.isfinite(matrix).all() or (np.count_nonzero(np.abs(matrix) > 1e-3 * np.abs(matrix).max(), axis=0) != 1).any():
         _fail(case, case.images[0], "its axes are oblique to the body's (see the affine)",
@@ -201,6 +207,8 @@ def _voxels(case: Case, path: Path, image: nib.Nifti1Image) -> np.ndarray:
         array = np.asanyarray(image.dataobj)
     except (OSError, ValueError) as error:
         _fail(case, path, f"its voxels cannot be read ({error})", "the file is damaged: get it again")
+    if array.dtype.kind not in "iuf":
+        _fail(case, path, f"its voxels are of type {array.dtype}: complex numbers or colours", "numbers are needed")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         _fail(case, path, f"{np.count_nonzero(~np.isfinite(array))} voxels are NaN or infinite", "repair or leave out")
     return array

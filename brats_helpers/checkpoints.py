@@ -40,8 +40,23 @@ def read_checkpoint(path: Path, device: Device) -> dict:
         raise BratsError(f"{path} cannot be read as a checkpoint ({error}): it may be cut short; "
                          "delete it, and train on from an older one.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise BratsError(f"{path} is not a checkpoint of this version (format {FORMAT}).")
+        found = content.get("format") if isinstance(content, dict) else None
+        raise BratsError(f"{path} is not a checkpoint of this version (format {FORMAT}, found {found}): use the version of "
+                         "the module that wrote it.")
+    for what, ours in (("channels", CHANNELS), ("regions", tuple(REGIONS))):
+        if tuple(content[what]) != ours:
+            raise BratsError(f"{path} was trained with the {what} {', '.join(content[what])}, and this version uses "
+                             f"{', '.join(ours)}: its predictions would be wrong.")
     return content
+
+
+def load_weights(model: nn.Module, weights: dict, path: Path) -> None:
+    """Put weights into a network; BratsError where they are of another architecture."""
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise BratsError(f"{path} does not fit the network that its own settings describe "
+                         f"({str(error).splitlines()[-1].strip()}): it was changed, or is damaged.") from error
 
 
 def load_checkpoint(path: Path, device: Device | None = None) -> tuple[nn.Module, Config]:
@@ -50,5 +65,5 @@ def load_checkpoint(path: Path, device: Device | None = None) -> tuple[nn.Module
     content = read_checkpoint(path, device)
     config = Config.from_dict(content["config"])
     model = UNet(config.filters).to(device.torch_device)
-    model.load_state_dict(content["average"])
+    load_weights(model, content["average"], path)
     return model.eval(), config

@@ -10,7 +10,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .cases import Case, Patient, read_case, write_mask
-from .checkpoints import read_checkpoint
+from .checkpoints import load_weights, read_checkpoint
 from .config import Config
 from .device import Device
 from .errors import BratsError
@@ -40,7 +40,7 @@ def evaluate(cases: Sequence[Case], checkpoint: Path, work: Path, config: Config
     content = read_checkpoint(checkpoint, device)
     trained = Config.from_dict(content["config"]).with_(tta=config.tta, overlap=config.overlap)
     model = UNet(trained.filters).to(device.torch_device)
-    model.load_state_dict(content["average"])
+    load_weights(model, content["average"], checkpoint)
     rows = _score_all(cases, model.eval(), trained, Path(work), device)
     metrics = {
         "cases": len(rows), "set": which, "checkpoint": Path(checkpoint).name, **summarise(rows), "per_case": rows,

@@ -250,7 +250,7 @@ def fingerprint(case: Case, spacing_mm: float) -> str:
             continue
         with open(path, "rb") as file:
             if path.suffix.lower() == ".gz":
-                file.seek(-8, 2)
+                file.seek(max(0, path.stat().st_size - 8))
             digest.update(f"{path.name} {path.stat().st_size} {zlib.crc32(file.read())}".encode())
     return digest.hexdigest()[:16]
 
