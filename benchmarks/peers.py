@@ -119,8 +119,9 @@ def copy_weights(ours: torch.nn.Module, theirs: torch.nn.Module) -> None:
     """Give MONAI's network our weights: both meet their layers in the same order."""
     def met(model: torch.nn.Module) -> list[torch.nn.Module]:
         seen: list[torch.nn.Module] = []
+        auxiliary = {m for head in getattr(model, "deep_supervision_heads", ()) for m in head.modules()}
         hooks = [m.register_forward_hook(lambda m, *_: seen.append(m)) for m in model.modules()
-                 if list(m.parameters(recurse=False))]
+                 if list(m.parameters(recurse=False)) and m not in auxiliary]
         with torch.inference_mode():
             model.eval()(torch.zeros(1, 5, 64, 64, 64))
         for hook in hooks:

@@ -25,6 +25,8 @@ from .errors import BratsError
 from .files import atomic_path, read_json, sweep, write_json
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".zip")
+MAX_RATIO = 200                                       # of what comes out to the archive's own size
+MAX_FILES = 200_000                                   # all of BraTS 2021 has 6,255
 MSD_FOLDERS = {"imagesTr": "four modalities", "imagesTs": "four modalities", "labelsTr": "seg"}   # of the Decathlon
 NOTE = ".unpacked-from.json"                          # in the folder: which archive its files are from
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error)
@@ -86,15 +88,28 @@ def list_archive(path: Path) -> list[Member]:
 
 def _members(path: Path, archive: tarfile.TarFile | zipfile.ZipFile) -> list[Member]:
     """All files in the archive, every one of them safe to unpack."""
-    if isinstance(archive, zipfile.ZipFile):          # the high bits hold the Unix file type: 0 unknown, 8 a file
-        members = [Member(i.filename, i.file_size, i.external_attr >> 28 in (0, 8), i)
-                   for i in archive.infolist() if not i.is_dir()]
-    else:
-        members = [Member(i.name, i.size, i.isfile(), i) for i in archive if not i.isdir()]
+    members, total, most = [], 0, MAX_RATIO * max(path.stat().st_size, 1_000_000)
+    for member in _walk(archive):
+        total += member.size
+        if total > most or len(members) >= MAX_FILES:
+            raise BratsError(f"{path}: refused, because of the member {member.name!r}: with it, {len(members) + 1:,} files "
+                             f"of {total / 1e9:,.1f} GB come out of {path.stat().st_size / 1e9:,.3f} GB, which is no cohort "
+                             "of scans. Nothing was written.")
+        members.append(member)
+    if isinstance(archive, tarfile.TarFile):
         _refuse_short(path, members)
     members = [member for member in members if not _litter(member.name)]
     _refuse_unsafe(path, members)
     return members
+
+
+def _walk(archive: tarfile.TarFile | zipfile.ZipFile) -> Iterator[Member]:
+    """The archive's files one after the other, as they are met."""
+    if isinstance(archive, zipfile.ZipFile):          # the high bits hold the Unix file type: 0 unknown, 8 a file
+        yield from (Member(i.filename, i.file_size, i.external_attr >> 28 in (0, 8), i)
+                    for i in archive.infolist() if not i.is_dir())
+    else:
+        yield from (Member(i.name, i.size, i.isfile(), i) for i in archive if not i.isdir())
 
 
 def _refuse_short(path: Path, members: Sequence[Member]) -> None:

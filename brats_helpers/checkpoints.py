@@ -7,6 +7,8 @@ file from elsewhere can run no code. It holds the configuration that its network
 from __future__ import annotations
 
 import pickle
+import zipfile
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,8 +37,12 @@ def read_checkpoint(path: Path, device: Device) -> dict:
     if not Path(path).is_file():
         raise BratsError(f"{path} is missing: train first (notebook 05), or name another checkpoint.")
     try:
+        with zipfile.ZipFile(path) as archive:        # torch's file is a zip: each entry carries its checksum
+            if damaged := archive.testzip():
+                raise OSError(f"{damaged} does not match its checksum")
         content = torch.load(path, map_location=device.torch_device, weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error,
+            pickle.UnpicklingError) as error:
         raise BratsError(f"{path} cannot be read as a checkpoint ({error}): it may be cut short; "
                          "delete it, and train on from an older one.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:

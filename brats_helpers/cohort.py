@@ -22,12 +22,18 @@ SPLIT_SETTINGS = ("seed", "validation", "folds")      # what the split depends o
 
 @dataclass(frozen=True)
 class Cohort:
-    """The patients of a work folder: `cases` and `rows` (of `cases.check_case`) by set, "training" and "test"."""
+    """The patients of a work folder: `cases`, those that passed the check, and `rows` of `cases.check_case` for all,
+    by set, "training" and "test"."""
 
     synthetic: bool
     cases: Mapping[str, Sequence[Case]]
     rows: Mapping[str, Sequence[Mapping]]
     splits: Mapping
+
+    @property
+    def left_out(self) -> list[str]:
+        """The patients that had a problem and were left out on the user's word."""
+        return [row["name"] for rows in self.rows.values() for row in rows if row["problems"]]
 
     @property
     def by_name(self) -> dict[str, Case]:
@@ -84,5 +90,8 @@ def read_cohort(work: Path) -> Cohort:
     if {patients.get("tag"), splits.get("tag")} != {source["tag"]}:
         raise BratsError(f"the patients and the split in {work} were made before notebook 01 was last run with other "
                          "data or settings: run notebooks 02 and 03 again.")
-    cases = {key: find_cases(Path(folder)) if folder else [] for key, folder in patients["folders"].items()}
+    cases = {}
+    for key, folder in patients["folders"].items():
+        sound = {row["name"] for row in patients["rows"][key] if not row["problems"]}
+        cases[key] = [case for case in find_cases(Path(folder)) if case.name in sound] if folder else []
     return Cohort(source["synthetic"], cases, patients["rows"], splits)

@@ -44,7 +44,7 @@ class Config:
     validate_every: int = 1            # epochs
     # inference
     overlap: float = 0.5               # of neighbouring windows
-    tta: bool = True                   # average over the 8 flips
+    tta: bool = True                   # average over all 8 mirrored views; False: over 2
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work, naming the field and what it may be."""

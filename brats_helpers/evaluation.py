@@ -29,10 +29,12 @@ def weights_tag(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def evaluate(cases: Sequence[Case], checkpoint: Path, work: Path, config: Config, which: str, device: Device) -> dict:
+def evaluate(cases: Sequence[Case], checkpoint: Path, work: Path, config: Config, which: str, device: Device,
+             left_out: Sequence[str] = ()) -> dict:
     """Segment and score patients with a reference; writes predictions/ and metrics.json, and returns the metrics.
 
-    which: "test" or "validation", the set that these patients are. Patients that the same weights have been scored on
+    which: "test" or "validation", the set that these patients are; left_out: who had a problem and is not in it, for
+    the record. Patients that the same weights have been scored on
     already, in an evaluation that was stopped, are not done again.
     """
     if not cases:
@@ -43,7 +45,8 @@ def evaluate(cases: Sequence[Case], checkpoint: Path, work: Path, config: Config
     load_weights(model, content["average"], checkpoint)
     rows = _score_all(cases, model.eval(), trained, Path(work), device)
     metrics = {
-        "cases": len(rows), "set": which, "checkpoint": Path(checkpoint).name, **summarise(rows), "per_case": rows,
+        "cases": len(rows), "left_out": list(left_out), "set": which, "checkpoint": Path(checkpoint).name,
+        **summarise(rows), "per_case": rows,
         "preset": trained.preset, "seed": trained.seed, "parameters": count_parameters(model),
         "train_seconds": round(read_checkpoint(Path(checkpoint).with_name("last.pt"), device)["seconds"], 1)}
     write_json(Path(work) / "metrics.json", metrics)

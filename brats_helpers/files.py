@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
+import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -20,25 +22,43 @@ except ModuleNotFoundError:
     igzip, isal_zlib = gzip, zlib
 
 
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+NEARLY_FULL = 1_000_000                               # bytes
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; it takes the place of `path` when the block ends well.
 
-    The temporary name keeps the suffixes (nibabel chooses its format by them) and is removed on failure.
+    The temporary name keeps the suffixes (nibabel chooses its format by them) and is removed on failure. BratsError
+    where the disk is full or the folder may not be written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".part-", suffix="".join(path.suffixes[-2:]), dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    path, temporary = Path(path), None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".part-", suffix="".join(path.suffixes[-2:]), dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o644)                        # mkstemp's files are for their owner alone
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:          # torch and Blosc2 raise RuntimeError where the disk is full
+        _explain(path, error)
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary:
+            temporary.unlink(missing_ok=True)
+
+
+def _explain(path: Path, error: OSError | RuntimeError) -> None:
+    """Raise BratsError if the error is the disk's; `path` is what should have been written."""
+    parent = next(p for p in path.parents if p.is_dir())
+    free = shutil.disk_usage(parent).free
+    if getattr(error, "errno", None) in UNWRITABLE or (isinstance(error, RuntimeError) and free < NEARLY_FULL):
+        raise BratsError(f"{path} could not be written ({error}); {free / 1e6:,.1f} MB are free there. What was there before "
+                         "is untouched: make room, or choose a work folder that may be written, and run again.") from error
 
 
 def sweep(folder: Path) -> None:

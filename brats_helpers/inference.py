@@ -28,6 +28,7 @@ from .errors import BratsError
 from .preprocessing import Prepared, brain_mask, prepare, restore
 
 FLIPS = [axes for n in range(4) for axes in itertools.combinations((2, 3, 4), n)]      # all 8, none first
+PAIR = [(), (2, 3, 4)]                                # a volume and its mirror image through all three axes at once
 POSTPROCESSING = (REGION_THRESHOLDS, SMALL_COMPONENT_MM3, SMALL_TOTAL_MM3, SMALL_PROBABILITY)
 SIGMA = 1 / 8                                         # of the Gaussian weight, in window edges
 
@@ -78,11 +79,14 @@ def flip_average(model: nn.Module, x: Tensor, flips: Sequence[tuple], device: De
 
 def predict_prepared(models: Sequence[nn.Module], prepared: Prepared, patch: int, overlap: float, tta: bool,
                      device: Device | None = None) -> np.ndarray:
-    """Probabilities (3, X, Y, Z) float32 on the scan's own grid, averaged over the models (the folds)."""
+    """Probabilities (3, X, Y, Z) float32 on the scan's own grid, averaged over the models (the folds).
+
+    tta: all 8 mirrored views instead of 2, which take a quarter of the time (benchmarks/README.md has what that costs).
+    """
     images, mean, std = (torch.from_numpy(np.ascontiguousarray(a))[None] for a in (
         prepared.volume[:4], np.float32(prepared.meta.mean), np.float32(prepared.meta.std)))
     image = normalise_batch(images, mean, std)[0]
-    flips = FLIPS if tta else ((),)
+    flips = FLIPS if tta else PAIR
     means = torch.stack([sliding_window(model.eval(), image, patch, overlap, flips, device) for model in models])
     inside = means.mean(0) * image[4]                 # what is not brain is not tumor
     return np.asarray(restore(inside.numpy(), prepared.meta))

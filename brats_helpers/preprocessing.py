@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from .cases import Case, Patient, read_case
+from .cases import Case, Patient, content_sum, read_case
 from .constants import LABEL_SHORT, MODALITIES, ORIENTATION
 from .errors import BratsError
 from .files import atomic_path, sweep
@@ -246,12 +246,8 @@ def fingerprint(case: Case, spacing_mm: float) -> str:
     """Changes with a patient's files and with the target grid; of a .gz it reads gzip's own checksum, 8 bytes."""
     digest = hashlib.sha256(f"{FORMAT} {spacing_mm}".encode())
     for path in (*case.images, case.reference):
-        if path is None:
-            continue
-        with open(path, "rb") as file:
-            if path.suffix.lower() == ".gz":
-                file.seek(max(0, path.stat().st_size - 8))
-            digest.update(f"{path.name} {path.stat().st_size} {zlib.crc32(file.read())}".encode())
+        if path is not None:
+            digest.update(f"{path.name} {path.stat().st_size} {content_sum(path)}".encode())
     return digest.hexdigest()[:16]
 
 

@@ -25,6 +25,9 @@ from .metrics import interval_text
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
 NAMES = ("01_setup", "02_extraction", "03_preprocessing", "04_architecture", "05_training_evaluation")
+# nbconvert's page without the scripts that it would fetch from elsewhere: it is the same in five years, and offline.
+PAGE = "{% extends 'lab/index.html.j2' %}" + "".join(f"{{% block {name} %}}{{% endblock %}}" for name in (
+    "html_head_js", "jupyter_widgets", "html_head_js_mathjax", "html_head_js_mermaidjs"))
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # glibc gives memory back to the system after every tensor and pays a page fault a page to have it again; a step on
 # the CPU is quicker when it keeps it (0.23 s instead of 0.27 s on two cores).
@@ -115,8 +118,13 @@ def execute(number: int, folder: Path, parameters: Mapping[str, object]) -> Path
 
 
 def render(notebook: Path) -> Path:
-    """Write the HTML page of an executed notebook beside it; pictures are in the page itself."""
-    page, _ = HTMLExporter(embed_images=True).from_filename(str(notebook))
+    """Write the HTML page of an executed notebook beside it; pictures are in the page, and it loads nothing else."""
+    content = nbformat.read(notebook, 4)
+    for cell in content.cells:                        # a widget is dead without its kernel: its picture stands beside it
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in cell.outputs if WIDGET not in out.get("data", {})]
+    page, _ = HTMLExporter(raw_template=PAGE, embed_images=True).from_notebook_node(
+        content, {"metadata": {"name": notebook.stem}})
     target = notebook.with_suffix(".html")
     with atomic_path(target) as temporary:
         temporary.write_text(page, encoding="utf-8")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -107,8 +108,8 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
           on_epoch: Callable[[list[dict]], None] | None = None, device: Device | None = None) -> list[dict]:
     """Train on prepared patients, or go on where `folder`/last.pt stands; returns the history, a record an epoch.
 
-    Writes last.pt (all of the state, every epoch and every ten minutes) and best.pt (the averaged
-    weights with the highest mean Dice on the validation patients).
+    Writes last.pt (all of the state, every epoch and every ten minutes), before.pt (the one before it) and best.pt (the
+    averaged weights with the highest mean Dice on the validation patients).
     """
     device = device or describe_device()
     sweep(folder)
@@ -133,7 +134,7 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
             elif time.monotonic() - saved < SAVE_SECONDS:
                 continue
             state.seconds, saved = time.monotonic() - started, time.monotonic()
-            save(state, folder / "last.pt", config, tag)
+            save(state, folder, config, tag)
     return state.history
 
 
@@ -175,28 +176,44 @@ def fingerprint(config: Config, patients: Sequence[Path]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def save(state: State, path: Path, config: Config, tag: str) -> None:
-    """Write all of the state, so that training can go on from it."""
-    write_checkpoint(path, config, {
+def save(state: State, folder: Path, config: Config, tag: str) -> None:
+    """Write all of the state, so that training can go on from it; the checkpoint before it is kept as before.pt."""
+    if (folder / "last.pt").is_file():
+        os.replace(folder / "last.pt", folder / "before.pt")
+    write_checkpoint(folder / "last.pt", config, {
         "fingerprint": tag, "step": state.step, "best": state.best, "seconds": state.seconds, "losses": state.losses,
         "history": state.history, "average": state.average.module.state_dict(),
         "n_averaged": int(state.average.n_averaged), "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(), "scaler": state.scaler.state_dict()})
 
 
+def newest(folder: Path, device: Device) -> dict | None:
+    """The content of last.pt or, with a warning where that is damaged, of before.pt; None where there is neither."""
+    content, problem = None, None
+    for path in (folder / "last.pt", folder / "before.pt"):
+        if content is None and path.is_file():
+            try:
+                content = read_checkpoint(path, device)
+            except BratsError as error:
+                problem = error
+                tqdm.write(f"WARNING: {error} The one before it is used, where there is one.")
+    if problem and content is None:
+        raise problem
+    return content
+
+
 def resume(state: State, folder: Path, tag: str, config: Config, device: Device) -> None:
-    """Bring the state to where `folder`/last.pt stands; a checkpoint of other settings is set aside, not lost."""
-    path = folder / "last.pt"
-    content = read_checkpoint(path, device) if path.is_file() else None
+    """Bring the state to where `folder`'s last checkpoint stands; one of other settings is set aside, not lost."""
+    content = newest(folder, device)
     if content and content["fingerprint"] != tag:
         aside, earlier = (folder.with_name(f"{folder.name}.{t}") for t in (content["fingerprint"], tag))
-        tqdm.write(f"{path} was trained with other settings or patients: kept in {aside}.")
+        tqdm.write(f"{folder} was trained with other settings or patients: kept in {aside}.")
         if aside.is_dir():                            # left by an earlier run of the same settings: the newer is kept
             shutil.rmtree(aside)
         folder.rename(aside)
         if earlier.is_dir():                          # these settings were trained before
             earlier.rename(folder)
-        content = read_checkpoint(path, device) if path.is_file() else None
+        content = newest(folder, device)
     if not content:
         return
     state.model.load_state_dict(content["model"])
@@ -206,4 +223,4 @@ def resume(state: State, folder: Path, tag: str, config: Config, device: Device)
     state.scaler.load_state_dict(content["scaler"])
     for name in ("step", "best", "seconds", "losses", "history"):
         setattr(state, name, content[name])
-    tqdm.write(f"going on from step {state.step} of {config.epochs * config.steps} ({path})")
+    tqdm.write(f"going on from step {state.step} of {config.epochs * config.steps} ({folder})")

@@ -36,6 +36,7 @@
 
 # %% tags=["parameters"]
 work: str = ""  # folder that notebook 01 wrote to; empty: the usual place on this machine
+on_error: str = "raise"  # a patient with a problem: "raise" stops here, "skip" leaves the patient out and says so
 
 # %%
 # Find the module beside the notebooks; say which machine this is.
@@ -222,7 +223,7 @@ for name, problem in problems:
 # %%
 from collections import Counter
 
-everyone = rows["training"] + rows["test"]
+everyone = [row for row in rows["training"] + rows["test"] if not row["problems"]]
 for field in ("shape", "spacing_mm", "orientation", "dtype"):
     print(f"{field:<12}", dict(Counter(str(row[field]) for row in everyone)))
 
@@ -244,13 +245,17 @@ if not first.channels:
 
 # %% [markdown]
 # A damaged patient must not be learnt from, and must not be left out in silence. This series stops here, names the
-# patients and lets you decide.
+# patients and lets you decide: with `on_error="skip"` it goes on without them, and the results say who was left out.
 
 # %%
-if problems:
+if on_error not in ("raise", "skip"):
+    raise BratsError(f"on_error={on_error!r} is not known: give raise or skip.")
+if problems and on_error == "raise":
     raise BratsError(
-        f"{len(problems)} patient(s) have problems (see above): get them again or remove them, then rerun."
+        f"{len(problems)} patient(s) have problems (see above): get them again or remove them, then rerun; or leave "
+        "them out with on_error=skip."
     )
+sound = {key: [row for row in rows[key] if not row["problems"]] for key in rows}
 
 # %% [markdown]
 # ## 5. How large are the tumors?
@@ -259,6 +264,9 @@ if problems:
 from brats_helpers.plots import volume_distribution
 
 labelled = [row for row in everyone if row["volumes_ml"]]
+volumes = {
+    row["name"]: sum(row["volumes_ml"].values()) for row in sound["training"] if row["volumes_ml"]
+}
 volume_distribution(labelled, synthetic=synthetic) if labelled else print(
     "no patient has a reference"
 )
@@ -294,7 +302,7 @@ from brats_helpers.plots import histograms
 histograms(patient.images, patient.reference, "intensity, scanner units", synthetic=synthetic)
 
 # %%
-sample = [read_case(case) for case in cases["training"][:12]]
+sample = [read_case(case) for case in cases["training"] if case.name in volumes][:12]
 means = np.array([[image[image > 0].mean() for image in p.images] for p in sample])
 print("mean intensity in the brain, smallest and largest of", len(sample), "patients")
 for name, low, high in zip(("FLAIR", "T1", "T1CE", "T2"), means.min(0), means.max(0)):
@@ -322,20 +330,26 @@ plt.show()
 # A network is judged on patients that it has not seen. Four fifths of the patients are learnt from; one fifth,
 # **validation**, chooses between checkpoints. What has chosen something is no longer a fair judge, so the synthetic
 # cohort brings a third group in an archive of its own, the **test** set, by which no choice is made: it is scored once, at the end of notebook
-# 05. Whole patients are split, never slices: two neighbouring slices of one brain are nearly the same picture.
+# 05. Whole patients are split, never slices: two neighbouring slices of one brain are nearly the same picture. And a
+# patient who is in the cohort twice, under two names, must not end up on both sides:
+
+# %%
+from brats_helpers.cases import find_twins
+
+twins = find_twins(cases["training"] + cases["test"])
+if twins:
+    raise BratsError(f"these patients have the same scans: {twins}. Keep one of each, then rerun.")
+print("no two patients have the same scans")
 
 # %%
 from brats_helpers.splits import make_splits
 
-volumes = {
-    row["name"]: sum(row["volumes_ml"].values()) for row in rows["training"] if row["volumes_ml"]
-}
 splits = make_splits(
     list(volumes), list(volumes.values()), config.seed, config.validation, config.folds
 )
 print(
     f"{len(splits['training'])} to learn from, {len(splits['validation'])} to validate on, "
-    f"{len(cases['test'])} for the test; {len(splits['folds'])} folds"
+    f"{len(sound['test'])} for the test; {len(splits['folds'])} folds"
 )
 
 # %% [markdown]
@@ -359,7 +373,7 @@ plt.show()
 assert not set(splits["training"]) & set(splits["validation"])
 assert sorted(splits["training"] + splits["validation"]) == sorted(volumes)
 assert sorted(sum(splits["folds"], [])) == sorted(volumes)
-assert not {case.name for case in cases["test"]} & set(volumes)
+assert not {row["name"] for row in sound["test"]} & set(volumes)
 print("disjoint, complete, and no test patient among them")
 
 # %% [markdown]
@@ -383,7 +397,8 @@ from brats_helpers.cohort import read_cohort, write_patients
 
 write_patients(work, folders, rows, splits)
 written = read_cohort(work)
-assert written.splits["folds"] == splits["folds"] and written.cases == cases
+assert written.splits["folds"] == splits["folds"]
+assert sorted(written.by_name) == sorted(row["name"] for row in everyone)
 print(
     f"wrote patients.json ({len(everyone)} patients) and splits.json\nnext: 03_preprocessing reads both"
 )

@@ -198,7 +198,7 @@ assert measured == expected
 # Three regions overlap (WT contains TC contains ET), so the network has three outputs of its own, each a sigmoid, and
 # each voxel may be in all of them. For every region the loss is **Dice + cross-entropy**.
 #
-# Dice compares two masks: $D = \frac{2|P \cap R|}{|P| + |R|}$. With probabilities $p$ in the place of the mask it has a
+# Dice compares two masks: *D = 2 |P ∩ R| / (|P| + |R|)*. With probabilities in the place of the mask it has a
 # gradient. By hand:
 
 # %%
@@ -332,7 +332,7 @@ plt.show()
 # ## 4. Memory
 #
 # Parameters are the small part. For the backward pass every activation is kept: each stage of the top level holds
-# $64 \times 128^3$ numbers, several times. How much autograd keeps can be counted exactly, by listening to what it
+# 64 × 128³ numbers, several times. How much autograd keeps can be counted exactly, by listening to what it
 # saves:
 
 

@@ -45,6 +45,25 @@ def test_list_and_extract_give_what_was_packed(cohort: Path, tmp_path: Path, nam
         assert path.read_bytes() == (cohort / path.relative_to(tmp_path / "out")).read_bytes()
 
 
+def test_bombs_are_refused_before_anything_is_written(tmp_path: Path, monkeypatch) -> None:
+    with zipfile.ZipFile(tmp_path / "big.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for n in range(5):
+            archive.writestr(f"P/P_{n}_flair.nii", b"\0" * 50_000_000)
+    with tarfile.open(tmp_path / "big.tar.gz", "w:gz") as archive:
+        for n in range(5):
+            info = tarfile.TarInfo(f"P/P_{n}_flair.nii")
+            info.size = 50_000_000
+            archive.addfile(info, io.BytesIO(b"\0" * info.size))
+    for name in ("big.zip", "big.tar.gz"):
+        with pytest.raises(BratsError, match=f"{name}: refused, because of the member 'P/P_4_flair.nii'"):
+            extract(tmp_path / name, tmp_path / "out")
+    monkeypatch.setattr("brats_helpers.archive.MAX_FILES", 3)
+    write_case(tmp_path / "cohort", "P", *small_volumes())
+    with pytest.raises(BratsError, match="4 files"):
+        extract(pack(tmp_path / "cohort", tmp_path / "many.tar"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_decathlons_patients_are_counted() -> None:
     rows = summarise([Member(f"Task01/{folder}/BRATS_{n:03d}.nii.gz", 10**6) for n in range(3)
                       for folder in ("imagesTr", "labelsTr")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import small_volumes, write_case
 
-from brats_helpers.cases import check_case, find_cases, read_case, write_mask
+from brats_helpers.cases import check_case, find_cases, find_twins, read_case, write_mask
 from brats_helpers.errors import BratsError
 
 BRATS23 = ("-t2f", "-t1n", "-t1c", "-t2w", "-seg")
@@ -127,3 +128,12 @@ def test_mask_has_brats_labels_and_the_scans_geometry(small_case, tmp_path: Path
     assert written.get_data_dtype() == np.uint8 and np.array_equal(written.affine, scan.affine)
     assert np.array_equal(np.asarray(written.dataobj), np.asarray(nib.load(small_case.reference).dataobj))
     assert [p.name for p in tmp_path.glob(".part*")] == []
+
+
+def test_twins_are_found_under_any_name_and_compression(tmp_path: Path) -> None:
+    for name in ("A", "B", "C"):
+        write_case(tmp_path, name, *small_volumes(name == "B"))
+    for path in (tmp_path / "C").iterdir():           # the same scans, compressed anew
+        content = gzip.decompress(path.read_bytes())
+        path.write_bytes(gzip.compress(content, compresslevel=1, mtime=5))
+    assert find_twins(find_cases(tmp_path)) == [["A", "C"]]

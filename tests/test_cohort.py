@@ -22,6 +22,19 @@ def hand_over(work: Path, raw: Path, config: Config) -> None:
     write_patients(work, {"training": raw, "test": None}, {"training": check_cohort(cases, 1), "test": []}, splits)
 
 
+def test_who_was_left_out_is_known_and_not_used(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    for name in ("A", "B", "C"):
+        write_case(raw, name, *small_volumes())
+    (raw / "B" / "B_t2.nii.gz").write_bytes(b"damaged")
+    cases = find_cases(raw)
+    write_source(tmp_path, Config(), str(raw), raw, None)
+    write_patients(tmp_path, {"training": raw, "test": None}, {"training": check_cohort(cases, 1), "test": []},
+                   make_splits(["A", "C"], [1.0, 1.0], 0))
+    cohort = read_cohort(tmp_path)
+    assert sorted(cohort.by_name) == ["A", "C"] and cohort.left_out == ["B"]
+
+
 def test_what_is_written_is_read_and_another_seed_or_source_is_noticed(tmp_path: Path) -> None:
     raw, config = tmp_path / "raw", Config(validation=0.5)
     for name in ("A", "B", "C"):

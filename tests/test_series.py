@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,11 @@ import nbformat
 import nibabel as nib
 import numpy as np
 import pytest
+from conftest import small_volumes, write_case
 
 from brats_helpers import series
 from brats_helpers.__main__ import main
+from brats_helpers.cohort import read_cohort
 from brats_helpers.errors import BratsError
 from brats_helpers.phantom import make_patient
 
@@ -67,6 +70,17 @@ def test_a_notebook_that_stops_is_named_with_cell_and_error(tmp_path: Path) -> N
     assert (tmp_path / "notebooks" / "02_extraction.ipynb").is_file()
 
 
+def test_a_damaged_patient_stops_02_or_is_left_out_on_the_users_word(tmp_path: Path) -> None:
+    for index in range(4):
+        folder = write_case(tmp_path / "raw", f"P{index}", *small_volumes(index))
+    (folder / "P3_t2.nii.gz").write_bytes(b"half a download")
+    work = series.run_series(source=str(tmp_path / "raw"), work=tmp_path / "work", only=1)
+    with pytest.raises(BratsError, match=r"1 patient\(s\) have problems.*on_error=skip"):
+        series.run_series(work=work, only=2)
+    series.run_series(work=work, only=2, parameters={"on_error": "skip"})
+    assert read_cohort(work).left_out == ["P3"] and sorted(read_cohort(work).by_name) == ["P0", "P1", "P2"]
+
+
 def test_help_has_examples() -> None:
     for command in ("run", "predict"):
         out = subprocess.run([sys.executable, "-m", "brats_helpers", command, "--help"], capture_output=True, text=True,
@@ -100,6 +114,7 @@ def test_all_five_notebooks_run_and_the_second_time_reuse(tmp_path: Path) -> Non
     for name in series.NAMES:
         page = (work / "notebooks" / f"{name}.html").read_text()
         assert "data:image/png;base64" in page
+        assert not re.search(r"(src|href)=.https?://[^>]*(\.js|\.css)|import\(|@import|cdnjs|unpkg|jsdelivr", page)
     kept = [work / "checkpoints" / "last.pt", *sorted((work / "preprocessed").glob("*.b2nd")), *(work / "data").glob("*.tar")]
     before = [path.stat().st_mtime_ns for path in kept]
     series.run_series(work=work, start=5, parameters={k: SMOKE[k] for k in ("epochs", "steps", "patch")})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -93,12 +95,12 @@ def test_killed_at_random_steps_it_ends_with_the_same_bits(prepared, tmp_path: P
     context, rng = multiprocessing.get_context("spawn"), np.random.default_rng(0)
     kills = 0
     for _ in range(20):
-        child = context.Process(target=_child, args=(prepared, tmp_path / "killed"))
+        child = context.Process(target=_child, args=(prepared, tmp_path / "killed"), daemon=True)
         child.start()
         last, aim = tmp_path / "killed" / "last.pt", int(rng.integers(2, 5))
         seen: set[int] = set()
         while child.is_alive() and len(seen) < aim:
-            if last.is_file():
+            with contextlib.suppress(FileNotFoundError):      # between two checkpoints it is before.pt for a moment
                 seen.add(last.stat().st_mtime_ns)
             time.sleep(0.002)
         if not child.is_alive():
@@ -124,6 +126,23 @@ def test_other_settings_start_anew_and_keep_the_old(prepared, tmp_path: Path) ->
     train(short, prepared[:3], prepared[3:], tmp_path / "c", device=CPU)             # back again: nothing to be done
     assert (tmp_path / "c" / "last.pt").stat().st_mtime_ns == before
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith("c.")] != [aside[0].name]
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(prepared, tmp_path: Path, capsys) -> None:
+    train(CONFIG, prepared[:3], prepared[3:], tmp_path / "whole", device=CPU)
+    shutil.copytree(tmp_path / "whole", tmp_path / "damaged")
+    path = tmp_path / "damaged" / "last.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1                   # a single bit
+    path.write_bytes(content)
+    history = train(CONFIG, prepared[:3], prepared[3:], tmp_path / "damaged", device=CPU)
+    assert "does not match its checksum" in capsys.readouterr().out and len(history) == CONFIG.epochs
+    one, other = weights(tmp_path / "whole" / "last.pt"), weights(path)
+    assert all(torch.equal(one[k], other[k]) for k in one)
+    for name in ("last.pt", "before.pt"):
+        (tmp_path / "damaged" / name).write_bytes(b"nothing")
+    with pytest.raises(BratsError, match="before.pt cannot be read"):
+        train(CONFIG, prepared[:3], prepared[3:], tmp_path / "damaged", device=CPU)
 
 
 def test_best_checkpoint_rebuilds_its_network(prepared, tmp_path: Path) -> None:

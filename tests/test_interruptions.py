@@ -1,0 +1,134 @@
+"""Killed at random moments and run again: the same files as without, nothing done twice, nothing left over."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_volumes, write_case
+from test_archive import pack
+
+from brats_helpers.archive import extract
+from brats_helpers.cases import Patient, find_cases, write_mask
+from brats_helpers.checkpoints import load_checkpoint, write_checkpoint
+from brats_helpers.config import Config
+from brats_helpers.device import Device
+from brats_helpers.errors import BratsError
+from brats_helpers.files import atomic_path
+from brats_helpers.preprocessing import prepare, preprocess_cohort, save
+from brats_helpers.unet import UNet
+
+KILLS = int(os.environ.get("BRATS_KILLS", "4"))       # make test-faults asks for more
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Each file of a folder and what is in it."""
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*"))
+            if p.is_file()}
+
+
+def kill_at_random(work: Callable, arguments: tuple, seconds: float, kills: int, seed: int = 0) -> int:
+    """Start the work in a process and kill it after a random part of `seconds`, again and again; how often it was alive."""
+    rng, alive = np.random.default_rng(seed), 0
+    for _ in range(kills):
+        child = multiprocessing.get_context("fork").Process(target=work, args=arguments, daemon=True)
+        child.start()
+        time.sleep(rng.uniform(0, seconds))
+        alive += child.is_alive()
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+    return alive
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cohort")
+    for index in range(12):
+        write_case(folder, f"P{index:02d}", *small_volumes(index, (60, 64, 50)))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["cohort.tar", "cohort.tar.gz"])
+def test_extraction(cohort: Path, tmp_path: Path, name: str) -> None:
+    archive = pack(cohort, tmp_path / name)
+    begin = time.perf_counter()
+    extract(archive, tmp_path / "whole")
+    seconds = time.perf_counter() - begin
+    assert kill_at_random(extract, (archive, tmp_path / "killed"), seconds, KILLS) > 0
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").rglob("*.nii.gz") if not p.name.startswith(".part")}
+    extract(archive, tmp_path / "killed")
+    assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
+    assert all(path.stat().st_mtime_ns == before for path, before in kept.items())
+
+
+def test_preprocessing(cohort: Path, tmp_path: Path) -> None:
+    cases = find_cases(cohort)
+    begin = time.perf_counter()
+    preprocess_cohort(cases, tmp_path / "whole", 1.0, 1)
+    seconds = time.perf_counter() - begin
+    assert kill_at_random(preprocess_cohort, (cases, tmp_path / "killed", 1.0, 1), seconds, KILLS) > 0
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").glob("*.b2nd") if not p.name.startswith(".part")}
+    preprocess_cohort(cases, tmp_path / "killed", 1.0, 1)
+    assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
+    assert all(path.stat().st_mtime_ns == before for path, before in kept.items())
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch) -> None:
+    target = tmp_path / "file.json"
+    target.write_text("good")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    said = r"file.json could not be written.*No space left.*free"
+    with pytest.raises(BratsError, match=said), atomic_path(target) as temporary:
+        temporary.write_text("new")
+    assert target.read_text() == "good" and [p.name for p in tmp_path.iterdir()] == ["file.json"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere: permissions cannot be tested")
+def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(BratsError, match="locked.*could not be written"), atomic_path(tmp_path / "locked" / "a") as temporary:
+        temporary.write_text("x")
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 2 MB."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk cannot be mounted here: that takes root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_on_a_disk_that_is_really_full_the_good_files_stay(tiny_disk: Path, tmp_path: Path) -> None:
+    config, model = Config(filters=(4, 6, 8), patch=16), UNet((4, 6, 8))
+    write_checkpoint(tiny_disk / "last.pt", config, {"average": model.state_dict()})
+    before, noise = digests(tiny_disk), np.random.default_rng(0).integers(0, 4, (200, 200, 200))
+    ways = [lambda: write_checkpoint(tiny_disk / "last.pt", config, {"average": {"x": torch.randn(1_000_000)}}),
+            lambda: write_mask(tiny_disk / "mask.nii.gz", noise, np.eye(4)),
+            lambda: save(prepare(Patient("P", noise[None].repeat(4, 0).astype(np.int16) * 997, None, np.eye(4)), 1.0),
+                         tiny_disk / "P.b2nd")]
+    for way in ways:
+        with pytest.raises(BratsError, match="could not be written.*MB are free"):
+            way()
+        assert digests(tiny_disk) == before
+    write_case(tmp_path / "raw", "P", *small_volumes(0, (120, 120, 120)))
+    with pytest.raises(BratsError, match="needs 0.0 GB|could not be written"):
+        extract(pack(tmp_path / "raw", tmp_path / "a.tar"), tiny_disk / "out")
+    assert load_checkpoint(tiny_disk / "last.pt", Device("cpu", "", 1.0, torch.float32))[1] == config
