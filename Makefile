@@ -9,7 +9,7 @@ else
 BIN := .venv/bin
 endif
 
-.PHONY: run test lab notebooks bench bench-gpu lint clean
+.PHONY: run test test-faults lab notebooks bench bench-gpu lint clean
 
 run: .venv/ready
 	$(BIN)/python -m brats_helpers run --preset $(PRESET) --source $(SOURCE) $(ARGS)
@@ -17,6 +17,9 @@ run: .venv/ready
 test: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest $(ARGS)
+
+test-faults: .venv/ready-dev           # the same, killing twenty times where the quick tests kill four times
+	BRATS_KILLS=20 $(BIN)/python -m pytest tests/test_interruptions.py tests/test_bad_input.py tests/test_training.py
 
 lab: .venv/ready
 	$(BIN)/python -m jupyter lab notebooks

@@ -39,8 +39,8 @@ def main() -> int:
     with tqdm([chosen.only] if chosen.only else ITEMS, unit="item") as bar:
         for name in bar:
             bar.set_postfix_str(name)
-            if result := getattr(bench, name)():
-                results.append(result)
+            done = getattr(bench, name)()             # one result, several, or none where the data are not there
+            results += done if isinstance(done, list) else [done] if done else []
     device = describe_device()
     machine = {"processor": device.name, "threads": torch.get_num_threads(), "precision": str(device.dtype),
                "torch": torch.__version__, "python": platform.python_version(),

@@ -46,7 +46,8 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--checkpoint", type=Path, action="append", required=True, metavar="FILE",
                          help="a trained network; several are averaged")
     predict.add_argument("--out", type=Path, required=True, metavar="DIR", help="where <case>.nii.gz are written")
-    predict.add_argument("--tta", action="store_true", help="average over all 8 mirrored views instead of 2: four times slower")
+    predict.add_argument("--tta", action="store_true",
+                         help="average over all 8 mirrored views instead of 2: four times slower")
 
     books = commands.add_parser("notebooks", help="regenerate the committed .ipynb files from the .py files")
     books.add_argument("--work", type=Path, default=Path("runs/notebooks"), help="work folder (runs/notebooks)")
