@@ -173,6 +173,8 @@ class Bench:
         peers.copy_weights(model, theirs)
         prepared = preprocessing.prepare(read_case(self.case), 2.0)
         image = torch.from_numpy(preprocessing.normalise(prepared.volume[:4], prepared.meta.mean, prepared.meta.std))
+        short = [p for s in reversed(image.shape[1:]) for p in (0, max(0, 64 - s))]
+        image = torch.nn.functional.pad(image, short)     # here, because MONAI would pad at both ends and we at one
 
         @torch.inference_mode()
         def monai() -> torch.Tensor:
@@ -189,9 +191,10 @@ class Bench:
             return inference.sliding_window(model, image, 64, 0.5, inference.PAIR, self.device)
 
         predictor = peers.nnunet_predictor(theirs, self.nnunet, 64)
-        difference = (monai() - ours()).abs().max()
-        equal = f"probabilities of the same weights: largest difference {difference:.3f} (bf16 against fp32)"
-        assert difference < 0.1
+        difference = (monai() - ours()).abs()
+        equal = (f"probabilities of the same random weights: mean difference {difference.mean():.4f}, largest "
+                 f"{difference.max():.3f} (ours in {self.device.dtype}, MONAI's in fp32)")
+        assert difference.mean() < 0.02
         ways = {"MONAI": monai, "nnU-Net": lambda: predictor.predict_sliding_window_return_logits(image)}
         eight = Result("infer, 8 views", *race(ours, ways, self.rounds), equal, goals={"MONAI": 2.3})
         two = Result("infer, 2 views", *race(two_views, {"MONAI, 8 views": monai}, self.rounds), self.dice_of_two_views(),

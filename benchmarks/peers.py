@@ -14,7 +14,7 @@ from monai import transforms as mt
 
 from brats_helpers.cases import Case
 
-os.environ.setdefault("nnUNet_n_proc_DA", "0")
+os.environ.setdefault("nnUNet_n_proc_DA", "2")            # also the threads that its planner uses
 
 
 class NnUNet:
@@ -36,6 +36,8 @@ class NnUNet:
 
     def preprocess(self, name: str) -> None:
         """One patient from .nii.gz to its Blosc2 files."""
+        for old in self.store.glob(f"{name}*"):       # Blosc2 does not write over a file
+            old.unlink()
         row = self.description["dataset"][name]
         preprocessor = self.configuration.preprocessor_class(verbose=False)
         preprocessor.run_case_save(str(self.store / name), row["images"], row["label"], self.plans, self.configuration,
