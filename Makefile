@@ -27,7 +27,7 @@ lab: .venv/ready
 notebooks: .venv/ready                 # regenerate the committed .ipynb from the .py, with the quick preset's outputs
 	$(BIN)/python -m brats_helpers notebooks
 
-# This project beside its peers: about fifteen minutes on two cores, in an environment of its own.
+# This project beside its peers, in an environment of its own.
 bench: .venv-bench/ready
 	$(subst .venv,.venv-bench,$(BIN))/python -m benchmarks $(ARGS)
 	$(subst .venv,.venv-bench,$(BIN))/python -m benchmarks.scaling

@@ -28,7 +28,7 @@ def main() -> int:
     from .report import write
     options = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     options.add_argument("--only", choices=ITEMS, help="run one item")
-    options.add_argument("--rounds", type=int, default=5, help="times that each way is run (5)")
+    options.add_argument("--rounds", type=int, default=3, help="times that each way is run (3)")
     options.add_argument("--work", type=Path, default=Path("runs/bench"), help="folder for data (runs/bench)")
     options.add_argument("--out", type=Path, default=HERE, help="folder for the results (benchmarks)")
     chosen = options.parse_args()

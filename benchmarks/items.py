@@ -52,7 +52,7 @@ class Bench:
         case, out = self.case, self.folder / "preprocess"
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
-        load = peers.monai_preprocessing(case)
+        load = peers.monai_preprocessing()
 
         def ours() -> None:
             preprocessing.save(preprocessing.prepare(read_case(case), 1.0), out / "ours.b2nd")
@@ -83,7 +83,7 @@ class Bench:
             out.mkdir(parents=True)
             self.nnunet.preprocess(case.name)
             sizes["nnU-Net"].append(megabytes(list(self.nnunet.store.glob(f"{case.name}*"))))
-            done = peers.monai_preprocessing(case)(peers.monai_entry(case))
+            done = peers.monai_preprocessing()(peers.monai_entry(case))
             sizes["MONAI"].append((done["image"].numel() * 4 + done["label"].numel()) / 1e6)
             peers.nvidia_preprocess(case, out)
             sizes["NVIDIA"].append(megabytes([out / "x.npy", out / "y.npy"]))
@@ -105,7 +105,7 @@ class Bench:
         crop = mt.RandCropByPosNegLabeld(["image", "label"], label_key="label", spatial_size=(PATCH,) * 3, pos=1, neg=1,
                                          allow_smaller=True)
         pad = mt.SpatialPadd(["image", "label"], (PATCH,) * 3)
-        steps = mt.Compose([*peers.monai_preprocessing(self.case).transforms, pad, crop])
+        steps = mt.Compose([*peers.monai_preprocessing().transforms, pad, crop])
         cached = CacheDataset(entries, steps, progress=False)
         persistent = PersistentDataset(entries, steps, cache_dir=self.folder / "persistent")
         turn = iter(i % len(entries) for i in range(10**9))

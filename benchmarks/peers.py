@@ -52,13 +52,12 @@ class NnUNet:
 
     def augmentation(self, patch: int) -> object:
         """Its default training transforms, without the ones that make deep supervision's targets."""
-        from batchgeneratorsv2.helpers.scalar_type import RandomScalar  # noqa: F401  (the package must be there)
         from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
         angle = (-30 / 360 * 2 * np.pi, 30 / 360 * 2 * np.pi)
         return nnUNetTrainer.get_training_transforms((patch,) * 3, angle, None, (0, 1, 2), False, [True] * 4)
 
 
-def monai_preprocessing(case: Case) -> mt.Compose:
+def monai_preprocessing() -> mt.Compose:
     """MONAI's dictionary transforms for a patient: load, crop to the foreground, z-score of what is not 0."""
     return mt.Compose([
         mt.LoadImaged(["image", "label"]), mt.EnsureChannelFirstd("label"),

@@ -16,8 +16,8 @@ from brats_helpers.files import write_json
 COUNTS = (10, 100, 400)                               # patients, small ones: what grows with their number shows
 
 
-def prepare_many(folder: Path, count: int) -> tuple[float, float]:
-    """Prepare `count` copies of one small phantom in a process of its own: seconds, and peak memory in MiB."""
+def prepare_many(folder: Path) -> tuple[float, float]:
+    """Prepare the patients of a folder in a process of its own: seconds, and peak memory in MiB."""
     code = f"""
 import resource
 from pathlib import Path
@@ -76,7 +76,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder, rows = Path(name), []
         for count in COUNTS:
-            seconds, peak = prepare_many(copies(folder, count), count)
+            seconds, peak = prepare_many(copies(folder, count))
             rows.append({"patients": count, "seconds": round(seconds, 1), "peak_mib": round(peak)})
         dask = on_dask(folder / "cohort100", folder)
         shutil.rmtree(folder / "dask")

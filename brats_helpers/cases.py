@@ -192,9 +192,9 @@ def _check_geometry(case: Case, scans: Sequence[nib.Nifti1Image]) -> None:
             _fail(case, path, f"its affine differs from that of {case.images[0].name}",
                   "the modalities must be registered to one grid")
     for path, scan in zip(case.images, scans, strict=True):
-        edges = np.linalg.norm(scan.affine[:3, :3], axis=0)
-        if not np.allclose(edges, scan.header.get_zooms()[:3], rtol=0.01):
-            _fail(case, path, f"its voxels are {scan.header.get_zooms()[:3]} mm by the header and {edges.round(4)} mm by the "
+        edges, zooms = np.linalg.norm(scan.affine[:3, :3], axis=0), np.array(scan.header.get_zooms()[:3])
+        if not np.allclose(edges, zooms, rtol=0.01):
+            _fail(case, path, f"its voxels are {zooms.round(4)} mm by the header and {edges.round(4)} mm by the "
                   "affine", "correct the one that is wrong")
     matrix = scans[0].affine[:3, :3]
     if not np.isfinite(matrix).all() or (np.count_nonzero(np.abs(matrix) > 1e-3 * np.abs(matrix).max(), axis=0) != 1).any():

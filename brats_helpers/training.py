@@ -223,4 +223,5 @@ def resume(state: State, folder: Path, tag: str, config: Config, device: Device)
     state.scaler.load_state_dict(content["scaler"])
     for name in ("step", "best", "seconds", "losses", "history"):
         setattr(state, name, content[name])
-    tqdm.write(f"going on from step {state.step} of {config.epochs * config.steps} ({folder})")
+    if state.step < config.epochs * config.steps:
+        tqdm.write(f"going on from step {state.step} of {config.epochs * config.steps} ({folder})")

@@ -19,7 +19,7 @@ SLOPE = 0.01                                          # of LeakyReLU below zero
 
 
 class Conv3d(nn.Conv3d):
-    """A convolution whose input lies channels-last in memory on a CPU, where the backward pass is twice as quick so."""
+    """A convolution whose input lies channels-last in memory on a CPU, where the backward pass is quicker so."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, D, H, W) to (B, outputs, ...), as `nn.Conv3d`."""

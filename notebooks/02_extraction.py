@@ -141,14 +141,17 @@ print({key: f"{len(found)} patients" for key, found in cases.items()})
 # %%
 import nibabel as nib
 
-readable = [case for case in cases["training"] if case.reference and not case.problem]
-if not readable:
+from brats_helpers.cases import check_case
+
+sane = (c for c in cases["training"] if c.reference and not check_case(c)["problems"])
+first = next(sane, None)
+if first is None:
     raise BratsError(
-        "no patient has a reference to learn from: use `python -m brats_helpers predict`."
+        "no patient with a reference can be read: for patients without, use `python -m brats_helpers predict`."
     )
-first = readable[0]
 scan = nib.load(first.images[0])
-print(f"shape {scan.shape}, type {scan.get_data_dtype()}, voxels {scan.header.get_zooms()} mm")
+edges = [float(edge) for edge in scan.header.get_zooms()[:3]]
+print(f"shape {scan.shape}, type {scan.get_data_dtype()}, voxels {edges} mm")
 print(f"indices grow towards {nib.aff2axcodes(scan.affine)}")
 print(scan.affine)
 
@@ -233,8 +236,6 @@ for field in ("shape", "spacing_mm", "orientation", "dtype"):
 # %%
 import shutil
 
-from brats_helpers.cases import check_case
-
 if not first.channels:
     with tempfile.TemporaryDirectory() as folder:
         for path in first.images:
@@ -302,7 +303,8 @@ from brats_helpers.plots import histograms
 histograms(patient.images, patient.reference, "intensity, scanner units", synthetic=synthetic)
 
 # %%
-sample = [read_case(case) for case in cases["training"] if case.name in volumes][:12]
+some = [case for case in cases["training"] if case.name in volumes][:12]
+sample = [read_case(case) for case in some]
 means = np.array([[image[image > 0].mean() for image in p.images] for p in sample])
 print("mean intensity in the brain, smallest and largest of", len(sample), "patients")
 for name, low, high in zip(("FLAIR", "T1", "T1CE", "T2"), means.min(0), means.max(0)):

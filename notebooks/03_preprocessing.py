@@ -195,7 +195,7 @@ compare_slices(
 
 # %%
 print(
-    f'brain: {within.sum():,} voxels; "above 0 in every channel": {theirs.sum():,}, {theirs.sum() / within.sum():.0%} of it'
+    f'brain: {within.sum():,} voxels; "above 0 in every channel": {theirs.sum():,}, {theirs.sum() / within.sum():.1%} of it'
 )
 
 # %% [markdown]

@@ -72,13 +72,13 @@ def test_a_notebook_that_stops_is_named_with_cell_and_error(tmp_path: Path) -> N
 
 def test_a_damaged_patient_stops_02_or_is_left_out_on_the_users_word(tmp_path: Path) -> None:
     for index in range(4):
-        folder = write_case(tmp_path / "raw", f"P{index}", *small_volumes(index))
-    (folder / "P3_t2.nii.gz").write_bytes(b"half a download")
+        write_case(tmp_path / "raw", f"P{index}", *small_volumes(index))
+    (tmp_path / "raw" / "P0" / "P0_t2.nii.gz").write_bytes(b"half a download")         # the one that 02 would show
     work = series.run_series(source=str(tmp_path / "raw"), work=tmp_path / "work", only=1)
     with pytest.raises(BratsError, match=r"1 patient\(s\) have problems.*on_error=skip"):
         series.run_series(work=work, only=2)
     series.run_series(work=work, only=2, parameters={"on_error": "skip"})
-    assert read_cohort(work).left_out == ["P3"] and sorted(read_cohort(work).by_name) == ["P0", "P1", "P2"]
+    assert read_cohort(work).left_out == ["P0"] and sorted(read_cohort(work).by_name) == ["P1", "P2", "P3"]
 
 
 def test_help_has_examples() -> None:
