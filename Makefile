@@ -19,7 +19,7 @@ test: .venv/ready-dev
 	$(BIN)/python -m pytest $(ARGS)
 
 test-faults: .venv/ready-dev           # the same, killing twenty times where the quick tests kill four times
-	BRATS_KILLS=20 $(BIN)/python -m pytest tests/test_interruptions.py tests/test_bad_input.py tests/test_training.py
+	BRATS_KILLS=40 $(BIN)/python -m pytest tests/test_interruptions.py tests/test_bad_input.py tests/test_training.py
 
 lab: .venv/ready
 	$(BIN)/python -m jupyter lab notebooks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 import yaml
 
 from .config import PRESETS
-from .errors import BratsError
+from .constants import NOT_FOR_DIAGNOSIS
+from .errors import BratsError, Stopped
 
 RUN_EXAMPLES = """examples:
   python -m brats_helpers run
@@ -62,8 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return {"run": _run, "predict": _predict, "notebooks": _notebooks}[options.command](options)
     except BratsError as error:
         print(f"\n{error}", file=sys.stderr)
-        return 1
+        return 130 if isinstance(error, Stopped) else 1
     except KeyboardInterrupt:
+        logging.getLogger("asyncio").disabled = True  # it would report the interrupted notebook once more, at length
         print("\nStopped. The same command goes on from here.", file=sys.stderr)
         return 130
 
@@ -91,7 +94,7 @@ def number_or_text(value: str) -> object:
 def _predict(options: argparse.Namespace) -> int:
     from .inference import predict_cases
     written = list(predict_cases(options.cases, options.checkpoint, options.out, options.tta))
-    print(f"{len(written)} segmentation(s) in {options.out}: for research and teaching, not for diagnosis.")
+    print(f"{len(written)} segmentation(s) in {options.out}: {NOT_FOR_DIAGNOSIS}.")
     return 0
 
 

@@ -25,11 +25,19 @@ from .errors import BratsError
 from .files import atomic_path, read_json, sweep, write_json
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".zip")
-MAX_RATIO = 200                                       # of what comes out to the archive's own size
-MAX_FILES = 200_000                                   # all of BraTS 2021 has 6,255
 MSD_FOLDERS = {"imagesTr": "four modalities", "imagesTs": "four modalities", "labelsTr": "seg"}   # of the Decathlon
 NOTE = ".unpacked-from.json"                          # in the folder: which archive its files are from
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much may come out of an archive: more is taken for a decompression bomb, and refused. BraTS 2021 is 1.0 times
+    its archive's size, 6,255 files and 13 GB."""
+
+    ratio: float = 200                                # of what comes out to the archive's own size, at least 1 MB
+    files: int = 200_000
+    gigabytes: float = 500
 
 
 @dataclass(frozen=True)
@@ -74,27 +82,27 @@ def _open(path: Path) -> Iterator[tarfile.TarFile | zipfile.ZipFile]:
                          "source's.") from error
 
 
-def list_archive(path: Path) -> list[Member]:
+def list_archive(path: Path, limits: Limits = Limits()) -> list[Member]:
     """The files in an archive, in its order, checked: BratsError where it is cut short or a name is unsafe.
 
     Reads headers only (a compressed tar has to be decompressed for that, in memory).
     """
     with _open(path) as archive:
-        members = _members(Path(path), archive)
+        members = _members(Path(path), archive, limits)
     if not members:
         raise BratsError(f"{path} holds no file: get it again.")
     return members
 
 
-def _members(path: Path, archive: tarfile.TarFile | zipfile.ZipFile) -> list[Member]:
+def _members(path: Path, archive: tarfile.TarFile | zipfile.ZipFile, limits: Limits) -> list[Member]:
     """All files in the archive, every one of them safe to unpack."""
-    members, total, most = [], 0, MAX_RATIO * max(path.stat().st_size, 1_000_000)
+    members, total, most = [], 0, min(limits.ratio * max(path.stat().st_size, 1_000_000), limits.gigabytes * 1e9)
     for member in _walk(archive):
         total += member.size
-        if total > most or len(members) >= MAX_FILES:
+        if total > most or len(members) >= limits.files:
             raise BratsError(f"{path}: refused, because of the member {member.name!r}: with it, {len(members) + 1:,} files "
                              f"of {total / 1e9:,.1f} GB come out of {path.stat().st_size / 1e9:,.3f} GB, which is no cohort "
-                             "of scans. Nothing was written.")
+                             "of scans. Nothing was written. (What is allowed stands in archive.Limits.)")
         members.append(member)
     if isinstance(archive, tarfile.TarFile):
         _refuse_short(path, members)
@@ -151,7 +159,7 @@ def summarise(members: Sequence[Member]) -> list[dict]:
     return [{"name": name, "files": sorted(sizes), "mb": sum(sizes.values()) / 1e6} for name, sizes in sorted(found.items())]
 
 
-def extract(path: Path, folder: Path) -> list[Path]:
+def extract(path: Path, folder: Path, limits: Limits = Limits()) -> list[Path]:
     """Unpack an archive's files into `folder`, with progress; returns their paths.
 
     A file that is there with the right size is kept, unless the folder was unpacked from another archive: then it is
@@ -160,7 +168,7 @@ def extract(path: Path, folder: Path) -> list[Path]:
     folder = Path(folder)
     _empty_if_other(Path(path), folder)
     with _open(path) as archive:
-        members = _members(Path(path), archive)
+        members = _members(Path(path), archive, limits)
         targets = [folder / PurePosixPath(member.name) for member in members]
         wanted = [(m, t) for m, t in zip(members, targets, strict=True)
                   if not (t.is_file() and t.stat().st_size == m.size)]

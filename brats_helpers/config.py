@@ -42,6 +42,7 @@ class Config:
     clip: float = 1.0                  # largest norm of the gradient
     ema: float = 0.999                 # weight averaging, per step; 0 switches it off
     validate_every: int = 1            # epochs
+    on_nan: str = "stop"               # a loss that is no number: "stop", or "halve" the rate, leave the batch out, go on
     # inference
     overlap: float = 0.5               # of neighbouring windows
     tta: bool = True                   # average over all 8 mirrored views; False: over 2
@@ -58,6 +59,7 @@ class Config:
             ("fold", -1 <= self.fold < self.folds, f"-1 (the 80/20 split) or 0 to {self.folds - 1}"),
             ("foreground", 0 <= self.foreground <= 1, "between 0 and 1"),
             ("overlap", 0 <= self.overlap < 1, "at least 0 and below 1"),
+            ("on_nan", self.on_nan in ("stop", "halve"), "'stop' or 'halve'"),
             ("ema", 0 <= self.ema < 1, "at least 0 and below 1"),
             *((name, getattr(self, name) > 0, "above 0") for name in
               ("spacing_mm", "patients", "batch", "epochs", "steps", "learning_rate", "clip", "validate_every")),

@@ -20,6 +20,7 @@ import psutil
 import torch
 
 from .config import Config
+from .errors import short_messages
 
 PACKAGES = ("torch", "monai", "nibabel", "numpy", "scipy", "blosc2", "nilearn", "matplotlib", "ipywidgets",
             "papermill", "jupytext")
@@ -119,9 +120,10 @@ def work_folder(work: str = "") -> Path:
 
 
 def start(work: str = "") -> tuple[Path, Device]:
-    """What every notebook begins with: the look of the figures, the work folder and the device, said in two lines."""
+    """What every notebook begins with: the look of figures and errors, the work folder and the device, said in two lines."""
     from .plots import use_style
     use_style()
+    short_messages()
     folder, device = work_folder(work), describe_device()
     print(f"Python {platform.python_version()}, torch {torch.__version__}, on {where_am_i()}: {device.name}, "
           f"{device.memory_gib:.0f} GiB, {str(device.dtype).removeprefix('torch.')} ({device.note})")

@@ -12,13 +12,43 @@ from tqdm import tqdm
 from .cases import Case, Patient, read_case, write_mask
 from .checkpoints import load_weights, read_checkpoint
 from .config import Config
+from .constants import CHANNELS, NOT_FOR_DIAGNOSIS, REGION_TITLES, REGIONS
 from .device import Device
 from .errors import BratsError
-from .files import read_json, sweep, write_json
+from .files import atomic_path, read_json, sweep, write_json
 from .inference import POSTPROCESSING, segment
-from .metrics import score_case, summarise
+from .metrics import interval_text, score_case, summarise
 from .preprocessing import fingerprint
 from .unet import UNet, count_parameters
+
+CARD = """# Model card: brain tumor segmentation, {checkpoint}
+
+**{warning}.** It is no medical device, and nobody has approved it for use on patients.
+
+**Overview.** A U-Net of {levels} levels and {parameters:,} parameters (Futrega et al. 2021, arXiv:2110.03352), which
+outlines {regions} in a brain scan.
+
+**Data.** {learnt} {data}; preset {preset}, seed {seed}.
+
+**Preprocessing.** Crop to the brain, voxels of {spacing:g} mm, z-score of each contrast over the brain.
+
+**Hardware.** {device}, {seconds:.0f} s of training; patches of {patch} voxels an edge.
+
+**Input channels.** {channels}. **Output channels.** {regions}, as probabilities.
+
+**Performance** on {cases} {which} patients that it was not trained on:
+
+| region | Dice (95 % interval) | HD95, mm |
+|---|---|---|
+{results}
+
+**Limits.** {limits}
+The interval is over patients, not over trainings. Look at each mask before you count on it.
+
+**Determinism.** The same seed gives the same weights, bit for bit, on the same kind of CPU.
+
+**Use.** `python -m brats_helpers predict PATIENT_FOLDER --checkpoint {checkpoint} --out masks`
+"""
 
 
 def weights_tag(model: nn.Module) -> str:
@@ -34,8 +64,8 @@ def evaluate(cases: Sequence[Case], checkpoint: Path, work: Path, config: Config
     """Segment and score patients with a reference; writes predictions/ and metrics.json, and returns the metrics.
 
     which: "test" or "validation", the set that these patients are; left_out: who had a problem and is not in it, for
-    the record. Patients that the same weights have been scored on
-    already, in an evaluation that was stopped, are not done again.
+    the record. Patients that the same weights have been scored on already, in an evaluation that was stopped, are not
+    done again.
     """
     if not cases:
         raise BratsError("there is no patient to evaluate on: see notebook 02's split.")
@@ -51,6 +81,23 @@ def evaluate(cases: Sequence[Case], checkpoint: Path, work: Path, config: Config
         "train_seconds": round(read_checkpoint(Path(checkpoint).with_name("last.pt"), device)["seconds"], 1)}
     write_json(Path(work) / "metrics.json", metrics)
     return metrics
+
+
+def write_model_card(path: Path, metrics: dict, config: Config, learnt: int, synthetic: bool, device: Device) -> None:
+    """What a checkpoint is, for whoever finds it: data, input, output, scores, limits, in the order of MONAI's model zoo."""
+    data = "synthetic patients (MNI152 anatomy, modelled tumors)" if synthetic else "patients of the given source"
+    results = "\n".join(f"| {name} | {metrics['dice'][name]:.3f} ({interval_text(metrics['dice_ci95'][name])}) | "
+                        f"{metrics['hd95_mm'][name]:.2f} |" for name in REGIONS)
+    limits = ("It has never seen a real patient, and what it makes of real scans was not measured. " if synthetic else "") + (
+        "It knows adult glioma before treatment, in skull-stripped and co-registered FLAIR, T1, T1CE and T2; "
+        "nothing is known of it on other scanners, hospitals, ages or diseases.")
+    text = CARD.format(warning=NOT_FOR_DIAGNOSIS.capitalize(), parameters=metrics["parameters"], levels=len(config.filters),
+                       learnt=learnt, data=data, spacing=config.spacing_mm, patch=config.patch, device=device.name,
+                       seconds=metrics["train_seconds"], channels=", ".join(CHANNELS), results=results, limits=limits,
+                       cases=metrics["cases"], which=metrics["set"], checkpoint=metrics["checkpoint"], seed=metrics["seed"],
+                       regions=", ".join(REGION_TITLES.values()), preset=metrics["preset"])
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _score_all(cases: Sequence[Case], model: nn.Module, config: Config, work: Path, device: Device) -> list[dict]:

@@ -7,9 +7,11 @@ import gzip
 import json
 import os
 import shutil
+import signal
 import tempfile
+import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,29 @@ def _explain(path: Path, error: OSError | RuntimeError) -> None:
     if getattr(error, "errno", None) in UNWRITABLE or (isinstance(error, RuntimeError) and free < NEARLY_FULL):
         raise BratsError(f"{path} could not be written ({error}); {free / 1e6:,.1f} MB are free there. What was there before "
                          "is untouched: make room, or choose a work folder that may be written, and run again.") from error
+
+
+@contextmanager
+def stop_button() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C or a notebook's stop button, noted instead of raised, so that no step is left half done.
+
+    Yields a function that says whether it was pressed. A second press is raised at once.
+    """
+    pressed: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        pressed.append(number)
+        if len(pressed) > 1:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():        # only there can signals be heard
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def sweep(folder: Path) -> None:

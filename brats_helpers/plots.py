@@ -21,6 +21,7 @@ from .constants import (
     LABEL_SHORT,
     MODALITIES,
     MODALITY_TITLES,
+    NOT_FOR_DIAGNOSIS,
     REGION_COLOURS,
     REGION_TITLES,
     REGIONS,
@@ -94,13 +95,16 @@ def draw_slice(ax: Axes, image: np.ndarray, plane: str, index: int, spacing: Seq
     ax.spines[:].set_visible(False)
 
 
-def finish(figure: Figure, synthetic: bool, legend: bool = False) -> Figure:
-    """The legend of the labels, and the word "synthetic" where it is due; the figure is closed to further drawing."""
+def finish(figure: Figure, synthetic: bool, legend: bool = False, prediction: bool = False) -> Figure:
+    """The legend of the labels, and below what is shown: that it is synthetic, that a prediction is no diagnosis.
+
+    The figure is closed to further drawing.
+    """
     if legend:
         figure.legend(handles=[Patch(color=c, label=LABEL_SHORT[n]) for n, c in LABEL_COLOURS.items()],
                       loc="outside lower center", ncols=3)
-    if synthetic:
-        figure.supxlabel("synthetic", x=0.995, ha="right", fontsize=8, style="italic", color="#777777")   # has its own room
+    if words := [NOT_FOR_DIAGNOSIS] * prediction + ["synthetic"] * synthetic:
+        figure.supxlabel("; ".join(words), x=0.995, ha="right", fontsize=8, style="italic", color="#777777")
     plt.close(figure)                                 # a notebook shows what is returned, once
     return figure
 
@@ -125,8 +129,9 @@ def show_modalities(patient: Patient, plane: str = "axial", index: int | None = 
 
 def compare_slices(volumes: Mapping[str, np.ndarray], plane: str = "axial", index: int | None = None,
                    labels: np.ndarray | None = None, spacing: Sequence[float] = (1, 1, 1), synthetic: bool = False,
-                   title: str = "", shared_window: bool = False, columns: int = 4) -> Figure:
-    """Named volumes side by side in one slice, for before and after; `labels` is one volume for all, or none."""
+                   title: str = "", shared_window: bool = False, columns: int = 4, prediction: bool = False) -> Figure:
+    """Named volumes side by side in one slice, for before and after; `labels` is one volume for all, or none;
+    `prediction`: whether one of the volumes is a network's."""
     first = next(iter(volumes.values()))
     if index is None:
         index = widest(labels, plane) if labels is not None else first.shape[PLANES[plane][0]] // 2
@@ -140,7 +145,7 @@ def compare_slices(volumes: Mapping[str, np.ndarray], plane: str = "axial", inde
     for ax in axes.flat[len(volumes):]:
         ax.set_axis_off()
     figure.suptitle(title, fontsize=10)
-    return finish(figure, synthetic, legend=labels is not None)
+    return finish(figure, synthetic, legend=labels is not None, prediction=prediction)
 
 
 def three_planes(image: np.ndarray, overlays: Mapping[str, np.ndarray], spacing: Sequence[float], title: str = "",
@@ -156,7 +161,7 @@ def three_planes(image: np.ndarray, overlays: Mapping[str, np.ndarray], spacing:
                 ax.set_title(name)
         row[0].set_title(f"{plane} {index}", fontsize=9)
     figure.suptitle(title, fontsize=10)
-    return finish(figure, synthetic, legend=True)
+    return finish(figure, synthetic, legend=True, prediction="prediction" in overlays)
 
 
 def tumor_3d(labels: np.ndarray, brain: np.ndarray, spacing: Sequence[float], title: str = "",

@@ -27,8 +27,8 @@ from .checkpoints import read_checkpoint, write_checkpoint
 from .config import Config
 from .constants import REGIONS
 from .device import Device, describe_device
-from .errors import BratsError
-from .files import sweep
+from .errors import BratsError, Stopped
+from .files import stop_button, sweep
 from .inference import sliding_window
 from .loaders import PatchDataset, batches
 from .losses import deep_supervision_loss, labels_to_regions
@@ -37,7 +37,8 @@ from .preprocessing import load, open_volume
 from .unet import UNet
 
 SAVE_SECONDS = 600                                    # a checkpoint at least this often, within an epoch too
-ELSEWHERE = ("preset", "patients", "test_patients", "tta")   # settings that training does not depend on
+ELSEWHERE = ("preset", "patients", "test_patients", "tta", "on_nan")   # settings that what was trained does not depend on
+LEAST_FACTOR = 2**-6                                  # of the learning rate: halved more often, training has failed
 
 
 def learning_rate(step: int, config: Config) -> float:
@@ -57,6 +58,7 @@ class State:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     step: int = 0
+    rate_factor: float = 1.0                          # halved by each batch that was left out (`Config.on_nan`)
     seconds: float = 0.0                              # of training, over all sessions
     best: float = -1.0                                # mean validation Dice of the best checkpoint
     losses: list[float] = field(default_factory=list)         # of the epoch under way
@@ -77,22 +79,36 @@ def train_step(state: State, batch: dict, config: Config, device: Device) -> flo
     """One optimizer step on one batch of `loaders.batches`; returns the loss."""
     images, target = prepare_batch(batch, config.seed, state.step, device)
     for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(state.step, config)
+        group["lr"] = learning_rate(state.step, config) * state.rate_factor
     with device.autocast():
         outputs = state.model(images)
     loss = deep_supervision_loss(outputs, target)
-    if not torch.isfinite(loss):
-        raise BratsError(f"the loss became {loss.item()} at step {state.step}, on patches of {', '.join(batch['name'])}: "
-                         "lower learning_rate, or look at these patients' intensities.")
     state.scaler.scale(loss).backward()
     state.scaler.unscale_(state.optimizer)
-    nn.utils.clip_grad_norm_(state.model.parameters(), config.clip)
-    state.scaler.step(state.optimizer)
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.clip)
+    # Loss scaling tries scales that are too large, and leaves out those steps itself.
+    if sound := bool(torch.isfinite(loss) and (device.scaler or torch.isfinite(norm))):
+        state.scaler.step(state.optimizer)
+        state.average.update_parameters(state.model)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    state.average.update_parameters(state.model)
+    if not sound:
+        leave_out(state, batch["name"], f"the loss became {loss.item():.3g}, its gradient {norm.item():.3g}", config)
     state.step += 1
-    return loss.item()
+    return loss.item() if sound else math.nan
+
+
+def leave_out(state: State, names: Sequence[str], problem: str, config: Config) -> None:
+    """A batch whose loss or gradient is no number: stop there, or halve the learning rate for what follows."""
+    problem = f"{problem} at step {state.step}, on patches of {', '.join(names)}"
+    if config.on_nan == "stop":
+        raise BratsError(f"{problem}: the weights were not touched. Look at these patients' scans, lower learning_rate, "
+                         "or go on from here without the batch and at half the rate: on_nan=halve.")
+    state.rate_factor /= 2
+    if state.rate_factor < LEAST_FACTOR:
+        raise BratsError(f"{problem}, the rate halved {round(-math.log2(LEAST_FACTOR))} times already: these patients' "
+                         "intensities are damaged, or learning_rate is far too high.")
+    tqdm.write(f"WARNING: {problem}: left out; the learning rate is multiplied by {state.rate_factor:g} from here on.")
 
 
 def prepare_batch(batch: dict, seed: int, step: int, device: Device) -> tuple[Tensor, Tensor]:
@@ -109,7 +125,8 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
     """Train on prepared patients, or go on where `folder`/last.pt stands; returns the history, a record an epoch.
 
     Writes last.pt (all of the state, every epoch and every ten minutes), before.pt (the one before it) and best.pt (the
-    averaged weights with the highest mean Dice on the validation patients).
+    averaged weights with the highest mean Dice on the validation patients). A stop (Ctrl-C) is heeded after the step that
+    is under way, with all saved: Stopped.
     """
     device = device or describe_device()
     sweep(folder)
@@ -119,11 +136,16 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
     dataset = PatchDataset(training, config.patch, config.foreground, config.seed)
     total = config.epochs * config.steps
     workers = 4 if device.kind == "cuda" else 0
-    saved = started = time.monotonic() - state.seconds
-    with tqdm(total=total, initial=state.step, desc="train", unit="step", mininterval=1) as bar:
+    started, saved = time.monotonic() - state.seconds, time.monotonic()
+    with tqdm(total=total, initial=state.step, desc="train", unit="step", mininterval=1) as bar, stop_button() as stopped:
         for batch in batches(dataset, config.batch, state.step, total, workers):
             state.model.train()
-            state.losses.append(train_step(state, batch, config, device))
+            try:
+                loss = train_step(state, batch, config, device)
+            except BratsError:
+                save(state, folder, config, tag)
+                raise
+            state.losses += [loss] if math.isfinite(loss) else []
             bar.update()
             state.seconds = time.monotonic() - started
             if state.step % config.steps == 0:
@@ -131,10 +153,13 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
                 bar.set_postfix(loss=f"{state.history[-1]['loss']:.3f}")
                 if on_epoch:
                     on_epoch(state.history)
-            elif time.monotonic() - saved < SAVE_SECONDS:
+            elif time.monotonic() - saved < SAVE_SECONDS and not stopped():
                 continue
             state.seconds, saved = time.monotonic() - started, time.monotonic()
             save(state, folder, config, tag)
+            if stopped() and state.step < total:
+                raise Stopped(f"stopped after step {state.step} of {total}; all is saved in {folder}: run the same again to "
+                              "go on from there.")
     return state.history
 
 
@@ -147,7 +172,7 @@ def finish_epoch(state: State, config: Config, validation: Sequence[Path], folde
         dice = validate(state.average.module, validation, config, device)
         mean = sum(dice.values()) / len(dice)
     state.history.append({
-        "step": state.step, "epoch": epoch, "loss": sum(state.losses) / len(state.losses),
+        "step": state.step, "epoch": epoch, "loss": sum(state.losses) / max(1, len(state.losses)),
         "learning_rate": learning_rate(state.step - 1, config), "dice": dice, "seconds": round(state.seconds, 1)})
     state.losses = []
     if dice and mean > state.best:
@@ -182,7 +207,7 @@ def save(state: State, folder: Path, config: Config, tag: str) -> None:
         os.replace(folder / "last.pt", folder / "before.pt")
     write_checkpoint(folder / "last.pt", config, {
         "fingerprint": tag, "step": state.step, "best": state.best, "seconds": state.seconds, "losses": state.losses,
-        "history": state.history, "average": state.average.module.state_dict(),
+        "history": state.history, "rate_factor": state.rate_factor, "average": state.average.module.state_dict(),
         "n_averaged": int(state.average.n_averaged), "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(), "scaler": state.scaler.state_dict()})
 
@@ -221,7 +246,7 @@ def resume(state: State, folder: Path, tag: str, config: Config, device: Device)
     state.average.n_averaged.fill_(content["n_averaged"])
     state.optimizer.load_state_dict(content["optimizer"])
     state.scaler.load_state_dict(content["scaler"])
-    for name in ("step", "best", "seconds", "losses", "history"):
+    for name in ("step", "best", "seconds", "losses", "history", "rate_factor"):
         setattr(state, name, content[name])
     if state.step < config.epochs * config.steps:
         tqdm.write(f"going on from step {state.step} of {config.epochs * config.steps} ({folder})")

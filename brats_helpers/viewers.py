@@ -47,7 +47,7 @@ def picture(patient: Patient, prediction: np.ndarray | None = None, modality: st
     for ax, (title, labels) in zip(axes[0], overlays.items(), strict=True):
         draw_slice(ax, image, plane, index, spacing, labels, opacity=opacity)
         ax.set_title(f"{MODALITY_TITLES[modality]}, {title}")
-    return finish(figure, synthetic, legend=True)
+    return finish(figure, synthetic, legend=True, prediction=prediction is not None)
 
 
 def _only(labels: np.ndarray, wanted: Sequence[int]) -> np.ndarray:

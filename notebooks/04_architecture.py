@@ -521,6 +521,7 @@ compare_slices(
     },
     index=z,
     synthetic=synthetic,
+    prediction=True,
 )
 
 # %% [markdown]

@@ -45,6 +45,7 @@ patch: int = None  # voxels an edge
 learning_rate: float = None  # the peak, after the warm-up
 warmup: int = None  # steps in which the learning rate rises
 weight_decay: float = None  # of AdamW
+on_nan: str = None  # a loss that is no number: "stop", or "halve" the rate and go on without the batch
 ema: float = None  # decay of the weights' running average; 0: no average
 checkpointing: bool = None  # recompute activations in the backward pass: less memory, more time
 tta: bool = None  # True: average the final predictions over all 8 mirrored views; False: over 2
@@ -80,6 +81,7 @@ asked = {
     "learning_rate": learning_rate,
     "warmup": warmup,
     "weight_decay": weight_decay,
+    "on_nan": on_nan,
     "ema": ema,
     "checkpointing": checkpointing,
     "tta": tta,
@@ -514,6 +516,19 @@ print(f"{len(chosen)} masks in {work / 'predictions'}: labels 0, 1, 2, 4, the sc
 print(
     f"{metrics['parameters']:,} parameters, {metrics['train_seconds']:.0f} s of training, metrics in {work / 'metrics.json'}"
 )
+
+# %% [markdown]
+# A checkpoint travels further than the notebook that made it. Beside it goes a **model card**: what it was trained on,
+# how it was judged, and what it must not be used for.
+
+# %%
+from IPython.display import Markdown
+
+from brats_helpers.evaluation import write_model_card
+
+card = work / "checkpoints" / "MODEL_CARD.md"
+write_model_card(card, metrics, config, len(learnt), synthetic, device)
+Markdown(card.read_text())
 
 # %% [markdown]
 # To segment a patient without a reference (without `--tta`, two mirrored views instead of eight: four times as fast):

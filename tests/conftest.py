@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -36,6 +38,26 @@ def write_case(folder: Path, name: str, images: np.ndarray, labels: np.ndarray |
         if array is not None:
             nib.save(nib.Nifti1Image(array, affine), folder / f"{name}{ending}{suffix}")
     return folder
+
+
+@pytest.fixture
+def faults(record_property: Callable[[str, object], None]) -> Callable[[str, int], None]:
+    """Count faults that a test injects, by kind; the summary adds up those of the tests that passed."""
+    return lambda kind, number=1: record_property("faults", (kind, number))
+
+
+def pytest_terminal_summary(terminalreporter: object) -> None:
+    """How many faults were injected, and how many of them were survived as they should be."""
+    injected: Counter[str] = Counter()
+    survived: Counter[str] = Counter()
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            for kind, number in (value for key, value in getattr(report, "user_properties", []) if key == "faults"):
+                injected[kind] += number
+                survived[kind] += number * (outcome == "passed")
+    if injected:
+        each = ", ".join(f"{kind} {survived[kind]}/{injected[kind]}" for kind in sorted(injected))
+        terminalreporter.write_line(f"faults survived: {survived.total()} of {injected.total()} injected ({each})")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import small_volumes, write_case
 
-from brats_helpers.archive import Member, extract, list_archive, summarise
+from brats_helpers.archive import Limits, Member, extract, list_archive, summarise
 from brats_helpers.errors import BratsError
 
 
@@ -45,7 +45,7 @@ def test_list_and_extract_give_what_was_packed(cohort: Path, tmp_path: Path, nam
         assert path.read_bytes() == (cohort / path.relative_to(tmp_path / "out")).read_bytes()
 
 
-def test_bombs_are_refused_before_anything_is_written(tmp_path: Path, monkeypatch) -> None:
+def test_bombs_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "big.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for n in range(5):
             archive.writestr(f"P/P_{n}_flair.nii", b"\0" * 50_000_000)
@@ -57,10 +57,10 @@ def test_bombs_are_refused_before_anything_is_written(tmp_path: Path, monkeypatc
     for name in ("big.zip", "big.tar.gz"):
         with pytest.raises(BratsError, match=f"{name}: refused, because of the member 'P/P_4_flair.nii'"):
             extract(tmp_path / name, tmp_path / "out")
-    monkeypatch.setattr("brats_helpers.archive.MAX_FILES", 3)
     write_case(tmp_path / "cohort", "P", *small_volumes())
-    with pytest.raises(BratsError, match="4 files"):
-        extract(pack(tmp_path / "cohort", tmp_path / "many.tar"), tmp_path / "out")
+    for limits, message in ((Limits(files=3), "4 files"), (Limits(gigabytes=1e-6), "1 files of 0.0 GB.*archive.Limits")):
+        with pytest.raises(BratsError, match=message):
+            extract(pack(tmp_path / "cohort", tmp_path / "many.tar"), tmp_path / "out", limits)
     assert not (tmp_path / "out").exists()
 
 

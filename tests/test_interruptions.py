@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import multiprocessing
 import os
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -24,11 +24,14 @@ from brats_helpers.checkpoints import load_checkpoint, write_checkpoint
 from brats_helpers.config import Config
 from brats_helpers.device import Device
 from brats_helpers.errors import BratsError
+from brats_helpers.evaluation import evaluate
 from brats_helpers.files import atomic_path
 from brats_helpers.preprocessing import prepare, preprocess_cohort, save
 from brats_helpers.unet import UNet
 
-KILLS = int(os.environ.get("BRATS_KILLS", "4"))       # make test-faults asks for more
+SMALL = Config(filters=(4, 6, 8), patch=16, spacing_mm=2.0, preset="quick")
+CPU = Device("cpu", "test", 1.0, torch.float32)
+KILLS = int(os.environ.get("BRATS_KILLS", "4"))       # make test-faults asks for 40
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -37,15 +40,22 @@ def digests(folder: Path) -> dict[str, str]:
             if p.is_file()}
 
 
-def kill_at_random(work: Callable, arguments: tuple, seconds: float, kills: int, seed: int = 0) -> int:
-    """Start the work in a process and kill it after a random part of `seconds`, again and again; how often it was alive."""
-    rng, alive = np.random.default_rng(seed), 0
+def kill_at_random(work: Callable, arguments: tuple, seconds: float, kills: int, context: object = None,
+                   started: Path | None = None) -> int:
+    """Start the work in a process and kill it after a random part of `seconds`, again and again; how often it was alive.
+
+    The time counts from when the folder `started` is there or, if none is given, from the start of the process.
+    """
+    rng, alive = np.random.default_rng(0), 0
     for _ in range(kills):
-        child = multiprocessing.get_context("fork").Process(target=work, args=arguments, daemon=True)
+        child = (context or multiprocessing.get_context("fork")).Process(target=work, args=arguments, daemon=True)
+        before = time.time_ns()
         child.start()
+        while started and child.is_alive() and not (started.is_dir() and started.stat().st_mtime_ns >= before):
+            time.sleep(0.005)
         time.sleep(rng.uniform(0, seconds))
         alive += child.is_alive()
-        os.kill(child.pid, signal.SIGKILL)
+        child.kill()
         child.join()
     return alive
 
@@ -59,28 +69,62 @@ def cohort(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("name", ["cohort.tar", "cohort.tar.gz"])
-def test_extraction(cohort: Path, tmp_path: Path, name: str) -> None:
+def test_extraction(cohort: Path, tmp_path: Path, name: str, faults) -> None:
     archive = pack(cohort, tmp_path / name)
     begin = time.perf_counter()
     extract(archive, tmp_path / "whole")
     seconds = time.perf_counter() - begin
-    assert kill_at_random(extract, (archive, tmp_path / "killed"), seconds, KILLS) > 0
+    alive = kill_at_random(extract, (archive, tmp_path / "killed"), seconds, KILLS)
+    assert alive > 0
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").rglob("*.nii.gz") if not p.name.startswith(".part")}
     extract(archive, tmp_path / "killed")
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
     assert all(path.stat().st_mtime_ns == before for path, before in kept.items())
+    faults("kills in extraction", alive)
 
 
-def test_preprocessing(cohort: Path, tmp_path: Path) -> None:
+def test_preprocessing(cohort: Path, tmp_path: Path, faults) -> None:
     cases = find_cases(cohort)
     begin = time.perf_counter()
     preprocess_cohort(cases, tmp_path / "whole", 1.0, 1)
     seconds = time.perf_counter() - begin
-    assert kill_at_random(preprocess_cohort, (cases, tmp_path / "killed", 1.0, 1), seconds, KILLS) > 0
+    alive = kill_at_random(preprocess_cohort, (cases, tmp_path / "killed", 1.0, 1), seconds, KILLS)
+    assert alive > 0
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").glob("*.b2nd") if not p.name.startswith(".part")}
     preprocess_cohort(cases, tmp_path / "killed", 1.0, 1)
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
     assert all(path.stat().st_mtime_ns == before for path, before in kept.items())
+    faults("kills in preprocessing", alive)
+
+
+def _evaluate(cases: list, work: Path) -> None:
+    evaluate(cases, work.parent / "checkpoints" / "last.pt", work, SMALL, "test", CPU)
+
+
+def test_evaluation(cohort: Path, tmp_path: Path, faults) -> None:
+    torch.manual_seed(0)
+    weights = UNet(SMALL.filters).state_dict()
+    write_checkpoint(tmp_path / "checkpoints" / "last.pt", SMALL, {"average": weights, "seconds": 1.0})
+    cases = find_cases(cohort)[:6]
+    begin = time.perf_counter()
+    _evaluate(cases, tmp_path / "whole")
+    seconds = time.perf_counter() - begin
+    spawned = multiprocessing.get_context("spawn")    # torch's threads do not survive a fork
+    alive = kill_at_random(_evaluate, (cases, tmp_path / "killed"), seconds, KILLS // 2, context=spawned,
+                           started=tmp_path / "killed" / "predictions")
+    assert alive > 0
+    kept = {p: p.stat().st_mtime_ns for p in scored(tmp_path / "killed")}
+    _evaluate(cases, tmp_path / "killed")
+    assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
+    assert all(path.stat().st_mtime_ns == before for path, before in kept.items())
+    faults("kills in evaluation", alive)
+
+
+def scored(work: Path) -> list[Path]:
+    """The masks of patients whose scores are written."""
+    notes = work / "predictions" / "scores.json"
+    rows = json.loads(notes.read_text())["rows"] if notes.is_file() else {}
+    return [work / "predictions" / f"{name}.nii.gz" for name in rows]
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch) -> None:

@@ -51,7 +51,11 @@ def test_every_figure_draws_and_says_synthetic(patient: Patient) -> None:
         picture(patient, labels, synthetic=True)]
     for figure in figures:
         figure.canvas.draw()
-        assert "synthetic" in [text.get_text() for text in figure.texts]
+        assert any(text.get_text().endswith("synthetic") for text in figure.texts)
+    overlays = {"reference": labels, "prediction": labels}
+    predicted = [plots.three_planes(patient.images[0], overlays, patient.spacing), picture(patient, labels),
+                 plots.compare_slices({"a": patient.images[0]}, prediction=True)]
+    assert all("not for diagnosis" in " ".join(text.get_text() for text in figure.texts) for figure in predicted)
     first = {"epoch": 1, "step": 5, "loss": 1.0, "learning_rate": 1e-3, "dice": None, "seconds": 2.0}
     history = [first, first | {"epoch": 2, "step": 9, "dice": {"WT": 0.5, "TC": 0.4, "ET": 0.3}}]
     plots.learning_curves(history).canvas.draw()
