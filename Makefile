@@ -9,7 +9,7 @@ else
 BIN := .venv/bin
 endif
 
-.PHONY: run test test-faults lab notebooks bench bench-gpu lint clean
+.PHONY: run test test-faults fuzz audit lab notebooks bench bench-gpu lint clean
 
 run: .venv/ready
 	$(BIN)/python -m brats_helpers run --preset $(PRESET) --source $(SOURCE) $(ARGS)
@@ -18,8 +18,16 @@ test: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest $(ARGS)
 
-test-faults: .venv/ready-dev           # the same, killing twenty times where the quick tests kill four times
-	BRATS_KILLS=40 $(BIN)/python -m pytest tests/test_interruptions.py tests/test_bad_input.py tests/test_training.py
+FAULTS := interruptions bad_input training archive dicom fuzz_corpus endurance official_metrics
+test-faults: .venv/ready-dev           # kills twenty times and more where the quick tests kill twice; 20 minutes
+	BRATS_KILLS=40 $(BIN)/python -m pytest $(FAULTS:%=tests/test_%.py) $(ARGS)
+
+FUZZ_SECONDS ?= 600
+fuzz: .venv/ready-dev                  # look for bytes that crash the readers of archives and of scans (Linux)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt atheris
+	mkdir -p runs/fuzz
+	cd runs/fuzz && for target in archive nifti; do \
+		../../$(BIN)/python -W ignore ../../tests/fuzz $$target -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 || exit 1; done
 
 lab: .venv/ready
 	$(BIN)/python -m jupyter lab notebooks
@@ -35,11 +43,20 @@ bench: .venv-bench/ready
 bench-gpu: .venv-bench/ready           # says so and does nothing where there is no GPU
 	$(subst .venv,.venv-bench,$(BIN))/python -m benchmarks.gpu
 
+audit: .venv/ready                     # known vulnerabilities and licences of what the series imports (needs the network)
+	$(PYTHON) -m venv .venv-audit
+	$(subst .venv,.venv-audit,$(BIN))/python -m pip install --quiet --disable-pip-version-check pip-audit pip-licenses
+	mkdir -p runs/audit
+	$(subst .venv,.venv-audit,$(BIN))/pip-licenses --python $(BIN)/python --from=mixed --format=markdown \
+		--output-file=runs/audit/licences.md
+	-$(subst .venv,.venv-audit,$(BIN))/pip-audit --path .venv/lib/python3.*/site-packages --format=markdown \
+		--output=runs/audit/vulnerabilities.md
+
 lint: .venv/ready-dev
 	$(BIN)/ruff check .
 
 clean:                                 # results stay: delete runs/ by hand
-	rm -rf .venv .venv-bench build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-bench .venv-audit build *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 # torch first and alone: any other package that asks for it would take the newest build, with gigabytes of CUDA.
 .venv/ready: requirements.txt constraints.txt

@@ -8,6 +8,7 @@ where the first was stopped.
 from __future__ import annotations
 
 import shutil
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -27,7 +28,10 @@ from .files import atomic_path, read_json, sweep, write_json
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".zip")
 MSD_FOLDERS = {"imagesTr": "four modalities", "imagesTs": "four modalities", "labelsTr": "seg"}   # of the Decathlon
 NOTE = ".unpacked-from.json"                          # in the folder: which archive its files are from
-DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error)
+# What the standard library raises for archives that are damaged (each was met by fuzzing), encrypted or of unknown kind.
+DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, struct.error, ValueError, IndexError,
+          OverflowError, NotImplementedError, RuntimeError, AttributeError)
+LONGEST_NAME = 200                                    # bytes of a part of a path; most disks take 255
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ def _walk(archive: tarfile.TarFile | zipfile.ZipFile) -> Iterator[Member]:
     """The archive's files one after the other, as they are met."""
     if isinstance(archive, zipfile.ZipFile):          # the high bits hold the Unix file type: 0 unknown, 8 a file
         yield from (Member(i.filename, i.file_size, i.external_attr >> 28 in (0, 8), i)
-                    for i in archive.infolist() if not i.is_dir())
+                    for i in archive.infolist() if not i.filename.endswith("/"))
     else:
         yield from (Member(i.name, i.size, i.isfile(), i) for i in archive if not i.isdir())
 
@@ -135,16 +139,27 @@ def _litter(name: str) -> bool:
 
 
 def _refuse_unsafe(path: Path, members: Sequence[Member]) -> None:
-    """Nothing outside the folder, no links, no devices, no name twice."""
+    """Nothing outside the folder, no links, no devices, no name that two files claim or that no disk can take."""
     seen: set[str] = set()
+    folders = {str(parent).casefold() for member in members for parent in _clean(member).parents}
     for member in members:
-        name = PurePosixPath(member.name.replace("\\", "/"))
+        name, key = _clean(member), str(_clean(member)).casefold()
         problem = ("its name leads out of the folder" if name.is_absolute() or ".." in name.parts or ":" in member.name
                    else "it is a link or a device, not a file" if not member.plain
-                   else "the name stands there twice" if str(name).casefold() in seen else "")
+                   else "the name stands there twice" if key in seen
+                   else "a folder has the same name" if key in folders
+                   else "no disk can take its name" if "\0" in member.name or _longest(name) > LONGEST_NAME else "")
         if problem:
             raise BratsError(f"{path}: refused, because of the member {member.name!r}: {problem}. Nothing was written.")
-        seen.add(str(name).casefold())
+        seen.add(key)
+
+
+def _clean(member: Member) -> PurePosixPath:
+    return PurePosixPath(member.name.replace("\\", "/"))
+
+
+def _longest(name: PurePosixPath) -> int:
+    return max(len(part.encode("utf-8", "surrogateescape")) for part in name.parts)
 
 
 def summarise(members: Sequence[Member]) -> list[dict]:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import NoReturn
 
 import nibabel as nib
 import numpy as np
@@ -90,7 +91,9 @@ def find_cases(folder: Path) -> list[Case]:
     cases = [_brats_case(name, found) for (_, name), found in groups.items()]
     cases += [case for p in files if p.name == "dataset.json" for case in _msd_cases(p)]
     if not cases:
-        raise BratsError(f"no patient in {folder}: looked for {WANTED}.")
+        packed = [p for p in files if p.name.lower().endswith((".tar", ".tar.gz", ".tgz", ".zip"))]
+        hint = f" There is an archive in it, {packed[0].name}: give that as the source." if packed else ""
+        raise BratsError(f"no patient in {folder}: looked for {WANTED}.{hint}")
     return _unique(sorted(cases, key=lambda case: case.name))
 
 
@@ -154,7 +157,7 @@ def read_case(case: Case) -> Patient:
     return Patient(case.name, images, read_reference(case, images.shape[1:], affine), affine)
 
 
-def _fail(case: Case, path: Path, problem: str, remedy: str) -> None:
+def _fail(case: Case, path: Path, problem: str, remedy: str) -> NoReturn:
     raise BratsError(f"patient {case.name}, {path}: {problem}; {remedy}.")
 
 
@@ -165,13 +168,11 @@ def _open(case: Case, path: Path) -> nib.Nifti1Image:
             start = file.read(len(LFS))
         if start == LFS:
             _fail(case, path, "this is a Git LFS pointer, not the image", "run `git lfs pull` where it came from")
-        if not start.startswith(GZIP):
-            return nib.load(path)
-        content = read_gzip(path)
+        content = read_gzip(path) if start.startswith(GZIP) else path.read_bytes()
         kind = nib.Nifti2Image if content[:4] in NIFTI2 else nib.Nifti1Image
         image = kind.from_bytes(content)
     except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError,
-            OSError) as error:
+            OSError, ValueError, OverflowError) as error:
         _fail(case, path, f"cannot be opened as NIfTI ({error})", "get the file again")
     promised = prod(image.shape) * image.get_data_dtype().itemsize
     if promised > len(content):
@@ -288,12 +289,20 @@ def content_sum(path: Path) -> int:
         return zlib.crc32(file.read())
 
 
+def file_state(case: Case, path: Path) -> tuple[int, int]:
+    """Size and checksum of one of a patient's files; BratsError where it is gone or may not be read."""
+    try:
+        return path.stat().st_size, content_sum(path)
+    except OSError as error:
+        _fail(case, path, f"cannot be read ({error})", "it was moved or deleted: put it back, or find the patients again")
+
+
 def find_twins(cases: Iterable[Case]) -> list[list[str]]:
     """Groups of patients whose images are the same: one could be learnt from while its twin is judged on."""
     groups: dict[tuple[int, ...], list[str]] = defaultdict(list)
     for case in cases:
         if not case.problem:
-            groups[tuple(content_sum(path) for path in case.images)].append(case.name)
+            groups[tuple(file_state(case, path)[1] for path in case.images)].append(case.name)
     return [names for names in groups.values() if len(names) > 1]
 
 

@@ -7,11 +7,11 @@ checkpoint, and resuming or predicting rebuilds the network from it.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from .errors import BratsError
+from .files import read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -78,15 +78,12 @@ class Config:
 
     def save(self, path: Path) -> None:
         """Write the configuration as JSON."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> Config:
         """Read what `save` wrote; BratsError where it is missing."""
-        if not path.is_file():
-            raise BratsError(f"{path} is missing: run notebook 01 first (it writes the settings there).")
-        return cls.from_dict(json.loads(path.read_text()))
+        return cls.from_dict(read_json(path, "notebook 01"))
 
     @classmethod
     def from_dict(cls, values: dict) -> Config:

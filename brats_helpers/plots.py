@@ -123,7 +123,7 @@ def show_modalities(patient: Patient, plane: str = "axial", index: int | None = 
         for row in range(rows):
             draw_slice(axes[row, column], image, plane, index, spacing, labels if row else None)
         axes[0, column].set_title(MODALITY_TITLES[modality])
-    figure.suptitle(f"{patient.name}, {plane} slice {index}", fontsize=10)
+    figure.suptitle(f"{patient.name}, {plane} slice {index}", fontsize=10, parse_math=False)     # names may hold a $
     return finish(figure, synthetic, legend=labels is not None)
 
 
@@ -144,7 +144,7 @@ def compare_slices(volumes: Mapping[str, np.ndarray], plane: str = "axial", inde
         ax.set_title(name)
     for ax in axes.flat[len(volumes):]:
         ax.set_axis_off()
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     return finish(figure, synthetic, legend=labels is not None, prediction=prediction)
 
 
@@ -160,7 +160,7 @@ def three_planes(image: np.ndarray, overlays: Mapping[str, np.ndarray], spacing:
             if plane == "axial":
                 ax.set_title(name)
         row[0].set_title(f"{plane} {index}", fontsize=9)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     return finish(figure, synthetic, legend=True, prediction="prediction" in overlays)
 
 
@@ -188,7 +188,7 @@ def tumor_3d(labels: np.ndarray, brain: np.ndarray, spacing: Sequence[float], ti
         ax.set_title(view, fontsize=9)
     figure.legend(handles=[Patch(color=REGION_COLOURS[n], label=REGION_TITLES[n]) for n in REGIONS],
                   loc="outside lower center", ncols=3)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     return finish(figure, synthetic)
 
 

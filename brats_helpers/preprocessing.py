@@ -7,7 +7,9 @@ the z-score to the device that trains: its mean and deviation travel with the fi
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,12 +24,13 @@ import torch.nn.functional as F
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from .cases import Case, Patient, content_sum, read_case
+from .cases import Case, Patient, file_state, read_case
 from .constants import LABEL_SHORT, MODALITIES, ORIENTATION
 from .errors import BratsError
-from .files import atomic_path, sweep
+from .files import atomic_path, isal_zlib, sweep
 
-FORMAT = 1                                            # of a prepared file
+FORMAT = 2                                            # of a prepared file
+AGAIN = "run notebook 03 again, which makes it anew"
 FINER = 1.25                                          # a scan is resampled where its voxels are finer by this factor
 SAMPLES = 500                                         # tumor voxels kept a label, to centre patches on
 COMPRESSION = {"codec": blosc2.Codec.ZSTD, "clevel": 1, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1}
@@ -218,26 +221,49 @@ def save(prepared: Prepared, path: Path) -> None:
         temporary.unlink()                            # Blosc2 makes the file itself
         array = blosc2.asarray(prepared.volume, urlpath=str(temporary), chunks=(1, *shape[1:]), blocks=blocks,
                                cparams=COMPRESSION)
-        array.schunk.vlmeta["meta"] = {"format": FORMAT, **asdict(prepared.meta)}
+        array.schunk.vlmeta["meta"] = {"format": FORMAT, "checksum": checksum(prepared), **asdict(prepared.meta)}
+
+
+def checksum(prepared: Prepared) -> int:
+    """CRC-32 of the voxels and of what is known of them: a disk's silent error must not become a network's."""
+    return isal_zlib.crc32(np.ascontiguousarray(prepared.volume), zlib.crc32(json.dumps(asdict(prepared.meta)).encode()))
 
 
 def open_volume(path: Path) -> tuple[blosc2.NDArray, Meta]:
-    """A prepared file, opened: an array (5, D, H, W) that decompresses what is sliced from it, and its Meta."""
-    if not Path(path).is_file():
-        raise BratsError(f"{path} is missing: run notebook 03 first, which prepares the patients.")
-    array = blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
-    stored = array.schunk.vlmeta["meta"]
-    if stored.pop("format", None) != FORMAT:
-        raise BratsError(f"{path} was written by another version: delete it and run notebook 03 again.")
+    """A prepared file, opened: an array (5, D, H, W) that decompresses what is sliced from it, and its Meta.
+
+    Patches are read from it unchecked, for speed; `prepared_files` and `load` compare the checksum.
+    """
+    array, stored = _open(path)
+    stored.pop("checksum")
     fixed = {k: tuple(map(tuple, v)) if k in ("affine", "box") else tuple(v) if isinstance(v, list) else v
              for k, v in stored.items()}
     return array, Meta(**fixed)
 
 
+def _open(path: Path) -> tuple[blosc2.NDArray, dict]:
+    if not Path(path).is_file():
+        raise BratsError(f"{path} is missing: run notebook 03 first, which prepares the patients.")
+    try:
+        array = blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
+        stored = array.schunk.vlmeta["meta"]
+    except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+        raise BratsError(f"{path} is damaged ({error}): {AGAIN}.") from error
+    if stored.pop("format", None) != FORMAT:
+        raise BratsError(f"{path} was written by another version: {AGAIN}.")
+    return array, stored
+
+
 def load(path: Path) -> Prepared:
-    """Read a whole prepared patient into memory."""
-    array, meta = open_volume(path)
-    return Prepared(array[:], meta)
+    """Read a whole prepared patient into memory; BratsError where it is not what was written."""
+    try:
+        array, meta = open_volume(path)
+        prepared, written = Prepared(array[:], meta), _open(path)[1]["checksum"]
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise BratsError(f"{path} is damaged ({error}): {AGAIN}.") from error
+    if checksum(prepared) != written:
+        raise BratsError(f"{path} is damaged (its checksum is not that of its content): {AGAIN}.")
+    return prepared
 
 
 # ---------------------------------------------------------------- a cohort
@@ -247,17 +273,18 @@ def fingerprint(case: Case, spacing_mm: float) -> str:
     digest = hashlib.sha256(f"{FORMAT} {spacing_mm}".encode())
     for path in (*case.images, case.reference):
         if path is not None:
-            digest.update(f"{path.name} {path.stat().st_size} {content_sum(path)}".encode())
+            size, checksum = file_state(case, path)
+            digest.update(f"{path.name} {size} {checksum}".encode())
     return digest.hexdigest()[:16]
 
 
 def preprocess_case(case: Case, folder: Path, spacing_mm: float) -> Meta:
     """Prepare one patient into `folder`/<name>.b2nd, unless the same is there already."""
     path, source = Path(folder) / f"{case.name}.b2nd", fingerprint(case, spacing_mm)
-    if path.is_file():
-        meta = open_volume(path)[1]
-        if meta.source == source:
-            return meta
+    with contextlib.suppress(BratsError):             # missing, damaged or of another version: made anew
+        before = load(path)
+        if before.meta.source == source:
+            return before.meta
     prepared = prepare(read_case(case), spacing_mm, source)
     save(prepared, path)
     return prepared.meta
@@ -273,13 +300,20 @@ def preprocess_cohort(cases: Sequence[Case], folder: Path, spacing_mm: float, jo
 
 
 def prepared_files(cases: Sequence[Case], folder: Path, spacing_mm: float) -> dict[str, Path]:
-    """The prepared file of each patient, by name; BratsError where one is missing or made from another scan or grid."""
+    """The prepared file of each patient, by name; BratsError where one is missing, damaged or made from another scan or
+    grid. Reads every file once, with progress."""
     files = {case.name: Path(folder) / f"{case.name}.b2nd" for case in cases}
-    stale = [case.name for case in cases if open_volume(files[case.name])[1].source != fingerprint(case, spacing_mm)]
+    metas = Parallel(n_jobs=-1, prefer="threads", return_as="generator")(delayed(_meta_of)(path) for path in files.values())
+    checked = tqdm(zip(cases, metas, strict=True), total=len(cases), desc="compare with the scans", unit="patient")
+    stale = [case.name for case, meta in checked if meta.source != fingerprint(case, spacing_mm)]
     if stale:
         raise BratsError(f"{len(stale)} prepared file(s) in {folder} are from other scans or another voxel size "
                          f"({', '.join(stale[:3])}{', ...' if len(stale) > 3 else ''}): run notebook 03 again.")
     return files
+
+
+def _meta_of(path: Path) -> Meta:
+    return load(path).meta
 
 
 def verify_prepared(case: Case, path: Path) -> list[str]:

@@ -134,8 +134,7 @@ print({key: f"{len(found)} patients" for key, found in cases.items()})
 # ## 3. Inside one scan
 #
 # **NIfTI** is the research format of neuroimaging: one file is one volume, a header of 348 bytes and the voxels.
-# (Scanners write **DICOM**, one file a slice with the patient's name in it; BraTS was converted and anonymised before it
-# was published.) The most important thing in the header is the **affine**, a 4 x 4 matrix that turns voxel indices into
+# The most important thing in the header is the **affine**, a 4 x 4 matrix that turns voxel indices into
 # millimetres in the patient: `x` to the right, `y` to the front, `z` up.
 
 # %%
@@ -173,6 +172,8 @@ print(f"first voxel at {corner[:3]} mm, last voxel at {opposite[:3]} mm")
 # </details>
 
 # %%
+import numpy as np
+
 from brats_helpers.cases import read_case
 from brats_helpers.plots import show_modalities
 
@@ -183,13 +184,45 @@ show_modalities(patient, synthetic=synthetic)
 show_modalities(patient, plane="coronal", synthetic=synthetic)
 
 # %% [markdown]
+# ### Where it came from: DICOM
+#
+# A scanner writes **DICOM**: one file a slice, and in every file the patient's name, birthday, hospital. BraTS was
+# converted and anonymised before it was published. Here is the way, on this patient's FLAIR and an invented name:
+
+# %%
+import pydicom
+
+from brats_helpers.dicom import convert_series, write_series
+
+with tempfile.TemporaryDirectory() as folder:
+    pixels = np.clip(patient.images[0], 0, 32767).astype(np.int16)
+    slices = write_series(
+        pixels,
+        patient.affine,
+        Path(folder) / "scan",
+        PatientName="Doe^Jane",
+        PatientBirthDate="19700102",
+    )
+    header = pydicom.dcmread(slices[40 % len(slices)])
+    convert_series(Path(folder) / "scan", Path(folder) / "flair.nii.gz")
+    converted = nib.load(Path(folder) / "flair.nii.gz")
+    same = np.array_equal(converted.dataobj, pixels)
+
+# %%
+for keyword in ("PatientName", "PatientBirthDate", "ImagePositionPatient", "PixelSpacing"):
+    print(f"{keyword:<22}{header[keyword].value}")
+print(f"{len(slices)} files -> 1 file, voxels the same: {same}, affine the same:", end=" ")
+print(np.allclose(converted.affine, patient.affine, atol=1e-3))
+
+# %% [markdown]
+# The slices' positions became the affine, and nothing else was taken over: no name, no date. What cannot be taken out of
+# the header is in the picture. A face can be rebuilt from a head scan, which is why BraTS's brains have no skull.
+#
 # ### Label 4
 #
 # *Predict:* which values are in the reference's file?
 
 # %%
-import numpy as np
-
 on_disk = np.asarray(nib.load(first.reference).dataobj)
 print("on disk:", np.unique(on_disk), " in this project:", np.unique(patient.reference))
 

@@ -45,7 +45,7 @@ def test_list_and_extract_give_what_was_packed(cohort: Path, tmp_path: Path, nam
         assert path.read_bytes() == (cohort / path.relative_to(tmp_path / "out")).read_bytes()
 
 
-def test_bombs_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_bombs_are_refused_before_anything_is_written(tmp_path: Path, faults) -> None:
     with zipfile.ZipFile(tmp_path / "big.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for n in range(5):
             archive.writestr(f"P/P_{n}_flair.nii", b"\0" * 50_000_000)
@@ -61,6 +61,7 @@ def test_bombs_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     for limits, message in ((Limits(files=3), "4 files"), (Limits(gigabytes=1e-6), "1 files of 0.0 GB.*archive.Limits")):
         with pytest.raises(BratsError, match=message):
             extract(pack(tmp_path / "cohort", tmp_path / "many.tar"), tmp_path / "out", limits)
+    faults("hostile archives", 4)
     assert not (tmp_path / "out").exists()
 
 
@@ -105,8 +106,13 @@ def test_a_short_archive_is_refused(cohort: Path, tmp_path: Path, name: str) -> 
 
 @pytest.mark.parametrize(("name", "kind", "message"), [
     ("../x_t1.nii.gz", tarfile.REGTYPE, "out of the folder"), ("/etc/x_t1.nii.gz", tarfile.REGTYPE, "out of the folder"),
-    ("x_t1.nii.gz", tarfile.SYMTYPE, "link"), ("x_t1.nii.gz", tarfile.CHRTYPE, "device")])
-def test_unsafe_members_are_refused_before_anything_is_written(tmp_path: Path, name: str, kind: bytes, message: str) -> None:
+    ("x_t1.nii.gz", tarfile.SYMTYPE, "link"), ("x_t1.nii.gz", tarfile.LNKTYPE, "link"),
+    ("x_t1.nii.gz", tarfile.CHRTYPE, "device"), ("x_t1.nii.gz", tarfile.FIFOTYPE, "device"),
+    ("good/X_t2.nii.gz", tarfile.REGTYPE, "twice"), ("good", tarfile.REGTYPE, "folder has the same name"),
+    ("n" * 300, tarfile.REGTYPE, "no disk can take"), ("C:x_t1.nii.gz", tarfile.REGTYPE, "out of the folder"),
+    ("a\\..\\..\\x_t1.nii.gz", tarfile.REGTYPE, "out of the folder")])
+def test_unsafe_members_are_refused_before_anything_is_written(tmp_path: Path, name: str, kind: bytes, message: str,
+                                                               faults) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         archive.addfile(tarfile.TarInfo("good/x_t2.nii.gz"), io.BytesIO())
         member = tarfile.TarInfo(name)
@@ -115,3 +121,4 @@ def test_unsafe_members_are_refused_before_anything_is_written(tmp_path: Path, n
     with pytest.raises(BratsError, match=message):
         extract(tmp_path / "a.tar", tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*"))
+    faults("hostile archives")

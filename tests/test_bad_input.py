@@ -19,6 +19,7 @@ from brats_helpers.config import Config
 from brats_helpers.device import Device
 from brats_helpers.errors import BratsError
 from brats_helpers.preprocessing import prepare, preprocess_cohort, restore
+from brats_helpers.splits import make_splits
 from brats_helpers.unet import UNet
 
 CPU = Device("cpu", "test", 1.0, torch.float32)
@@ -147,7 +148,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("damage", REFUSED)
-def test_it_is_refused_with_patient_file_and_problem_and_nothing_is_written(tmp_path: Path, damage: str) -> None:
+def test_it_is_refused_with_patient_file_and_problem_and_nothing_is_written(tmp_path: Path, damage: str, faults) -> None:
     folder = write_case(tmp_path / "in", "P", *small_volumes())
     apply, message = REFUSED[damage]
     apply(folder)
@@ -157,6 +158,30 @@ def test_it_is_refused_with_patient_file_and_problem_and_nothing_is_written(tmp_
     assert "patient P" in str(caught.value) and str(folder) in str(caught.value)
     assert not list((tmp_path / "out").iterdir())
     assert check_case(case)["problems"] == [str(caught.value)]
+    faults("malformed scans")
+
+
+def test_a_file_that_vanishes_is_named(small_case, tmp_path: Path, faults) -> None:
+    small_case.images[2].unlink()
+    with pytest.raises(BratsError, match="patient P1, .*P1_t1ce.nii.gz.*No such file"):
+        preprocess_cohort([small_case], tmp_path / "out", 1.0, jobs=1)
+    faults("malformed scans")
+
+
+def test_cohorts_of_none_of_one_and_of_namesakes(tmp_path: Path, faults) -> None:
+    with pytest.raises(BratsError, match="is not a folder"):
+        find_cases(tmp_path / "none")
+    (tmp_path / "nested").mkdir()
+    (tmp_path / "nested" / "inner.tar").write_bytes(b"")
+    with pytest.raises(BratsError, match="no patient in .*inner.tar: give that as the source"):
+        find_cases(tmp_path / "nested")
+    write_case(tmp_path / "a", "P", *small_volumes())
+    with pytest.raises(BratsError, match=r"1 patient\(s\).*at least two"):
+        make_splits([case.name for case in find_cases(tmp_path / "a")], [1.0], 0)
+    write_case(tmp_path / "a" / "b", "P", *small_volumes())
+    with pytest.raises(BratsError, match="two patients are called P"):
+        find_cases(tmp_path / "a")
+    faults("malformed cohorts", 4)
 
 
 ACCEPTED: dict[str, Callable[[Path], None]] = {
@@ -178,7 +203,7 @@ ACCEPTED: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("oddity", ACCEPTED)
-def test_odd_but_right_is_read_and_returns_to_its_grid(tmp_path: Path, oddity: str) -> None:
+def test_odd_but_right_is_read_and_returns_to_its_grid(tmp_path: Path, oddity: str, faults) -> None:
     folder = write_case(tmp_path / "in", "P", *small_volumes(), affine=np.diag([-1.0, -1, 1, 1]))
     before = read_case(find_cases(tmp_path / "in")[0])
     ACCEPTED[oddity](folder)
@@ -190,6 +215,7 @@ def test_odd_but_right_is_read_and_returns_to_its_grid(tmp_path: Path, oddity: s
     assert np.array_equal(patient.images[0], before.images[0])
     if oddity in ("big-endian", "int32", "uint16", "float64", "upper case", "a symbolic link"):
         assert np.array_equal(patient.images, before.images) and patient.images.dtype == np.int16
+    faults("odd scans")
 
 
 @pytest.mark.parametrize("name", ["with space", "Ünïcode", "-dash", "--out", "semi;colon", "dollar$HOME", "<script>"])
@@ -211,9 +237,10 @@ def test_small_volumes_are_prepared(tmp_path: Path, shape: tuple[int, int, int])
 @pytest.mark.parametrize(("change_of", "message"), [
     ({"format": 99}, "format 1, found 99"), ({"channels": ("t1", "flair", "t1ce", "t2", "foreground")}, "trained with the"),
     ({"regions": ("ET", "TC", "WT")}, "regions ET, TC, WT"), ({"average": {}}, "does not fit the network")])
-def test_foreign_checkpoints_are_refused(tmp_path: Path, change_of: dict, message: str) -> None:
+def test_foreign_checkpoints_are_refused(tmp_path: Path, change_of: dict, message: str, faults) -> None:
     config = Config(filters=(4, 6, 8), patch=16)
     write_checkpoint(tmp_path / "c.pt", config, {"average": UNet(config.filters).state_dict(), **change_of})
     with pytest.raises(BratsError, match=message) as caught:
         load_checkpoint(tmp_path / "c.pt", CPU)
     assert "c.pt" in str(caught.value)
+    faults("foreign checkpoints")

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
+import tempfile
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from conftest import small_volumes, write_case
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 
-from brats_helpers.cases import check_case, find_cases, find_twins, read_case, write_mask
+from brats_helpers.cases import Case, check_case, find_cases, find_twins, read_case, read_reference, write_mask
 from brats_helpers.errors import BratsError
 
 BRATS23 = ("-t2f", "-t1n", "-t1c", "-t2w", "-seg")
@@ -128,6 +132,19 @@ def test_mask_has_brats_labels_and_the_scans_geometry(small_case, tmp_path: Path
     assert written.get_data_dtype() == np.uint8 and np.array_equal(written.affine, scan.affine)
     assert np.array_equal(np.asarray(written.dataobj), np.asarray(nib.load(small_case.reference).dataobj))
     assert [p.name for p in tmp_path.glob(".part*")] == []
+
+
+@settings(max_examples=40, deadline=None)
+@given(arrays(np.uint8, array_shapes(min_dims=3, max_dims=3, max_side=6), elements=st.integers(0, 3)),
+       st.sampled_from([np.uint8, np.int16, np.float32, np.float64, ">i4"]))
+def test_labels_go_out_as_brats_has_them_and_come_back(labels: np.ndarray, dtype: object) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "P_seg.nii.gz"
+        write_mask(path, labels, np.eye(4))
+        on_disk = np.asarray(nib.load(path).dataobj)
+        assert np.array_equal(on_disk == 4, labels == 3) and set(np.unique(on_disk)) <= {0, 1, 2, 4}
+        nib.save(nib.Nifti1Image(on_disk.astype(dtype), np.eye(4)), path)
+        assert np.array_equal(read_reference(Case("P", (path,), path), labels.shape, np.eye(4)), labels)
 
 
 def test_twins_are_found_under_any_name_and_compression(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_volumes, write_case
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.inferers import sliding_window_inference
 
@@ -51,11 +51,16 @@ def test_windows_equal_monais_where_both_choose_the_same_ones(model) -> None:
     torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=0)
 
 
-def test_a_voxelwise_network_is_left_as_it_is_by_windows_and_flips() -> None:
+@settings(max_examples=20, deadline=None)
+@given(st.tuples(*[st.integers(1, 40)] * 3), st.sampled_from([4, 8, 16]), st.sampled_from([0.0, 0.25, 0.5]),
+       st.integers(1, 8))
+def test_a_voxelwise_network_is_left_as_it_is_by_windows_and_flips(shape, patch: int, overlap: float, flips: int) -> None:
+    torch.manual_seed(0)
     pointwise = torch.nn.Conv3d(5, 3, 1)
-    image = torch.randn(5, 21, 9, 33)
+    image = torch.randn(5, *shape)
     expected = torch.sigmoid(pointwise(image[None]))[0]
-    torch.testing.assert_close(sliding_window(pointwise, image, 16, 0.5, FLIPS, CPU), expected, atol=1e-5, rtol=0)
+    found = sliding_window(pointwise, image, patch, overlap, FLIPS[:flips], CPU)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert len(set(FLIPS)) == 8
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -62,6 +64,10 @@ def test_every_figure_draws_and_says_synthetic(patient: Patient) -> None:
     plots.diagram_unet(level_table((8, 16, 32, 64), 64)).canvas.draw()
     Dashboard()(history)
     assert not plt.get_fignums()                      # nothing is left open, and nothing is drawn twice
+
+
+def test_a_name_with_a_dollar_sign_is_no_formula(patient: Patient) -> None:
+    plots.show_modalities(replace(patient, name="$x_{$")).canvas.draw()
 
 
 def test_moving_a_control_changes_the_picture(patient: Patient) -> None:

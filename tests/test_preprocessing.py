@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import tempfile
 from pathlib import Path
 
 import nibabel as nib
@@ -113,16 +114,41 @@ def test_brain_box_is_the_smallest(points) -> None:
     assert brain_box(mask) == tuple(zip(where.min(0).tolist(), (where.max(0) + 1).tolist()))
 
 
-@pytest.mark.parametrize("dtype", [np.int16, np.float32])
-def test_save_and_load_lose_nothing(tmp_path: Path, dtype: type) -> None:
-    patient = patient_of((21, 26, 17), ("R", "A", "S"), 1)
+@settings(max_examples=25, deadline=None)
+@given(st.tuples(*[st.integers(5, 70)] * 3), st.sampled_from([np.int16, np.float32]), st.integers(0, 99))
+def test_save_and_load_lose_nothing(shape: tuple[int, int, int], dtype: type, seed: int) -> None:
+    patient = patient_of(shape, ("R", "A", "S"), seed)
     patient.images = patient.images.astype(dtype) * dtype(1.5 if dtype == np.float32 else 1)
     prepared = prepare(patient, 1.0)
-    save(prepared, tmp_path / "P.b2nd")
-    again = load(tmp_path / "P.b2nd")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "P.b2nd"
+        save(prepared, path)
+        again, array = load(path), open_volume(path)[0][:, 2:9, 3:7, 1:5]
     assert again.meta == prepared.meta and again.volume.dtype == dtype and np.array_equal(again.volume, prepared.volume)
-    array, _ = open_volume(tmp_path / "P.b2nd")
-    assert np.array_equal(array[:, 2:9, 3:7, 1:5], prepared.volume[:, 2:9, 3:7, 1:5])
+    assert np.array_equal(array, prepared.volume[:, 2:9, 3:7, 1:5])
+
+
+def test_a_damaged_prepared_file_is_noticed_whatever_bit_it_is_and_made_anew(tmp_path: Path, faults) -> None:
+    write_case(tmp_path / "raw", "P", *small_volumes(0, (60, 64, 50)))
+    cases, path = find_cases(tmp_path / "raw"), tmp_path / "out" / "P.b2nd"
+    preprocess_cohort(cases, tmp_path / "out", 1.0, jobs=1)
+    good, volume, rng = path.read_bytes(), load(path).volume, np.random.default_rng(0)
+    for number in range(60):
+        damaged = bytearray(good)
+        if number % 3:
+            damaged[rng.integers(0, len(good))] ^= 1 << rng.integers(0, 8)
+        else:
+            del damaged[rng.integers(0, len(good)):]
+        path.write_bytes(damaged)
+        try:
+            assert np.array_equal(load(path).volume, volume)             # a bit that nothing is read from
+        except BratsError as error:
+            assert "P.b2nd is" in str(error) and "notebook 03 again" in str(error)
+            with pytest.raises(BratsError):
+                prepared_files(cases, tmp_path / "out", 1.0)
+    preprocess_cohort(cases, tmp_path / "out", 1.0, jobs=1)
+    assert path.read_bytes() == good
+    faults("damaged prepared files", 60)
 
 
 def test_a_cohort_is_prepared_once_and_again_where_the_files_changed(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,15 +71,21 @@ def test_a_notebook_that_stops_is_named_with_cell_and_error(tmp_path: Path) -> N
     assert (tmp_path / "notebooks" / "02_extraction.ipynb").is_file()
 
 
-def test_a_damaged_patient_stops_02_or_is_left_out_on_the_users_word(tmp_path: Path) -> None:
-    for index in range(4):
-        write_case(tmp_path / "raw", f"P{index}", *small_volumes(index))
-    (tmp_path / "raw" / "P0" / "P0_t2.nii.gz").write_bytes(b"half a download")         # the one that 02 would show
-    work = series.run_series(source=str(tmp_path / "raw"), work=tmp_path / "work", only=1)
+def test_a_twin_stops_02_and_a_damaged_patient_too_unless_the_user_says_skip(tmp_path: Path) -> None:
+    hostile = "<script>alert(1)<b>$x_{$"
+    for index, name in enumerate([hostile, "P1", "P2", "TWIN"]):
+        write_case(tmp_path / "raw", name, *small_volumes(min(index, 2)))
+    series.run_series(source=str(tmp_path / "raw"), work=tmp_path / "work", only=1)
+    with pytest.raises(BratsError, match="have the same scans.*P2.*TWIN"):
+        series.run_series(work=tmp_path / "work", only=2)
+    shutil.rmtree(tmp_path / "raw" / "TWIN")
+    (tmp_path / "raw" / hostile / f"{hostile}_t1.nii.gz").write_bytes(b"half a download")      # the one that 02 would show
     with pytest.raises(BratsError, match=r"1 patient\(s\) have problems.*on_error=skip"):
-        series.run_series(work=work, only=2)
-    series.run_series(work=work, only=2, parameters={"on_error": "skip"})
-    assert read_cohort(work).left_out == ["P0"] and sorted(read_cohort(work).by_name) == ["P1", "P2", "P3"]
+        series.run_series(work=tmp_path / "work", only=2)
+    series.run_series(work=tmp_path / "work", only=2, parameters={"on_error": "skip"})
+    assert read_cohort(tmp_path / "work").left_out == [hostile] and len(read_cohort(tmp_path / "work").by_name) == 2
+    page = (tmp_path / "work" / "notebooks" / "02_extraction.html").read_text()
+    assert "&lt;script&gt;alert" in page and "<script>alert" not in page
 
 
 def test_help_has_examples() -> None:

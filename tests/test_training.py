@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from brats_helpers import training
 from brats_helpers.checkpoints import load_checkpoint, read_checkpoint
 from brats_helpers.config import Config
 from brats_helpers.device import Device, describe_device
-from brats_helpers.errors import BratsError
+from brats_helpers.errors import BratsError, Stopped
 from brats_helpers.loaders import PatchDataset, batches, patient_of
 from brats_helpers.phantom import make_patient
 from brats_helpers.preprocessing import load, prepare, save
 from brats_helpers.training import learning_rate, train
 
+KILLS = max(4, int(os.environ.get("BRATS_KILLS", "4")) // 2)
 CPU = Device("cpu", "test", 1.0, torch.float32)
 CONFIG = Config(preset="quick", filters=(4, 6, 8), patch=16, batch=2, epochs=3, steps=4, warmup=2, learning_rate=2e-3,
                 ema=0.9, spacing_mm=8.0)
@@ -83,6 +87,13 @@ def test_learning_rate_warms_up_and_falls_to_nothing() -> None:
     assert all(a >= b for a, b in zip(rates[1:], rates[2:])) and learning_rate(12, CONFIG) == pytest.approx(0)
 
 
+def done(folder: Path) -> bool:
+    """Whether training has come to its end."""
+    with contextlib.suppress(BratsError):
+        return read_checkpoint(folder / "last.pt", CPU)["step"] == CONFIG.epochs * CONFIG.steps
+    return False
+
+
 def _child(prepared: list[Path], folder: Path) -> None:
     import brats_helpers.training as training
     training.SAVE_SECONDS = 0                         # a checkpoint after every step: it can be killed at any
@@ -90,11 +101,11 @@ def _child(prepared: list[Path], folder: Path) -> None:
     training.train(CONFIG, prepared[:3], prepared[3:], folder, device=CPU)
 
 
-def test_killed_at_random_steps_it_ends_with_the_same_bits(prepared, tmp_path: Path) -> None:
+def test_killed_at_random_steps_it_ends_with_the_same_bits(prepared, tmp_path: Path, faults) -> None:
     train(CONFIG, prepared[:3], prepared[3:], tmp_path / "whole", device=CPU)
     context, rng = multiprocessing.get_context("spawn"), np.random.default_rng(0)
     kills = 0
-    for _ in range(20):
+    for _ in range(KILLS):
         child = context.Process(target=_child, args=(prepared, tmp_path / "killed"), daemon=True)
         child.start()
         last, aim = tmp_path / "killed" / "last.pt", int(rng.integers(2, 5))
@@ -103,16 +114,62 @@ def test_killed_at_random_steps_it_ends_with_the_same_bits(prepared, tmp_path: P
             with contextlib.suppress(FileNotFoundError):      # between two checkpoints it is before.pt for a moment
                 seen.add(last.stat().st_mtime_ns)
             time.sleep(0.002)
-        if not child.is_alive():
-            break
-        os.kill(child.pid, signal.SIGKILL)
+        kills += child.is_alive()
+        child.kill()
         child.join()
-        kills += 1
+        if (tmp_path / "killed" / "last.pt").is_file() and done(tmp_path / "killed"):
+            shutil.rmtree(tmp_path / "killed")        # it came to its end in between: begin again
     history = train(CONFIG, prepared[:3], prepared[3:], tmp_path / "killed", device=CPU)
-    assert kills >= 2 and len(history) == CONFIG.epochs
+    faults("kills in training", kills)
+    assert kills >= KILLS // 2 and len(history) == CONFIG.epochs
     one, other = weights(tmp_path / "whole" / "last.pt"), weights(tmp_path / "killed" / "last.pt")
     assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
     assert not list((tmp_path / "killed").glob(".part*"))
+
+
+def test_a_stop_is_heeded_after_the_step_and_goes_on_to_the_same_bits(prepared, tmp_path: Path, monkeypatch, faults) -> None:
+    train(CONFIG, prepared[:3], prepared[3:], tmp_path / "whole", device=CPU)
+    for number in range(1, 4):                        # pressed within the second step, and in the two sessions after it
+        with monkeypatch.context() as patch:
+            press = iter([False] * number + [True])
+            real = training.prepare_batch
+
+            def pressed(*arguments: object, real=real, press=press) -> object:
+                if next(press, False):
+                    os.kill(os.getpid(), signal.SIGINT)
+                return real(*arguments)
+
+            patch.setattr(training, "prepare_batch", pressed)
+            with pytest.raises(Stopped, match=f"after step {sum(range(2, number + 2))} of 12; all is saved in"):
+                train(CONFIG, prepared[:3], prepared[3:], tmp_path / "stopped", device=CPU)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    train(CONFIG, prepared[:3], prepared[3:], tmp_path / "stopped", device=CPU)
+    one, other = weights(tmp_path / "whole" / "last.pt"), weights(tmp_path / "stopped" / "last.pt")
+    assert all(torch.equal(one[k], other[k]) for k in one)
+    faults("stops in training", 3)
+
+
+@pytest.fixture
+def poisoned(prepared, tmp_path: Path) -> list[Path]:
+    """Three patients to learn from, the second of which makes every loss NaN."""
+    bad = load(prepared[1])
+    save(replace(bad, meta=replace(bad.meta, name="BAD", std=(float("nan"),) * 4)), tmp_path / "BAD.b2nd")
+    return [prepared[0], tmp_path / "BAD.b2nd", prepared[2]]
+
+
+def test_a_loss_that_is_no_number_names_the_patients_and_keeps_the_last_good_state(prepared, poisoned, tmp_path: Path,
+                                                                                   faults) -> None:
+    with pytest.raises(BratsError, match="the loss became nan.*at step .*BAD.*on_nan=halve"):
+        train(CONFIG, poisoned, prepared[3:], tmp_path / "c", device=CPU)
+    kept = read_checkpoint(tmp_path / "c" / "last.pt", CPU)
+    assert all(torch.isfinite(v).all() for v in kept["model"].values())
+    history = train(CONFIG.with_(on_nan="halve", epochs=1), poisoned, prepared[3:], tmp_path / "d", device=CPU)
+    content = read_checkpoint(tmp_path / "d" / "last.pt", CPU)
+    assert 2**-6 < content["rate_factor"] < 1 and math.isfinite(history[0]["loss"])
+    assert all(torch.isfinite(v).all() for kind in ("model", "average") for v in content[kind].values())
+    with pytest.raises(BratsError, match="halved 6 times already"):
+        train(CONFIG.with_(on_nan="halve"), poisoned, prepared[3:], tmp_path / "e", device=CPU)
+    faults("poisoned patients", 3)
 
 
 def test_other_settings_start_anew_and_keep_the_old(prepared, tmp_path: Path) -> None:
