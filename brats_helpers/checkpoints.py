@@ -27,9 +27,9 @@ FORMAT = 1                                            # of the file
 
 def write_checkpoint(path: Path, config: Config, content: dict) -> None:
     """Write a checkpoint atomically: the content, and beside it the format, the configuration and what channels mean."""
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:  # given a path, torch writes its name into the file
         torch.save({"format": FORMAT, "config": asdict(config), "channels": CHANNELS, "regions": tuple(REGIONS),
-                    **content}, temporary)
+                    **content}, file)
 
 
 def read_checkpoint(path: Path, device: Device) -> dict:
