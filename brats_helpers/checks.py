@@ -181,7 +181,7 @@ def check_shared_patients(function: Function) -> Verdict:
 def check_shape(answer: object, images: np.ndarray) -> Verdict:
     """The shape of the stacked array, (modality, z, y, x)."""
     modalities, x, y, z = images.shape
-    return judge(answer, near(answer, (modalities, z, y, x)), "Modality first, then z, y, x; the last index is the quickest.", {
+    return judge(answer, near(answer, (modalities, z, y, x)), "Modality first, then z, y, x; the last one is the quickest.", {
         "Those are NIfTI's axes, x, y, z. The array is turned to z, y, x.": near(answer, (modalities, x, y, z)),
         "The four modalities come first.": near(answer, (z, y, x)) or near(answer, (z, y, x, modalities))},
         told(answer, "four numbers."))
@@ -235,7 +235,7 @@ def check_paste(function: Function) -> Verdict:
 
 def check_bottom_edge(answer: object, patch: int, levels: int) -> Verdict:
     """The edge of the volume at the lowest level."""
-    return judge(answer, near(answer, patch / 2 ** (levels - 1)), "The first level keeps the edge, each of the others halves it.", {
+    return judge(answer, near(answer, patch / 2 ** (levels - 1)), "The first level keeps the edge, each other halves it.", {
         "The first level keeps the patch as it is: halve once less.": near(answer, patch / 2**levels),
         "Each level halves the edge; it does not take a level's number off.": near(answer, patch / levels)
         or near(answer, patch / (levels - 1))}, told(answer, f"{patch}, halved by {levels - 1} of the {levels} levels."))

@@ -31,7 +31,7 @@ from .preprocessing import lps_spacing, to_lps
 # Letters at the left, right, top and bottom of each plane's picture.
 PLANES = {"axial": (2, "RLAP"), "coronal": (1, "RLSI"), "sagittal": (0, "APSI")}
 LABEL_MAP = ListedColormap(["black", *LABEL_COLOURS.values()])
-INK = "#333333"
+INK, BLUE = "#333333", "#0072B2"
 
 
 def use_style() -> None:
@@ -107,6 +107,60 @@ def finish(figure: Figure, synthetic: bool, legend: bool = False, prediction: bo
         figure.supxlabel("; ".join(words), x=0.995, ha="right", fontsize=8, style="italic", color="#777777")
     plt.close(figure)                                 # a notebook shows what is returned, once
     return figure
+
+
+# ---------------------------------------------------------------- simple ones
+
+def series_map(here: int) -> Figure:
+    """The five notebooks in their order, with what each hands on, and the one that is open."""
+    steps = (("01", "setup", "patients"), ("02", "extraction", "checked\ncases"), ("03", "preprocessing", "one file\na patient"),
+             ("04", "architecture", "a network"), ("05", "training and\nevaluation", ""))
+    figure, ax = plt.subplots(figsize=(9.6, 1.1))
+    for place, (number, name, gives) in enumerate(steps):
+        current = place + 1 == here
+        ax.add_patch(FancyBboxPatch((place * 2, 0), 1.3, 1, boxstyle="round,pad=0.05", color=BLUE if current else "#DDDDDD"))
+        ax.text(place * 2 + 0.65, 0.5, f"{number} {name}", ha="center", va="center", color="white" if current else INK)
+        if gives:
+            ax.annotate("", (place * 2 + 1.93, 0.5), (place * 2 + 1.37, 0.5), arrowprops={"arrowstyle": "->", "color": INK})
+            ax.text(place * 2 + 1.65, 0.58, gives, ha="center", va="bottom", fontsize=7)
+    ax.set(xlim=(-0.1, 9.45), ylim=(-0.1, 1.3))
+    ax.set_axis_off()
+    return finish(figure, False)
+
+
+def bars(values: Mapping[str, float], label: str, unit: str = "", colours: Sequence[str] = (), title: str = "",
+         notes: Sequence[str] = ()) -> Figure:
+    """Named numbers as horizontal bars, each with its value, or its note, beside it."""
+    figure, ax = plt.subplots(figsize=(6.4, 0.6 + 0.32 * len(values)))
+    drawn = ax.barh(list(values), list(values.values()), color=list(colours) or BLUE)
+    ax.bar_label(drawn, notes or [f"{value:.3g} {unit}" for value in values.values()], padding=3, fontsize=8)
+    ax.set(xlabel=label, title=title, xlim=(0, 1.25 * max(values.values())))
+    ax.invert_yaxis()
+    return finish(figure, False)
+
+
+def curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], xlabel: str, ylabel: str = "",
+           log: bool = False) -> Figure:
+    """Lines in one panel or in several: title of the panel -> name of the line -> its x and its y."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels) + 1.2, 2.5), squeeze=False)
+    for ax, (title, lines) in zip(axes[0], panels.items(), strict=True):
+        for (name, (x, y)), colour in zip(lines.items(), (BLUE, "#D55E00", "#009E73", "#CC79A7", INK), strict=False):
+            ax.plot(x, y, label=name, color=colour)
+        ax.set(title=title, xlabel=xlabel, yscale="log" if log else "linear")
+        if len(lines) > 1:
+            ax.legend(fontsize=8)
+    axes[0, 0].set_ylabel(ylabel)
+    return finish(figure, False)
+
+
+def pictures(images: Mapping[str, np.ndarray], synthetic: bool = False, limits: tuple[float, float] | None = None) -> Figure:
+    """Named two-dimensional arrays side by side, in grey, rows from top to bottom."""
+    figure, axes = plt.subplots(1, len(images), figsize=(2.3 * len(images), 2.6), squeeze=False)
+    for ax, (name, image) in zip(axes[0], images.items(), strict=True):
+        ax.imshow(image, cmap="gray", vmin=limits and limits[0], vmax=limits and limits[1])
+        ax.set(title=name, xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    return finish(figure, synthetic)
 
 
 # ---------------------------------------------------------------- patients
