@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 from torch import nn
 from tqdm import tqdm
 
-from .cases import Case, Patient, read_case, write_mask
+from .cases import Case, Patient, read_case, read_reference, write_mask
 from .checkpoints import load_weights, read_checkpoint
 from .config import Config
-from .constants import CHANNELS, NOT_FOR_DIAGNOSIS, REGION_TITLES, REGIONS
+from .constants import CHANNELS, DISK_LABELS, NOT_FOR_DIAGNOSIS, REGION_TITLES, REGIONS
 from .device import Device
 from .errors import BratsError
 from .files import atomic_path, read_json, sweep, write_json
@@ -98,6 +101,21 @@ def write_model_card(path: Path, metrics: dict, config: Config, learnt: int, syn
                        regions=", ".join(REGION_TITLES.values()), preset=metrics["preset"])
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_prediction(case: Case, work: Path) -> tuple[Patient, np.ndarray]:
+    """A patient, and what the network has made of him: labels 0 to 3, (X, Y, Z) uint8, from `evaluate`'s mask."""
+    patient = read_case(case)
+    path = Path(work) / "predictions" / f"{case.name}.nii.gz"
+    return patient, read_reference(replace(case, reference=path, channels=()), patient.images.shape[1:], patient.affine)
+
+
+def verify_masks(cases: Sequence[Case], work: Path) -> None:
+    """Assert that each mask has its scan's shape and place, BraTS's labels, and one byte a voxel."""
+    for case in cases:
+        scan, mask = nib.load(case.images[0]), nib.load(Path(work) / "predictions" / f"{case.name}.nii.gz")
+        assert mask.shape == scan.shape[:3] and np.allclose(mask.affine, scan.affine), case.name
+        assert set(np.unique(mask.dataobj)) <= set(DISK_LABELS) and mask.get_data_dtype() == np.uint8, case.name
 
 
 def _score_all(cases: Sequence[Case], model: nn.Module, config: Config, work: Path, device: Device) -> list[dict]:

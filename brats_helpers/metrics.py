@@ -114,6 +114,15 @@ def _dilate(mask: np.ndarray) -> np.ndarray:
     return ndimage.binary_dilation(mask, ndimage.generate_binary_structure(3, 2), LESION_DILATION)
 
 
+def calibration(probability: np.ndarray, truth: np.ndarray, bins: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """Mean probability, and how often it was so, in each of `bins` equal ranges of probability that occur."""
+    place = np.minimum((probability * bins).astype(int), bins - 1)
+    number = np.bincount(place, minlength=bins)
+    met = number > 0
+    said, was = (np.bincount(place, weights, bins)[met] / number[met] for weights in (probability, truth))
+    return said, was
+
+
 def bootstrap_ci(values: Sequence[float], seed: int = 0, level: float = 0.95) -> tuple[float, float, float]:
     """Mean and its bootstrap confidence interval over two or more patients (percentiles of 2,000 resamples)."""
     values = np.asarray(values, float)

@@ -113,8 +113,9 @@ def finish(figure: Figure, synthetic: bool, legend: bool = False, prediction: bo
 
 def series_map(here: int) -> Figure:
     """The five notebooks in their order, with what each hands on, and the one that is open."""
-    steps = (("01", "setup", "patients"), ("02", "extraction", "checked\ncases"), ("03", "preprocessing", "one file\na patient"),
-             ("04", "architecture", "a network"), ("05", "training and\nevaluation", ""))
+    steps = (("01", "setup", "patients"), ("02", "extraction", "checked\ncases"),
+             ("03", "preprocessing", "one file\na patient"), ("04", "architecture", "a network"),
+             ("05", "training and\nevaluation", ""))
     figure, ax = plt.subplots(figsize=(9.6, 1.1))
     for place, (number, name, gives) in enumerate(steps):
         current = place + 1 == here

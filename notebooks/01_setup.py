@@ -22,7 +22,7 @@
 # |---|---|
 # | reads | nothing, or the archive or folder of BraTS patients that you name as `source` |
 # | writes | `config.json`, `cohort.json` and, for the synthetic cohort, `data/*.tar` in the work folder |
-# | takes | about a minute on two CPU cores (quick preset) |
+# | takes | 1 minute on two CPU cores or on a GPU (quick preset); 40 minutes to read and to do the exercises |
 #
 # ## By the end you can
 #
@@ -45,9 +45,7 @@ preset: str = "quick"  # quick (laptop), kaggle (one 16 GB GPU) or full (NVIDIA'
 source: str = "phantom"  # "phantom", or the path of an archive or folder of BraTS patients
 seed: int = 0  # of the synthetic cohort, the split and the training
 patients: int = None  # phantoms to learn from; None: the preset's number
-test_patients: int = (
-    None  # phantoms that nothing sees before the last evaluation; None: the preset's number
-)
+test_patients: int = None  # phantoms for the last evaluation alone; None: the preset's number
 spacing_mm: float = None  # voxel size that the network works at, in mm; None: the preset's
 
 # %%
@@ -55,12 +53,27 @@ spacing_mm: float = None  # voxel size that the network works at, in mm; None: t
 import sys
 from pathlib import Path
 
-sys.path[:0] = [
-    str(p) for p in (Path.cwd(), *Path.cwd().parents) if (p / "brats_helpers").is_dir()
-][:1]
+folders = (Path.cwd() / "here").parents  # this folder and those above it
+sys.path[:0] = [str(p) for p in folders if (p / "brats_helpers").is_dir()][:1]
 from brats_helpers.device import start
 
 work, device = start(work)
+
+# %%
+from brats_helpers.plots import series_map
+
+series_map(1)
+
+# %% [markdown]
+# Five notebooks, each of which reads what the one before it has written, and nothing else. So each can be run again
+# alone, in a new session, on another day. Everything lands in one **work folder**.
+#
+# <details><summary>For teachers</summary>
+#
+# Two hours are enough for 01 and 02. Typical misconceptions here: that a network "needs fp32", that bf16 is "fp16 with
+# a larger range" at no cost (it has three bits less), that a synthetic result says something about patients. Let the
+# class do exercise 4 in pairs and defend the answer: that is where they begin to look.
+# </details>
 
 # %% [markdown]
 # ## 1. The tools
@@ -78,8 +91,9 @@ for name, version in package_versions().items():
 # ## 2. The device
 #
 # A network multiplies matrices, and hardware multiplies short numbers faster than long ones. Two short formats are in
-# use. **fp16** has 10 bits of precision and a small range: gradients below about 6e-8 vanish, so the loss has to be
-# scaled up first (Micikevicius et al. 2018). **bf16** has the range of fp32 and 7 bits of precision: nothing to scale.
+# use. **fp16** has 10 bits after the point and a small range: gradients below about 6e-8 vanish, so the loss has to be
+# scaled up first (Micikevicius et al. 2018). **bf16** has the range of fp32 and 7 bits after the point: nothing to
+# scale.
 #
 # | device | multiplies quickly | the series uses |
 # |---|---|---|
@@ -89,27 +103,47 @@ for name, version in package_versions().items():
 # | CPU with AMX or AVX512-BF16 | bf16 | bf16 |
 # | any other CPU, Apple's MPS | fp32 | fp32 |
 #
-# *Predict:* what is 1 + 0.001 in bf16?
+# **Question.** What is 1 + 0.001 in bf16? Decide before you run the cell.
 
 # %%
 import torch
 
 for dtype in (torch.float32, torch.float16, torch.bfloat16):
-    info = torch.finfo(dtype)
-    one = torch.tensor(1.0, dtype=dtype)
-    print(
-        f"{str(dtype):<15} smallest {info.smallest_normal * info.eps:.0e}  largest {info.max:.0e}  1 + 0.001 = {(one + 0.001).item():.6f}"
-    )
+    one, info = torch.tensor(1.0, dtype=dtype), torch.finfo(dtype)
+    smallest = info.smallest_normal * info.eps
+    print(f"{str(dtype):<15} smallest {smallest:.0e}, largest {info.max:.0e}", end="")
+    print(f", 1 + 0.001 = {(one + 0.001).item():.6f}")
 
 # %% [markdown]
 # <details><summary>Why is the last line 1.000000?</summary>
 #
-# The next bf16 number after 1 is 1 + 1/128. A step of 0.001 is lost in rounding. That is why weights, their averages
-# and the loss stay in fp32, and only the convolutions run in bf16: *mixed* precision.
+# The next bf16 number after 1 is more than 0.001 away, so the step is lost in rounding. That is why weights, their
+# averages and the loss stay in fp32, and only the convolutions run in bf16: *mixed* precision.
 # </details>
+#
+# ### Exercise 1: the next number
+#
+# How large is the smallest bf16 number above 1? (All exercises work like this one: put your answer in the place of the
+# blank, run the cell, and read what the check says. Nothing later depends on it.)
+#
+# <details><summary>Hint</summary>
+#
+# Written in binary, 1 is 1.0000000 with seven digits after the point. The next number has a 1 in the last of them.
+# </details>
+
+# %% tags=["exercise"]
+from brats_helpers import checks
+
+next_number = 1 + 1 / 2**7  # solution
+checks.check_next_bf16(next_number)
+
+# %% [markdown]
+# How much faster is the short format here? Multiplying two matrices of 1024 x 1024, the best of five attempts:
 
 # %%
 import time
+
+from brats_helpers.plots import bars
 
 
 def milliseconds(dtype: torch.dtype, size: int = 1024) -> float:
@@ -123,15 +157,7 @@ def milliseconds(dtype: torch.dtype, size: int = 1024) -> float:
 
 
 rates = {str(d).removeprefix("torch."): milliseconds(d) for d in {torch.float32, device.dtype}}
-print({name: f"{ms:.1f} ms" for name, ms in rates.items()})
-
-# %%
-import matplotlib.pyplot as plt
-
-figure, ax = plt.subplots(figsize=(5, 1.4))
-ax.barh(list(rates), list(rates.values()), color="#0072B2")
-ax.set(xlabel="milliseconds for a 1024 x 1024 matrix product", title=device.name)
-plt.show()
+bars(rates, "milliseconds for one product", "ms", title=device.name)
 
 # %% [markdown]
 # Which of these the module chose for this device, and why, stands in the line that the first cell printed. If a GPU is
@@ -141,49 +167,62 @@ plt.show()
 # ## 3. The settings
 #
 # One frozen dataclass holds everything that decides a result. It is written into every checkpoint, so that a network
-# can always be rebuilt from its file. This is its source:
+# can always be rebuilt from its file. This is its source, as it stands in the module:
 
 # %%
 import inspect
 
-from IPython.display import Code, display
+from IPython.display import Code
 
 from brats_helpers import config as settings
 
-display(
-    Code(
-        "".join(inspect.getsource(settings.Config).splitlines(keepends=True)[:40]),
-        language="python",
-    )
-)
+text = inspect.getsource(settings.Config)
+Code(text[: text.index("def __post_init__")], language="python")
+
+# %% [markdown]
+# A **preset** is a choice of all of them for one kind of machine; the parameters at the top change single ones.
 
 # %%
-from brats_helpers.config import preset as preset_named
-
-config = preset_named(preset).with_(
+config = settings.preset(preset).with_(
     seed=seed, patients=patients, test_patients=test_patients, spacing_mm=spacing_mm
 )
 config
 
 # %% [markdown]
-# A setting that cannot work is refused at once, with the reason. *Predict:* the quick network halves its input three
-# times. Which patch sizes can it take?
+# A setting that cannot work is refused at once, with the reason. The quick network has four levels, so it halves its
+# input three times. **Question.** Can its patch be 60 voxels wide?
 
 # %%
 from brats_helpers.errors import BratsError
 
 try:
-    config.with_(patch=60)
+    settings.preset("quick").with_(patch=60)
 except BratsError as error:
     print(error)
+
+# %% [markdown]
+# ### Exercise 2: patches that fit
+#
+# Which of these six edges can the quick network take?
+#
+# <details><summary>Hint</summary>
+#
+# Halve each one three times. All three results must be whole numbers. Powers of two are not the only ones.
+# </details>
+
+# %% tags=["exercise"]
+candidates = [8, 48, 60, 64, 72, 90]
+they_fit = [48, 64, 72]  # solution
+checks.check_patches(they_fit, candidates)
 
 # %% [markdown]
 # ## 4. The patients
 #
 # BraTS 2021 has 1,251 patients with glioma whose tumors experts have outlined (Baid et al. 2021). It needs a
 # registration, so this series carries a stand-in: **phantoms**, tumors grown by a few rules in the MNI152 template of
-# the human brain and written exactly as BraTS writes its patients. They are for learning and testing. Nothing that is
-# measured on them says how well a network would do on a real patient, and every picture of them says *synthetic*.
+# the human brain (Fonov et al. 2011) and written exactly as BraTS writes its patients. They are for learning and
+# testing. Nothing that is measured on them says how well a network would do on a real patient, and every picture of
+# them says *synthetic*.
 #
 # To use real data, give its archive or folder as `source`; nothing else changes.
 
@@ -193,9 +232,8 @@ from brats_helpers.phantom import build_cohort
 
 synthetic = source == "phantom"
 if synthetic:
-    training, test = build_cohort(
-        work / "data", config.seed, config.patients, config.test_patients, config.spacing_mm
-    )
+    numbers = (config.seed, config.patients, config.test_patients, config.spacing_mm)
+    training, test = build_cohort(work / "data", *numbers)
 else:
     training, test = resolve_source(Path(source)), None
 print(training, test, sep="\n")
@@ -205,7 +243,7 @@ print(training, test, sep="\n")
 #
 # An MRI scanner can weight its picture in different ways, and a tumor shows itself in none of them completely:
 #
-# | contrast | fluid is | what one reads from it |
+# | contrast | fluid is | what a radiologist reads from it |
 # |---|---|---|
 # | **FLAIR** | dark | edema, bright, without the glare of the ventricles |
 # | **T1** | dark | anatomy: white matter brighter than grey |
@@ -213,7 +251,8 @@ print(training, test, sep="\n")
 # | **T2** | bright | everything that holds water |
 #
 # The expert's outline has three labels: **NCR**, the necrotic and non-enhancing core; **ED**, the edema around it; and
-# **ET**, the enhancing tumor (Baid et al. 2021, section 2.2).
+# **ET**, the enhancing tumor (Baid et al. 2021, section 2.2). What matters to a surgeon are regions made of them: the
+# whole tumor **WT** (all three), the tumor core **TC** (NCR and ET), and ET.
 
 # %% tags=["readme"]
 from brats_helpers.phantom import make_patient
@@ -223,74 +262,137 @@ patient = make_patient(config.seed, 0, config.spacing_mm)  # synthetic, whatever
 show_modalities(patient, synthetic=True)
 
 # %% [markdown]
-# *Look:* which compartment is bright on T1CE only? Which one would you miss if you had FLAIR alone?
+# The upper row is what the scanner gives, the lower row has the reference over it. Pictures follow the radiologist's
+# convention: the patient's right (R) is on the left.
+#
+# **Question.** Which compartment is bright on T1CE only? Which one would you miss if you had FLAIR alone?
 #
 # <details><summary>Answer</summary>
 #
 # The enhancing rim is bright on T1CE only. On FLAIR the core is grey or dark, so a reader of FLAIR alone would see the
 # edema as a ring and could not tell what is inside it. The network gets all four.
 # </details>
+
+# %%
+show_modalities(patient, plane="sagittal", synthetic=True)
+
+# %% [markdown]
+# The same brain from the side: A is the front, P the back. The tumor is one body, and a network that looks at one slice
+# at a time would have to find it anew in each. This one looks at volumes.
 #
+# ### Where is it?
+
+# %%
+from brats_helpers.plots import tumor_3d, upright
+
+labels, brain = (upright(v, patient.affine) for v in (patient.reference, patient.images[0] > 0))
+tumor_3d(labels, brain, patient.spacing, patient.name, synthetic=True)
+
+# %% [markdown]
+# Now you have seen one patient from all sides. Here is another, the four contrasts in an order that nobody tells you:
+
+# %%
+import numpy as np
+
+from brats_helpers.constants import MODALITIES
+from brats_helpers.plots import compare_slices
+
+quiz = make_patient(config.seed, 3, config.spacing_mm)
+order = [MODALITIES[i] for i in (2, 0, 3, 1)]  # look away
+shown = [upright(quiz.images[MODALITIES.index(name)], quiz.affine) for name in order]
+at = int((upright(quiz.reference, quiz.affine) > 0).sum((0, 1)).argmax())
+compare_slices(dict(zip("ABCD", shown)), index=at, spacing=quiz.spacing, synthetic=True)
+
+# %% [markdown]
+# ### Exercise 3: read the contrasts
+#
+# Name A, B, C and D.
+#
+# <details><summary>Hint</summary>
+#
+# First look for bright fluid in the ventricles: only one contrast has it. Then for the bright rim. Of the two that are
+# left, one shows the edema bright.
+# </details>
+
+# %% tags=["exercise"]
+answer = ["t1ce", "flair", "t2", "t1"]  # solution
+checks.check_contrasts(answer, order)
+
+# %% [markdown]
 # ### The same seed gives the same patient
 #
 # Reproducibility is not a wish here, it is checked: two calls with the same numbers give the same voxels, and another
 # index gives another patient.
 
 # %%
-again, other = (
-    make_patient(config.seed, 0, config.spacing_mm),
-    make_patient(config.seed, 1, config.spacing_mm),
-)
-assert (again.images == patient.images).all() and (again.reference == patient.reference).all()
-assert (other.images != patient.images).any()
+again, other = (make_patient(config.seed, index, config.spacing_mm) for index in (0, 1))
+assert np.array_equal(again.images, patient.images)
+assert np.array_equal(again.reference, patient.reference)
+assert not np.array_equal(other.images, patient.images)
 print("same seed, same voxels; another index, another patient")
 
-# %%
-from brats_helpers.plots import compare_slices
+# %% [markdown]
+# Patients are not alike, though, not even their brightness:
 
+# %%
 names = [make_patient(config.seed, index, config.spacing_mm) for index in range(1, 5)]
-compare_slices(
-    {p.name: p.images[0] for p in names},
-    spacing=patient.spacing,
-    synthetic=True,
-    title="FLAIR of four more patients, middle slice",
-)
+flair = {p.name: upright(p.images[0], p.affine) for p in names}
+compare_slices(flair, spacing=patient.spacing, synthetic=True, title="FLAIR, middle slice")
 
 # %% [markdown]
+# The tissue is the same and the numbers are not: MRI has no unit. Notebook 03 deals with that. A histogram shows it, too, and how much the tissues of one patient overlap:
+
+# %%
+from brats_helpers.plots import histograms
+
+histograms(patient.images, patient.reference, "intensity", synthetic=True)
+
+# %% [markdown]
+# **Question.** Could a threshold on a single contrast find the edema?
+#
+# <details><summary>Answer</summary>
+#
+# Not well: on every contrast its intensities overlap with those of healthy brain. Notebook 05 measures how far a
+# threshold gets, and that number is what the network has to beat.
+# </details>
+#
 # ## 5. Will it fit?
 #
-# Five channels of floating point for 1,251 patients fill more than 60 GB, on platforms that keep 20. Here a
-# prepared patient keeps the scanner's integers, compressed without loss; notebook 03 shows how and counts. The budget,
-# from the sizes that were measured with this module:
+# Notebook 03 stores five channels of the brain's box for every patient, about 140 x 175 x 140 voxels at 1 mm.
+#
+# ### Exercise 4: the bill
+#
+# How many GB would that be for all 1,251 patients as 32-bit floating point?
+#
+# <details><summary>Hint</summary>
+#
+# Voxels x channels x bytes x patients, in units of 1e9 bytes.
+# </details>
+
+# %% tags=["exercise"]
+box = (140, 175, 140)
+gigabytes = 140 * 175 * 140 * 5 * 4 * 1251 / 1e9  # solution
+checks.check_float_gigabytes(gigabytes, box, 1251)
+
+# %% [markdown]
+# Kaggle keeps 20 GB. Here a prepared patient keeps the scanner's integers, compressed without loss; notebook 03 shows
+# how, and counts. The budget of this run, from sizes that were measured with this module:
 
 # %%
 from brats_helpers.cases import find_cases
 from brats_helpers.device import disk_budget
 
-found = summarise(list_archive(training)) if is_archive(training) else find_cases(training)
-budget = disk_budget(
-    config, len(found) + (config.test_patients if test else 0), work, unpack=is_archive(training)
-)
-print(
-    f"{len(found)} patients to learn from; "
-    + ", ".join(f"{k} {v:.2f}" for k, v in budget.items() if k != "fits")
-)
+packed = is_archive(training)
+found = summarise(list_archive(training)) if packed else find_cases(training)
+everyone = len(found) + (config.test_patients if test else 0)
+budget = disk_budget(config, everyone, work, unpack=packed)
+print(", ".join(f"{name} {value:.2f}" for name, value in budget.items() if name != "fits"))
 if not budget["fits"]:
-    print(
-        f"WARNING: {budget['needed_gb']:.1f} GB are needed and {budget['free_gb']:.1f} GB are free: choose another "
-        "work folder, or fewer patients."
-    )
+    print("WARNING: that is more than is free: choose another work folder, or fewer patients.")
 
 # %%
 sizes = {name: budget[f"{name}_gb"] for name in ("raw", "prepared", "other")}
-figure, ax = plt.subplots(figsize=(6, 1.2))
-left = 0
-for (name, size), colour in zip(sizes.items(), ("#0072B2", "#009E73", "#E69F00")):
-    ax.barh([""], [size], left=left, color=colour, label=f"{name} ({size:.2f} GB)")
-    left += size
-ax.set(xlabel="GB", title="what the series will write")
-ax.legend(loc="upper left", bbox_to_anchor=(1, 1.3))
-plt.show()
+bars(sizes, f"GB that the series will write for {everyone} patients", "GB")
 
 # %% [markdown]
 # ## 6. Save and verify
@@ -299,27 +401,39 @@ plt.show()
 
 # %%
 from brats_helpers.cohort import write_source
-from brats_helpers.config import Config
 
 write_source(work, config, source, training, test)
-assert Config.load(work / "config.json") == config
-print(
-    f"wrote config.json ({config.preset}, seed {config.seed}) and cohort.json\nnext: 02_extraction reads both"
-)
+assert settings.Config.load(work / "config.json") == config
+print(f"wrote config.json ({config.preset}, seed {config.seed}) and cohort.json")
+print("next: 02_extraction reads both")
 
 # %% [markdown]
 # ## Recap
 #
 # - The device decides the precision: bf16 where it is native, fp16 with loss scaling on older GPUs, fp32 elsewhere.
 # - One dataclass holds the settings; a checkpoint carries them.
+# - Four contrasts show four sides of a tumor; three labels make three regions.
 # - The default cohort is synthetic: honest for learning the craft, silent about real patients.
 #
-# **When it goes wrong.** *"not built for the ... GPU"*: choose another accelerator, or another torch. *"WARNING: ... GB
-# are needed"*: lower `patients`, or set `work` to a larger disk. *"no patient in ..."*: the message lists the names
-# that were looked for.
+# | term | meaning |
+# |---|---|
+# | mixed precision | short numbers for products, long ones for sums and weights |
+# | preset | all settings at once, for one kind of machine |
+# | phantom | an artificial patient whose truth is known |
+# | contrast, modality | one way of weighting an MRI picture |
+# | WT, TC, ET | whole tumor, tumor core, enhancing tumor: nested regions |
 #
-# **Read on.** Baid et al. 2021, *The RSNA-ASNR-MICCAI BraTS 2021 benchmark*, arXiv:2107.02314. Micikevicius et al. 2018,
-# *Mixed precision training*, arXiv:1710.03740. Fonov et al. 2011, *Unbiased average age-appropriate atlases for pediatric
-# studies*, NeuroImage 54 (the template).
+# ## When it goes wrong
+#
+# - *"not built for the ... GPU"*: choose another accelerator, or another torch.
+# - *"WARNING: that is more than is free"*: lower `patients`, or set `work` to a larger disk.
+# - *"no patient in ..."*: the message lists the names that were looked for.
+#
+# ## Read on
+#
+# Baid et al. 2021, *The RSNA-ASNR-MICCAI BraTS 2021 benchmark*,
+# [arXiv:2107.02314](https://arxiv.org/abs/2107.02314). Micikevicius et al. 2018, *Mixed precision training*,
+# [arXiv:1710.03740](https://arxiv.org/abs/1710.03740). Fonov et al. 2011, *Unbiased average age-appropriate atlases for
+# pediatric studies*, NeuroImage 54 (the template).
 #
 # **Next:** [02 Extraction](02_extraction.ipynb) opens the archive.

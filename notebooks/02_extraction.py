@@ -22,7 +22,7 @@
 # |---|---|
 # | reads | `config.json`, `cohort.json` and the archive or folder that they name |
 # | writes | `cases/`, `patients.json`, `splits.json` in the work folder |
-# | takes | under a minute on two CPU cores (quick preset) |
+# | takes | 1 minute on two CPU cores or on a GPU (quick preset); 50 minutes to read and to do the exercises |
 #
 # ## By the end you can
 #
@@ -30,6 +30,8 @@
 # - **read** a NIfTI header: shape, voxel size, orientation;
 # - **check** a cohort before it is trusted;
 # - **split** patients so that nothing leaks from training into evaluation.
+#
+# You need notebook 01. How a network works does not matter yet.
 
 # %% [markdown]
 # ## Parameters
@@ -43,9 +45,8 @@ on_error: str = "raise"  # a patient with a problem: "raise" stops here, "skip" 
 import sys
 from pathlib import Path
 
-sys.path[:0] = [
-    str(p) for p in (Path.cwd(), *Path.cwd().parents) if (p / "brats_helpers").is_dir()
-][:1]
+folders = (Path.cwd() / "here").parents  # this folder and those above it
+sys.path[:0] = [str(p) for p in folders if (p / "brats_helpers").is_dir()][:1]
 from brats_helpers.device import start
 
 work, device = start(work)
@@ -53,11 +54,21 @@ work, device = start(work)
 # %%
 from brats_helpers.config import Config
 from brats_helpers.files import read_json
+from brats_helpers.plots import series_map
 
 config = Config.load(work / "config.json")
 cohort = read_json(work / "cohort.json", "notebook 01")
 synthetic = cohort["synthetic"]
 print(f"{cohort['source']}: {cohort['training']}")
+series_map(2)
+
+# %% [markdown]
+# <details><summary>For teachers</summary>
+#
+# The heart of this notebook is the split. Most students have seen slices shuffled and split at random, and have seen
+# high scores come out of it. Let them argue for exercise 4 before they solve it. Typical misconceptions: that the first
+# voxel is at the origin, that labels can be added up, that more patients make up for leakage.
+# </details>
 
 # %% [markdown]
 # ## 1. What is in the box?
@@ -66,23 +77,18 @@ print(f"{cohort['source']}: {cohort['training']}")
 # and so on. Nothing in it is compressed (the scans inside are, each on its own). So a list costs almost nothing: read a
 # header, hop over the content, read the next.
 #
-# *Predict:* how many files does a patient have in BraTS?
+# **Question.** How many files does a patient have in BraTS?
 
 # %%
 from brats_helpers.archive import extract, is_archive, list_archive, summarise
 from brats_helpers.cases import find_cases
 
-archives = [
-    Path(cohort[key])
-    for key in ("training", "test")
-    if cohort[key] and is_archive(Path(cohort[key]))
-]
-members = {archive.name: list_archive(archive) for archive in archives}
-for name, files in members.items():
-    rows = summarise(files)
-    print(
-        f"{name}: {len(files)} files, {len(rows)} patients, {sum(row['mb'] for row in rows):.1f} MB"
-    )
+places = [Path(cohort[key]) for key in ("training", "test") if cohort[key]]
+for archive in filter(is_archive, places):
+    files = list_archive(archive)
+    counted = summarise(files)
+    size = sum(row["mb"] for row in counted)
+    print(f"{archive.name}: {len(files)} files, {len(counted)} patients, {size:.1f} MB")
     print("  ", files[0].name, f"{files[0].size:,} bytes")
 
 # %% [markdown]
@@ -120,13 +126,11 @@ with tempfile.TemporaryDirectory() as folder:
 # where it is: no second copy.
 
 # %%
-folders = {}
-for key in ("training", "test"):
-    path = cohort[key] and Path(cohort[key])
+folders = {key: cohort[key] and Path(cohort[key]) for key in ("training", "test")}
+for key, path in folders.items():
     if path and is_archive(path):
         extract(path, work / "cases" / key)
-        path = work / "cases" / key
-    folders[key] = path
+        folders[key] = work / "cases" / key
 cases = {key: find_cases(folder) if folder else [] for key, folder in folders.items()}
 print({key: f"{len(found)} patients" for key, found in cases.items()})
 
@@ -145,18 +149,15 @@ from brats_helpers.cases import check_case
 sane = (c for c in cases["training"] if c.reference and not check_case(c)["problems"])
 first = next(sane, None)
 if first is None:
-    raise BratsError(
-        "no patient with a reference can be read: for patients without, use `python -m brats_helpers predict`."
-    )
+    raise BratsError("no patient with a reference can be read: see `brats_helpers predict`.")
 scan = nib.load(first.images[0])
 edges = [float(edge) for edge in scan.header.get_zooms()[:3]]
-print(f"shape {scan.shape}, type {scan.get_data_dtype()}, voxels {edges} mm")
-print(f"indices grow towards {nib.aff2axcodes(scan.affine)}")
+print(f"{scan.shape}, {scan.get_data_dtype()}, {edges} mm, to {nib.aff2axcodes(scan.affine)}")
 print(scan.affine)
 
 # %% [markdown]
 # The minus signs matter. The first index grows to the patient's **L**eft, the second to the back (**P**osterior), the
-# third up (**S**uperior): LPS. *Predict:* where in the patient is voxel (0, 0, 0)?
+# third up (**S**uperior): LPS. **Question.** Where in the patient is voxel (0, 0, 0)?
 
 # %%
 corner = scan.affine @ [0, 0, 0, 1]
@@ -171,6 +172,25 @@ print(f"first voxel at {corner[:3]} mm, last voxel at {opposite[:3]} mm")
 # letters R and L.
 # </details>
 
+# %% [markdown]
+# ### Exercise 1: from index to millimetre
+#
+# Where, in mm, is the voxel with the indices (10, 20, 30)? Give three numbers.
+#
+# <details><summary>Hint</summary>
+#
+# `scan.affine @ [i, j, k, 1]` gives four numbers; the last of them is always 1.
+# </details>
+
+# %% tags=["exercise"]
+from brats_helpers import checks
+
+position = (scan.affine @ [10, 20, 30, 1])[:3]  # solution
+checks.check_position(position, scan.affine, (10, 20, 30))
+
+# %% [markdown]
+# And the patient himself, in the plane that radiologists call axial:
+
 # %%
 import numpy as np
 
@@ -179,6 +199,9 @@ from brats_helpers.plots import show_modalities
 
 patient = read_case(first)
 show_modalities(patient, synthetic=synthetic)
+
+# %% [markdown]
+# Seen from the front (coronal), with the head up. The same voxels, cut along another axis:
 
 # %%
 show_modalities(patient, plane="coronal", synthetic=synthetic)
@@ -206,13 +229,13 @@ with tempfile.TemporaryDirectory() as folder:
     header = pydicom.dcmread(slices[40 % len(slices)])
     convert_series(Path(folder) / "scan", Path(folder) / "flair.nii.gz")
     converted = nib.load(Path(folder) / "flair.nii.gz")
-    same = np.array_equal(converted.dataobj, pixels)
+    assert np.array_equal(converted.dataobj, pixels)
+    assert np.allclose(converted.affine, patient.affine, atol=1e-3)
 
-# %%
 for keyword in ("PatientName", "PatientBirthDate", "ImagePositionPatient", "PixelSpacing"):
     print(f"{keyword:<22}{header[keyword].value}")
-print(f"{len(slices)} files -> 1 file, voxels the same: {same}, affine the same:", end=" ")
-print(np.allclose(converted.affine, patient.affine, atol=1e-3))
+words = {field: bytes(converted.header[field]) for field in ("descrip", "aux_file", "db_name")}
+print(f"{len(slices)} files became one; text in its header: {words}")
 
 # %% [markdown]
 # The slices' positions became the affine, and nothing else was taken over: no name, no date. What cannot be taken out of
@@ -220,7 +243,7 @@ print(np.allclose(converted.affine, patient.affine, atol=1e-3))
 #
 # ### Label 4
 #
-# *Predict:* which values are in the reference's file?
+# **Question.** Which values are in the reference's file?
 
 # %%
 on_disk = np.asarray(nib.load(first.reference).dataobj)
@@ -232,7 +255,46 @@ print("on disk:", np.unique(on_disk), " in this project:", np.unique(patient.ref
 # again. (Since BraTS 2023 it is 3 on disk, too.)
 #
 # **What published code gets wrong.** NVIDIA's notebook calls label 1 edema and label 2 non-enhancing tumor. BraTS says
-# 1 is NCR and 2 is ED (Baid et al. 2021). On the picture above: which label is the large one on the outside?
+# 1 is NCR and 2 is ED (Baid et al. 2021). **Question.** On the picture above, which label is the large one outside?
+#
+# ### Exercise 2: ready for export
+#
+# Write the way out: a function that turns labels 0, 1, 2, 3 into 0, 1, 2, 4 and leaves its input as it is.
+#
+# <details><summary>Hint</summary>
+#
+# `np.where(condition, a, b)` makes a new array.
+# </details>
+
+
+# %% tags=["exercise"]
+def to_disk(labels: np.ndarray) -> np.ndarray:
+    """Labels as BraTS 2021 writes them."""
+    return np.where(labels == 3, 4, labels)  # solution
+
+
+checks.check_to_disk(to_disk)
+
+# %% [markdown]
+# What happens to one who forgets it? The reference as it is on disk, once more, drawn and scored as if 4 were a class
+# of its own, and there were no 3:
+
+# %%
+from brats_helpers.metrics import dice
+from brats_helpers.plots import pictures, upright, widest
+
+raw = np.asarray(nib.load(first.reference).dataobj)
+at = widest(upright(patient.reference, patient.affine))
+views = {
+    "labels as read": upright(raw, patient.affine),
+    "ET = label 3": upright(raw == 3, patient.affine),
+}
+print(f"Dice of the enhancing tumor: {dice(raw == 3, patient.reference == 3):.1f}")
+pictures({name: view[:, :, at].T for name, view in views.items()}, synthetic)
+
+# %% [markdown]
+# No error, no warning: the class is empty, and an evaluation that counts "both empty" as a success will not even
+# complain. (Files since BraTS 2023 have 3 on disk, and this picture is then the right one.)
 #
 # ## 4. Check everyone
 #
@@ -244,22 +306,21 @@ print("on disk:", np.unique(on_disk), " in this project:", np.unique(patient.ref
 from brats_helpers.cases import check_cohort
 
 rows = {key: check_cohort(found) for key, found in cases.items()}
-problems = [
-    (row["name"], problem) for key in rows for row in rows[key] for problem in row["problems"]
-]
-alone = [row["name"] for key in rows for row in rows[key] if not row["reference"]]
-print(f"{sum(map(len, rows.values()))} patients checked, {len(problems)} problem(s)")
-print(
-    f"{len(alone)} without a reference, left to `predict`"
-    + (f": {', '.join(alone)}" if alone else "")
-)
+checked = rows["training"] + rows["test"]
+problems = [(row["name"], problem) for row in checked for problem in row["problems"]]
+alone = [row["name"] for row in checked if not row["reference"]]
+print(f"{len(checked)} patients checked, {len(problems)} problem(s)")
+print(f"{len(alone)} without a reference, left to `predict`", *alone)
 for name, problem in problems:
     print(f"  {name}: {problem}")
+
+# %% [markdown]
+# Are the sound ones alike? One value in a row means that all agree:
 
 # %%
 from collections import Counter
 
-everyone = [row for row in rows["training"] + rows["test"] if not row["problems"]]
+everyone = [row for row in checked if not row["problems"]]
 for field in ("shape", "spacing_mm", "orientation", "dtype"):
     print(f"{field:<12}", dict(Counter(str(row[field]) for row in everyone)))
 
@@ -285,10 +346,8 @@ if not first.channels:
 if on_error not in ("raise", "skip"):
     raise BratsError(f"on_error={on_error!r} is not known: give raise or skip.")
 if problems and on_error == "raise":
-    raise BratsError(
-        f"{len(problems)} patient(s) have problems (see above): get them again or remove them, then rerun; or leave "
-        "them out with on_error=skip."
-    )
+    advice = "get them again or remove them, then rerun; or leave them out with on_error=skip"
+    raise BratsError(f"{len(problems)} patient(s) have problems (see above): {advice}.")
 sound = {key: [row for row in rows[key] if not row["problems"]] for key in rows}
 
 # %% [markdown]
@@ -298,32 +357,32 @@ sound = {key: [row for row in rows[key] if not row["problems"]] for key in rows}
 from brats_helpers.plots import volume_distribution
 
 labelled = [row for row in everyone if row["volumes_ml"]]
-volumes = {
-    row["name"]: sum(row["volumes_ml"].values()) for row in sound["training"] if row["volumes_ml"]
-}
-volume_distribution(labelled, synthetic=synthetic) if labelled else print(
-    "no patient has a reference"
-)
+whole = {row["name"]: sum(row["volumes_ml"].values()) for row in labelled}
+volumes = {row["name"]: whole[row["name"]] for row in sound["training"] if row["volumes_ml"]}
+volume_distribution(labelled, synthetic=synthetic)
 
 # %% [markdown]
 # The axis is logarithmic: tumors differ a hundredfold. Two things follow. A split at random can put all large tumors on
 # one side. And in patients without any enhancing tumor a single wrong voxel of ET makes the Dice of that region 0
 # (notebook 05 comes back to this).
 #
-# *Predict:* what share of a patient's voxels is tumor?
+# ### Exercise 3: how many millilitres?
+#
+# How large is the whole tumor of the first patient, in ml? His labels are `patient.reference`, the edges of a voxel in
+# mm `patient.spacing`.
+#
+# <details><summary>Hint</summary>
+#
+# Count voxels with `np.count_nonzero`. A millilitre is 1,000 mm³, and a voxel need not be 1 mm³.
+# </details>
 
-# %%
-shares = [
-    sum(row["volumes_ml"].values()) / (np.prod(row["shape"]) * np.prod(row["spacing_mm"]) / 1000)
-    for row in labelled
-]
-if shares:
-    print(
-        f"tumor is {100 * np.median(shares):.1f} % of the volume (median; {100 * min(shares):.2f} to {100 * max(shares):.1f} %)"
-    )
+# %% tags=["exercise"]
+tumor_ml = np.count_nonzero(patient.reference) * np.prod(patient.spacing) / 1000  # solution
+checks.check_tumor_volume(tumor_ml, patient.reference, patient.spacing)
 
 # %% [markdown]
-# A network that answers "background" everywhere would be right for all the other voxels. That is why neither accuracy
+# A tumor is one or two voxels in a hundred of the volume. A network that answers "background" everywhere would be right
+# for all the others. That is why neither accuracy
 # nor plain cross-entropy will do, and why notebook 04 uses Dice.
 #
 # ### Intensities mean nothing by themselves
@@ -335,81 +394,91 @@ from brats_helpers.plots import histograms
 
 histograms(patient.images, patient.reference, "intensity, scanner units", synthetic=synthetic)
 
-# %%
-some = [case for case in cases["training"] if case.name in volumes][:12]
-sample = [read_case(case) for case in some]
-means = np.array([[image[image > 0].mean() for image in p.images] for p in sample])
-print("mean intensity in the brain, smallest and largest of", len(sample), "patients")
-for name, low, high in zip(("FLAIR", "T1", "T1CE", "T2"), means.min(0), means.max(0)):
-    print(f"  {name:<6} {low:>6.0f} {high:>6.0f}")
-
-# %%
-import matplotlib.pyplot as plt
-
-figure, ax = plt.subplots(figsize=(6, 2.4))
-for p in sample[:8]:
-    flair = p.images[0][p.images[0] > 0]
-    ax.hist(flair, bins=80, histtype="step", density=True)
-ax.set(
-    xlabel="FLAIR intensity, scanner units",
-    yticks=[],
-    ylabel="share of voxels",
-    title=f"{len(sample[:8])} patients, one scanner scale each"
-    + (" (synthetic)" if synthetic else ""),
-)
-plt.show()
-
 # %% [markdown]
 # ## 6. Split
 #
 # A network is judged on patients that it has not seen. Four fifths of the patients are learnt from; one fifth,
 # **validation**, chooses between checkpoints. What has chosen something is no longer a fair judge, so the synthetic
-# cohort brings a third group in an archive of its own, the **test** set, by which no choice is made: it is scored once, at the end of notebook
-# 05. Whole patients are split, never slices: two neighbouring slices of one brain are nearly the same picture. And a
-# patient who is in the cohort twice, under two names, must not end up on both sides:
+# cohort brings a third group in an archive of its own, the **test** set, by which no choice is made: it is scored once,
+# at the end of notebook 05.
+#
+# Whole patients are split, never slices: two neighbouring slices of one brain are nearly the same picture. And a patient
+# who is in the cohort twice, under two names, must not end up on both sides:
 
 # %%
 from brats_helpers.cases import find_twins
+from brats_helpers.splits import make_splits
 
 twins = find_twins(cases["training"] + cases["test"])
 if twins:
     raise BratsError(f"these patients have the same scans: {twins}. Keep one of each, then rerun.")
-print("no two patients have the same scans")
 
-# %%
-from brats_helpers.splits import make_splits
-
-splits = make_splits(
-    list(volumes), list(volumes.values()), config.seed, config.validation, config.folds
-)
-print(
-    f"{len(splits['training'])} to learn from, {len(splits['validation'])} to validate on, "
-    f"{len(sound['test'])} for the test; {len(splits['folds'])} folds"
-)
+names, sizes = list(volumes), list(volumes.values())
+splits = make_splits(names, sizes, config.seed, config.validation, config.folds)
+print(f"{len(splits['training'])} to learn from, {len(splits['validation'])} to validate on")
+print(f"{len(sound['test'])} for the test; {len(splits['folds'])} folds")
 
 # %% [markdown]
 # *Stratified by size* means: sorted by volume, each five neighbours are dealt to five groups. The two groups below
 # should look alike.
 
 # %%
-figure, ax = plt.subplots(figsize=(6, 1.8))
-for height, group in enumerate(("training", "validation")):
-    ax.scatter([volumes[n] for n in splits[group]], [height] * len(splits[group]), alpha=0.6, s=24)
-ax.set(
-    xscale="log",
-    xlabel="whole tumor (ml)",
-    yticks=(0, 1),
-    yticklabels=("training", "validation"),
-    ylim=(-0.5, 1.5),
-)
-plt.show()
+import matplotlib.pyplot as plt
 
-# %%
+figure, ax = plt.subplots(figsize=(6, 1.8))
+for group in ("training", "validation"):
+    ax.scatter([volumes[n] for n in splits[group]], [group] * len(splits[group]), alpha=0.6, s=24)
+ax.set(xscale="log", xlabel="whole tumor (ml)", ylim=(-0.5, 1.5))
+plt.show()
 assert not set(splits["training"]) & set(splits["validation"])
 assert sorted(splits["training"] + splits["validation"]) == sorted(volumes)
 assert sorted(sum(splits["folds"], [])) == sorted(volumes)
 assert not {row["name"] for row in sound["test"]} & set(volumes)
 print("disjoint, complete, and no test patient among them")
+
+# %% [markdown]
+# ### What if slices were split?
+#
+# Many notebooks shuffle slices. Here is what a judge would see then: a slice of the first patient, its neighbour, and
+# the same slice of somebody else, with the correlation to the first.
+
+# %%
+here = upright(patient.images[0], patient.affine)
+other = read_case(next(c for c in cases["training"] if c.name in volumes and c.name != first.name))
+them = upright(other.images[0], other.affine)
+near = {
+    "training": here[:, :, at],
+    "its neighbour": here[:, :, at - 1],
+    "another patient": them[:, :, at % them.shape[2]],
+}
+if len({view.shape for view in near.values()}) == 1:
+    alike = {
+        name: np.corrcoef(near["training"].flat, view.flat)[0, 1] for name, view in near.items()
+    }
+    near = {f"{name}, r = {alike[name]:.2f}": view for name, view in near.items()}
+pictures({name: view.T for name, view in near.items()}, synthetic)
+
+# %% [markdown]
+# A network that has learnt the left picture by heart knows most of the answer to the middle one. Its score on such a
+# "validation" says how well it remembers.
+#
+# ### Exercise 4: find the leak
+#
+# Slices come as pairs, (patient, number). Write a function that returns the patients who are on both sides.
+#
+# <details><summary>Hint</summary>
+#
+# Make a set of names for each side, then `&`.
+# </details>
+
+
+# %% tags=["exercise"]
+def shared_patients(training: list[tuple], validation: list[tuple]) -> set[str]:
+    """Who has slices on both sides."""
+    return {name for name, _ in training} & {name for name, _ in validation}  # solution
+
+
+checks.check_shared_patients(shared_patients)
 
 # %% [markdown]
 # ## 7. Play
@@ -434,9 +503,8 @@ write_patients(work, folders, rows, splits)
 written = read_cohort(work)
 assert written.splits["folds"] == splits["folds"]
 assert sorted(written.by_name) == sorted(row["name"] for row in everyone)
-print(
-    f"wrote patients.json ({len(everyone)} patients) and splits.json\nnext: 03_preprocessing reads both"
-)
+print(f"wrote patients.json ({len(everyone)} patients) and splits.json")
+print("next: 03_preprocessing reads both")
 
 # %% [markdown]
 # ## Recap
@@ -446,11 +514,28 @@ print(
 # - On disk ET is 4, inside the project 3.
 # - Patients are split, never slices, and each side gets its share of every tumor size.
 #
-# **When it goes wrong.** *"is cut short"*: the download stopped; get it again. *"no file for t2"*: the patient is
-# incomplete; remove the folder. *"labels [5] are not among"*: the reference is not from BraTS; map it first.
+# | term | meaning |
+# |---|---|
+# | affine | 4 x 4 matrix from voxel indices to millimetres |
+# | LPS, RAS | which way the indices grow: left, posterior, superior; right, anterior, superior |
+# | DICOM, NIfTI | the scanner's files, a slice each; the researcher's file, a volume |
+# | reference | the expert's outline, also called ground truth |
+# | leakage | what the judge should not know reaches the judged, or the other way round |
 #
-# **Read on.** The NIfTI-1 header, https://nifti.nimh.nih.gov/nifti-1. Orientation in nibabel,
-# https://nipy.org/nibabel/coordinate_systems.html. Menze et al. 2015, *The multimodal brain tumor image segmentation
-# benchmark*, doi:10.1109/TMI.2014.2377694.
+# ## When it goes wrong
+#
+# - *"is cut short"*: the download stopped; get it again.
+# - *"no file for t2"*: the patient is incomplete; add the file, or remove the folder.
+# - *"labels [5] are not among"*: the reference is not from BraTS; map it first.
+# - *"its affine differs"*: the modalities lie on different grids; register them first.
+#
+# ## Read on
+#
+# The NIfTI-1 header, https://nifti.nimh.nih.gov/nifti-1. Orientation in nibabel,
+# https://nipy.org/nibabel/coordinate_systems.html. DICOM's geometry, PS3.3 section C.7.6.2,
+# https://dicom.nema.org/medical/dicom/current/output/chtml/part03/sect_C.7.6.2.html. Menze et al. 2015, *The multimodal
+# brain tumor image segmentation benchmark*, https://doi.org/10.1109/TMI.2014.2377694. Kapoor and Narayanan 2023,
+# *Leakage and the reproducibility crisis in machine-learning-based science*,
+# https://doi.org/10.1016/j.patter.2023.100804.
 #
 # **Next:** [03 Preprocessing](03_preprocessing.ipynb) turns scans into what a network reads.

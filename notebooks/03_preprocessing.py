@@ -22,7 +22,7 @@
 # |---|---|
 # | reads | `config.json`, `patients.json`, `splits.json` and the patients' files |
 # | writes | `preprocessed/<patient>.b2nd`, `preprocessed/dataset.json`, `nnunet/Dataset021_BraTS/` |
-# | takes | under a minute on two CPU cores (quick preset) |
+# | takes | 1 minute on two CPU cores or on a GPU (quick preset); 50 minutes to read and to do the exercises |
 #
 # ## By the end you can
 #
@@ -31,6 +31,8 @@
 # - **normalise** intensities that have no unit, without destroying the brain's mask;
 # - **verify** that what was stored is what the scanner measured;
 # - **export** a cohort to nnU-Net and MONAI.
+#
+# You need notebooks 01 and 02, and NumPy's slices.
 
 # %% [markdown]
 # ## Parameters
@@ -44,9 +46,8 @@ jobs: int = -1  # processes; -1: one a core
 import sys
 from pathlib import Path
 
-sys.path[:0] = [
-    str(p) for p in (Path.cwd(), *Path.cwd().parents) if (p / "brats_helpers").is_dir()
-][:1]
+folders = (Path.cwd() / "here").parents  # this folder and those above it
+sys.path[:0] = [str(p) for p in folders if (p / "brats_helpers").is_dir()][:1]
 from brats_helpers.device import start
 
 work, device = start(work)
@@ -58,10 +59,20 @@ from brats_helpers.cases import read_case
 from brats_helpers.cohort import read_cohort
 from brats_helpers.config import Config
 from brats_helpers.files import write_json
+from brats_helpers.plots import series_map
 
 config, cohort = Config.load(work / "config.json"), read_cohort(work)
 cases, synthetic = cohort.cases, cohort.synthetic
 print({key: f"{len(found)} patients" for key, found in cases.items()})
+series_map(3)
+
+# %% [markdown]
+# <details><summary>For teachers</summary>
+#
+# The place to slow down is the foreground channel: let the class look at the two masks for a minute before anyone says
+# what is wrong. Typical misconceptions: that the z-score is taken over the whole volume, that normalised data must be
+# stored, that "lossless" means "large". Exercise 4 is the one that prepares notebook 05.
+# </details>
 
 # %% [markdown]
 # ## 1. Stack and turn
@@ -70,7 +81,7 @@ print({key: f"{len(found)} patients" for key, found in cases.items()})
 # does. So the array is turned once, to (z, y, x), which deep learning calls (D, H, W). And it is turned to **LPS**
 # whatever its affine says, so that a front is always a front.
 #
-# *Predict:* a scan of 240 x 240 x 155 voxels becomes which shape?
+# **Question.** Which index is the front of the array after that, and which the last?
 
 # %%
 from brats_helpers.preprocessing import to_lps
@@ -78,7 +89,33 @@ from brats_helpers.preprocessing import to_lps
 patient = read_case(next(case for case in cases["training"] if case.reference))
 images = np.stack([to_lps(image, patient.affine) for image in patient.images])
 labels = to_lps(patient.reference, patient.affine)
-print(f"{patient.images.shape} (modality, x, y, z) becomes {images.shape} (modality, z, y, x)")
+print("before:", patient.images.shape, patient.orientation)
+
+# %% [markdown]
+# ### Exercise 1: the new shape
+#
+# The four scans, turned and stacked, are `images`. Without looking: what is its shape?
+#
+# <details><summary>Hint</summary>
+#
+# The scan's shape is printed above, after the 4. The turn reverses the order of the three.
+# </details>
+
+# %% tags=["exercise"]
+from brats_helpers import checks
+
+shape = (4, *patient.images.shape[:0:-1])  # solution
+checks.check_shape(shape, patient.images)
+
+# %% [markdown]
+# Is front still front? Three slices through the middle of the turned array, one for each of its axes:
+
+# %%
+from brats_helpers.plots import pictures
+
+d, h, w = (n // 2 for n in images.shape[1:])
+cuts = {"along z (head)": images[0, d], "along y (front)": images[0, ::-1, h]}
+pictures(cuts | {"along x (side)": images[0, ::-1, :, w]}, synthetic)
 
 # %% [markdown]
 # A tiny case by hand: a volume of 2 x 3 x 4 voxels whose first index grows to the right instead of the left. After the
@@ -95,7 +132,7 @@ print("tiny[1, 0, 0] is now the first voxel:", turned[0, 0, 0])
 # ## 2. Crop to the brain
 #
 # Most of a BraTS volume is air that was set to 0. The smallest box around the brain is found from its projections: is
-# there anything in this plane? *Predict:* what share of the voxels is left?
+# there anything in this plane? **Question.** What share of the voxels is left?
 
 # %%
 import inspect
@@ -111,40 +148,67 @@ brain = brain_mask(images)
 box = brain_box(brain)
 inside = tuple(slice(*edge) for edge in box)
 cropped, cropped_labels = images[:, *inside], labels[inside]
-print(
-    f"box {box}: {cropped[0].size / images[0].size:.0%} of the voxels, {brain.mean():.0%} are brain"
-)
+share = cropped[0].size / images[0].size
+print(f"box {box}: {share:.0%} of the voxels, {brain.mean():.0%} are brain")
 assert cropped.any(0).sum() == images.any(0).sum() and cropped_labels.sum() == labels.sum()
 
-# %%
-import matplotlib.pyplot as plt
+# %% [markdown]
+# The same slice, before and after:
 
+# %%
 middle = images.shape[1] // 2
-views = {"whole scan": (images[0], middle), "cropped": (cropped[0], middle - box[0][0])}
-figure, axes = plt.subplots(1, 2, figsize=(6, 3))
-for ax, (name, (volume, z)) in zip(axes, views.items()):
-    ax.imshow(volume[z], cmap="gray")
-    ax.set(title=f"{name}, {' x '.join(map(str, volume.shape))}", xticks=[], yticks=[])
-    ax.text(0.02, 0.5, "R", color="white", transform=ax.transAxes)
-    ax.text(0.98, 0.5, "L", color="white", transform=ax.transAxes, ha="right")
-figure.supxlabel("synthetic" if synthetic else "", fontsize=8, style="italic")
-plt.show()
+views = {"whole scan": images[0, middle], "cropped": cropped[0, middle - box[0][0]]}
+pictures(views, synthetic)
+
+# %% [markdown]
+# ### Exercise 2: first and last
+#
+# The core of `brain_box`, in one dimension: given a line of True and False, return the first index that is True, and
+# one past the last, so that `line[first:stop]` holds all of them. There may be gaps.
+#
+# <details><summary>Hint</summary>
+#
+# `np.flatnonzero(line)` gives the indices of all True.
+# </details>
+
+
+# %% tags=["exercise"]
+def first_and_stop(line: np.ndarray) -> tuple[int, int]:
+    """Where the True begin, and one past where they end."""
+    where = np.flatnonzero(line)  # solution
+    return where[0], where[-1] + 1  # solution
+
+
+checks.check_first_and_last(first_and_stop)
 
 # %% [markdown]
 # ## 3. Normalise
 #
 # Intensities have no unit (notebook 02), so each modality is measured in its own standard deviations from its own mean:
-# the **z-score**, over the brain alone, because air would drag the mean down. By hand, on five voxels of which two are
-# air:
+# the **z-score**, over the brain alone, because air would drag the mean down. By hand: of five voxels, two of them air,
+# 0, 0, 100, 200 and 300, the mean of the brain is 200 and its deviation 81.6; so the brain becomes -1.22, 0 and 1.22.
+#
+# ### Exercise 3: the z-score
+#
+# Write it: subtract the brain's mean, divide by the brain's standard deviation, and leave everything else at 0.
+#
+# <details><summary>Hint</summary>
+#
+# `image[brain]` are the brain's voxels. `np.where(brain, something, 0)` keeps the air at 0.
+# </details>
 
-# %%
-voxels = np.array([0, 0, 100, 200, 300])
-mask = voxels != 0
-mean, std = voxels[mask].mean(), voxels[mask].std()
-print(f"mean {mean}, deviation {std:.1f}:", np.where(mask, (voxels - mean) / std, 0).round(2))
+
+# %% tags=["exercise"]
+def zscore(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
+    """Deviations from the brain's mean, 0 outside of it."""
+    inside = image[brain]  # solution
+    return np.where(brain, (image - inside.mean()) / inside.std(), 0)  # solution
+
+
+checks.check_zscore(zscore)
 
 # %% [markdown]
-# Look at the second brain voxel: its z-score is 0, the same number as the air's. So the network is given a fifth
+# The brain voxel of 200 now has the number 0, the same as the air. So the network is given a fifth
 # channel that says where the brain is. That is simple, if it is done in the right order. Here is the module's version:
 
 # %%
@@ -156,47 +220,37 @@ Code(inspect.getsource(normalise), language="python")
 mean, std = statistics(cropped, brain_mask(cropped))
 scored = normalise(cropped, mean, std)
 within = scored[4] == 1
-assert np.allclose(scored[:4, within].mean(1), 0, atol=1e-4) and np.allclose(
-    scored[:4, within].std(1), 1, atol=1e-3
-)
+assert np.allclose(scored[:4, within].mean(1), 0, atol=1e-4)
+assert np.allclose(scored[:4, within].std(1), 1, atol=1e-3)
 print(f"five channels {scored.shape}: mean 0 and deviation 1 in the brain, 0 outside")
+
+# %% [markdown]
+# Compare these with the histograms of notebook 02: all four now share one axis.
 
 # %%
 from brats_helpers.plots import histograms
 
-histograms(
-    np.where(within, scored[:4], 0).transpose(0, 3, 2, 1),
-    cropped_labels.T,
-    "standard deviations",
-    synthetic=synthetic,
-)
+brain_only = np.where(within, scored[:4], 0).transpose(0, 3, 2, 1)
+histograms(brain_only, cropped_labels.T, "standard deviations", synthetic=synthetic)
+
+# %% [markdown]
+# The z-score moves and stretches each histogram as a whole. It cannot know that two scanners draw the same tissue with
+# different *shapes* of curve; methods that match landmarks of the histogram try that (Nyúl and Udupa 1999). For a network
+# that sees many scanners the z-score is what nearly all BraTS entries have used, nnU-Net among them, and it has the
+# virtue that it can be undone.
 
 # %% [markdown]
 # ### What published code gets wrong
 #
-# NVIDIA's preprocessing makes the foreground channel *after* the z-score, as "every channel above 0". *Predict:* what
-# does that mask show?
+# NVIDIA's preprocessing makes the foreground channel *after* the z-score, as "every channel above 0". **Question.**
+# What does that mask show?
 
 # %%
-from brats_helpers.plots import compare_slices
-from brats_helpers.preprocessing import lps_spacing
-
 theirs = (scored[:4] > 0).all(axis=0)
-compare_slices(
-    {
-        "FLAIR, z-scored": scored[0].T,
-        "brain, found before": scored[4].T,
-        '"above 0", found after': theirs.T.astype(float),
-    },
-    spacing=lps_spacing(patient.spacing, patient.affine),
-    labels=None,
-    synthetic=synthetic,
-)
-
-# %%
-print(
-    f'brain: {within.sum():,} voxels; "above 0 in every channel": {theirs.sum():,}, {theirs.sum() / within.sum():.1%} of it'
-)
+z = scored.shape[1] // 2
+masks = {"brain, found before": scored[4, z], '"above 0", found after': theirs[z]}
+print(f'"above 0 in every channel" holds {theirs.sum() / within.sum():.1%} of the brain')
+pictures({"FLAIR, z-scored": scored[0, z]} | masks, synthetic)
 
 # %% [markdown]
 # <details><summary>Answer</summary>
@@ -207,7 +261,7 @@ print(
 # </details>
 #
 # The same code does `abs(int16(x))` to the voxels before, so that a negative or an overflowing intensity becomes a
-# plausible one. *Predict:* what does it make of 40,000?
+# plausible one. **Question.** What does it make of 40,000?
 
 # %%
 measured = np.array([-5.0, 300.0, 40000.0])
@@ -225,33 +279,20 @@ print(measured, "becomes", np.abs(measured.astype(np.int64).astype(np.int16)))
 # numbers are smaller and the proportions alike.)
 
 # %%
+from brats_helpers.plots import bars
 from brats_helpers.preprocessing import prepare, save
 
 prepared = prepare(patient, config.spacing_mm)
 path = work / "preprocessed" / "example.b2nd"
 save(prepared, path)
-sizes = {
-    "raw .nii.gz": sum(p.stat().st_size for p in cohort.by_name[patient.name].images),
-    "float32 array": prepared.volume.size * 4,
-    "int16 array": prepared.volume.size * 2,
-    "int16, zstd": path.stat().st_size,
-}
+voxels, stored = prepared.volume.size, path.stat().st_size
+raw = sum(p.stat().st_size for p in cohort.by_name[patient.name].images)
 path.unlink()
-
-# %%
-figure, ax = plt.subplots(figsize=(6, 1.8))
-bars = ax.barh(
-    list(sizes),
-    [size / 1e6 for size in sizes.values()],
-    color=["#999999", "#D55E00", "#E69F00", "#009E73"],
-)
-labels_ = [
-    f"{size / 1e6:.1f} MB; BraTS's 1,251: {1.251 * size / 1e6:.1f} GB" for size in sizes.values()
-]
-ax.bar_label(bars, labels_, padding=3)
-ax.set(xlabel="MB for one patient of this cohort", xlim=(0, max(sizes.values()) / 6e5))
-ax.invert_yaxis()
-plt.show()
+sizes = {"raw .nii.gz": raw, "float32": voxels * 4, "int16": voxels * 2, "int16, zstd": stored}
+notes = [f"{n / 1e6:.1f} MB; times 1,251: {1.251 * n / 1e6:.1f} GB" for n in sizes.values()]
+grey, red, orange, green = "#999999", "#D55E00", "#E69F00", "#009E73"
+megabytes = {name: n / 1e6 for name, n in sizes.items()}
+bars(megabytes, "MB for one patient of this cohort", "", (grey, red, orange, green), notes=notes)
 
 # %% [markdown]
 # The array is stored in blocks, so that a training patch is read without decompressing the rest:
@@ -267,13 +308,24 @@ files = {meta.name: work / "preprocessed" / f"{meta.name}.b2nd" for meta in meta
 total = sum(file.stat().st_size for file in files.values())
 print(f"{len(files)} patients, {total / 1e6:.1f} MB, {total / 1e6 / len(files):.2f} MB each")
 
+# %% [markdown]
+# A patch out of the middle of one of these files, decompressed as it is read:
+
 # %%
 volume, meta = open_volume(files[patient.name])
 begin = time.perf_counter()
 patch = volume[:, 10:42, 10:42, 10:42]
-print(
-    f"stored {volume.shape} as {volume.dtype}; a patch {patch.shape} in {1000 * (time.perf_counter() - begin):.1f} ms"
-)
+took = 1000 * (time.perf_counter() - begin)
+print(f"stored {volume.shape} as {volume.dtype}; a patch {patch.shape} in {took:.1f} ms")
+
+# %% [markdown]
+# **Question.** Blocks are cubes of 32 voxels. What would be lost with larger ones, and what with smaller ones?
+#
+# <details><summary>Answer</summary>
+#
+# A block is decompressed as a whole, so with larger ones more is read than the patch needs. With smaller ones there is
+# less in each that repeats itself, and the file grows. That is a choice to be measured, not argued: `benchmarks/` does.
+# </details>
 
 # %% [markdown]
 # ### There and back
@@ -281,17 +333,48 @@ print(
 # A prediction has to return to the scan's own grid. `restore` undoes the crop, the turn and, where a scan finer than
 # `spacing_mm` was coarsened, the change of voxel size. On the reference itself the way there and back must be
 # the identity, or close to it after coarsening.
+#
+# ### Exercise 4: paste it back
+#
+# The first of these: put a cropped array back where its box says, in an array of zeros of the full shape.
+#
+# <details><summary>Hint</summary>
+#
+# `tuple(slice(*edge) for edge in box)` is an index that can be assigned to.
+# </details>
+
+
+# %% tags=["exercise"]
+def paste(part: np.ndarray, box: tuple, shape: tuple) -> np.ndarray:
+    """`part` at the place of `box`, zeros around it."""
+    whole = np.zeros(shape, part.dtype)  # solution
+    whole[tuple(slice(*edge) for edge in box)] = part  # solution
+    return whole  # solution
+
+
+checks.check_paste(paste)
+
+# %% [markdown]
+# The module's version does all three steps back:
 
 # %%
 from brats_helpers.metrics import dice
 from brats_helpers.preprocessing import restore
 
 back = restore(prepared.volume[4:], prepared.meta)[0]
-print(
-    f"shape {back.shape}; Dice with the reference, whole tumor: {dice(back > 0, patient.reference > 0):.4f}"
-)
+same = dice(back > 0, patient.reference > 0)
+print(f"shape {back.shape}; Dice with the reference, whole tumor: {same:.4f}")
 assert back.shape == patient.reference.shape
 assert max(prepared.meta.factor) > 1 or (back == patient.reference).all()
+
+# %% [markdown]
+# Where they differ, if they do, is at the border, by less than a coarse voxel:
+
+# %%
+at = int((patient.reference > 0).sum((0, 1)).argmax())
+pair = {"reference": patient.reference[:, :, at].T, "there and back": back[:, :, at].T}
+differs = (pair["reference"] != pair["there and back"]).astype(float)
+pictures(pair | {"differs": differs}, synthetic)
 
 # %% [markdown]
 # ## 5. Quality assurance
@@ -305,16 +388,12 @@ from tqdm import tqdm
 from brats_helpers.preprocessing import verify_prepared
 
 chosen = np.random.default_rng(config.seed).permutation(len(everyone))[:6]
-wrong = {
-    everyone[i].name: verify_prepared(everyone[i], files[everyone[i].name])
-    for i in tqdm(chosen, desc="verify")
-}
+sample = [everyone[i] for i in chosen]
+wrong = {case.name: verify_prepared(case, files[case.name]) for case in tqdm(sample, "verify")}
 assert not any(wrong.values()), wrong
 coarser = max(prepared.meta.factor) > 1
-print(
-    f"{len(wrong)} patients compared with their scans: "
-    + ("brain and labels lie where they should" if coarser else "not one voxel differs")
-)
+verdict = "brain and labels lie where they should" if coarser else "not one voxel differs"
+print(f"{len(wrong)} patients compared with their scans: {verdict}")
 
 # %% [markdown]
 # And a look for patients who are unlike the others: a brain that is too small, a modality whose contrast is odd. A
@@ -322,33 +401,27 @@ print(
 # an error.
 
 # %%
-features = {
-    "brain box (voxels)": [np.prod([b - a for a, b in m.box]) for m in metas],
-    **{
-        f"contrast of {name}": [m.std[i] / m.mean[i] for m in metas]
-        for i, name in enumerate(("FLAIR", "T1", "T1CE", "T2"))
-    },
-}
-outliers = []
+features = {"brain's box": [np.prod([b - a for a, b in m.box]) for m in metas]}
+for i, name in enumerate(("FLAIR", "T1", "T1CE", "T2")):
+    features[f"contrast of {name}"] = [m.std[i] / m.mean[i] for m in metas]
+robust = {}
 for name, values in features.items():
-    values = np.array(values, float)
-    spread = 1.4826 * np.median(np.abs(values - np.median(values))) or 1.0
-    outliers += [
-        (metas[i].name, name, (values[i] - np.median(values)) / spread)
-        for i in np.flatnonzero(np.abs(values - np.median(values)) > 5 * spread)
-    ]
-print(
-    f"{len(outliers)} outlier(s)",
-    *(f"{who}: {what} {z:+.1f}" for who, what, z in outliers),
-    sep="\n  ",
-)
+    centre = np.median(values)
+    spread = 1.4826 * np.median(np.abs(values - centre)) or 1.0
+    robust[name] = (np.array(values) - centre) / spread
+odd = [(metas[i].name, name) for name, z in robust.items() for i in np.flatnonzero(abs(z) > 5)]
+print(f"{len(odd)} outlier(s)", *odd, sep="\n  ")
+
+# %% [markdown]
+# All of them at a glance, a dot a patient:
 
 # %%
-figure, axes = plt.subplots(1, 5, figsize=(9.6, 2.4))
-for ax, (name, values) in zip(axes, features.items()):
-    ax.scatter(np.random.default_rng(0).uniform(-1, 1, len(values)), values, s=12, alpha=0.6)
-    ax.set(title=name, xticks=[], xlim=(-3, 3))
-    ax.title.set_fontsize(8)
+import matplotlib.pyplot as plt
+
+figure, ax = plt.subplots(figsize=(7, 2.2))
+for place, z in enumerate(robust.values()):
+    ax.scatter(place + np.random.default_rng(0).uniform(-0.2, 0.2, len(z)), z, s=12, alpha=0.6)
+ax.set(xticks=range(5), xticklabels=list(robust), ylabel="robust z-score")
 plt.show()
 
 # %% [markdown]
@@ -360,44 +433,31 @@ plt.show()
 # %%
 import json
 
+from monai.data import load_decathlon_datalist
+
 from brats_helpers.formats import write_nnunet
 
 exportable = [case for case in cases["training"] if case.reference and not case.channels]
-if exportable:
+if exportable:  # 4D files are in the Decathlon's format already
     root = write_nnunet(exportable, cohort.splits, work / "nnunet", synthetic)
     description = json.loads((root / "dataset.json").read_text())
-    print(json.dumps({k: v for k, v in description.items() if k != "dataset"}, indent=1))
-else:
-    print("4D files are in the Decathlon's format already: nothing to export")
-
-# %%
-try:
-    from monai.data import load_decathlon_datalist
-except ModuleNotFoundError:
-    print("MONAI is not installed here: skipped")
-else:
-    if exportable:
-        listed = load_decathlon_datalist(str(root / "dataset_msd.json"), True, "training")
-        print(f"MONAI reads {len(listed)} training patients of {len(listed[0]['image'])} images")
+    for key in ("channel_names", "labels", "numTraining"):
+        print(f"{key:<14}", description.get(key))
+    listed = load_decathlon_datalist(str(root / "dataset_msd.json"), True, "training")
+    print(f"MONAI reads {len(listed)} training patients of {len(listed[0]['image'])} images")
 
 # %% [markdown]
 # ## 7. Save and verify
+#
+# One more file says what is in the folder, and from which scans it was made.
 
 # %%
-index = {
-    "spacing_mm": config.spacing_mm,
-    **{key: [case.name for case in found] for key, found in cases.items()},
-    "fingerprints": {meta.name: meta.source for meta in metas},
-}
+index = {key: [case.name for case in found] for key, found in cases.items()}
+index |= {"spacing_mm": config.spacing_mm, "fingerprints": {m.name: m.source for m in metas}}
 write_json(work / "preprocessed" / "dataset.json", index)
-assert all(
-    (work / "preprocessed" / f"{name}.b2nd").is_file()
-    for name in index["training"] + index["test"]
-)
-print(
-    f"wrote {len(files)} files of {total / 1e6:.1f} MB in all, and dataset.json\nnext: 04_architecture needs none of "
-    "it but one patient; 05_training_evaluation reads all"
-)
+assert all(file.is_file() for file in files.values())
+print(f"wrote {len(files)} files of {total / 1e6:.1f} MB in all, and dataset.json")
+print("next: 04_architecture needs one patient of them, 05_training_evaluation all")
 
 # %% [markdown]
 # ## Recap
@@ -407,11 +467,25 @@ print(
 # - The scanner's integers are kept, compressed without loss; what a device can compute is not stored.
 # - Stored is not the same as right: a sample was compared with the raw files.
 #
-# **When it goes wrong.** *"has one value in all of the brain"*: a modality is constant, so the file is damaged. *A disk
-# that fills up*: notebook 01's budget says what is needed. *Stopped in the middle*: run it again, finished patients are
-# kept.
+# | term | meaning |
+# |---|---|
+# | channel | one of the arrays that a network reads together: four contrasts and the brain's mask |
+# | z-score | distance from the mean in standard deviations |
+# | foreground | here: the brain, as opposed to the air that was set to 0 |
+# | lossless | what is read back is what was written, to the last bit |
+# | fingerprint | a few characters that change when a file does |
 #
-# **Read on.** Isensee et al. 2021, *nnU-Net*, doi:10.1038/s41592-020-01008-z. Futrega et al. 2021, *Optimized U-Net for
-# brain tumor segmentation*, arXiv:2110.03352. Blosc2, https://www.blosc.org.
+# ## When it goes wrong
+#
+# - *"has one value in all of the brain"*: a modality is constant, so the file is damaged.
+# - *A disk that fills up*: notebook 01's budget says what is needed.
+# - *Stopped in the middle*: run it again, finished patients are kept.
+# - *"its checksum is not that of its content"*: the disk has lost a bit; run this notebook again.
+#
+# ## Read on
+#
+# Isensee et al. 2021, *nnU-Net*, https://doi.org/10.1038/s41592-020-01008-z. Futrega et al. 2021, *Optimized U-Net for
+# brain tumor segmentation*, [arXiv:2110.03352](https://arxiv.org/abs/2110.03352). Blosc2, https://www.blosc.org.
+# Nyúl and Udupa 1999, *On standardizing the MR image intensity scale*, Magnetic Resonance in Medicine 42.
 #
 # **Next:** [04 Architecture](04_architecture.ipynb) builds the network.

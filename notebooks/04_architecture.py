@@ -22,7 +22,7 @@
 # |---|---|
 # | reads | `config.json` and one prepared patient |
 # | writes | `architecture.json` in the work folder |
-# | takes | about a minute on two CPU cores (quick preset) |
+# | takes | 1 minute on two CPU cores or on a GPU (quick preset); 60 minutes to read and to do the exercises |
 #
 # ## By the end you can
 #
@@ -31,6 +31,8 @@
 # - **compute** Dice and cross-entropy by hand, and say when each one's gradient vanishes;
 # - **estimate** the memory of activations, and halve it;
 # - **prove** that a network can learn before you let it learn for hours.
+#
+# You need notebook 03, and to have met a convolution and a gradient before.
 
 # %% [markdown]
 # ## Parameters
@@ -38,18 +40,15 @@
 # %% tags=["parameters"]
 work: str = ""  # folder that notebooks 01 to 03 wrote to; empty: the usual place on this machine
 overfit_steps: int = 120  # steps of the sanity check that the network can learn one patch by heart
-full_size: bool = (
-    True  # run the full network once, forward and backward, on a 128^3 patch's smallest stand-in
-)
+full_size: bool = True  # run the full network once, forward and backward, on its smallest input
 
 # %%
 # Find the module beside the notebooks; say which machine this is.
 import sys
 from pathlib import Path
 
-sys.path[:0] = [
-    str(p) for p in (Path.cwd(), *Path.cwd().parents) if (p / "brats_helpers").is_dir()
-][:1]
+folders = (Path.cwd() / "here").parents  # this folder and those above it
+sys.path[:0] = [str(p) for p in folders if (p / "brats_helpers").is_dir()][:1]
 from brats_helpers.device import start
 
 work, device = start(work)
@@ -61,10 +60,21 @@ import torch
 from brats_helpers.cohort import read_cohort
 from brats_helpers.config import PRESETS, Config
 from brats_helpers.files import write_json
+from brats_helpers.plots import series_map
 
 config, cohort = Config.load(work / "config.json"), read_cohort(work)
 synthetic = cohort.synthetic
 print(f"quick network {PRESETS['quick'].filters}, full network {PRESETS['full'].filters}")
+series_map(4)
+
+# %% [markdown]
+# <details><summary>For teachers</summary>
+#
+# Draw the U on the board before anyone scrolls, and let the class fill in the sizes (exercise 1). Typical
+# misconceptions: that most parameters are where most voxels are, that the skip connection adds (it concatenates), that
+# Dice loss needs no cross-entropy, that a smaller loss of another loss function is better. The gradient pictures in
+# section 3 repay ten minutes.
+# </details>
 
 # %% [markdown]
 # ## 1. The bricks
@@ -85,12 +95,20 @@ Code(
 )
 
 # %% [markdown]
-# *Predict:* a volume of 32 voxels an edge goes through a stage of stride 2. Which shape comes out?
+# ### Exercise 1: at the bottom
+#
+# The full network has seven levels and takes patches of 128 voxels an edge. What is the edge at its lowest level?
+#
+# <details><summary>Hint</summary>
+#
+# The first stage has stride 1; each of the six below it has stride 2.
+# </details>
 
-# %%
-x = torch.randn(1, 5, 32, 32, 32)
-stage = unet.Stage(5, 8, stride=2)
-print(tuple(x.shape), "->", tuple(stage(x).shape))
+# %% tags=["exercise"]
+from brats_helpers import checks
+
+bottom = 128 / 2**6  # solution
+checks.check_bottom_edge(bottom, patch=128, levels=7)
 
 # %% [markdown]
 # ## 2. The network
@@ -112,28 +130,12 @@ diagram_unet(rows)
 # %% [markdown]
 # ### Where are the parameters?
 #
-# *Predict:* which level has the most, the one with the largest volume or the one with the smallest?
+# **Question.** Which level has the most, the one with the largest volume or the one with the smallest?
 
 # %%
-print("level       channels  edge   parameters  receptive field")
-for row in rows:
-    print(
-        f"{row['level']:<11} {row['channels']:>8} {row['edge']:>5} {row['parameters']:>12,}  {row['receptive_field'] or ''}"
-    )
-print(f"{'all':<26} {sum(row['parameters'] for row in rows):>12,}")
+from brats_helpers.plots import bars
 
-# %%
-import matplotlib.pyplot as plt
-
-figure, ax = plt.subplots(figsize=(7, 2.6))
-ax.bar(
-    [row["level"].replace("encoder ", "E").replace("decoder ", "D") for row in rows],
-    [row["parameters"] / 1e6 for row in rows],
-    color="#0072B2",
-)
-ax.set_ylabel("million parameters")
-ax.tick_params(axis="x", labelsize=7)
-plt.show()
+bars({row["level"]: row["parameters"] / 1e6 for row in rows}, "million parameters")
 
 # %% [markdown]
 # <details><summary>Answer</summary>
@@ -151,9 +153,22 @@ from brats_helpers.unet import UNet, count_parameters
 with torch.device("meta"):  # shapes without memory
     full = UNet(PRESETS["full"].filters)
 assert count_parameters(full) == sum(row["parameters"] for row in rows) == 50_838_665
-print(
-    f"{count_parameters(full):,} parameters; the quick preset's network has {count_parameters(UNet(PRESETS['quick'].filters)):,}"
-)
+quick = UNet(PRESETS["quick"].filters)
+print(f"{count_parameters(full):,} parameters; the quick network has {count_parameters(quick):,}")
+
+# %% [markdown]
+# ### Exercise 2: count one by hand
+#
+# The first convolution takes 5 channels to 64, with a kernel of 3 x 3 x 3 and a bias. How many parameters has it?
+#
+# <details><summary>Hint</summary>
+#
+# Each of the 64 outputs has a cube of weights for each of the 5 inputs, and one bias.
+# </details>
+
+# %% tags=["exercise"]
+parameters = 5 * 64 * 27 + 64  # solution
+checks.check_parameters(parameters, channels_in=5, channels_out=64)
 
 # %% [markdown]
 # ### What one voxel sees
@@ -163,34 +178,49 @@ print(
 # where it arrives. Here at the bottom of a network of three levels, along one axis:
 
 # %%
-from brats_helpers.plots import INK
+from brats_helpers.plots import curves
 
 probe = UNet((4, 4, 4), in_channels=1).eval()
 for module in probe.modules():
-    if isinstance(module, torch.nn.InstanceNorm3d):
-        module.forward = lambda x: (
-            x
-        )  # the norm looks at all voxels at once: set it aside for the measurement
+    if isinstance(module, torch.nn.InstanceNorm3d):  # it looks at all voxels: set it aside
+        module.forward = lambda x: x
 line = torch.zeros(1, 1, 64, 64, 64, requires_grad=True)
-activation = line + 0.1 * torch.randn(1, 1, 64, 64, 64, generator=torch.Generator().manual_seed(0))
+activation = line + 0.1 * torch.randn(line.shape, generator=torch.Generator().manual_seed(0))
 for stage in probe.encoder:
     activation = stage(activation)
 activation[0, :, 8, 8, 8].sum().backward()
-reach = line.grad.abs()[0, 0, :, 32, 32]
+reach = line.grad.abs()[0, 0].amax((1, 2))
+measured = int((reach > 0).sum())
+assert measured == level_table((4, 4, 4), 64, in_channels=1)[2]["receptive_field"]
+title = f"one voxel at level 2 sees {measured} voxels of the input"
+curves({title: {"gradient": (range(64), reach)}}, "voxel of the input", "gradient")
 
-# %%
-expected = level_table((4, 4, 4), 64, in_channels=1)[2]["receptive_field"]
-measured = int((line.grad.abs()[0, 0].amax((1, 2)) > 0).sum())
-figure, ax = plt.subplots(figsize=(6, 1.8))
-ax.fill_between(range(64), line.grad.abs()[0, 0].amax((1, 2)), color="#0072B2", alpha=0.6)
-ax.set(
-    xlabel="voxel of the input",
-    ylabel="gradient",
-    yticks=[],
-    title=f"one voxel at level 2 sees {measured} voxels of the input",
-)
-plt.show()
-assert measured == expected
+# %% [markdown]
+# The middle counts most: many paths lead there, few to the edge. So a voxel at the border of a patch is judged with
+# half of its context, which is why notebook 05 lets windows overlap.
+
+# %% [markdown]
+# ### Exercise 3: how far does it see?
+#
+# Write a function that takes the strides of a stack of convolutions, all 3 wide, and returns the receptive field of one
+# output. Begin with 1. Every layer adds 2 steps, and a step is as wide as the product of the strides *before* it.
+#
+# <details><summary>Hint</summary>
+#
+# Keep two numbers, `field = 1` and `step = 1`. For each stride: add `2 * step` to the field, *then* multiply the step.
+# </details>
+
+
+# %% tags=["exercise"]
+def receptive_field(strides: list[int]) -> int:
+    """Voxels of the input that one output sees, along an axis."""
+    field, step = 1, 1  # solution
+    for stride in strides:  # solution
+        field, step = field + 2 * step, step * stride  # solution
+    return field  # solution
+
+
+checks.check_receptive_field(receptive_field)
 
 # %% [markdown]
 # ## 3. The loss
@@ -199,29 +229,45 @@ assert measured == expected
 # each voxel may be in all of them. For every region the loss is **Dice + cross-entropy**.
 #
 # Dice compares two masks: *D = 2 |P ∩ R| / (|P| + |R|)*. With probabilities in the place of the mask it has a
-# gradient. By hand:
+# gradient. For probabilities 0.9, 0.6, 0.2, 0 where the truth is 1, 1, 0, 0, that is 2 x 1.5 / (1.7 + 2) = 0.811.
 
-# %%
-reference = torch.tensor([1.0, 1.0, 0.0, 0.0])
-probability = torch.tensor([0.9, 0.6, 0.2, 0.0])
-by_hand = 2 * (0.9 + 0.6) / ((0.9 + 0.6 + 0.2 + 0.0) + 2)
-print(f"soft Dice by hand {by_hand:.4f}")
+# %% [markdown]
+# ### Exercise 4: soft Dice
+#
+# Write it for tensors. Two empty masks agree: let that be 1, by adding a small number above and below the line.
+#
+# <details><summary>Hint</summary>
+#
+# `(p * r).sum()` is the overlap. A number like 1e-5 is small enough.
+# </details>
+
+
+# %% tags=["exercise"]
+def soft_dice(p: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+    """2 |P and R| / (|P| + |R|), 1 where both are empty."""
+    return (2 * (p * r).sum() + 1e-5) / (p.sum() + r.sum() + 1e-5)  # solution
+
+
+checks.check_soft_dice(soft_dice)
+
+# %% [markdown]
+# The module's version takes the sum over the whole batch, for each region; the loss of a region is 1 - Dice, plus the
+# cross-entropy:
 
 # %%
 from brats_helpers import losses
 
+probability, reference = torch.tensor([0.9, 0.6, 0.2, 0.0]), torch.tensor([1.0, 1.0, 0.0, 0.0])
 logits = torch.logit(probability, eps=1e-6).reshape(1, 1, 1, 1, 4)
-ours = 1 - losses.batch_dice_loss(logits, reference.reshape(1, 1, 1, 1, 4)).item()
-assert abs(ours - by_hand) < 1e-3
-Code(
-    inspect.getsource(losses.batch_dice_loss) + "\n\n" + inspect.getsource(losses.region_loss),
-    language="python",
-)
+loss = losses.batch_dice_loss(logits, reference.reshape(1, 1, 1, 1, 4))
+assert abs(1 - loss.item() - 3 / 3.7) < 1e-3
+sources = (inspect.getsource(f) for f in (losses.batch_dice_loss, losses.region_loss))
+Code("\n\n".join(sources), language="python")
 
 # %% [markdown]
 # ### Why two terms?
 #
-# *Predict:* a small tumor is missed completely, every logit at -8. Which of the two losses pulls harder at its voxels?
+# **Question.** A small tumor is missed completely, every logit at -8. Which of the two losses pulls harder?
 # A ball of 33 voxels in a volume of 32,768, and the network's answer slides from "surely not" to "surely":
 
 # %%
@@ -238,23 +284,12 @@ def pull(loss, level: float) -> tuple[float, float]:
     return value.item(), z.grad[ball > 0].abs().mean().item()
 
 
-curves = {
-    name: np.array([pull(loss, level.item()) for level in levels])
-    for name, loss in (
-        ("Dice", losses.batch_dice_loss),
-        ("cross-entropy", losses.cross_entropy_loss),
-    )
-}
-
-# %%
-figure, axes = plt.subplots(1, 2, figsize=(8, 2.6))
-for name, colour in (("Dice", "#0072B2"), ("cross-entropy", "#D55E00")):
-    axes[0].plot(levels, curves[name][:, 0] / curves[name][:, 0].max(), color=colour, label=name)
-    axes[1].semilogy(levels, curves[name][:, 1], color=colour)
-axes[0].set(xlabel="logit of the tumor's voxels", title="loss, relative to its largest")
-axes[0].legend()
-axes[1].set(xlabel="logit of the tumor's voxels", title="gradient on a tumor voxel")
-plt.show()
+terms = {"Dice": losses.batch_dice_loss, "cross-entropy": losses.cross_entropy_loss}
+slid = {n: np.array([pull(loss, z.item()) for z in levels]).T for n, loss in terms.items()}
+values = {name: (levels, value / value.max()) for name, (value, _) in slid.items()}
+slopes = {name: (levels, gradient) for name, (_, gradient) in slid.items()}
+both = {"loss, relative to its largest": values, "gradient on a tumor voxel": slopes}
+curves(both, "logit of the tumor's voxels", log=True)
 
 # %% [markdown]
 # Dice does not care how large the tumor is: near the boundary of the decision its pull on a tumor voxel is far stronger
@@ -263,7 +298,7 @@ plt.show()
 #
 # ### Batch Dice
 #
-# Many patches hold no tumor at all. *Predict:* what is the Dice loss of such a patch if one voxel is wrongly marked?
+# Many patches hold no tumor at all. **Question.** What is the Dice loss of such a patch if one plane is wrongly marked?
 
 # %%
 empty, one_wrong = torch.zeros(1, 1, 8, 8, 8), torch.full((1, 1, 8, 8, 8), -20.0)
@@ -290,20 +325,14 @@ options = {
     "smoothing 0.1": {"smoothing": 0.1},
 }
 three = ball.expand(1, 3, 32, 32, 32)
-figure, ax = plt.subplots(figsize=(6, 2.6))
-for name, option in options.items():
-    values = [
-        losses.region_loss((level * three - level * (1 - three)), three, **option).item()
-        for level in levels
-    ]
-    ax.plot(levels, values, label=name)
-ax.set(
-    xlabel="confidence in the right answer (logit)",
-    ylabel="loss",
-    title="three regions, all the same ball",
+answers = [(level * three - level * (1 - three)) for level in levels]
+lines = {
+    name: (levels, [losses.region_loss(z, three, **option).item() for z in answers])
+    for name, option in options.items()
+}
+curves(
+    {"three regions, all the same ball": lines}, "confidence in the right answer (logit)", "loss"
 )
-ax.legend()
-plt.show()
 
 # %% [markdown]
 # ### Deep supervision
@@ -314,19 +343,19 @@ plt.show()
 # than a coarse voxel would vanish by taking the nearest:
 
 # %%
+from brats_helpers.plots import pictures
+
 rim = ((grid - 16).norm(dim=0) < 9) & ((grid - 16).norm(dim=0) > 7.4)
 averaged = torch.nn.functional.adaptive_avg_pool3d(rim.float()[None, None], 8)
 nearest = torch.nn.functional.interpolate(rim.float()[None, None], size=8, mode="nearest")
-print(
-    f"rim at full size {rim.float().mean():.4f} of the volume, averaged {averaged.mean():.4f}, nearest {nearest.mean():.4f}"
-)
-figure, axes = plt.subplots(1, 3, figsize=(6, 2.2))
-for ax, (name, mask) in zip(
-    axes, {"label": rim, "1/4, averaged": averaged[0, 0], "1/4, nearest": nearest[0, 0]}.items()
-):
-    ax.imshow(mask[len(mask) // 2], cmap="gray", vmin=0, vmax=1)
-    ax.set(title=name, xticks=[], yticks=[])
-plt.show()
+views = {
+    "label": rim[16].float(),
+    "1/4, averaged": averaged[0, 0, 4],
+    "1/4, nearest": nearest[0, 0, 4],
+}
+shares = [f"{mask.float().mean():.4f}" for mask in (rim, averaged, nearest)]
+print("share of the volume: label, averaged, nearest:", *shares)
+pictures(views, limits=(0, 1))
 
 # %% [markdown]
 # ## 4. Memory
@@ -356,39 +385,39 @@ def kept_mib(model: torch.nn.Module, x: torch.Tensor, mixed: bool) -> float:
 
 
 # %%
-patch = torch.randn(1, 5, 64, 64, 64)
+patch, filters = torch.randn(1, 5, 64, 64, 64), PRESETS["quick"].filters
 kept = {}
-for name, mixed, again in (
-    ("fp32", False, False),
-    ("bf16", True, False),
-    ("fp32, checkpointing", False, True),
-    ("bf16, checkpointing", True, True),
-):
-    model = UNet(PRESETS["quick"].filters, checkpointing=again).train()
-    kept[name] = kept_mib(model, patch, mixed)
-figure, ax = plt.subplots(figsize=(6, 1.8))
-bars = ax.barh(list(kept), list(kept.values()), color="#0072B2")
-ax.bar_label(bars, fmt="%.0f MiB", padding=3)
-ax.set(
-    xlabel="activations kept for one 64^3 patch, quick network", xlim=(0, 1.2 * max(kept.values()))
-)
-ax.invert_yaxis()
-plt.show()
+for again, name in ((False, ""), (True, ", checkpointing")):
+    model = UNet(filters, checkpointing=again).train()
+    kept |= {f"{kind}{name}": kept_mib(model, patch, kind == "bf16") for kind in ("fp32", "bf16")}
+bars(kept, "MiB of activations kept for one 64^3 patch", "MiB")
 
 # %% [markdown]
 # **Mixed precision** stores most activations in 16 bits. **Gradient checkpointing** keeps only each stage's input and
 # computes the rest again in the backward pass: less memory for one more forward pass (Chen et al. 2016).
-# It must not change the result:
+# The result does not change: with checkpointing the gradients are the same (a test of the module says so).
+
+# %% [markdown]
+# ### What short numbers cannot hold
+#
+# fp16 ends at 65,504 and begins at about 6e-8. Beyond the first, numbers become infinite, and infinity minus infinity is
+# not a number (NaN); below the second, gradients become 0. **Loss scaling** multiplies the loss, and so every gradient,
+# by a large number before the backward pass and divides it out again in fp32:
 
 # %%
-plain, frugal = (UNet((4, 8, 16), checkpointing=c) for c in (False, True))
-frugal.load_state_dict(plain.state_dict())
-x = torch.randn(1, 5, 16, 16, 16, generator=torch.Generator().manual_seed(0))
-for model in (plain, frugal):
-    sum(out.square().mean() for out in model(x)).backward()
-for a, b in zip(plain.parameters(), frugal.parameters()):
-    torch.testing.assert_close(a.grad, b.grad)
-print("the same gradients, with and without checkpointing")
+tiny = torch.tensor(1e-8)
+scaled = (tiny * 2**16).half()
+print(
+    "300 squared in fp16:",
+    torch.tensor(300.0).half() ** 2,
+    "in bf16:",
+    torch.tensor(300.0).bfloat16() ** 2,
+)
+print(
+    f"a gradient of 1e-8 in fp16: {tiny.half().item()}; scaled, then unscaled: {scaled.float().item() / 2**16:.1e}"
+)
+infinite = torch.tensor(300.0).half() ** 2
+print("infinity minus infinity:", (infinite - infinite).item())
 
 # %% [markdown]
 # ## 5. Against the reference
@@ -410,29 +439,25 @@ def layers_in_use(model: torch.nn.Module, x: torch.Tensor) -> list[torch.nn.Modu
 
 
 # %%
-try:
-    from monai.networks.nets import DynUNet
-except ModuleNotFoundError:
-    print("MONAI is not installed here: skipped")
-else:
-    filters = (8, 16, 32)
-    theirs = DynUNet(
-        *(3, 5, 3),  # dimensions, channels in and out
-        kernel_size=[3] * 3,
-        strides=[1, 2, 2],
-        upsample_kernel_size=[2, 2],
-        filters=filters,
-        trans_bias=True,
-        norm_name=("INSTANCE", {"affine": True}),
-        act_name=("leakyrelu", {"negative_slope": 0.01}),
-    ).eval()
-    ours = UNet(filters).eval()
-    x = torch.randn(1, 5, 32, 32, 32)
-    with torch.inference_mode():
-        for a, b in zip(layers_in_use(ours, x), layers_in_use(theirs, x), strict=True):
-            b.load_state_dict(a.state_dict())
-        torch.testing.assert_close(ours(x), theirs(x), atol=1e-4, rtol=1e-4)
-        print(f"largest difference {(ours(x) - theirs(x)).abs().max():.1e}")
+from monai.networks.nets import DynUNet
+
+theirs = DynUNet(
+    *(3, 5, 3),  # dimensions, channels in and out
+    kernel_size=[3] * 3,
+    strides=[1, 2, 2],
+    upsample_kernel_size=[2, 2],
+    filters=(8, 16, 32),
+    trans_bias=True,
+    norm_name=("INSTANCE", {"affine": True}),
+    act_name=("leakyrelu", {"negative_slope": 0.01}),
+).eval()
+
+ours, x = UNet((8, 16, 32)).eval(), torch.randn(1, 5, 32, 32, 32)
+with torch.inference_mode():
+    for a, b in zip(layers_in_use(ours, x), layers_in_use(theirs, x), strict=True):
+        b.load_state_dict(a.state_dict())
+    torch.testing.assert_close(ours(x), theirs(x), atol=1e-4, rtol=1e-4)
+    print(f"largest difference {(ours(x) - theirs(x)).abs().max():.1e}")
 
 # %% [markdown]
 # The full network is heavy for a CPU, and still it runs, once, forward and backward. Seven levels halve the input six
@@ -449,10 +474,8 @@ if full_size:
         outputs = model(torch.randn(1, 5, 128, 64, 64, device=device.torch_device))
     loss = sum(out.float().square().mean() for out in outputs)
     loss.backward()
-    print(
-        [tuple(out.shape) for out in outputs],
-        f"{time.perf_counter() - begin:.1f} s, forward and backward",
-    )
+    print([tuple(out.shape) for out in outputs])
+    print(f"{time.perf_counter() - begin:.1f} s, forward and backward")
     del model, outputs, loss
 
 # %% [markdown]
@@ -471,40 +494,41 @@ edge = min(48, config.patch) if len(config.filters) <= 5 else config.patch
 patients = [cohort.by_name[name] for name in cohort.splits["training"]]
 files = list(prepared_files(patients, work / "preprocessed", config.spacing_mm).values())
 batch = next(batches(PatchDataset(files, edge, 1.0, config.seed), 1, 0, 1))
-image = normalise_batch(batch["volume"][:, :4], batch["mean"], batch["std"]).to(
-    device.torch_device
+image = normalise_batch(batch["volume"][:, :4], batch["mean"], batch["std"])
+image, target = (
+    t.to(device.torch_device) for t in (image, labels_to_regions(batch["volume"][:, 4:]))
 )
-target = labels_to_regions(batch["volume"][:, 4:]).to(device.torch_device)
-print(
-    f"{batch['name'][0]}: image {tuple(image.shape)}, regions {tuple(target.shape)}, tumor {target[:, 0].mean():.1%}"
-)
+print(f"{batch['name'][0]}: image {tuple(image.shape)}, tumor {target[:, 0].mean():.1%}")
 
 # %%
 from tqdm import tqdm
 
-torch.manual_seed(config.seed)
-model = UNet(PRESETS["quick"].filters).to(device.torch_device).train()
-optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-scaler = torch.amp.GradScaler(device.kind, enabled=device.scaler)  # does nothing but for fp16
-history = []
-for _ in tqdm(range(overfit_steps), desc="overfit one patch"):
-    with device.autocast():
-        outputs = model(image)
-    loss = deep_supervision_loss(outputs, target)
-    optimizer.zero_grad()
-    scaler.scale(loss).backward()
-    scaler.step(optimizer)
-    scaler.update()
-    history.append(loss.item())
 
-# %%
-figure, ax = plt.subplots(figsize=(5, 2.2))
-ax.plot(history, color=INK)
-ax.set(xlabel="step", ylabel="loss", ylim=(0, None), title="one patch, learnt by heart")
-plt.show()
-assert history[-1] < 0.85 * history[0], (
-    "the loss must fall: look at the data and the learning rate before training"
-)
+def learn(rate: float, steps: int) -> tuple[torch.nn.Module, list[float]]:
+    """The quick network after some steps on this one patch, and its losses."""
+    torch.manual_seed(config.seed)
+    network = UNet(filters).to(device.torch_device).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=rate)
+    scaler = torch.amp.GradScaler(device.kind, enabled=device.scaler)  # only fp16 needs it
+    history = []
+    for _ in tqdm(range(steps), desc=f"rate {rate:g}"):
+        with device.autocast():
+            outputs = network(image)
+        loss = deep_supervision_loss(outputs, target)
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        history.append(loss.item())
+    return network, history
+
+
+model, history = learn(1e-2, overfit_steps)
+assert history[-1] < 0.85 * history[0], "the loss must fall: look at the data before you train"
+curves({"one patch, learnt by heart": {"loss": (range(len(history)), history)}}, "step", "loss")
+
+# %% [markdown]
+# What did it learn? Its answer beside the truth:
 
 # %%
 from brats_helpers.plots import compare_slices
@@ -512,31 +536,35 @@ from brats_helpers.plots import compare_slices
 with torch.inference_mode(), device.autocast():
     guess = torch.sigmoid(model.eval()(image).float())[0].cpu().numpy()
 z = int(target[0, 0].sum((1, 2)).argmax())
-compare_slices(
-    {
-        "FLAIR": image[0, 0].cpu().numpy().T,
-        "reference, WT": target[0, 0].cpu().numpy().T,
-        "network, WT": guess[0].T,
-        "network, ET": guess[2].T,
-    },
-    index=z,
-    synthetic=synthetic,
-    prediction=True,
-)
+given = {"FLAIR": image[0, 0], "reference, WT": target[0, 0]}
+views = {name: view.cpu().numpy().T for name, view in given.items()}
+views |= {"network, WT": guess[0].T, "network, ET": guess[2].T}
+compare_slices(views, index=z, synthetic=synthetic, prediction=True)
+
+# %% [markdown]
+# ### When it does not learn: the rate
+#
+# The most common cause is the learning rate. **Question.** Which of these three is too small, which too large?
+
+# %%
+few = max(5, overfit_steps // 6)
+sweep = {f"rate {rate:g}": learn(rate, few)[1] for rate in (1e-4, 1e-2, 1.0)}
+curves({"the same patch": {n: (range(few), h) for n, h in sweep.items()}}, "step", "loss")
+
+# %% [markdown]
+# With a rate that is too small the loss hardly moves; with one that is too large it jumps, or settles high. Between them
+# there is a range of about a factor of ten in which it makes little difference. Try a few rates on one patch, for a
+# minute, before a training of a night.
 
 # %% [markdown]
 # ## 7. Save
+#
+# The settled facts of this notebook, for the record; the network itself is rebuilt from `config.json`.
 
 # %%
-write_json(
-    work / "architecture.json",
-    {
-        "filters": config.filters,
-        "parameters": count_parameters(UNet(config.filters)),
-        "overfit_first": history[0],
-        "overfit_last": history[-1],
-    },
-)
+facts = {"filters": config.filters, "parameters": count_parameters(UNet(config.filters))}
+facts |= {"overfit_first": history[0], "overfit_last": history[-1]}
+write_json(work / "architecture.json", facts)
 print("wrote architecture.json\nnext: 05_training_evaluation trains the network of config.json")
 
 # %% [markdown]
@@ -547,12 +575,30 @@ print("wrote architecture.json\nnext: 05_training_evaluation trains the network 
 # - Dice ignores how large the background is, cross-entropy still pulls where Dice has gone flat.
 # - Checkpointing and short numbers save memory without changing what is learnt.
 #
-# **When it goes wrong.** *Out of memory*: `checkpointing`, then a smaller `batch`, then a smaller `patch`, which costs
-# context. *"Expected more than 1 spatial element"*: the patch is too small for the number of levels; the config's own
-# check says which sizes work. *The loss does not fall in section 6*: look at the patch above, then at the learning rate.
+# | term | meaning |
+# |---|---|
+# | stage, level | two convolutions with norm and activation; all stages of one resolution |
+# | skip connection | the encoder's activations, laid beside the decoder's |
+# | receptive field | the part of the input that can change one output |
+# | deep supervision | a loss on coarser outputs, too |
+# | checkpointing | computing activations twice instead of keeping them |
+# | loss scaling | multiplying the loss so that fp16's gradients do not vanish |
 #
-# **Read on.** Ronneberger et al. 2015, *U-Net*, arXiv:1505.04597. Çiçek et al. 2016, *3D U-Net*, arXiv:1606.06650.
-# Futrega et al. 2021, arXiv:2110.03352. Milletari et al. 2016, *V-Net*, arXiv:1606.04797. Chen et al. 2016, *Training
-# deep nets with sublinear memory cost*, arXiv:1604.06174.
+# ## When it goes wrong
+#
+# - *Out of memory*: `checkpointing`, then a smaller `batch`, then a smaller `patch`, which costs context.
+# - *"Expected more than 1 spatial element"*: the patch is too small for the number of levels; the config's own check
+#   says which sizes work.
+# - *The loss does not fall in section 6*: look at the patch above, then at the learning rate.
+# - *The loss is NaN*: look at the intensities first, then at the precision (section 4), then at the rate.
+#
+# ## Read on
+#
+# Ronneberger et al. 2015, *U-Net*, [arXiv:1505.04597](https://arxiv.org/abs/1505.04597). Çiçek et al. 2016, *3D U-Net*,
+# [arXiv:1606.06650](https://arxiv.org/abs/1606.06650). Futrega et al. 2021,
+# [arXiv:2110.03352](https://arxiv.org/abs/2110.03352). Milletari et al. 2016, *V-Net*,
+# [arXiv:1606.04797](https://arxiv.org/abs/1606.04797). Chen et al. 2016, *Training deep nets with sublinear memory cost*,
+# [arXiv:1604.06174](https://arxiv.org/abs/1604.06174). Micikevicius et al. 2018, *Mixed precision training*,
+# [arXiv:1710.03740](https://arxiv.org/abs/1710.03740).
 #
 # **Next:** [05 Training and evaluation](05_training_evaluation.ipynb).
