@@ -102,7 +102,7 @@ def finish(figure: Figure, synthetic: bool, legend: bool = False, prediction: bo
     """
     if legend:
         figure.legend(handles=[Patch(color=c, label=LABEL_SHORT[n]) for n, c in LABEL_COLOURS.items()],
-                      loc="outside lower center", ncols=3)
+                      loc="outside lower left", ncols=3)
     if words := [NOT_FOR_DIAGNOSIS] * prediction + ["synthetic"] * synthetic:
         figure.supxlabel("; ".join(words), x=0.995, ha="right", fontsize=8, style="italic", color="#777777")
     plt.close(figure)                                 # a notebook shows what is returned, once
@@ -154,14 +154,15 @@ def curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[flo
     return finish(figure, False)
 
 
-def pictures(images: Mapping[str, np.ndarray], synthetic: bool = False, limits: tuple[float, float] | None = None) -> Figure:
+def pictures(images: Mapping[str, np.ndarray], synthetic: bool = False, limits: tuple[float, float] | None = None,
+             prediction: bool = False) -> Figure:
     """Named two-dimensional arrays side by side, in grey, rows from top to bottom."""
     figure, axes = plt.subplots(1, len(images), figsize=(2.3 * len(images), 2.6), squeeze=False)
     for ax, (name, image) in zip(axes[0], images.items(), strict=True):
         ax.imshow(image, cmap="gray", vmin=limits and limits[0], vmax=limits and limits[1])
         ax.set(title=name, xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
-    return finish(figure, synthetic)
+    return finish(figure, synthetic, prediction=prediction)
 
 
 # ---------------------------------------------------------------- patients

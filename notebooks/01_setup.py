@@ -297,7 +297,7 @@ import numpy as np
 from brats_helpers.constants import MODALITIES
 from brats_helpers.plots import compare_slices
 
-quiz = make_patient(config.seed, 3, config.spacing_mm)
+quiz = make_patient(config.seed, 2, config.spacing_mm)
 order = [MODALITIES[i] for i in (2, 0, 3, 1)]  # look away
 shown = [upright(quiz.images[MODALITIES.index(name)], quiz.affine) for name in order]
 at = int((upright(quiz.reference, quiz.affine) > 0).sum((0, 1)).argmax())

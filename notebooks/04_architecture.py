@@ -531,15 +531,17 @@ curves({"one patch, learnt by heart": {"loss": (range(len(history)), history)}},
 # What did it learn? Its answer beside the truth:
 
 # %%
-from brats_helpers.plots import compare_slices
-
 with torch.inference_mode(), device.autocast():
     guess = torch.sigmoid(model.eval()(image).float())[0].cpu().numpy()
 z = int(target[0, 0].sum((1, 2)).argmax())
-given = {"FLAIR": image[0, 0], "reference, WT": target[0, 0]}
-views = {name: view.cpu().numpy().T for name, view in given.items()}
-views |= {"network, WT": guess[0].T, "network, ET": guess[2].T}
-compare_slices(views, index=z, synthetic=synthetic, prediction=True)
+flair, truth = (t.cpu().numpy()[0, 0, z] for t in (image, target))
+views = {
+    "FLAIR": flair,
+    "reference, WT": truth,
+    "network, WT": guess[0, z],
+    "network, ET": guess[2, z],
+}
+pictures(views, synthetic, prediction=True)
 
 # %% [markdown]
 # ### When it does not learn: the rate
@@ -547,8 +549,9 @@ compare_slices(views, index=z, synthetic=synthetic, prediction=True)
 # The most common cause is the learning rate. **Question.** Which of these three is too small, which too large?
 
 # %%
-few = max(5, overfit_steps // 6)
-sweep = {f"rate {rate:g}": learn(rate, few)[1] for rate in (1e-4, 1e-2, 1.0)}
+few = overfit_steps // 2
+sweep = {f"rate {rate:g}": learn(rate, few)[1] for rate in (1e-4, 1.0)}
+sweep["rate 0.01"] = history[:few]
 curves({"the same patch": {n: (range(few), h) for n, h in sweep.items()}}, "step", "loss")
 
 # %% [markdown]
