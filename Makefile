@@ -9,7 +9,7 @@ else
 BIN := .venv/bin
 endif
 
-.PHONY: run test test-faults fuzz audit lab notebooks bench bench-gpu lint clean
+.PHONY: run test test-faults fuzz audit lab notebooks student bench bench-gpu lint clean
 
 run: .venv/ready
 	$(BIN)/python -m brats_helpers run --preset $(PRESET) --source $(SOURCE) $(ARGS)
@@ -34,6 +34,9 @@ lab: .venv/ready
 
 notebooks: .venv/ready                 # regenerate the committed .ipynb from the .py, with the quick preset's outputs
 	$(BIN)/python -m brats_helpers notebooks
+
+student: .venv/ready                   # editions/student with blanks, editions/teacher with solutions and notes
+	$(BIN)/python -m brats_helpers editions
 
 # This project beside its peers, in an environment of its own.
 bench: .venv-bench/ready

@@ -1,4 +1,4 @@
-"""The command line: `python -m brats_helpers run`, `predict`, `notebooks`."""
+"""The command line: `python -m brats_helpers run`, `predict`, `notebooks`, `editions`."""
 
 from __future__ import annotations
 
@@ -54,6 +54,9 @@ def parser() -> argparse.ArgumentParser:
     books = commands.add_parser("notebooks", help="regenerate the committed .ipynb files from the .py files")
     books.add_argument("--work", type=Path, default=Path("runs/notebooks"), help="work folder (runs/notebooks)")
     books.add_argument("--sync", action="store_true", help="take over the inputs only; execute nothing")
+
+    copies = commands.add_parser("editions", help="write the student's and the teacher's edition of the notebooks")
+    copies.add_argument("--out", type=Path, default=Path("editions"), metavar="DIR", help="where (editions)")
     return top
 
 
@@ -61,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. Problems are one message, without a traceback."""
     options = parser().parse_args(arguments)
     try:
-        return {"run": _run, "predict": _predict, "notebooks": _notebooks}[options.command](options)
+        return {"run": _run, "predict": _predict, "notebooks": _notebooks, "editions": _editions}[options.command](options)
     except BratsError as error:
         print(f"\n{error}", file=sys.stderr)
         return 130 if isinstance(error, Stopped) else 1
@@ -95,6 +98,13 @@ def _predict(options: argparse.Namespace) -> int:
     from .inference import predict_cases
     written = list(predict_cases(options.cases, options.checkpoint, options.out, options.tta))
     print(f"{len(written)} segmentation(s) in {options.out}: {NOT_FOR_DIAGNOSIS}.")
+    return 0
+
+
+def _editions(options: argparse.Namespace) -> int:
+    from .editions import write_editions
+    for path in write_editions(options.out):
+        print(path)
     return 0
 
 

@@ -66,7 +66,7 @@ def near(answer: object, value: object, tolerance: float = 1e-6) -> bool:
         given, wanted = (np.asarray(x.detach() if isinstance(x, torch.Tensor) else x, float) for x in (answer, value))
     except (TypeError, ValueError):
         return False
-    return given.shape == wanted.shape and bool(np.allclose(given, wanted, rtol=tolerance, atol=tolerance))
+    return given.shape == wanted.shape and bool(np.allclose(given, wanted, rtol=tolerance, atol=1e-7))
 
 
 def told(answer: object, wanted: str) -> str:
@@ -91,7 +91,7 @@ def check_patches(answer: object, candidates: Sequence[int]) -> Verdict:
     given = {int(n) for n in answer} if isinstance(answer, (list, tuple, set)) and not is_blank(answer) else set()
     right = {n for n in candidates if n % 8 == 0 and n >= 16}
     return judge(answer, given == right, "Halved three times, each stays whole, and more than one voxel is left.", {
-        "A power of two is not needed: 48 = 8 x 6 can be halved three times, too.": given < right,
+        "A power of two is not needed: 48 = 8 x 6 can be halved three times, too.": bool(given) and given < right,
         "8 would be a single voxel at the bottom, and a norm over one voxel is undefined.": given == right | {8},
         f"{sorted(given - right)} cannot be halved three times without a remainder.": bool(given - right)},
         told(answer, f"those of {list(candidates)} that the rule in the error message allows."))

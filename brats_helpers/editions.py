@@ -1,7 +1,7 @@
 """The student's and the teacher's edition of the notebooks, both made from the same source.
 
 In a cell tagged "exercise", what a student has to find ends in `# solution`. The student's edition has a blank in its
-place, and the solution folded away below; the teacher's has solutions, outputs, and the notes in cells tagged "teacher".
+place, and the solution folded away below; the teacher's has solutions, outputs, and the notes "For teachers".
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from .files import atomic_path
 from .series import FOLDER, NAMES
 
 MARK = re.compile(r"\s*# solution$")
+NOTES = re.compile(r"<details><summary>For teachers</summary>.*?</details>", re.DOTALL)
 ANSWER = re.compile(r"^(\w+) = ")                     # a name at the left margin; within a function the body is blank
 
 
@@ -46,7 +47,8 @@ def student(notebook: NotebookNode) -> NotebookNode:
     cells = []
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
-        if "teacher" in tags:
+        cell.source = NOTES.sub("", cell.source).strip()
+        if not cell.source:
             continue
         cells.append(cell)
         if "exercise" in tags:

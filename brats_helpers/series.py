@@ -62,11 +62,12 @@ def match_parameters(numbers: Sequence[int], wanted: Mapping[str, object]) -> di
 
 
 def run_series(preset: str | None = None, source: str | None = None, work: Path | None = None, start: int = 1,
-               only: int | None = None, parameters: Mapping[str, object] | None = None) -> Path:
+               only: int | None = None, parameters: Mapping[str, object] | None = None, folder: Path = FOLDER) -> Path:
     """Execute the notebooks and render them into `work`/notebooks; returns the work folder.
 
     preset (quick) and source (phantom) are notebook 01's, which settles them for the others. What an earlier run has
     finished in the same folder is used again. BratsError names the notebook, the cell and the error where one fails.
+    folder: where the notebooks are, another edition of them for example.
     """
     numbers = select(start, only)
     if preset:
@@ -85,7 +86,7 @@ def run_series(preset: str | None = None, source: str | None = None, work: Path 
         for number in bar:
             bar.set_postfix_str(NAMES[number - 1])
             basics = {k: v for k, v in common.items() if k in declared(number)}
-            execute(number, work / "notebooks", {**basics, **given[number]})
+            execute(number, work / "notebooks", {**basics, **given[number]}, folder)
     return work
 
 
@@ -97,7 +98,7 @@ def _check_preset(work: Path, preset: str | None, numbers: Sequence[int]) -> Non
             raise BratsError(f"{work} was set up with preset {settled}: run notebook 01 to change it to {preset}.")
 
 
-def execute(number: int, folder: Path, parameters: Mapping[str, object]) -> Path:
+def execute(number: int, folder: Path, parameters: Mapping[str, object], source: Path = FOLDER) -> Path:
     """Execute one notebook into `folder` and render it there as HTML; returns the executed notebook's path."""
     folder.mkdir(parents=True, exist_ok=True)
     name = NAMES[number - 1]
@@ -108,7 +109,7 @@ def execute(number: int, folder: Path, parameters: Mapping[str, object]) -> Path
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     try:
-        papermill.execute_notebook(str(FOLDER / f"{name}.ipynb"), str(target), dict(parameters), kernel_name="python3",
+        papermill.execute_notebook(str(source / f"{name}.ipynb"), str(target), dict(parameters), kernel_name="python3",
                                    progress_bar={"desc": name, "leave": False}, cwd=str(FOLDER), coalesce_streams=True)
     except PapermillExecutionError as error:
         raise BratsError(f"notebook {name} stopped at cell {error.exec_count}: {error.ename}: {error.evalue}\n"

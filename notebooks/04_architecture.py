@@ -180,6 +180,7 @@ checks.check_parameters(parameters, channels_in=5, channels_out=64)
 # %%
 from brats_helpers.plots import curves
 
+torch.manual_seed(0)
 probe = UNet((4, 4, 4), in_channels=1).eval()
 for module in probe.modules():
     if isinstance(module, torch.nn.InstanceNorm3d):  # it looks at all voxels: set it aside
@@ -555,7 +556,7 @@ sweep["rate 0.01"] = history[:few]
 curves({"the same patch": {n: (range(few), h) for n, h in sweep.items()}}, "step", "loss")
 
 # %% [markdown]
-# With a rate that is too small the loss hardly moves; with one that is too large it jumps, or settles high. Between them
+# With a rate that is too small the loss hardly moves; with one that is too large it jumps up and down. Between them
 # there is a range of about a factor of ten in which it makes little difference. Try a few rates on one patch, for a
 # minute, before a training of a night.
 
