@@ -8,6 +8,7 @@ al. 2022, doi:10.1038/s41467-022-30695-9), whose labels 1 (edema), 2 (non-enhanc
 
 from __future__ import annotations
 
+import os
 import re
 import zlib
 from collections import defaultdict
@@ -82,7 +83,7 @@ def find_cases(folder: Path) -> list[Case]:
     folder = Path(folder)
     if not folder.is_dir():
         raise BratsError(f"{folder} is not a folder: give one that holds {WANTED}.")
-    files = [p for p in sorted(folder.rglob("*")) if not _hidden(p.relative_to(folder)) and p.is_file()]
+    files = [p for p in _files_below(folder) if not _hidden(p.relative_to(folder)) and p.is_file()]
     groups: dict[tuple[Path, str], dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for path in files:
         if match := FILE_NAME.match(path.name):
@@ -95,6 +96,13 @@ def find_cases(folder: Path) -> list[Case]:
         hint = f" There is an archive in it, {packed[0].name}: give that as the source." if packed else ""
         raise BratsError(f"no patient in {folder}: looked for {WANTED}.{hint}")
     return _unique(sorted(cases, key=lambda case: case.name))
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """All files at any depth, sorted; a folder that may not be read is an error, or its patients would be left out unsaid."""
+    def stop(error: OSError) -> NoReturn:
+        raise BratsError(f"{error.filename} cannot be read ({error.strerror}): allow it (chmod), or move it away.")
+    return sorted(Path(root, name) for root, _, names in os.walk(folder, onerror=stop) for name in names)
 
 
 def _hidden(path: Path) -> bool:
@@ -207,7 +215,7 @@ def _voxels(case: Case, path: Path, image: nib.Nifti1Image) -> np.ndarray:
     """The voxels in their own type (scaled where the header says so), all finite."""
     try:
         array = np.asanyarray(image.dataobj)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         _fail(case, path, f"its voxels cannot be read ({error})", "the file is damaged: get it again")
     if array.dtype.kind not in "iuf":
         _fail(case, path, f"its voxels are of type {array.dtype}: complex numbers or colours", "numbers are needed")

@@ -185,23 +185,24 @@ def show_modalities(patient: Patient, plane: str = "axial", index: int | None = 
 
 def compare_slices(volumes: Mapping[str, np.ndarray], plane: str = "axial", index: int | None = None,
                    labels: np.ndarray | None = None, spacing: Sequence[float] = (1, 1, 1), synthetic: bool = False,
-                   title: str = "", shared_window: bool = False, columns: int = 4, prediction: bool = False) -> Figure:
+                   title: str = "", shared_window: bool = False, columns: int = 4, prediction: bool = False,
+                   legend: bool = True, width: float = 2.4) -> Figure:
     """Named volumes side by side in one slice, for before and after; `labels` is one volume for all, or none;
-    `prediction`: whether one of the volumes is a network's."""
+    prediction: whether one of the volumes is a network's; width: of a picture, in inches."""
     first = next(iter(volumes.values()))
     if index is None:
         index = widest(labels, plane) if labels is not None else first.shape[PLANES[plane][0]] // 2
     limits = window(first) if shared_window else None
     columns = min(columns, len(volumes))
     rows = -(-len(volumes) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.4 * columns, 2.6 * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, 1.08 * width * rows), squeeze=False)
     for ax, (name, volume) in zip(axes.flat, volumes.items(), strict=False):
         draw_slice(ax, volume, plane, index, spacing, labels, limits)
         ax.set_title(name)
     for ax in axes.flat[len(volumes):]:
         ax.set_axis_off()
     figure.suptitle(title, fontsize=10, parse_math=False)
-    return finish(figure, synthetic, legend=labels is not None, prediction=prediction)
+    return finish(figure, synthetic, legend=legend and labels is not None, prediction=prediction)
 
 
 def three_planes(image: np.ndarray, overlays: Mapping[str, np.ndarray], spacing: Sequence[float], title: str = "",

@@ -7,6 +7,7 @@ its first picture.
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 from collections.abc import Sequence
@@ -14,15 +15,18 @@ from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from .cases import Patient
-from .constants import MODALITIES, MODALITY_TITLES, REGIONS
-from .plots import PLANES, draw_slice, finish, learning_curves, upright, widest
+from .constants import ED, ET, LABEL_COLOURS, MODALITIES, MODALITY_TITLES, NCR, REGIONS
+from .metrics import counts, dice
+from .plots import PLANES, compare_slices, draw_slice, finish, learning_curves, upright, widest, window
 from .preprocessing import lps_spacing
 
 if TYPE_CHECKING:
     import ipywidgets
+    from IPython.display import HTML
 
 
 def png(figure: Figure) -> bytes:
@@ -81,6 +85,66 @@ def slice_viewer(patient: Patient, prediction: np.ndarray | None = None, synthet
         control.observe(draw, "value")
     draw()
     return widgets.VBox([plane, widgets.HBox([index, modality]), widgets.HBox([opacity, shown]), image])
+
+
+def film(patient: Patient, labels: np.ndarray | None = None, modality: str = "flair", every: int = 2) -> HTML:
+    """All axial slices with a slider that needs no kernel: it moves in an exported page and in an untouched notebook.
+
+    labels (0 to 3) are laid over as in the figures; every: 2 shows each second slice, to keep the notebook small.
+    """
+    from IPython.display import HTML
+    image = upright(patient.images[MODALITIES.index(modality)], patient.affine)
+    marks = np.zeros(image.shape, np.uint8) if labels is None else upright(labels, patient.affine)
+    low, high = window(image)
+    grey = np.clip((image - low) / (high - low), 0, 1)[..., None].repeat(3, -1)
+    colours = np.array([(0, 0, 0), *map(to_rgb, LABEL_COLOURS.values())])[marks]
+    shades = np.where((marks > 0)[..., None], 0.5 * grey + 0.5 * colours, grey)
+    rows, columns = (np.flatnonzero((image != 0).any(axes)) for axes in ((0, 2), (1, 2)))
+    shades = (255 * shades[columns[0]:columns[-1] + 1, rows[0]:rows[-1] + 1]).astype(np.uint8).swapaxes(0, 1)
+    filled = np.flatnonzero((image != 0).any((0, 1)))[::every]
+    first = int(np.abs(filled - widest(marks)).argmin())
+    shown = "".join(f"<img src='data:image/jpeg;base64,{_jpeg(shades[:, :, z])}' alt='axial slice {z} of {modality}' "
+                    f"width=280 style='display:{'block' if i == first else 'none'}'>" for i, z in enumerate(filled))
+    move = ("var all=this.parentNode.getElementsByTagName('img');for(var i=0;i<all.length;i++)"
+            "all[i].style.display=i==this.value?'block':'none'")
+    return HTML(f"<div>{shown}<input type='range' aria-label='slice' min=0 max={len(filled) - 1} value={first} "
+                f'style="width:280px" oninput="{move}"></div>')
+
+
+def _jpeg(pixels: np.ndarray) -> str:
+    """(rows, columns, 3) uint8 as the base64 of a JPEG, small ones enlarged so that voxels stay square."""
+    from PIL import Image
+    buffer, times = io.BytesIO(), max(1, round(140 / pixels.shape[1]))
+    Image.fromarray(pixels.repeat(times, 0).repeat(times, 1)).save(buffer, "JPEG", quality=80)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def threshold_explorer(patient: Patient, probability: np.ndarray, region: str = "WT",
+                       synthetic: bool = False) -> ipywidgets.Widget:
+    """Move the threshold on a region's probabilities, (X, Y, Z), and see mask, Dice, sensitivity and volume change."""
+    import ipywidgets as widgets
+    truth = np.isin(patient.reference, REGIONS[region])
+    threshold = widgets.FloatSlider(0.45, min=0.05, max=0.95, step=0.05, description="threshold", continuous_update=False)
+    index = widgets.IntSlider(widest(upright(truth, patient.affine)), 0, patient.images.shape[3] - 1, description="slice")
+    image, line = widgets.Image(format="png"), widgets.Label()
+
+    def draw(_: object = None) -> None:
+        mask = probability >= threshold.value
+        tp, fp, fn, _tn = counts(mask, truth)
+        ml = float(np.prod(patient.spacing)) / 1000
+        line.value = (f"Dice {dice(mask, truth):.3f}, sensitivity {tp / max(1, tp + fn):.3f}, "
+                      f"volume {(tp + fp) * ml:.1f} ml (reference {(tp + fn) * ml:.1f} ml)")
+        # where both agree, where the network alone sees tumor, and where it misses it: in the colours of three labels
+        kinds = np.select([mask & truth, mask & ~truth, ~mask & truth], [ED, ET, NCR], 0).astype(np.uint8)
+        views = {f"green: both, orange: {region} too much, blue: missed": upright(patient.images[0], patient.affine)}
+        image.value = png(compare_slices(views, index=index.value, labels=upright(kinds, patient.affine),
+                                         spacing=lps_spacing(patient.spacing, patient.affine), synthetic=synthetic,
+                                         prediction=True, legend=False, width=4.6))
+
+    for control in (threshold, index):
+        control.observe(draw, "value")
+    draw()
+    return widgets.VBox([threshold, index, line, image])
 
 
 class Dashboard:

@@ -483,15 +483,15 @@ checks.check_shared_patients(shared_patients)
 # %% [markdown]
 # ## 7. Play
 #
-# Move through the patient. (Without a running kernel you see the first picture.)
+# Move through the patient: first with all controls, which want a running kernel, then with a slider that does not.
 
 # %%
 from IPython.display import display
 
-from brats_helpers.viewers import picture, slice_viewer
+from brats_helpers.viewers import film, slice_viewer
 
 display(slice_viewer(patient, synthetic=synthetic))
-picture(patient, synthetic=synthetic)
+film(patient, patient.reference)
 
 # %% [markdown]
 # ## 8. Save and verify

@@ -258,10 +258,9 @@ checks.check_soft_dice(soft_dice)
 # %%
 from brats_helpers import losses
 
-probability, reference = torch.tensor([0.9, 0.6, 0.2, 0.0]), torch.tensor([1.0, 1.0, 0.0, 0.0])
-logits = torch.logit(probability, eps=1e-6).reshape(1, 1, 1, 1, 4)
-loss = losses.batch_dice_loss(logits, reference.reshape(1, 1, 1, 1, 4))
-assert abs(1 - loss.item() - 3 / 3.7) < 1e-3
+logits = torch.logit(torch.tensor([0.9, 0.6, 0.2, 0.0]), eps=1e-6).reshape(1, 1, 1, 1, 4)
+truth = torch.tensor([1.0, 1.0, 0.0, 0.0]).reshape(1, 1, 1, 1, 4)
+assert abs(1 - losses.batch_dice_loss(logits, truth).item() - 3 / 3.7) < 1e-3
 sources = (inspect.getsource(f) for f in (losses.batch_dice_loss, losses.region_loss))
 Code("\n\n".join(sources), language="python")
 
@@ -302,11 +301,10 @@ curves(both, "logit of the tumor's voxels", log=True)
 # Many patches hold no tumor at all. **Question.** What is the Dice loss of such a patch if one plane is wrongly marked?
 
 # %%
-empty, one_wrong = torch.zeros(1, 1, 8, 8, 8), torch.full((1, 1, 8, 8, 8), -20.0)
-one_wrong[..., 0] = 20
-print(f"alone: {losses.batch_dice_loss(one_wrong, empty).item():.3f}")
-tumor = torch.zeros(1, 1, 8, 8, 8)
+empty, tumor = torch.zeros(2, 1, 1, 8, 8, 8)
 tumor[:, :, :4] = 1
+one_wrong = torch.where(torch.arange(8) == 0, 20.0, -20.0).expand(1, 1, 8, 8, 8)
+print(f"alone: {losses.batch_dice_loss(one_wrong, empty).item():.3f}")
 both = losses.batch_dice_loss(torch.cat((one_wrong, 40 * tumor - 20)), torch.cat((empty, tumor)))
 print(f"in a batch with a patch that is right: {both.item():.3f}")
 

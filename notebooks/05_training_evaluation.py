@@ -71,7 +71,7 @@ import torch
 
 from brats_helpers.cohort import read_cohort
 from brats_helpers.config import Config
-from brats_helpers.plots import series_map
+from brats_helpers.plots import bars, curves, series_map
 from brats_helpers.preprocessing import prepared_files
 
 asked = {
@@ -158,7 +158,7 @@ plt.show()
 
 # %%
 from brats_helpers import augment
-from brats_helpers.plots import compare_slices
+from brats_helpers.plots import compare_slices, draw_slice, finish, widest
 
 generator = torch.Generator().manual_seed(1)
 example = load(prepared[held_out[0]])
@@ -171,8 +171,6 @@ for name, how in moved.items():
     spatial[name] = augment.resample(image, label, grid)
 
 # %%
-from brats_helpers.plots import draw_slice, finish, widest
-
 figure, axes = plt.subplots(1, 5, figsize=(9.6, 2.3))
 for ax, (name, (view, marks)) in zip(axes, spatial.items()):
     marks = marks[0].numpy().T
@@ -220,7 +218,6 @@ compare_slices(shown, index=at, shared_window=True, synthetic=synthetic, columns
 # Both, drawn from their formulas:
 
 # %%
-from brats_helpers.plots import curves
 from brats_helpers.training import learning_rate as rate
 
 total = config.epochs * config.steps
@@ -288,7 +285,6 @@ learning_curves(history)
 # %%
 import time
 
-from brats_helpers.plots import bars
 from brats_helpers.loaders import PatchDataset, batches
 from brats_helpers.losses import deep_supervision_loss
 
@@ -559,18 +555,22 @@ lines = {"this network": points, "calibrated": ((0, 1), (0, 1))}
 curves({"whole tumor": lines}, "probability that it gave", "share that was tumor")
 
 # %% [markdown]
-# A curve below the diagonal is a network that is too sure of itself, which Dice loss is known to make (Mehrtash et al.
-# 2020). The thresholds of section 5 are a first remedy.
+# Below the diagonal a network is too sure of itself, above it too careful. Networks trained with Dice are known to be
+# badly calibrated (Mehrtash et al. 2020), and one patient's curve is rough; the thresholds of section 5 are a first
+# remedy.
 
 # %% [markdown]
 # ## 7. Play
+#
+# Move the threshold and see what it costs, or move through the patient. (Both want a running kernel.)
 
 # %%
 from IPython.display import display
 
-from brats_helpers.viewers import picture, slice_viewer
+from brats_helpers.viewers import picture, slice_viewer, threshold_explorer
 
 at = widest(upright(patient.reference, patient.affine))
+display(threshold_explorer(patient, said, synthetic=synthetic))
 display(slice_viewer(patient, prediction, synthetic=synthetic))
 picture(patient, prediction, index=at, synthetic=synthetic)
 

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -141,11 +142,41 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch) -> None:
     assert target.read_text() == "good" and [p.name for p in tmp_path.iterdir()] == ["file.json"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere: permissions cannot be tested")
-def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "locked").mkdir(mode=0o500)
-    with pytest.raises(BratsError, match="locked.*could not be written"), atomic_path(tmp_path / "locked" / "a") as temporary:
+@pytest.fixture
+def nobody() -> Iterator[Path]:
+    """A folder, and for the time of the test a user who is not root: root may read and write everywhere."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        root = os.geteuid() == 0
+        if root:
+            os.seteuid(65534)
+        yield folder
+        if root:
+            os.seteuid(0)
+        for path in folder.rglob("*"):
+            path.chmod(0o777)
+
+
+def test_a_folder_that_may_not_be_written_is_named(nobody: Path, faults) -> None:
+    (nobody / "locked").mkdir(mode=0o500)
+    with pytest.raises(BratsError, match="locked.*could not be written.*Permission"), \
+            atomic_path(nobody / "locked" / "a") as temporary:
         temporary.write_text("x")
+    faults("locked folders")
+
+
+def test_a_file_or_a_folder_that_may_not_be_read_is_named_and_not_left_out(nobody: Path, faults) -> None:
+    for name in ("A", "B"):
+        write_case(nobody / "raw", name, *small_volumes())
+    scan = nobody / "raw" / "A" / "A_t1.nii.gz"
+    scan.chmod(0)
+    with pytest.raises(BratsError, match="patient A, .*A_t1.nii.gz.*Permission denied"):
+        preprocess_cohort(find_cases(nobody / "raw")[:1], nobody / "out", 1.0, 1)
+    (nobody / "raw" / "B").chmod(0)
+    with pytest.raises(BratsError, match="raw/B cannot be read .Permission denied.: allow it"):
+        find_cases(nobody / "raw")
+    faults("locked folders", 2)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from brats_helpers.cases import Patient
 from brats_helpers.metrics import score_case
 from brats_helpers.phantom import make_patient
 from brats_helpers.unet import level_table
-from brats_helpers.viewers import Dashboard, picture, slice_viewer
+from brats_helpers.viewers import Dashboard, film, picture, slice_viewer, threshold_explorer
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +80,25 @@ def test_moving_a_control_changes_the_picture(patient: Patient) -> None:
         assert image.value not in seen
         seen.add(image.value)
     assert index.max == patient.images.shape[2] - 1
+
+
+def test_a_film_has_every_second_slice_and_shows_the_widest_first(patient: Patient) -> None:
+    page = film(patient, patient.reference).data
+    filled = np.flatnonzero(patient.images[0].any((0, 1)))
+    assert page.count("<img") == len(filled[::2]) == page.count("alt='axial slice") and page.count("display:block") == 1
+    first = page[page.rindex("alt=", 0, page.index("display:block")):]
+    assert abs(int(first.split()[2]) - plots.widest(plots.upright(patient.reference, patient.affine))) <= 1
+    assert len(page) < 1_000_000 and "http" not in page
+
+
+def test_moving_the_threshold_changes_mask_and_scores(patient: Patient) -> None:
+    probability = np.where(patient.reference > 0, 0.6, 0.3)
+    explorer = threshold_explorer(patient, probability)
+    threshold, index, line, image = explorer.children
+    seen = set()
+    for value, said in ((0.5, "Dice 1.000, sensitivity 1.000"), (0.7, "Dice 0.000, sensitivity 0.000, volume 0.0 ml")):
+        threshold.value = value
+        assert said in line.value
+        seen.add((line.value, image.value))
+    index.value += 3
+    assert image.value not in {picture for _, picture in seen} and len(seen) == 2

@@ -120,7 +120,8 @@ def test_all_five_notebooks_run_and_the_second_time_reuse(tmp_path: Path) -> Non
     assert len(list((work / "predictions").glob("*.nii.gz"))) == 2
     for name in series.NAMES:
         page = (work / "notebooks" / f"{name}.html").read_text()
-        assert "data:image/png;base64" in page
+        assert "data:image/png;base64" in page and "No description" not in page and 'alt=""' not in page
+        assert not re.search(r"<summary>[^<]*</summary>\s*</details>", page)          # answers stay folded
         assert not re.search(r"(src|href)=.https?://[^>]*(\.js|\.css)|import\(|@import|cdnjs|unpkg|jsdelivr", page)
     kept = [work / "checkpoints" / "last.pt", *sorted((work / "preprocessed").glob("*.b2nd")), *(work / "data").glob("*.tar")]
     before = [path.stat().st_mtime_ns for path in kept]
