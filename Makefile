@@ -9,7 +9,7 @@ else
 BIN := .venv/bin
 endif
 
-.PHONY: run test test-faults fuzz audit lab notebooks student bench bench-gpu lint clean
+.PHONY: run test test-browser test-faults fuzz audit lab notebooks student bench bench-gpu lint clean
 
 run: .venv/ready
 	$(BIN)/python -m brats_helpers run --preset $(PRESET) --source $(SOURCE) $(ARGS)
@@ -17,6 +17,10 @@ run: .venv/ready
 test: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest $(ARGS)
+
+test-browser: .venv/ready-dev          # widgets and pages in Chromium, which has to be installed (apt install chromium)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt playwright
+	$(BIN)/python -m pytest tests/test_browser.py -s $(ARGS)
 
 FAULTS := interruptions bad_input training archive dicom fuzz_corpus endurance official_metrics
 test-faults: .venv/ready-dev           # kills twenty times and more where the quick tests kill twice; 20 minutes

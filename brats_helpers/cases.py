@@ -206,7 +206,8 @@ def _check_geometry(case: Case, scans: Sequence[nib.Nifti1Image]) -> None:
             _fail(case, path, f"its voxels are {zooms.round(4)} mm by the header and {edges.round(4)} mm by the "
                   "affine", "correct the one that is wrong")
     matrix = scans[0].affine[:3, :3]
-    if not np.isfinite(matrix).all() or (np.count_nonzero(np.abs(matrix) > 1e-3 * np.abs(matrix).max(), axis=0) != 1).any():
+    along = np.abs(matrix) > 1e-3 * np.abs(matrix).max()                 # each index along one axis, each axis along one
+    if not np.isfinite(matrix).all() or (along.sum(0) != 1).any() or (along.sum(1) != 1).any():
         _fail(case, case.images[0], "its axes are oblique to the body's (see the affine)",
               "resample it to an axis-aligned grid first")
 

@@ -71,8 +71,8 @@ def window(image: np.ndarray) -> tuple[float, float]:
 
 def draw_slice(ax: Axes, image: np.ndarray, plane: str, index: int, spacing: Sequence[float] = (1, 1, 1),
                labels: np.ndarray | None = None, limits: tuple[float, float] | None = None, opacity: float = 0.55,
-               letters: bool = True) -> None:
-    """One slice of a volume with its labels laid over it."""
+               letters: bool = True, frame: tuple[int, ...] = ()) -> None:
+    """One slice of a volume with its labels laid over it; `frame` is what `frame_of` gives, where it is known already."""
     axis, marks = PLANES[plane]
     across, down = (s for a, s in enumerate(spacing) if a != axis)
     low, high = limits or window(image)
@@ -86,13 +86,18 @@ def draw_slice(ax: Axes, image: np.ndarray, plane: str, index: int, spacing: Seq
                                      (("left", "center"), ("right", "center"), ("center", "top"), ("center", "bottom")),
                                      strict=True):
             ax.text(x, y, mark, transform=ax.transAxes, color="white", fontsize=8, ha=where[0], va=where[1])
-    shadow = image.any(axis).T                        # the whole brain's outline, so that every slice has one frame
-    rows, columns = (np.flatnonzero((shadow if plane == "axial" else shadow[::-1]).any(a)) for a in (1, 0))
-    if len(rows):
-        ax.set(xlim=(columns[0] - 4, columns[-1] + 4), ylim=(rows[-1] + 4, rows[0] - 4))
+    if frame := frame or frame_of(image, plane):
+        ax.set(xlim=frame[:2], ylim=frame[2:])
     ax.set_facecolor("black")
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
+
+
+def frame_of(image: np.ndarray, plane: str) -> tuple[int, ...]:
+    """Left, right, bottom and top of the whole brain's outline in a plane, so that every slice has one frame."""
+    shadow = image.any(PLANES[plane][0]).T
+    rows, columns = (np.flatnonzero((shadow if plane == "axial" else shadow[::-1]).any(a)) for a in (1, 0))
+    return (columns[0] - 4, columns[-1] + 4, rows[-1] + 4, rows[0] - 4) if len(rows) else ()
 
 
 def finish(figure: Figure, synthetic: bool, legend: bool = False, prediction: bool = False) -> Figure:

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from .cases import Patient
 from .constants import ED, ET, LABEL_COLOURS, MODALITIES, MODALITY_TITLES, NCR, REGIONS
 from .metrics import counts, dice
-from .plots import PLANES, compare_slices, draw_slice, finish, learning_curves, upright, widest, window
+from .plots import PLANES, compare_slices, draw_slice, finish, frame_of, learning_curves, upright, widest, window
 from .preprocessing import lps_spacing
 
 if TYPE_CHECKING:
@@ -32,52 +32,64 @@ if TYPE_CHECKING:
 def png(figure: Figure) -> bytes:
     """A figure as the bytes of a PNG."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png", pil_kwargs={"compress_level": 1})       # quick: it is looked at, not kept
     return buffer.getvalue()
 
 
-def picture(patient: Patient, prediction: np.ndarray | None = None, modality: str = "flair", plane: str = "axial",
-            index: int | None = None, opacity: float = 0.5, shown: Sequence[str] = ("WT",),
-            synthetic: bool = False) -> Figure:
-    """What the viewer draws: one slice with the reference and, beside it, the prediction; regions can be chosen."""
-    image = upright(patient.images[MODALITIES.index(modality)], patient.affine)
-    wanted = [label for name in shown for label in REGIONS[name]]
-    overlays = {title: _only(upright(labels, patient.affine), wanted) for title, labels in (
-        ("reference", patient.reference), ("prediction", prediction)) if labels is not None}
-    overlays = overlays or {"image": None}
-    index = image.shape[PLANES[plane][0]] // 2 if index is None else index
-    spacing = lps_spacing(patient.spacing, patient.affine)
-    figure, axes = plt.subplots(1, len(overlays), figsize=(4.2 * len(overlays), 4.2), squeeze=False)
-    for ax, (title, labels) in zip(axes[0], overlays.items(), strict=True):
-        draw_slice(ax, image, plane, index, spacing, labels, opacity=opacity)
-        ax.set_title(f"{MODALITY_TITLES[modality]}, {title}")
-    return finish(figure, synthetic, legend=True, prediction=prediction is not None)
+class Scene:
+    """A patient made ready for drawing slices: turned upright once, so that a step of a slider takes milliseconds."""
+
+    def __init__(self, patient: Patient, prediction: np.ndarray | None = None, synthetic: bool = False) -> None:
+        self.images = {m: upright(image, patient.affine) for m, image in zip(MODALITIES, patient.images, strict=True)}
+        self.limits = {m: window(image[::2, ::2, ::2]) for m, image in self.images.items()}
+        self.frames = {plane: frame_of(self.images["flair"], plane) for plane in PLANES}
+        self.labels = {title: upright(labels, patient.affine) for title, labels in (
+            ("reference", patient.reference), ("prediction", prediction)) if labels is not None}
+        self.spacing, self.synthetic = lps_spacing(patient.spacing, patient.affine), synthetic
+        self.shape = self.images["flair"].shape
+
+    def widest(self, plane: str) -> int:
+        """The slice that shows the most tumor; the middle one where none is known."""
+        known = next(iter(self.labels.values()), None)
+        return self.shape[PLANES[plane][0]] // 2 if known is None else widest(known, plane)
+
+    def draw(self, modality: str = "flair", plane: str = "axial", index: int | None = None, opacity: float = 0.5,
+             shown: Sequence[str] = ("WT",)) -> Figure:
+        """One slice, with the labels of these regions over it: the reference and, beside it, the prediction."""
+        axis, wanted = PLANES[plane][0], [label for name in shown for label in REGIONS[name]]
+        index = self.shape[axis] // 2 if index is None else index
+        here = tuple(slice(index, index + 1) if a == axis else slice(None) for a in range(3))
+        figure, axes = plt.subplots(1, max(1, len(self.labels)), figsize=(4.2 * max(1, len(self.labels)), 4.2), squeeze=False)
+        for ax, (title, labels) in zip(axes[0], (self.labels or {"image": None}).items(), strict=True):
+            marks = None if labels is None else np.where(np.isin(labels[here], wanted), labels[here], 0)
+            draw_slice(ax, self.images[modality][here], plane, 0, self.spacing, marks, self.limits[modality], opacity,
+                       frame=self.frames[plane])
+            ax.set_title(f"{MODALITY_TITLES[modality]}, {title}")
+        return finish(figure, self.synthetic, legend=True, prediction="prediction" in self.labels)
 
 
-def _only(labels: np.ndarray, wanted: Sequence[int]) -> np.ndarray:
-    return np.where(np.isin(labels, wanted), labels, 0)
+def picture(patient: Patient, prediction: np.ndarray | None = None, synthetic: bool = False, **view: object) -> Figure:
+    """What the viewer draws, once: `view` is what `Scene.draw` takes."""
+    return Scene(patient, prediction, synthetic).draw(**view)
 
 
 def slice_viewer(patient: Patient, prediction: np.ndarray | None = None, synthetic: bool = False) -> ipywidgets.Widget:
     """Move through a patient: plane, slice, modality, opacity and regions; (X, Y, Z) as read from disk."""
     import ipywidgets as widgets
-    reference = patient.reference if patient.reference is not None else np.zeros(patient.images.shape[1:], np.uint8)
-    labels = upright(reference, patient.affine)
+    scene = Scene(patient, prediction, synthetic)
     plane = widgets.ToggleButtons(options=list(PLANES), description="plane")
-    index = widgets.IntSlider(widest(labels), 0, labels.shape[2] - 1, description="slice")
+    index = widgets.IntSlider(scene.widest("axial"), 0, scene.shape[2] - 1, description="slice")
     modality = widgets.Dropdown(options=[(MODALITY_TITLES[m], m) for m in MODALITIES], description="modality")
     opacity = widgets.FloatSlider(0.5, min=0, max=1, step=0.1, description="opacity")
     shown = widgets.SelectMultiple(options=list(REGIONS), value=("WT",), rows=3, description="regions")
     image = widgets.Image(format="png")
 
     def draw(_: object = None) -> None:
-        image.value = png(picture(patient, prediction, modality.value, plane.value, index.value, opacity.value,
-                                  shown.value, synthetic))
+        image.value = png(scene.draw(modality.value, plane.value, index.value, opacity.value, shown.value))
 
     def turn(_: object) -> None:
-        axis = PLANES[plane.value][0]
-        index.max = labels.shape[axis] - 1
-        index.value = widest(labels, plane.value)
+        index.max = scene.shape[PLANES[plane.value][0]] - 1
+        index.value = scene.widest(plane.value)
         draw()
 
     plane.observe(turn, "value")

@@ -1,0 +1,155 @@
+"""In a real browser: the widgets in JupyterLab, by mouse and keyboard, and the rendered pages at two widths."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from brats_helpers import series
+
+api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-browser does that")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed here")
+SHOW = """from brats_helpers.cases import Patient
+from brats_helpers.phantom import brats_affine, make_patient
+from brats_helpers import viewers
+import numpy as np
+small = make_patient(0, 0, 4.0)
+def enlarged(volume):
+    return volume.repeat(4, -1).repeat(4, -2).repeat(4, -3)[..., :155]
+images = enlarged(small.images)
+images[images > 0] += np.random.default_rng(0).integers(0, 99, (images > 0).sum(), np.int16)    # no slice like the next
+patient = Patient("P", images, enlarged(small.reference), brats_affine(1.0))
+"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    with api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory) -> Iterator[tuple[str, Path]]:
+    """A JupyterLab on loopback, and the folder that it shows."""
+    folder = tmp_path_factory.mktemp("lab")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen([
+        sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", f"--port={port}", "--IdentityProvider.token=",
+        f"--ServerApp.root_dir={folder}", "--LabApp.news_url=", "--expose-app-in-browser"], cwd=series.ROOT,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(series.ROOT)})
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(120):
+        try:
+            urllib.request.urlopen(f"{url}/api", timeout=1)
+            break
+        except OSError:
+            time.sleep(0.5)
+    yield url, folder
+    process.terminate()
+    process.wait()
+
+
+def opened(browser: object, lab: tuple[str, Path], name: str, code: str) -> object:
+    """A notebook of one cell about a patient of 240 x 240 x 155 voxels, opened and run."""
+    url, folder = lab
+    nbformat.write(new_notebook(cells=[new_code_cell(SHOW + code)], metadata={
+        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}), folder / f"{name}.ipynb")
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    page.goto(f"{url}/lab/tree/{name}.ipynb?reset")
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=60_000)
+    for _ in range(3):                                # the first key may come before the kernel listens
+        page.click(".jp-Notebook .jp-CodeCell .cm-content")
+        page.keyboard.press("Control+Enter")
+        with contextlib.suppress(api.TimeoutError):
+            page.wait_for_selector("img.widget-image", timeout=40_000)
+            return page
+    raise AssertionError("the cell shows no widget")
+
+
+def source(page: object) -> str:
+    """Where the widget's picture comes from; another for every picture."""
+    return page.get_attribute("img.widget-image", "src")
+
+
+def changed(page: object, before: str, act: object) -> float:
+    """Seconds from an action to another picture."""
+    begin = time.perf_counter()
+    act()
+    page.wait_for_function("old => document.querySelector('img.widget-image').src != old", arg=before, timeout=10_000,
+                           polling=5)
+    return time.perf_counter() - begin
+
+
+def test_the_slice_viewer_answers_to_keyboard_and_mouse(browser, lab, tmp_path_factory) -> None:
+    page = opened(browser, lab, "slices", "viewers.slice_viewer(patient)")
+    handle = page.locator(".noUi-handle").first
+    handle.focus()
+    seconds = [changed(page, source(page), lambda: page.keyboard.press("ArrowRight")) for _ in range(12)]
+    print(f"\na step of the slider: {1000 * statistics.median(seconds):.0f} ms (240 x 240 x 155), key to picture")
+    changed(page, source(page), lambda: page.click("text=coronal"))
+    changed(page, source(page), lambda: page.select_option(".widget-dropdown select", label="T2"))
+    changed(page, source(page), lambda: page.click(".noUi-base >> nth=0", position={"x": 20, "y": 2}))
+    shots = tmp_path_factory.getbasetemp() / "screenshots"
+    shots.mkdir(exist_ok=True)
+    page.screenshot(path=shots / "slice_viewer.png")
+
+
+def test_the_threshold_explorer_changes_scores_and_picture(browser, lab) -> None:
+    page = opened(browser, lab, "threshold", "from scipy import ndimage\n"
+                  "p = ndimage.gaussian_filter((patient.reference > 0).astype(float), 2)\n"
+                  "viewers.threshold_explorer(patient, p, synthetic=True)")
+    before = page.locator(".widget-label", has_text="Dice").inner_text()
+    page.locator(".noUi-handle").first.focus()
+    changed(page, source(page), lambda: page.keyboard.press("ArrowRight"))
+    assert page.locator(".widget-label", has_text="Dice").inner_text() != before
+
+
+def test_the_film_moves_without_a_kernel(browser, tmp_path: Path) -> None:
+    from brats_helpers.phantom import make_patient
+    from brats_helpers.viewers import film
+    patient = make_patient(0, 0, 4.0)
+    (tmp_path / "film.html").write_text(film(patient, patient.reference).data)
+    page = browser.new_page()
+    page.goto((tmp_path / "film.html").as_uri())
+    shown = "[...document.images].findIndex(image => image.style.display == 'block')"
+    first = page.evaluate(shown)
+    page.focus("input")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate(shown) == first + 1
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("name", series.NAMES)
+def test_pages_are_legible_whole_and_folded(browser, tmp_path: Path, name: str, width: int) -> None:
+    copy = shutil.copy(series.FOLDER / f"{name}.ipynb", tmp_path)
+    page, problems = browser.new_page(viewport={"width": width, "height": 900}), []
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("requestfailed", lambda request: problems.append(request.url))
+    page.goto(series.render(Path(copy)).as_uri())
+    assert not problems and page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("[...document.images].every(i => i.naturalWidth > 0 && i.alt.length > 3)")
+    assert page.evaluate("document.images.length") >= 8
+    folded = page.locator("details").first
+    assert folded.evaluate("d => d.children.length > 1 && !d.open")
+    folded.locator("summary").click()
+    assert folded.evaluate("d => d.open")
+    assert page.evaluate("parseFloat(getComputedStyle(document.querySelector('.jp-RenderedMarkdown p')).fontSize)") >= 12
