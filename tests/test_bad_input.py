@@ -15,7 +15,7 @@ from conftest import small_volumes, write_case
 
 from brats_helpers.cases import check_case, find_cases, read_case
 from brats_helpers.checkpoints import load_checkpoint, write_checkpoint
-from brats_helpers.config import Config
+from brats_helpers.config import PRESETS, Config
 from brats_helpers.device import Device
 from brats_helpers.errors import BratsError
 from brats_helpers.preprocessing import prepare, preprocess_cohort, restore
@@ -184,6 +184,21 @@ def test_cohorts_of_none_of_one_and_of_namesakes(tmp_path: Path, faults) -> None
     faults("malformed cohorts", 4)
 
 
+def scaled(folder: Path) -> None:
+    """Half of each T1 intensity in the file, and a header that doubles it."""
+    image = nib.load(folder / "P_t1.nii.gz")
+    halved = nib.Nifti1Image(np.asarray(image.dataobj).astype(np.float32) / 2, image.affine)
+    halved.header.set_slope_inter(2.0, 0.0)
+    halved.header.set_data_dtype(np.float32)
+    path = folder / "P_t1.nii"
+    nib.save(halved, path)
+    content = bytearray(path.read_bytes())
+    content[112:116] = np.float32(2).tobytes()        # nibabel writes 1 for floating point; scanners do not
+    content[352:] = (np.asarray(image.dataobj).T.astype(np.float32) / 2).tobytes()
+    path.write_bytes(content)
+    (folder / "P_t1.nii.gz").unlink()
+
+
 ACCEPTED: dict[str, Callable[[Path], None]] = {
     "big-endian": change("t1", lambda v, a: (v.astype(">i2"), a)),
     "int32": change("t1", lambda v, a: (v.astype(np.int32), a)),
@@ -198,6 +213,7 @@ ACCEPTED: dict[str, Callable[[Path], None]] = {
     "upper case": lambda f: (f / "P_t1.nii.gz").rename(f / "P_T1.NII.GZ"),
     "a symbolic link": lambda f: [shutil.move(f / "P_t1.nii.gz", f.parent / "elsewhere.gz"),
                                   (f / "P_t1.nii.gz").symlink_to(f.parent / "elsewhere.gz")],
+    "scl_slope": scaled,
     "litter of macOS": lambda f: (f / "._P_t1.nii.gz").write_bytes(b"x"),
 }
 
@@ -213,7 +229,7 @@ def test_odd_but_right_is_read_and_returns_to_its_grid(tmp_path: Path, oddity: s
     prepared = prepare(patient, 1.0)
     assert np.array_equal(restore(prepared.volume, prepared.meta)[:4], patient.images)
     assert np.array_equal(patient.images[0], before.images[0])
-    if oddity in ("big-endian", "int32", "uint16", "float64", "upper case", "a symbolic link"):
+    if oddity in ("big-endian", "int32", "uint16", "float64", "upper case", "a symbolic link", "scl_slope"):
         assert np.array_equal(patient.images, before.images) and patient.images.dtype == np.int16
     faults("odd scans")
 
@@ -244,3 +260,32 @@ def test_foreign_checkpoints_are_refused(tmp_path: Path, change_of: dict, messag
         load_checkpoint(tmp_path / "c.pt", CPU)
     assert "c.pt" in str(caught.value)
     faults("foreign checkpoints")
+
+
+class Evil:
+    """What a hostile checkpoint would hold: an object that runs something when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def test_a_checkpoint_runs_nothing(tmp_path: Path, faults) -> None:
+    torch.save({"format": 1, "average": Evil(tmp_path / "pwned")}, tmp_path / "evil.pt")
+    with pytest.raises(BratsError, match="evil.pt cannot be read as a checkpoint"):
+        load_checkpoint(tmp_path / "evil.pt", CPU)
+    assert not (tmp_path / "pwned").exists()
+    faults("foreign checkpoints")
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("patch", 60), ("patch", 8), ("validation", 0), ("validation", 1.5), ("folds", 1), ("fold", 5), ("foreground", -0.1),
+    ("overlap", 1), ("ema", 1), ("spacing_mm", 0), ("patients", 0), ("batch", 0), ("epochs", -1), ("steps", 0),
+    ("learning_rate", 0), ("clip", -1), ("validate_every", 0), ("test_patients", -1), ("warmup", -5), ("weight_decay", -1),
+    ("on_nan", "ignore")])
+def test_settings_that_cannot_work_are_refused_by_name(name: str, value: object, faults) -> None:
+    with pytest.raises(BratsError, match=f"{name}={value!r} cannot work: it must be"):
+        PRESETS["quick"].with_(**{name: value})
+    faults("impossible settings")
