@@ -19,8 +19,9 @@ from brats_helpers.checkpoints import write_checkpoint
 from brats_helpers.config import Config
 from brats_helpers.constants import ED, ET, NCR
 from brats_helpers.device import Device
-from brats_helpers.evaluation import evaluate
+from brats_helpers.evaluation import evaluate, read_prediction, verify_masks, write_model_card
 from brats_helpers.inference import FLIPS, postprocess, segment, sliding_window, window_starts
+from brats_helpers.metrics import dice
 from brats_helpers.phantom import brats_affine
 from brats_helpers.unet import UNet
 
@@ -128,6 +129,13 @@ def test_evaluation_is_written_and_goes_on_after_a_stop(checkpoint: Path, tmp_pa
     assert (tmp_path / "predictions" / "A.nii.gz").stat().st_mtime_ns == first
     assert metrics["cases"] == 2 and set(metrics["dice"]) == {"WT", "TC", "ET"} and metrics["set"] == "test"
     assert metrics["per_case"][0]["WT"]["dice"] == metrics["per_case"][1]["WT"]["dice"]
+    verify_masks(cases, tmp_path)
+    patient, mask = read_prediction(cases[0], tmp_path)
+    assert metrics["per_case"][0]["WT"]["dice"] == dice(mask > 0, patient.reference > 0)
+    write_model_card(tmp_path / "CARD.md", metrics, CONFIG, 7, True, CPU)
+    card = (tmp_path / "CARD.md").read_text()
+    assert "not for diagnosis" in card and "never seen a real patient" in card and f"{metrics['dice']['TC']:.3f}" in card
+    assert "7 synthetic patients" in card and "2 test patients" in card and "{" not in card
     evaluate(cases[1:], checkpoint, tmp_path, CONFIG, "test", CPU)
     assert [p.name for p in (tmp_path / "predictions").glob("*.nii.gz")] == ["B.nii.gz"]
 
