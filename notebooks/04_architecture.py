@@ -159,7 +159,8 @@ print(f"{count_parameters(full):,} parameters; the quick network has {count_para
 # %% [markdown]
 # ### Exercise 2: count one by hand
 #
-# The first convolution takes 5 channels to 64, with a kernel of 3 x 3 x 3 and a bias. How many parameters has it?
+# A convolution takes 5 channels to 64, with a kernel of 3 x 3 x 3 and a bias. How many parameters has it? (Those of this
+# network have no bias of their own: the norm behind each of them has a shift, which does the same.)
 #
 # <details><summary>Hint</summary>
 #
@@ -173,7 +174,7 @@ checks.check_parameters(parameters, channels_in=5, channels_out=64)
 # %% [markdown]
 # ### What one voxel sees
 #
-# The **receptive field** is the part of the input that can change one output. The table's last column counts it: each
+# The **receptive field** is the part of the input that can change one output. `level_table` counts it: each
 # convolution adds two voxels of its input's level. We can also measure it: send a gradient back from one voxel and look
 # where it arrives. Here at the bottom of a network of three levels, along one axis:
 
@@ -339,7 +340,7 @@ curves(
 # In training, two more heads look at the decoder at 1/2 and 1/4 of the resolution, and are judged with weights 1/2 and
 # 1/4: a short way for the gradient to the deep levels. **Text and code differ:** NVIDIA's text makes the label
 # coarser, its code makes the heads' output finer. We follow the text. The label is *averaged*, because a rim thinner
-# than a coarse voxel would vanish by taking the nearest:
+# than a coarse voxel would vanish or swell by taking the nearest:
 
 # %%
 from brats_helpers.plots import pictures

@@ -311,7 +311,7 @@ bars({name: 1000 * np.median(seconds) for name, seconds in spent.items()}, "ms o
 # %% [markdown]
 # On a CPU the network itself takes nearly all of it. A GPU is much faster at that, and then it is the first bar that
 # decides: a GPU that waits for its patches trains no faster than the disk. So the loader does as little as it can: it
-# decompresses a block and sends the scanner's integers, a quarter of the bytes of five channels of z-scores in fp32, and
+# decompresses a block and sends the scanner's integers, half of the bytes that z-scores in fp32 would have, and
 # the device does the rest.
 
 # %% [markdown]
