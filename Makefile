@@ -9,7 +9,7 @@ else
 BIN := .venv/bin
 endif
 
-.PHONY: run test test-browser test-faults fuzz audit lab notebooks student bench bench-gpu lint clean
+.PHONY: run test test-browser test-faults fuzz audit lab notebooks student site bench bench-gpu lint clean
 
 run: .venv/ready
 	$(BIN)/python -m brats_helpers run --preset $(PRESET) --source $(SOURCE) $(ARGS)
@@ -41,6 +41,9 @@ notebooks: .venv/ready                 # regenerate the committed .ipynb from th
 
 student: .venv/ready                   # editions/student with blanks, editions/teacher with solutions and notes
 	$(BIN)/python -m brats_helpers editions
+
+site: .venv/ready                      # static pages of the notebooks and the guides, with search and glossary
+	$(BIN)/python -m brats_helpers site
 
 # This project beside its peers, in an environment of its own.
 bench: .venv-bench/ready

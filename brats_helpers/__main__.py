@@ -1,4 +1,4 @@
-"""The command line: `python -m brats_helpers run`, `predict`, `notebooks`, `editions`."""
+"""The command line: `python -m brats_helpers run`, `predict`, `notebooks`, `editions`, `site`."""
 
 from __future__ import annotations
 
@@ -55,6 +55,9 @@ def parser() -> argparse.ArgumentParser:
     books.add_argument("--work", type=Path, default=Path("runs/notebooks"), help="work folder (runs/notebooks)")
     books.add_argument("--sync", action="store_true", help="take over the inputs only; execute nothing")
 
+    site = commands.add_parser("site", help="write a static site of the notebooks and the guides")
+    site.add_argument("--out", type=Path, default=Path("site"), metavar="DIR", help="where (site)")
+
     copies = commands.add_parser("editions", help="write the student's and the teacher's edition of the notebooks")
     copies.add_argument("--out", type=Path, default=Path("editions"), metavar="DIR", help="where (editions)")
     return top
@@ -64,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. Problems are one message, without a traceback."""
     options = parser().parse_args(arguments)
     try:
-        return {"run": _run, "predict": _predict, "notebooks": _notebooks, "editions": _editions}[options.command](options)
+        return COMMANDS[options.command](options)
     except BratsError as error:
         print(f"\n{error}", file=sys.stderr)
         return 130 if isinstance(error, Stopped) else 1
@@ -108,11 +111,19 @@ def _editions(options: argparse.Namespace) -> int:
     return 0
 
 
+def _site(options: argparse.Namespace) -> int:
+    from .site import build_site
+    print(f"{len(build_site(options.out))} pages in {options.out}: open {options.out / 'index.html'}")
+    return 0
+
+
 def _notebooks(options: argparse.Namespace) -> int:
     from .series import regenerate, sync
     sync() if options.sync else regenerate(options.work.absolute())
     return 0
 
+
+COMMANDS = {"run": _run, "predict": _predict, "notebooks": _notebooks, "editions": _editions, "site": _site}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -125,7 +125,15 @@ def execute(number: int, folder: Path, parameters: Mapping[str, object], source:
 
 
 def render(notebook: Path) -> Path:
-    """Write the HTML page of an executed notebook beside it; pictures are in the page, and it loads nothing else."""
+    """Write the HTML page of an executed notebook beside it; returns its path."""
+    target = notebook.with_suffix(".html")
+    with atomic_path(target) as temporary:
+        temporary.write_text(page_of(notebook), encoding="utf-8")
+    return target
+
+
+def page_of(notebook: Path) -> str:
+    """An executed notebook as an HTML page; pictures are in the page, with descriptions, and it loads nothing else."""
     content, said = nbformat.read(notebook, 4), ""
     for cell in content.cells:                        # a widget is dead without its kernel: its picture stands beside it
         if cell.cell_type == "code":
@@ -136,11 +144,7 @@ def render(notebook: Path) -> Path:
         else:
             said = plain(cell.source) or said
     # Without nbconvert's embed_images, which closes each <details> at once; our pictures are in the page anyway.
-    page, _ = HTMLExporter(raw_template=PAGE).from_notebook_node(content, {"metadata": {"name": notebook.stem}})
-    target = notebook.with_suffix(".html")
-    with atomic_path(target) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return target
+    return HTMLExporter(raw_template=PAGE).from_notebook_node(content, {"metadata": {"name": notebook.stem}})[0]
 
 
 def plain(markdown: str) -> str:

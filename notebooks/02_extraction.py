@@ -234,7 +234,8 @@ with tempfile.TemporaryDirectory() as folder:
 
 for keyword in ("PatientName", "PatientBirthDate", "ImagePositionPatient", "PixelSpacing"):
     print(f"{keyword:<22}{header[keyword].value}")
-words = {field: bytes(converted.header[field]) for field in ("descrip", "aux_file", "db_name")}
+fields = ("descrip", "aux_file", "db_name")
+words = {field: bytes(converted.header[field]).strip(b"\0") for field in fields}
 print(f"{len(slices)} files became one; text in its header: {words}")
 
 # %% [markdown]

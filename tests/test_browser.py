@@ -153,3 +153,17 @@ def test_pages_are_legible_whole_and_folded(browser, tmp_path: Path, name: str, 
     folded.locator("summary").click()
     assert folded.evaluate("d => d.open")
     assert page.evaluate("parseFloat(getComputedStyle(document.querySelector('.jp-RenderedMarkdown p')).fontSize)") >= 12
+
+
+def test_the_site_is_searched_and_fits_a_phone(browser, tmp_path: Path) -> None:
+    from brats_helpers.site import build_site
+    pages = build_site(tmp_path)
+    page = browser.new_page(viewport={"width": 400, "height": 800})
+    for path in pages:
+        page.goto(path.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= 400, path.name
+    page.goto((tmp_path / "index.html").as_uri())
+    page.fill("#words", "skip connection")
+    page.locator("#found a").first.click()
+    assert page.url.endswith(".html") or "#" in page.url
+    assert "skip connection" in page.locator("body").inner_text()
