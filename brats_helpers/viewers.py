@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -22,7 +22,7 @@ from .cases import Patient
 from .constants import ED, ET, LABEL_COLOURS, MODALITIES, MODALITY_TITLES, NCR, REGIONS
 from .metrics import counts, dice
 from .plots import PLANES, compare_slices, draw_slice, finish, frame_of, learning_curves, upright, widest, window
-from .preprocessing import lps_spacing
+from .preprocessing import Prepared, lps_spacing, normalise
 
 if TYPE_CHECKING:
     import ipywidgets
@@ -146,8 +146,7 @@ def threshold_explorer(patient: Patient, probability: np.ndarray, region: str = 
         ml = float(np.prod(patient.spacing)) / 1000
         line.value = (f"Dice {dice(mask, truth):.3f}, sensitivity {tp / max(1, tp + fn):.3f}, "
                       f"volume {(tp + fp) * ml:.1f} ml (reference {(tp + fn) * ml:.1f} ml)")
-        # where both agree, where the network alone sees tumor, and where it misses it: in the colours of three labels
-        kinds = np.select([mask & truth, mask & ~truth, ~mask & truth], [ED, ET, NCR], 0).astype(np.uint8)
+        kinds = agreement(mask, truth)
         views = {f"green: both, orange: {region} too much, blue: missed": upright(patient.images[0], patient.affine)}
         image.value = png(compare_slices(views, index=index.value, labels=upright(kinds, patient.affine),
                                          spacing=lps_spacing(patient.spacing, patient.affine), synthetic=synthetic,
@@ -157,6 +156,85 @@ def threshold_explorer(patient: Patient, probability: np.ndarray, region: str = 
         control.observe(draw, "value")
     draw()
     return widgets.VBox([threshold, index, line, image])
+
+
+def agreement(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Where both masks agree, where one is too much, where one misses: as the labels ED (green), ET (orange), NCR (blue)."""
+    return np.select([predicted & truth, predicted & ~truth, ~predicted & truth], [ED, ET, NCR], 0).astype(np.uint8)
+
+
+def comparison_viewer(rows: Sequence[Mapping], read: Callable[[str], tuple[Patient, np.ndarray]],
+                      synthetic: bool = False) -> ipywidgets.Widget:
+    """Reference, prediction and error of every patient, the worst first; rows of `evaluation.evaluate`.
+
+    read: a patient and his predicted labels, (X, Y, Z), by name; it is called when a patient is chosen.
+    """
+    import ipywidgets as widgets
+    score = {row["name"]: float(np.mean([row[region]["dice"] for region in REGIONS])) for row in rows}
+    order = sorted(score, key=score.get)
+    who = widgets.Select(options=[(f"{score[name]:.3f}  {name}", name) for name in order], rows=6, description="mean Dice")
+    index, image = widgets.IntSlider(description="slice"), widgets.Image(format="png")
+    state: dict[str, object] = {}
+
+    def choose(_: object = None) -> None:
+        patient, labels = read(who.value)
+        reference, predicted = (upright(volume, patient.affine) for volume in (patient.reference, labels))
+        state.update(image=upright(patient.images[0], patient.affine), spacing=lps_spacing(patient.spacing, patient.affine),
+                     views={"reference": reference, "prediction": predicted,
+                            "WT: blue missed, orange too much": agreement(predicted > 0, reference > 0)})
+        index.max, index.value = reference.shape[2] - 1, widest(reference)
+        draw()
+
+    def draw(_: object = None) -> None:
+        figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.6))
+        for ax, (title, labels) in zip(axes, state["views"].items(), strict=True):
+            draw_slice(ax, state["image"], "axial", index.value, state["spacing"], labels)
+            ax.set_title(title, fontsize=9)
+        image.value = png(finish(figure, synthetic, legend=True, prediction=True))
+
+    who.observe(choose, "value")
+    index.observe(draw, "value")
+    choose()
+    return widgets.VBox([widgets.HBox([who, index]), image])
+
+
+def augmentation_playground(prepared: Prepared, synthetic: bool = False) -> ipywidgets.Widget:
+    """A slider for each transform of the augmentation, on the slice of a prepared patient that shows the most tumor."""
+    import ipywidgets as widgets
+    import torch
+
+    from . import augment
+    z_scored = normalise(prepared.volume[:4], prepared.meta.mean, prepared.meta.std)
+    at = slice(max(0, (z := widest(prepared.volume[4].T)) - 8), z + 8)   # a slab: what is not seen is not computed
+    whole, marks = torch.from_numpy(z_scored[:, at]), torch.from_numpy(prepared.volume[4:, at])
+    ranges = {"zoom": (1, 1.4, 1), "angle": (-45, 45, 0), "elastic": (0, 8, 0), "noise": (0, 0.5, 0), "blur": (0, 2, 0),
+              "brightness": (0.7, 1.3, 1), "contrast": (0.65, 1.5, 1), "gamma": (0.7, 1.5, 1)}
+    sliders = {name: widgets.FloatSlider(start, min=low, max=high, step=(high - low) / 20, description=name,
+                                         continuous_update=False) for name, (low, high, start) in ranges.items()}
+    image = widgets.Image(format="png")
+
+    def draw(_: object = None) -> None:
+        value = {name: slider.value for name, slider in sliders.items()}
+        generator = torch.Generator().manual_seed(0)
+        grid = augment.sampling_grid(whole.shape[1:], value["zoom"], [0, 0, value["angle"]], value["elastic"], generator)
+        changed, moved = augment.resample(whole, marks, grid)
+        brain, x = changed[4:], changed[:4]
+        x = augment.add_noise(x, value["noise"], generator) if value["noise"] else x
+        x = augment.blur(x, value["blur"]) if value["blur"] else x
+        x = augment.change_gamma(augment.change_contrast(x * value["brightness"], value["contrast"]), value["gamma"])
+        middle = whole.shape[1] // 2
+        figure, axes = plt.subplots(1, 2, figsize=(6.4, 3.6))
+        for ax, name, volume, labels in zip(axes, ("original", "changed"), (whole[0], (x * brain)[0]), (marks, moved),
+                                            strict=True):
+            draw_slice(ax, volume.numpy().T, "axial", middle, labels=labels[0].numpy().T, limits=window(whole[0].numpy()),
+                       opacity=0.25, letters=False)
+            ax.set_title(name)
+        image.value = png(finish(figure, synthetic, legend=True))
+
+    for slider in sliders.values():
+        slider.observe(draw, "value")
+    draw()
+    return widgets.HBox([widgets.VBox(list(sliders.values())), image])
 
 
 class Dashboard:

@@ -562,17 +562,19 @@ curves({"whole tumor": lines}, "probability that it gave", "share that was tumor
 # %% [markdown]
 # ## 7. Play
 #
-# Move the threshold and see what it costs, or move through the patient. (Both want a running kernel.)
+# Every patient, the worst first; the threshold, and what it costs; each transform of the augmentation with a slider of
+# its own. (They want a running kernel. What is stored below them is a picture.)
 
 # %%
 from IPython.display import display
 
-from brats_helpers.viewers import picture, slice_viewer, threshold_explorer
+from brats_helpers import viewers
 
 at = widest(upright(patient.reference, patient.affine))
-display(threshold_explorer(patient, said, synthetic=synthetic))
-display(slice_viewer(patient, prediction, synthetic=synthetic))
-picture(patient, prediction, index=at, synthetic=synthetic)
+display(viewers.comparison_viewer(rows, lambda n: read_prediction(cases[n], work), synthetic))
+display(viewers.threshold_explorer(patient, said, synthetic=synthetic))
+display(viewers.augmentation_playground(example, synthetic))
+viewers.picture(patient, prediction, index=at, synthetic=synthetic)
 
 # %% [markdown]
 # ## 8. Save and verify

@@ -12,8 +12,18 @@ from brats_helpers import plots
 from brats_helpers.cases import Patient
 from brats_helpers.metrics import score_case
 from brats_helpers.phantom import make_patient
+from brats_helpers.preprocessing import prepare
 from brats_helpers.unet import level_table
-from brats_helpers.viewers import Dashboard, film, picture, slice_viewer, threshold_explorer
+from brats_helpers.viewers import (
+    Dashboard,
+    agreement,
+    augmentation_playground,
+    comparison_viewer,
+    film,
+    picture,
+    slice_viewer,
+    threshold_explorer,
+)
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +112,37 @@ def test_moving_the_threshold_changes_mask_and_scores(patient: Patient) -> None:
         seen.add((line.value, image.value))
     index.value += 3
     assert image.value not in {picture for _, picture in seen} and len(seen) == 2
+
+
+def test_the_comparison_begins_with_the_worst_and_shows_another_when_asked(patient: Patient) -> None:
+    good, bad = (score_case(labels, patient.reference, patient.spacing)
+                 for labels in (patient.reference, np.zeros_like(patient.reference)))
+    rows, asked = [{"name": "good", **good}, {"name": "bad", **bad}], []
+
+    def read(name: str) -> tuple[Patient, np.ndarray]:
+        asked.append(name)
+        return patient, patient.reference * np.uint8(name == "good")
+
+    viewer = comparison_viewer(rows, read)
+    (who, index), image = viewer.children[0].children, viewer.children[1]
+    assert asked == ["bad"] and [value for _, value in who.options] == ["bad", "good"]
+    first = bytes(image.value)
+    who.value = "good"
+    assert asked == ["bad", "good"] and bytes(image.value) != first
+    index.value += 2
+    assert bytes(image.value) != first
+
+
+def test_each_slider_of_the_playground_changes_the_picture(patient: Patient) -> None:
+    controls, image = augmentation_playground(prepare(patient, 6.0)).children
+    seen = {bytes(image.value)}
+    for slider in controls.children:
+        slider.value = slider.max
+        assert bytes(image.value) not in seen, slider.description
+        seen.add(bytes(image.value))
+    assert len(controls.children) == 8
+
+
+def test_agreement_has_a_colour_for_each_kind() -> None:
+    predicted, truth = np.array([True, True, False, False]), np.array([True, False, True, False])
+    assert agreement(predicted, truth).tolist() == [2, 3, 1, 0]
