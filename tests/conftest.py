@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 from brats_helpers.cases import Case, find_cases
 from brats_helpers.phantom import brats_affine
 
 torch.set_num_threads(2)
+tqdm.set_lock(threading.RLock())     # its own is shared with forked children, and one that is killed may take it along
 
 
 def small_volumes(seed: int = 0, shape: tuple[int, int, int] = (21, 26, 17)) -> tuple[np.ndarray, np.ndarray]:

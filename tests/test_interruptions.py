@@ -41,24 +41,30 @@ def digests(folder: Path) -> dict[str, str]:
             if p.is_file()}
 
 
-def kill_at_random(work: Callable, arguments: tuple, seconds: float, kills: int, context: object = None,
+def kill_at_random(work: Callable, arguments: tuple, folder: Path, seconds: float, kills: int, context: object = None,
                    started: Path | None = None) -> int:
-    """Start the work in a process and kill it after a random part of `seconds`, again and again; how often it was alive.
+    """Start the work in a process and kill it after a random part of `seconds`, until that has hit `kills` times.
 
-    The time counts from when the folder `started` is there or, if none is given, from the start of the process.
+    Work that had come to its end is begun anew, in an empty `folder`. The time counts from when the folder `started` is
+    there or, if none is given, from the start of the process. Returns how often a living process was killed.
     """
-    rng, alive = np.random.default_rng(0), 0
-    for _ in range(kills):
+    rng, hit = np.random.default_rng(0), 0
+    for _ in range(5 * kills):
         child = (context or multiprocessing.get_context("fork")).Process(target=work, args=arguments, daemon=True)
         before = time.time_ns()
         child.start()
         while started and child.is_alive() and not (started.is_dir() and started.stat().st_mtime_ns >= before):
             time.sleep(0.005)
-        time.sleep(rng.uniform(0, seconds))
-        alive += child.is_alive()
+        time.sleep(rng.uniform(0, seconds / 2))
+        alive = child.is_alive()
         child.kill()
         child.join()
-    return alive
+        hit += alive
+        if hit == kills:
+            break
+        if not alive:
+            shutil.rmtree(folder)
+    return hit
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +81,8 @@ def test_extraction(cohort: Path, tmp_path: Path, name: str, faults) -> None:
     begin = time.perf_counter()
     extract(archive, tmp_path / "whole")
     seconds = time.perf_counter() - begin
-    alive = kill_at_random(extract, (archive, tmp_path / "killed"), seconds, KILLS)
-    assert alive > 0
+    alive = kill_at_random(extract, (archive, tmp_path / "killed"), tmp_path / "killed", seconds, KILLS)
+    assert alive == KILLS
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").rglob("*.nii.gz") if not p.name.startswith(".part")}
     extract(archive, tmp_path / "killed")
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
@@ -89,8 +95,8 @@ def test_preprocessing(cohort: Path, tmp_path: Path, faults) -> None:
     begin = time.perf_counter()
     preprocess_cohort(cases, tmp_path / "whole", 1.0, 1)
     seconds = time.perf_counter() - begin
-    alive = kill_at_random(preprocess_cohort, (cases, tmp_path / "killed", 1.0, 1), seconds, KILLS)
-    assert alive > 0
+    alive = kill_at_random(preprocess_cohort, (cases, tmp_path / "killed", 1.0, 1), tmp_path / "killed", seconds, KILLS)
+    assert alive == KILLS
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").glob("*.b2nd") if not p.name.startswith(".part")}
     preprocess_cohort(cases, tmp_path / "killed", 1.0, 1)
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
@@ -111,9 +117,9 @@ def test_evaluation(cohort: Path, tmp_path: Path, faults) -> None:
     _evaluate(cases, tmp_path / "whole")
     seconds = time.perf_counter() - begin
     spawned = multiprocessing.get_context("spawn")    # torch's threads do not survive a fork
-    alive = kill_at_random(_evaluate, (cases, tmp_path / "killed"), seconds, KILLS // 2, context=spawned,
+    alive = kill_at_random(_evaluate, (cases, tmp_path / "killed"), tmp_path / "killed", seconds, KILLS // 2, context=spawned,
                            started=tmp_path / "killed" / "predictions")
-    assert alive > 0
+    assert alive == KILLS // 2
     kept = {p: p.stat().st_mtime_ns for p in scored(tmp_path / "killed")}
     _evaluate(cases, tmp_path / "killed")
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")

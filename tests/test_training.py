@@ -105,7 +105,7 @@ def test_killed_at_random_steps_it_ends_with_the_same_bits(prepared, tmp_path: P
     train(CONFIG, prepared[:3], prepared[3:], tmp_path / "whole", device=CPU)
     context, rng = multiprocessing.get_context("spawn"), np.random.default_rng(0)
     kills = 0
-    for _ in range(KILLS):
+    while kills < KILLS:
         child = context.Process(target=_child, args=(prepared, tmp_path / "killed"), daemon=True)
         child.start()
         last, aim = tmp_path / "killed" / "last.pt", int(rng.integers(2, 5))
@@ -121,7 +121,7 @@ def test_killed_at_random_steps_it_ends_with_the_same_bits(prepared, tmp_path: P
             shutil.rmtree(tmp_path / "killed")        # it came to its end in between: begin again
     history = train(CONFIG, prepared[:3], prepared[3:], tmp_path / "killed", device=CPU)
     faults("kills in training", kills)
-    assert kills >= KILLS // 2 and len(history) == CONFIG.epochs
+    assert len(history) == CONFIG.epochs
     one, other = weights(tmp_path / "whole" / "last.pt"), weights(tmp_path / "killed" / "last.pt")
     assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
     assert not list((tmp_path / "killed").glob(".part*"))
