@@ -33,6 +33,15 @@ fuzz: .venv/ready-dev                  # look for bytes that crash the readers o
 	cd runs/fuzz && for target in archive nifti; do \
 		../../$(BIN)/python -W ignore ../../tests/fuzz $$target -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 || exit 1; done
 
+audit: .venv/ready                     # known vulnerabilities and licences of what the series imports (needs the network)
+	$(PYTHON) -m venv .venv-audit
+	$(subst .venv,.venv-audit,$(BIN))/python -m pip install --quiet --disable-pip-version-check pip-audit pip-licenses
+	mkdir -p runs/audit
+	$(subst .venv,.venv-audit,$(BIN))/pip-licenses --python $(BIN)/python --from=mixed --format=markdown \
+		--output-file=runs/audit/licences.md
+	-$(subst .venv,.venv-audit,$(BIN))/pip-audit --path .venv/lib/python3.*/site-packages --format=markdown \
+		--output=runs/audit/vulnerabilities.md
+
 lab: .venv/ready
 	$(BIN)/python -m jupyter lab notebooks
 
@@ -52,15 +61,6 @@ bench: .venv-bench/ready
 
 bench-gpu: .venv-bench/ready           # says so and does nothing where there is no GPU
 	$(subst .venv,.venv-bench,$(BIN))/python -m benchmarks.gpu
-
-audit: .venv/ready                     # known vulnerabilities and licences of what the series imports (needs the network)
-	$(PYTHON) -m venv .venv-audit
-	$(subst .venv,.venv-audit,$(BIN))/python -m pip install --quiet --disable-pip-version-check pip-audit pip-licenses
-	mkdir -p runs/audit
-	$(subst .venv,.venv-audit,$(BIN))/pip-licenses --python $(BIN)/python --from=mixed --format=markdown \
-		--output-file=runs/audit/licences.md
-	-$(subst .venv,.venv-audit,$(BIN))/pip-audit --path .venv/lib/python3.*/site-packages --format=markdown \
-		--output=runs/audit/vulnerabilities.md
 
 lint: .venv/ready-dev
 	$(BIN)/ruff check .

@@ -22,13 +22,13 @@ from typing import IO
 from tqdm import tqdm
 
 from .cases import FILE_NAME, SUFFIXES
+from .constants import ARCHIVE_ENDINGS as ENDINGS
 from .errors import BratsError
 from .files import atomic_path, read_json, sweep, write_json
 
-ENDINGS = (".tar", ".tar.gz", ".tgz", ".zip")
 MSD_FOLDERS = {"imagesTr": "four modalities", "imagesTs": "four modalities", "labelsTr": "seg"}   # of the Decathlon
 NOTE = ".unpacked-from.json"                          # in the folder: which archive its files are from
-# What the standard library raises for archives that are damaged (each was met by fuzzing), encrypted or of unknown kind.
+# What the standard library raises for archives that are damaged, encrypted or of unknown kind.
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, struct.error, ValueError, IndexError,
           OverflowError, NotImplementedError, RuntimeError, AttributeError)
 LONGEST_NAME = 200                                    # bytes of a part of a path; most disks take 255

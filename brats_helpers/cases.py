@@ -23,7 +23,7 @@ import numpy as np
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from .constants import DISK_ET, ED, ET, LABEL_SHORT, MODALITIES, NCR
+from .constants import ARCHIVE_ENDINGS, DISK_ET, ED, ET, LABEL_SHORT, MODALITIES, NCR
 from .errors import BratsError
 from .files import atomic_path, read_gzip, read_json
 
@@ -92,7 +92,7 @@ def find_cases(folder: Path) -> list[Case]:
     cases = [_brats_case(name, found) for (_, name), found in groups.items()]
     cases += [case for p in files if p.name == "dataset.json" for case in _msd_cases(p)]
     if not cases:
-        packed = [p for p in files if p.name.lower().endswith((".tar", ".tar.gz", ".tgz", ".zip"))]
+        packed = [p for p in files if p.name.lower().endswith(ARCHIVE_ENDINGS)]
         hint = f" There is an archive in it, {packed[0].name}: give that as the source." if packed else ""
         raise BratsError(f"no patient in {folder}: looked for {WANTED}.{hint}")
     return _unique(sorted(cases, key=lambda case: case.name))

@@ -37,4 +37,6 @@ LABEL_COLOURS = {NCR: "#0072B2", ED: "#009E73", ET: "#E69F00"}
 REGION_COLOURS = {"WT": "#009E73", "TC": "#CC79A7", "ET": "#E69F00"}
 MODALITY_COLOURS = {"flair": "#0072B2", "t1": "#009E73", "t1ce": "#D55E00", "t2": "#CC79A7"}
 
+ARCHIVE_ENDINGS = (".tar", ".tar.gz", ".tgz", ".zip")
+
 NOT_FOR_DIAGNOSIS = "for research and teaching, not for diagnosis"       # said wherever a prediction is shown

@@ -235,10 +235,7 @@ def open_volume(path: Path) -> tuple[blosc2.NDArray, Meta]:
     Patches are read from it unchecked, for speed; `prepared_files` and `load` compare the checksum.
     """
     array, stored = _open(path)
-    stored.pop("checksum")
-    fixed = {k: tuple(map(tuple, v)) if k in ("affine", "box") else tuple(v) if isinstance(v, list) else v
-             for k, v in stored.items()}
-    return array, Meta(**fixed)
+    return array, _meta(stored)
 
 
 def _open(path: Path) -> tuple[blosc2.NDArray, dict]:
@@ -254,11 +251,16 @@ def _open(path: Path) -> tuple[blosc2.NDArray, dict]:
     return array, stored
 
 
+def _meta(stored: dict) -> Meta:
+    return Meta(**{k: tuple(map(tuple, v)) if k in ("affine", "box") else tuple(v) if isinstance(v, list) else v
+                   for k, v in stored.items() if k != "checksum"})
+
+
 def load(path: Path) -> Prepared:
     """Read a whole prepared patient into memory; BratsError where it is not what was written."""
     try:
-        array, meta = open_volume(path)
-        prepared, written = Prepared(array[:], meta), _open(path)[1]["checksum"]
+        array, stored = _open(path)
+        prepared, written = Prepared(array[:], _meta(stored)), stored["checksum"]
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         raise BratsError(f"{path} is damaged ({error}): {AGAIN}.") from error
     if checksum(prepared) != written:

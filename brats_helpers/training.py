@@ -158,8 +158,7 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
             state.seconds, saved = time.monotonic() - started, time.monotonic()
             save(state, folder, config, tag)
             if stopped() and state.step < total:
-                raise Stopped(f"stopped after step {state.step} of {total}; all is saved in {folder}: run the same again to "
-                              "go on from there.")
+                raise Stopped(f"stopped after step {state.step} of {total}; all is saved in {folder}: run it again to go on.")
     return state.history
 
 

@@ -360,6 +360,9 @@ from brats_helpers.plots import volume_distribution
 labelled = [row for row in everyone if row["volumes_ml"]]
 whole = {row["name"]: sum(row["volumes_ml"].values()) for row in labelled}
 volumes = {row["name"]: whole[row["name"]] for row in sound["training"] if row["volumes_ml"]}
+boxes = [np.prod(row["shape"]) * np.prod(row["spacing_mm"]) / 1000 for row in labelled]
+share = np.median([100 * whole[row["name"]] / ml for row, ml in zip(labelled, boxes)])
+print(f"tumor: {share:.1f} % of the volume in the median patient")
 volume_distribution(labelled, synthetic=synthetic)
 
 # %% [markdown]
@@ -382,13 +385,13 @@ tumor_ml = np.count_nonzero(patient.reference) * np.prod(patient.spacing) / 1000
 checks.check_tumor_volume(tumor_ml, patient.reference, patient.spacing)
 
 # %% [markdown]
-# A tumor is one or two voxels in a hundred of the volume. A network that answers "background" everywhere would be right
-# for all the others. That is why neither accuracy
+# The line above the picture says how small a share of the volume is tumor. A network that answers "background" everywhere
+# would be right for all the rest. That is why neither accuracy
 # nor plain cross-entropy will do, and why notebook 04 uses Dice.
 #
 # ### Intensities mean nothing by themselves
 #
-# MRI has no unit. The same tissue is 300 in one patient and 3,000 in another.
+# MRI has no unit. The axes below are this scanner's own scales; the next one has others (Nyúl and Udupa 1999).
 
 # %%
 from brats_helpers.plots import histograms
@@ -534,7 +537,8 @@ print("next: 03_preprocessing reads both")
 #
 # The NIfTI-1 header, https://nifti.nimh.nih.gov/nifti-1. Orientation in nibabel,
 # https://nipy.org/nibabel/coordinate_systems.html. DICOM's geometry, PS3.3 section C.7.6.2,
-# https://dicom.nema.org/medical/dicom/current/output/chtml/part03/sect_C.7.6.2.html. Menze et al. 2015, *The multimodal
+# https://dicom.nema.org/medical/dicom/current/output/chtml/part03/sect_C.7.6.2.html. Nyúl and Udupa 1999, *On standardizing the MR
+# image intensity scale*, Magnetic Resonance in Medicine 42. Menze et al. 2015, *The multimodal
 # brain tumor image segmentation benchmark*, https://doi.org/10.1109/TMI.2014.2377694. Kapoor and Narayanan 2023,
 # *Leakage and the reproducibility crisis in machine-learning-based science*,
 # https://doi.org/10.1016/j.patter.2023.100804.

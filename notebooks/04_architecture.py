@@ -555,8 +555,7 @@ sweep["rate 0.01"] = history[:few]
 curves({"the same patch": {n: (range(few), h) for n, h in sweep.items()}}, "step", "loss")
 
 # %% [markdown]
-# With a rate that is too small the loss hardly moves; with one that is too large it jumps up and down. Between them
-# there is a range of about a factor of ten in which it makes little difference. Try a few rates on one patch, for a
+# With a rate that is too small the loss hardly moves; with one that is too large it jumps up and down. Try a few rates on one patch, for a
 # minute, before a training of a night.
 
 # %% [markdown]

@@ -50,7 +50,10 @@ def faults(record_property: Callable[[str, object], None]) -> Callable[[str, int
 
 
 def pytest_terminal_summary(terminalreporter: object) -> None:
-    """How many faults were injected, and how many of them were survived as they should be."""
+    """How many faults were injected, and how many of them were survived as they should be.
+
+    A test that fails may do so before it has counted its faults: then the line says how many tests failed.
+    """
     injected: Counter[str] = Counter()
     survived: Counter[str] = Counter()
     for outcome in ("passed", "failed"):
@@ -59,8 +62,10 @@ def pytest_terminal_summary(terminalreporter: object) -> None:
                 injected[kind] += number
                 survived[kind] += number * (outcome == "passed")
     if injected:
+        failed = len(terminalreporter.getreports("failed")) + len(terminalreporter.getreports("error"))
+        missed = f"; {failed} test(s) FAILED, whose faults may not be among them" if failed else ""
         each = ", ".join(f"{kind} {survived[kind]}/{injected[kind]}" for kind in sorted(injected))
-        terminalreporter.write_line(f"faults survived: {survived.total()} of {injected.total()} injected ({each})")
+        terminalreporter.write_line(f"faults survived: {survived.total()} of {injected.total()} injected ({each}){missed}")
 
 
 @pytest.fixture
