@@ -507,8 +507,7 @@ write_patients(work, folders, rows, splits)
 written = read_cohort(work)
 assert written.splits["folds"] == splits["folds"]
 assert sorted(written.by_name) == sorted(row["name"] for row in everyone)
-print(f"wrote patients.json ({len(everyone)} patients) and splits.json")
-print("next: 03_preprocessing reads both")
+print(f"wrote patients.json ({len(everyone)} patients) and splits.json; next: 03_preprocessing")
 
 # %% [markdown]
 # ## Recap
