@@ -1,32 +1,38 @@
-"""Widgets for looking into volumes. ipywidgets is imported when one is made, not before.
+"""Things to move while looking: a patient in three planes, a threshold, the augmentation, the worst patients.
 
-A viewer draws one matplotlib figure into a PNG and replaces the picture when a control moves, so that
-it needs no extension: it works in JupyterLab, VS Code, Kaggle and Colab, and a headless run stores
-its first picture.
+The slice viewer lives in the browser alone. The others compute, so they need a kernel: ipywidgets around
+one matplotlib picture that is replaced when a control moves. None needs an extension: all work in
+JupyterLab, VS Code, Kaggle and Colab. ipywidgets is imported when a widget is made, not before.
 """
 
 from __future__ import annotations
 
 import base64
 import io
+import json
+import math
 import os
+import zlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from .cases import Patient
-from .constants import ED, ET, LABEL_COLOURS, MODALITIES, MODALITY_TITLES, NCR, REGIONS
+from .constants import ED, ET, LABEL_COLOURS, LABEL_SHORT, MODALITIES, MODALITY_TITLES, NCR, NOT_FOR_DIAGNOSIS, REGIONS
 from .metrics import counts, dice
-from .plots import PLANES, compare_slices, draw_slice, finish, frame_of, learning_curves, upright, widest, window
-from .preprocessing import Prepared, lps_spacing, normalise
+from .plots import compare_slices, draw_slice, finish, learning_curves, three_planes, upright, widest, window
+from .preprocessing import Prepared, brain_box, lps_spacing, normalise
 
 if TYPE_CHECKING:
     import ipywidgets
     from IPython.display import HTML
+
+
+FLOOR = 30                                            # JPEG's ripples around the brain stay below half of it
 
 
 def png(figure: Figure) -> bytes:
@@ -36,99 +42,61 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-class Scene:
-    """A patient made ready for drawing slices: turned upright once, so that a step of a slider takes milliseconds."""
+def slice_viewer(patient: Patient, prediction: np.ndarray | None = None, synthetic: bool = False) -> HTML:
+    """A patient in three linked planes and from outside: contrast, window and level, labels, crosshair, wheel and keys.
 
-    def __init__(self, patient: Patient, prediction: np.ndarray | None = None, synthetic: bool = False) -> None:
-        self.images = {m: upright(image, patient.affine) for m, image in zip(MODALITIES, patient.images, strict=True)}
-        self.limits = {m: window(image[::2, ::2, ::2]) for m, image in self.images.items()}
-        self.frames = {plane: frame_of(self.images["flair"], plane) for plane in PLANES}
-        self.labels = {title: upright(labels, patient.affine) for title, labels in (
-            ("reference", patient.reference), ("prediction", prediction)) if labels is not None}
-        self.spacing, self.synthetic = lps_spacing(patient.spacing, patient.affine), synthetic
-        self.shape = self.images["flair"].shape
-
-    def widest(self, plane: str) -> int:
-        """The slice that shows the most tumor; the middle one where none is known."""
-        known = next(iter(self.labels.values()), None)
-        return self.shape[PLANES[plane][0]] // 2 if known is None else widest(known, plane)
-
-    def draw(self, modality: str = "flair", plane: str = "axial", index: int | None = None, opacity: float = 0.5,
-             shown: Sequence[str] = ("WT",)) -> Figure:
-        """One slice, with the labels of these regions over it: the reference and, beside it, the prediction."""
-        axis, wanted = PLANES[plane][0], [label for name in shown for label in REGIONS[name]]
-        index = self.shape[axis] // 2 if index is None else index
-        here = tuple(slice(index, index + 1) if a == axis else slice(None) for a in range(3))
-        figure, axes = plt.subplots(1, max(1, len(self.labels)), figsize=(4.2 * max(1, len(self.labels)), 4.2), squeeze=False)
-        for ax, (title, labels) in zip(axes[0], (self.labels or {"image": None}).items(), strict=True):
-            marks = None if labels is None else np.where(np.isin(labels[here], wanted), labels[here], 0)
-            draw_slice(ax, self.images[modality][here], plane, 0, self.spacing, marks, self.limits[modality], opacity,
-                       frame=self.frames[plane])
-            ax.set_title(f"{MODALITY_TITLES[modality]}, {title}")
-        return finish(figure, self.synthetic, legend=True, prediction="prediction" in self.labels)
-
-
-def picture(patient: Patient, prediction: np.ndarray | None = None, synthetic: bool = False, **view: object) -> Figure:
-    """What the viewer draws, once: `view` is what `Scene.draw` takes."""
-    return Scene(patient, prediction, synthetic).draw(**view)
-
-
-def slice_viewer(patient: Patient, prediction: np.ndarray | None = None, synthetic: bool = False) -> ipywidgets.Widget:
-    """Move through a patient: plane, slice, modality, opacity and regions; (X, Y, Z) as read from disk."""
-    import ipywidgets as widgets
-    scene = Scene(patient, prediction, synthetic)
-    plane = widgets.ToggleButtons(options=list(PLANES), description="plane")
-    index = widgets.IntSlider(scene.widest("axial"), 0, scene.shape[2] - 1, description="slice")
-    modality = widgets.Dropdown(options=[(MODALITY_TITLES[m], m) for m in MODALITIES], description="modality")
-    opacity = widgets.FloatSlider(0.5, min=0, max=1, step=0.1, description="opacity")
-    shown = widgets.SelectMultiple(options=list(REGIONS), value=("WT",), rows=3, description="regions")
-    image = widgets.Image(format="png")
-
-    def draw(_: object = None) -> None:
-        image.value = png(scene.draw(modality.value, plane.value, index.value, opacity.value, shown.value))
-
-    def turn(_: object) -> None:
-        index.max = scene.shape[PLANES[plane.value][0]] - 1
-        index.value = scene.widest(plane.value)
-        draw()
-
-    plane.observe(turn, "value")
-    for control in (index, modality, opacity, shown):
-        control.observe(draw, "value")
-    draw()
-    return widgets.VBox([plane, widgets.HBox([index, modality]), widgets.HBox([opacity, shown]), image])
-
-
-def film(patient: Patient, labels: np.ndarray | None = None, modality: str = "flair", every: int = 2) -> HTML:
-    """All axial slices with a slider that needs no kernel: it moves in an exported page and in an untouched notebook.
-
-    labels (0 to 3) are laid over as in the figures; every: 2 shows each second slice, to keep the notebook small.
+    prediction: labels, (X, Y, Z) as read from disk, to choose beside the reference. All of it is in the page that is
+    returned and runs in the browser (viewer.js), so that it moves in an exported page, too, and asks no kernel for a
+    picture. Where scripts are not run, as on GitHub, a picture of the same slices stands in its place.
     """
     from IPython.display import HTML
-    image = upright(patient.images[MODALITIES.index(modality)], patient.affine)
-    marks = np.zeros(image.shape, np.uint8) if labels is None else upright(labels, patient.affine)
-    low, high = window(image)
-    grey = np.clip((image - low) / (high - low), 0, 1)[..., None].repeat(3, -1)
-    colours = np.array([(0, 0, 0), *map(to_rgb, LABEL_COLOURS.values())])[marks]
-    shades = np.where((marks > 0)[..., None], 0.5 * grey + 0.5 * colours, grey)
-    rows, columns = (np.flatnonzero((image != 0).any(axes)) for axes in ((0, 2), (1, 2)))
-    shades = (255 * shades[columns[0]:columns[-1] + 1, rows[0]:rows[-1] + 1]).astype(np.uint8).swapaxes(0, 1)
-    filled = np.flatnonzero((image != 0).any((0, 1)))[::every]
-    first = int(np.abs(filled - widest(marks)).argmin())
-    shown = "".join(f"<img src='data:image/jpeg;base64,{_jpeg(shades[:, :, z])}' alt='axial slice {z} of {modality}' "
-                    f"width=280 style='display:{'block' if i == first else 'none'}'>" for i, z in enumerate(filled))
-    move = ("var all=this.parentNode.getElementsByTagName('img');for(var i=0;i<all.length;i++)"
-            "all[i].style.display=i==this.value?'block':'none'")
-    return HTML(f"<div>{shown}<input type='range' aria-label='slice' min=0 max={len(filled) - 1} value={first} "
-                f'style="width:280px" oninput="{move}"></div>')
+    images = [upright(image, patient.affine) for image in patient.images]
+    labels = {title: upright(volume, patient.affine) for title, volume in (
+        ("reference", patient.reference), ("prediction", prediction)) if volume is not None}
+    brain = np.any([image != 0 for image in images], axis=0)
+    box = tuple(slice(max(0, low - 2), high + 2) for low, high in brain_box(brain))
+    marks = next(iter(labels.values()), np.zeros(images[0].shape, np.uint8))
+    spacing = lps_spacing(patient.spacing, patient.affine)
+    start = [widest(marks, plane) - box[axis].start for axis, plane in enumerate(("sagittal", "coronal", "axial"))]
+    words = [NOT_FOR_DIAGNOSIS] * (prediction is not None) + ["synthetic"] * synthetic
+    data = {"shape": images[0][box].shape, "offset": [s.start for s in box], "spacing": list(spacing),
+            "start": start, "floor": FLOOR, "words": "; ".join(words),
+            "images": [_grey(MODALITY_TITLES[m], image[box]) for m, image in zip(MODALITIES, images, strict=True)],
+            "masks": [{"title": title, "source": _mosaic(volume[box].astype(np.uint8), "PNG")}
+                      for title, volume in labels.items()],
+            "labels": [{"title": LABEL_SHORT[n], "colour": colour} for n, colour in LABEL_COLOURS.items()]}
+    still = png(three_planes(images[0], labels or {"image": marks}, spacing, synthetic=synthetic))
+    name = f"brats-{zlib.crc32(json.dumps(data).encode()):08x}"          # equal patients, equal bytes in the notebook
+    code = Path(__file__).with_name("viewer.js").read_text(encoding="utf-8")
+    return HTML(f"<div id='{name}'><img src='{_source(still, 'PNG')}' style='max-width:100%' alt='{patient.name} in three "
+                f"planes'></div><script>{{{code}\nfor (const root of document.querySelectorAll('#{name}')) "
+                f"showPatient(root, {json.dumps(data)});}}</script>")
 
 
-def _jpeg(pixels: np.ndarray) -> str:
-    """(rows, columns, 3) uint8 as the base64 of a JPEG, small ones enlarged so that voxels stay square."""
+def _grey(title: str, image: np.ndarray) -> dict:
+    """A contrast as a mosaic of grey values, FLOOR to 255 in the brain, and the intensities that these two stand for."""
+    inside = image[image != 0]
+    low, high = (float(v) for v in np.percentile(inside, [0.1, 99.9])) if inside.size else (0.0, 1.0)
+    grey = np.clip(FLOOR + (255 - FLOOR) * (image - low) / max(high - low, 1e-9), FLOOR, 255)
+    source = _mosaic(np.where(image == 0, 0, grey).astype(np.uint8), "JPEG")
+    return {"title": title, "low": low, "high": high, "source": source}
+
+
+def _mosaic(volume: np.ndarray, kind: str) -> str:
+    """(X, Y, Z) uint8 as one picture of all axial slices, which a browser decodes at once."""
     from PIL import Image
-    buffer, times = io.BytesIO(), max(1, round(140 / pixels.shape[1]))
-    Image.fromarray(pixels.repeat(times, 0).repeat(times, 1)).save(buffer, "JPEG", quality=80)
-    return base64.b64encode(buffer.getvalue()).decode()
+    x, y, z = volume.shape
+    columns = math.ceil(math.sqrt(z * y / x))
+    tiles = np.zeros((math.ceil(z / columns) * columns, y, x), np.uint8)
+    tiles[:z] = volume.T
+    picture = tiles.reshape(-1, columns, y, x).swapaxes(1, 2).reshape(-1, columns * x)
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, kind, quality=80, optimize=True)
+    return _source(buffer.getvalue(), kind)
+
+
+def _source(content: bytes, kind: str) -> str:
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(content).decode()}"
 
 
 def threshold_explorer(patient: Patient, probability: np.ndarray, region: str = "WT",
