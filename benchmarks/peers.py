@@ -13,6 +13,7 @@ import torch
 from monai import transforms as mt
 
 from brats_helpers.cases import Case
+from brats_helpers.unet import layers_in_use
 
 os.environ.setdefault("nnUNet_n_proc_DA", "2")            # also the threads that its planner uses
 
@@ -118,18 +119,10 @@ def dynunet(filters: Sequence[int]) -> torch.nn.Module:
 
 def copy_weights(ours: torch.nn.Module, theirs: torch.nn.Module) -> None:
     """Give MONAI's network our weights: both meet their layers in the same order."""
-    def met(model: torch.nn.Module) -> list[torch.nn.Module]:
-        seen: list[torch.nn.Module] = []
-        auxiliary = {m for head in getattr(model, "deep_supervision_heads", ()) for m in head.modules()}
-        hooks = [m.register_forward_hook(lambda m, *_: seen.append(m)) for m in model.modules()
-                 if list(m.parameters(recurse=False)) and m not in auxiliary]
-        with torch.inference_mode():
-            model.eval()(torch.zeros(1, 5, 64, 64, 64))
-        for hook in hooks:
-            hook.remove()
-        return seen
-
-    for a, b in zip(met(ours), met(theirs), strict=True):
+    auxiliary = {m for head in theirs.deep_supervision_heads for m in head.modules()}
+    met = [[layer for layer in layers_in_use(model.eval(), torch.zeros(1, 5, 64, 64, 64)) if layer not in auxiliary]
+           for model in (ours, theirs)]
+    for a, b in zip(*met, strict=True):
         b.load_state_dict(a.state_dict())
     for head, block in zip(ours.heads[-2::-1], theirs.deep_supervision_heads, strict=True):    # 1/2, then 1/4
         block.conv.conv.load_state_dict(head.state_dict())

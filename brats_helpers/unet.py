@@ -100,6 +100,18 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
+def layers_in_use(model: nn.Module, x: Tensor) -> list[nn.Module]:
+    """The layers that have weights, in the order in which a forward pass meets them: how two networks are matched."""
+    met: list[nn.Module] = []
+    own = [module for module in model.modules() if list(module.parameters(recurse=False))]
+    hooks = [module.register_forward_hook(lambda module, *_: met.append(module)) for module in own]
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    return met
+
+
 def level_table(filters: Sequence[int], patch: int, in_channels: int = len(CHANNELS)) -> list[dict]:
     """A row a level: name, channels, edge in voxels, parameters and receptive field in voxels.
 

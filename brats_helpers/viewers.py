@@ -1,13 +1,16 @@
 """Things to move while looking: a patient in three planes, a threshold, the augmentation, the worst patients.
 
-The slice viewer lives in the browser alone. The others compute, so they need a kernel: ipywidgets around
-one matplotlib picture that is replaced when a control moves. None needs an extension: all work in
-JupyterLab, VS Code, Kaggle and Colab. ipywidgets is imported when a widget is made, not before.
+The slice viewer lives in the browser alone, on plain canvases: a step takes a few milliseconds. (ipyniivue was
+tried in its place. It is finer on a graphics card, but it draws with WebGL, which took half a second a step
+without one, on two cores in headless Chromium, and it shows nothing without a kernel.) The others compute, so
+they need a kernel: ipywidgets around one matplotlib picture that is replaced when a control moves. None needs
+an extension: all work in JupyterLab, VS Code, Kaggle and Colab.
 """
 
 from __future__ import annotations
 
 import base64
+import inspect
 import io
 import json
 import math
@@ -29,10 +32,16 @@ from .preprocessing import Prepared, brain_box, lps_spacing, normalise
 
 if TYPE_CHECKING:
     import ipywidgets
-    from IPython.display import HTML
+    from IPython.display import HTML, Code
 
 
 FLOOR = 30                                            # JPEG's ripples around the brain stay below half of it
+
+
+def show_source(*objects: Callable) -> Code:
+    """The source of functions and classes as it stands in the module, in colour."""
+    from IPython.display import Code
+    return Code("\n\n".join(inspect.getsource(each) for each in objects), language="python")
 
 
 def png(figure: Figure) -> bytes:
@@ -65,12 +74,13 @@ def slice_viewer(patient: Patient, prediction: np.ndarray | None = None, synthet
             "masks": [{"title": title, "source": _mosaic(volume[box].astype(np.uint8), "PNG")}
                       for title, volume in labels.items()],
             "labels": [{"title": LABEL_SHORT[n], "colour": colour} for n, colour in LABEL_COLOURS.items()]}
-    still = png(three_planes(images[0], labels or {"image": marks}, spacing, synthetic=synthetic))
+    still = io.BytesIO()
+    three_planes(images[0], labels or {"image": marks}, spacing, synthetic=synthetic).savefig(still, format="jpeg")
     name = f"brats-{zlib.crc32(json.dumps(data).encode()):08x}"          # equal patients, equal bytes in the notebook
     code = Path(__file__).with_name("viewer.js").read_text(encoding="utf-8")
-    return HTML(f"<div id='{name}'><img src='{_source(still, 'PNG')}' style='max-width:100%' alt='{patient.name} in three "
-                f"planes'></div><script>{{{code}\nfor (const root of document.querySelectorAll('#{name}')) "
-                f"showPatient(root, {json.dumps(data)});}}</script>")
+    fallback = f"<img src='{_source(still.getvalue(), 'JPEG')}' style='max-width:100%' alt='{patient.name} in three planes'>"
+    start = f"for (const root of document.querySelectorAll('#{name}')) showPatient(root, {json.dumps(data)});"
+    return HTML(f"<div id='{name}'>{fallback}</div><script>{{{code}\n{start}}}</script>")
 
 
 def _grey(title: str, image: np.ndarray) -> dict:

@@ -22,7 +22,7 @@
 # |---|---|
 # | reads | nothing, or the archive or folder of BraTS patients that you name as `source` |
 # | writes | `config.json`, `cohort.json` and, for the synthetic cohort, `data/*.tar` in the work folder |
-# | takes | 1 minute on two CPU cores or on a GPU (quick preset); 40 minutes to read and to do the exercises |
+# | takes | 1 minute on two CPU cores (quick preset, measured: [README](../README.md#results)), no longer with a GPU; to read and to do the exercises 40 minutes, an estimate |
 #
 # ## By the end you can
 #
@@ -70,7 +70,7 @@ series_map(1)
 #
 # <details><summary>For teachers</summary>
 #
-# Two hours are enough for 01 and 02. Typical misconceptions here: that a network "needs fp32", that bf16 is "fp16 with
+# Plan two hours for 01 and 02. Misconceptions to expect: that a network "needs fp32", that bf16 is "fp16 with
 # a larger range" at no cost (it has three bits less), that a synthetic result says something about patients. Let the
 # class do exercise 4 in pairs and defend the answer: that is where they begin to look.
 # </details>
@@ -90,6 +90,10 @@ for name, version in package_versions().items():
 # %% [markdown]
 # ## 2. The device
 #
+# Five words in advance, all of which come back later: *weights* are the numbers that a network learns, the *loss* says how
+# wrong its answer is, the *gradient* how to change each weight to lower it; a *voxel* is a pixel in 3D; a *patch* is the
+# cube of voxels that is shown at once, and its *edge* is its width in voxels.
+#
 # A network multiplies matrices, and hardware multiplies short numbers faster than long ones. Two short formats are in
 # use. **fp16** has 10 bits after the point and a small range: gradients below about 6e-8 vanish, so the loss has to be
 # scaled up first (Micikevicius et al. 2018). **bf16** has the range of fp32 and 7 bits after the point: nothing to
@@ -102,6 +106,9 @@ for name, version in package_versions().items():
 # | A100, H100 and later (8.0 and up) | fp16, bf16 | bf16 |
 # | CPU with AMX or AVX512-BF16 | bf16 | bf16 |
 # | any other CPU, Apple's MPS | fp32 | fp32 |
+#
+# (What each capability has: [CUDA programming guide](https://docs.nvidia.com/cuda/cuda-c-programming-guide/), compute
+# capabilities. The P100: 10.6 TFLOPS in fp32, 21.2 in fp16, NVIDIA's Tesla P100 white paper, 2016.)
 #
 # **Question.** What is 1 + 0.001 in bf16? Decide before you run the cell.
 
@@ -180,7 +187,11 @@ text = inspect.getsource(settings.Config)
 Code(text[: text.index("def __post_init__")], language="python")
 
 # %% [markdown]
-# A **preset** is a choice of all of them for one kind of machine; the parameters at the top change single ones.
+# A **preset** is a choice of all of them for one kind of machine; the parameters at the top change single ones. The
+# network and its training follow NVIDIA's entry to BraTS 2021 (Futrega et al. 2021). Where this series says NVIDIA's
+# *text*, it means that paper and the words of its [notebook](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb);
+# its *code* is the [program](https://github.com/NVIDIA/DeepLearningExamples/tree/master/PyTorch/Segmentation/nnUNet)
+# beside it. The two differ here and there, and then we say which we follow.
 
 # %%
 config = settings.preset(preset).with_(
@@ -189,8 +200,8 @@ config = settings.preset(preset).with_(
 config
 
 # %% [markdown]
-# A setting that cannot work is refused at once, with the reason. The quick network has four levels, so it halves its
-# input three times. **Question.** Can its patch be 60 voxels wide?
+# A setting that cannot work is refused at once, with the reason. The quick network works at four resolutions, its
+# *levels*, so it halves its input three times. **Question.** Can its patch be 60 voxels wide?
 
 # %%
 from brats_helpers.errors import BratsError
@@ -207,7 +218,8 @@ except BratsError as error:
 #
 # <details><summary>Hint</summary>
 #
-# Halve each one three times. All three results must be whole numbers. Powers of two are not the only ones.
+# Halve each one three times. All three results must be whole numbers, and the last must be more than 1, because a
+# single voxel cannot be normalised (notebook 04). Powers of two are not the only ones.
 # </details>
 
 # %% tags=["exercise"]
@@ -218,10 +230,11 @@ checks.check_patches(they_fit, candidates)
 # %% [markdown]
 # ## 4. The patients
 #
-# BraTS 2021 has 1,251 patients with glioma whose tumors experts have outlined (Baid et al. 2021). It needs a
-# registration, so this series carries a stand-in: **phantoms**, tumors grown by a few rules in the MNI152 template of
-# the human brain (Fonov et al. 2011) and written exactly as BraTS writes its patients. They are for learning and
-# testing. Nothing that is measured on them says how well a network would do on a real patient, and every picture of
+# A glioma is a tumor that grows from the brain's supporting cells. The training part of BraTS 2021 has 1,251 patients with
+# glioma; their outlines were made by algorithms, corrected by hand and approved by neuroradiologists (Baid et al. 2021).
+# The download asks for a [registration](https://www.synapse.org/brats2021), so this series carries a stand-in: **phantoms**,
+# tumors grown by a few rules in the MNI152 template of the human brain (Fonov et al. 2011), in files, labels and
+# geometry like BraTS's. They are for learning and testing. Nothing that is measured on them says how well a network would do on a real patient, and every picture of
 # them says *synthetic*.
 #
 # To use real data, give its archive or folder as `source`; nothing else changes.
@@ -241,18 +254,21 @@ print(training, test, sep="\n")
 # %% [markdown]
 # ### One patient, four contrasts
 #
-# An MRI scanner can weight its picture in different ways, and a tumor shows itself in none of them completely:
+# An MRI scanner can weight its picture in different ways, and a tumor shows itself in none of them completely. (The
+# *ventricles* are the chambers in the middle of the brain, filled with fluid, the CSF. *Edema* is tissue swollen with water;
+# *necrotic* tissue is dead. *Gadolinium* is a contrast agent injected into a vein, and T1CE is T1 after it.)
 #
-# | contrast | fluid is | what a radiologist reads from it |
+# | contrast | CSF is | what a radiologist reads from it |
 # |---|---|---|
-# | **FLAIR** | dark | edema, bright, without the glare of the ventricles |
+# | **FLAIR** | dark, suppressed | edema and infiltrated tissue, bright |
 # | **T1** | dark | anatomy: white matter brighter than grey |
-# | **T1CE** | dark | where gadolinium leaks out of damaged vessels: the *enhancing* rim |
-# | **T2** | bright | everything that holds water |
+# | **T1CE** | dark | where gadolinium crosses a damaged blood-brain barrier: *enhancing* tumor, often a rim (normal vessels are bright, too) |
+# | **T2** | bright | CSF, edema, cysts and most of the tumor, bright |
 #
-# The expert's outline has three labels: **NCR**, the necrotic and non-enhancing core; **ED**, the edema around it; and
-# **ET**, the enhancing tumor (Baid et al. 2021, section 2.2). What matters to a surgeon are regions made of them: the
-# whole tumor **WT** (all three), the tumor core **TC** (NCR and ET), and ET.
+# The outline has three labels: **NCR**, the necrotic core, in earlier years together with the part that does not enhance;
+# **ED**, the edema around it, into which tumor cells grow that MRI cannot tell from it; and **ET**, the enhancing tumor. BraTS
+# scores three nested regions made of them: the whole tumor **WT** (all three), the tumor core **TC** (NCR and ET), and ET
+# (all of this: Menze et al. 2015; Baid et al. 2021).
 
 # %% tags=["readme"]
 from brats_helpers.phantom import make_patient
@@ -262,15 +278,16 @@ patient = make_patient(config.seed, 0, config.spacing_mm)  # synthetic, whatever
 show_modalities(patient, synthetic=True)
 
 # %% [markdown]
-# The upper row is what the scanner gives, the lower row has the reference over it. Pictures follow the radiologist's
-# convention: the patient's right (R) is on the left.
+# The upper row shows the four images as BraTS hands them out: laid over each other, resampled to one grid, without the
+# skull. The lower row has the **reference**, the approved outline, over it. Pictures follow the radiologist's
+# [convention](https://nipy.org/nibabel/neuro_radio_conventions.html): the patient's right (R) is on the left.
 #
 # **Question.** Which compartment is bright on T1CE only? Which one would you miss if you had FLAIR alone?
 #
 # <details><summary>Answer</summary>
 #
-# The enhancing rim is bright on T1CE only. On FLAIR the core is grey or dark, so a reader of FLAIR alone would see the
-# edema as a ring and could not tell what is inside it. The network gets all four.
+# In this phantom the enhancing rim is bright on T1CE only. (In patients one compares T1CE with T1, because blood is bright
+# on both.) Inside the edema FLAIR does not tell enhancing tumor from necrosis. The network gets all four.
 # </details>
 
 # %%
@@ -340,7 +357,8 @@ flair = {p.name: upright(p.images[0], p.affine) for p in names}
 compare_slices(flair, spacing=patient.spacing, synthetic=True, title="FLAIR, middle slice")
 
 # %% [markdown]
-# The tissue is the same and the numbers are not: MRI has no unit. Notebook 03 deals with that. A histogram shows it, too, and how much the tissues of one patient overlap:
+# The tissue is the same and the numbers are not: MRI has no unit (Nyúl and Udupa 1999). Notebook 03 deals with that. A
+# histogram shows it, too, and how much the tissues of one patient overlap:
 
 # %%
 from brats_helpers.plots import histograms
@@ -358,15 +376,16 @@ histograms(patient.images, patient.reference, "intensity", synthetic=True)
 #
 # ## 5. Will it fit?
 #
-# Notebook 03 stores five channels of the brain's box for every patient, about 140 x 175 x 140 voxels at 1 mm.
+# Notebook 03 stores five arrays for every patient, the four contrasts and the reference, cut to a box around the brain. Take
+# one of 140 x 175 x 140 voxels of 1 mm, which is about usual.
 #
 # ### Exercise 4: the bill
 #
-# How many GB would that be for all 1,251 patients as 32-bit floating point?
+# How many GB are five such arrays for all 1,251 patients as 32-bit floating point?
 #
 # <details><summary>Hint</summary>
 #
-# Voxels x channels x bytes x patients, in units of 1e9 bytes.
+# Voxels x arrays x bytes x patients, in units of 1e9 bytes.
 # </details>
 
 # %% tags=["exercise"]
@@ -375,8 +394,8 @@ gigabytes = 140 * 175 * 140 * 5 * 4 * 1251 / 1e9  # solution
 checks.check_float_gigabytes(gigabytes, box, 1251)
 
 # %% [markdown]
-# Kaggle keeps 20 GB. Here a prepared patient keeps the scanner's integers, compressed without loss; notebook 03 shows
-# how, and counts. The budget of this run, from sizes that were measured with this module:
+# Kaggle keeps 20 GB ([its documentation](https://www.kaggle.com/docs/notebooks)). Here a prepared patient keeps the
+# integers of the published files, compressed without loss; notebook 03 shows how, and counts. The budget of this run, from sizes that were measured with this module:
 
 # %%
 from brats_helpers.cases import find_cases
@@ -421,6 +440,7 @@ print("next: 02_extraction reads both")
 # | preset | all settings at once, for one kind of machine |
 # | phantom | an artificial patient whose truth is known |
 # | contrast, modality | one way of weighting an MRI picture |
+# | voxel, patch | a pixel in 3D; the cube of voxels that a network is shown at once |
 # | WT, TC, ET | whole tumor, tumor core, enhancing tumor: nested regions |
 #
 # ## When it goes wrong
@@ -432,7 +452,10 @@ print("next: 02_extraction reads both")
 # ## Read on
 #
 # Baid et al. 2021, *The RSNA-ASNR-MICCAI BraTS 2021 benchmark*,
-# [arXiv:2107.02314](https://arxiv.org/abs/2107.02314). Micikevicius et al. 2018, *Mixed precision training*,
+# [arXiv:2107.02314](https://arxiv.org/abs/2107.02314). Futrega et al. 2021, *Optimized U-Net for brain tumor
+# segmentation*, [arXiv:2110.03352](https://arxiv.org/abs/2110.03352). Menze et al. 2015, *The multimodal brain tumor image
+# segmentation benchmark*, https://doi.org/10.1109/TMI.2014.2377694. Nyúl and Udupa 1999, *On standardizing the MR image
+# intensity scale*, Magnetic Resonance in Medicine 42. Micikevicius et al. 2018, *Mixed precision training*,
 # [arXiv:1710.03740](https://arxiv.org/abs/1710.03740). Fonov et al. 2011, *Unbiased average age-appropriate atlases for
 # pediatric studies*, NeuroImage 54 (the template).
 #

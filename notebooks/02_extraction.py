@@ -22,7 +22,7 @@
 # |---|---|
 # | reads | `config.json`, `cohort.json` and the archive or folder that they name |
 # | writes | `cases/`, `patients.json`, `splits.json` in the work folder |
-# | takes | 1 minute on two CPU cores or on a GPU (quick preset); 50 minutes to read and to do the exercises |
+# | takes | 1 minute on two CPU cores (quick preset, measured: [README](../README.md#results)), no longer with a GPU; to read and to do the exercises 50 minutes, an estimate |
 #
 # ## By the end you can
 #
@@ -65,8 +65,8 @@ series_map(2)
 # %% [markdown]
 # <details><summary>For teachers</summary>
 #
-# The heart of this notebook is the split. Most students have seen slices shuffled and split at random, and have seen
-# high scores come out of it. Let them argue for exercise 4 before they solve it. Typical misconceptions: that the first
+# The heart of this notebook is the split. Ask who has seen slices shuffled and split at random, and which scores came
+# out of it; let the class argue for exercise 4 before they solve it. Misconceptions to expect: that the first
 # voxel is at the origin, that labels can be added up, that more patients make up for leakage.
 # </details>
 
@@ -94,8 +94,8 @@ for archive in filter(is_archive, places):
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Five: `_flair`, `_t1`, `_t1ce`, `_t2` and, where experts have outlined the tumor, `_seg`. Since 2023 the same files end
-# in `-t2f`, `-t1n`, `-t1c`, `-t2w` and `-seg`.
+# Five: `_flair`, `_t1`, `_t1ce`, `_t2` and, where the tumor has been outlined, `_seg`. Since
+# [2023](https://www.synapse.org/Synapse:syn51156910) the same files end in `-t2f`, `-t1n`, `-t1c`, `-t2w` and `-seg`.
 # </details>
 #
 # An archive from the network can name a file `../../.bashrc`, or be a link to somewhere else. `list_archive` refuses
@@ -139,7 +139,7 @@ print({key: f"{len(found)} patients" for key, found in cases.items()})
 #
 # **NIfTI** is the research format of neuroimaging: one file is one volume, a header of 348 bytes and the voxels.
 # The most important thing in the header is the **affine**, a 4 x 4 matrix that turns voxel indices into
-# millimetres in the patient: `x` to the right, `y` to the front, `z` up.
+# millimetres: `x` to the right, `y` to the front, `z` up (in BraTS those of an atlas brain, to which all were moved).
 
 # %%
 import nibabel as nib
@@ -156,8 +156,8 @@ print(f"{scan.shape}, {scan.get_data_dtype()}, {edges} mm, to {nib.aff2axcodes(s
 print(scan.affine)
 
 # %% [markdown]
-# The minus signs matter. The first index grows to the patient's **L**eft, the second to the back (**P**osterior), the
-# third up (**S**uperior): LPS. **Question.** Where in the patient is voxel (0, 0, 0)?
+# The minus signs matter. The first *index* grows to the patient's **L**eft, the second to the back (**P**osterior), the
+# third up (**S**uperior): LPS, in this series always of the indices. **Question.** Where in the patient is voxel (0, 0, 0)?
 
 # %%
 corner = scan.affine @ [0, 0, 0, 1]
@@ -168,8 +168,9 @@ print(f"first voxel at {corner[:3]} mm, last voxel at {opposite[:3]} mm")
 # <details><summary>Answer</summary>
 #
 # At the right, front, bottom corner of the box: every index grows away from it. Radiologists look at a patient from the
-# feet, so his right is on the left of their picture, and that is how all slices of this series are drawn. Look for the
-# letters R and L.
+# feet, so his right is on the left of their picture
+# ([the two conventions](https://nipy.org/nibabel/neuro_radio_conventions.html)), and that is how all slices of this
+# series are drawn. Look for the letters R and L.
 # </details>
 
 # %% [markdown]
@@ -209,8 +210,8 @@ show_modalities(patient, plane="coronal", synthetic=synthetic)
 # %% [markdown]
 # ### Where it came from: DICOM
 #
-# A scanner writes **DICOM**: one file a slice, and in every file the patient's name, birthday, hospital. BraTS was
-# converted and anonymised before it was published. Here is the way, on this patient's FLAIR and an invented name:
+# A scanner writes **DICOM**: usually one file a slice, and in every file the patient's name, birthday, hospital. BraTS was
+# converted and anonymised before it was published (Baid et al. 2021). Here is the way, on this patient's FLAIR and an invented name:
 
 # %%
 import pydicom
@@ -239,8 +240,10 @@ words = {field: bytes(converted.header[field]).strip(b"\0") for field in fields}
 print(f"{len(slices)} files became one; text in its header: {words}")
 
 # %% [markdown]
-# The slices' positions became the affine, and nothing else was taken over: no name, no date. What cannot be taken out of
-# the header is in the picture. A face can be rebuilt from a head scan, which is why BraTS's brains have no skull.
+# Position, orientation and spacing of the slices became the affine, and nothing else was taken over: no name, no date.
+# Beware: DICOM's millimetres grow to the *left*, the *back* and up, so x and y change their sign on the way, a classic source
+# of mirrored brains. What cannot be taken out of the header is in the picture: people have been recognised by the face
+# in a head scan (Schwarz et al. 2019). BraTS's brains have no skull and no face.
 #
 # ### Label 4
 #
@@ -253,10 +256,11 @@ print("on disk:", np.unique(on_disk), " in this project:", np.unique(patient.ref
 # %% [markdown]
 # BraTS 2017 to 2021 call the enhancing tumor **4**; no label is 3. A network that reserves one output for each number
 # up to 4 would have one that is never right, so inside this project 4 becomes 3, and every mask that we export has 4
-# again. (Since BraTS 2023 it is 3 on disk, too.)
+# again. (In [BraTS 2023](https://www.synapse.org/Synapse:syn51156910) glioma it is 3 on disk, too. Other sets use the numbers
+# differently, 4 for the cavity left by surgery, for example: look up each label before you map it.)
 #
-# **What published code gets wrong.** NVIDIA's notebook calls label 1 edema and label 2 non-enhancing tumor. BraTS says
-# 1 is NCR and 2 is ED (Baid et al. 2021). **Question.** On the picture above, which label is the large one outside?
+# **What published code gets wrong.** [NVIDIA's notebook](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
+# names label 1 edema and label 2 non-enhancing tumor in the file that it writes. BraTS says 1 is NCR and 2 is ED (Baid et al. 2021). **Question.** On the picture above, which label is the large one outside?
 #
 # ### Exercise 2: ready for export
 #
@@ -277,8 +281,9 @@ def to_disk(labels: np.ndarray) -> np.ndarray:
 checks.check_to_disk(to_disk)
 
 # %% [markdown]
-# What happens to one who forgets it? The reference as it is on disk, once more, drawn and scored as if 4 were a class
-# of its own, and there were no 3:
+# What happens to one who forgets it? The reference as it is on disk, once more, as if 4 were a class of its own, and
+# there were no 3. **Dice** says how well two masks agree: twice the voxels that they share, divided by the sum of their
+# sizes. 1 is perfect, 0 is nothing in common.
 
 # %%
 from brats_helpers.metrics import dice
@@ -294,8 +299,8 @@ print(f"Dice of the enhancing tumor: {dice(raw == 3, patient.reference == 3):.1f
 pictures({name: view[:, :, at].T for name, view in views.items()}, synthetic)
 
 # %% [markdown]
-# No error, no warning: the class is empty, and an evaluation that counts "both empty" as a success will not even
-# complain. (Files since BraTS 2023 have 3 on disk, and this picture is then the right one.)
+# No error, no warning: the class is simply empty. And if a prediction is read with the same mistake, both masks are empty,
+# and an evaluation that counts this as agreement reports 1. (Where 3 is on disk already, as in BraTS 2023, nothing is lost.)
 #
 # ## 4. Check everyone
 #
@@ -363,10 +368,11 @@ volumes = {row["name"]: whole[row["name"]] for row in sound["training"] if row["
 boxes = [np.prod(row["shape"]) * np.prod(row["spacing_mm"]) / 1000 for row in labelled]
 share = np.median([100 * whole[row["name"]] / ml for row, ml in zip(labelled, boxes)])
 print(f"tumor: {share:.1f} % of the volume in the median patient")
+print(f"the largest is {max(whole.values()) / min(whole.values()):.0f} times the smallest")
 volume_distribution(labelled, synthetic=synthetic)
 
 # %% [markdown]
-# The axis is logarithmic: tumors differ a hundredfold. Two things follow. A split at random can put all large tumors on
+# The axis is logarithmic, so much do tumors differ in size. Two things follow. A split at random can put all large tumors on
 # one side. And in patients without any enhancing tumor a single wrong voxel of ET makes the Dice of that region 0
 # (notebook 05 comes back to this).
 #
@@ -386,8 +392,8 @@ checks.check_tumor_volume(tumor_ml, patient.reference, patient.spacing)
 
 # %% [markdown]
 # The line above the picture says how small a share of the volume is tumor. A network that answers "background" everywhere
-# would be right for all the rest. That is why neither accuracy
-# nor plain cross-entropy will do, and why notebook 04 uses Dice.
+# would be right for all the rest. A mean over voxels, be it accuracy or the usual loss of a classifier (cross-entropy, notebook
+# 04), hardly notices the tumor; that is why Dice is added to the loss (Milletari et al. 2016).
 #
 # ### Intensities mean nothing by themselves
 #
@@ -401,10 +407,11 @@ histograms(patient.images, patient.reference, "intensity, scanner units", synthe
 # %% [markdown]
 # ## 6. Split
 #
-# A network is judged on patients that it has not seen. Four fifths of the patients are learnt from; one fifth,
-# **validation**, chooses between checkpoints. What has chosen something is no longer a fair judge, so the synthetic
-# cohort brings a third group in an archive of its own, the **test** set, by which no choice is made: it is scored once,
-# at the end of notebook 05.
+# A network is judged on patients that it has not seen. Most patients are learnt from. The others, **validation**, are scored
+# again and again during training, and the version of the network that does best on them (a **checkpoint**: its weights in
+# a file) is kept. It was picked *because* it does well on them, so its score on them is too good. The synthetic cohort
+# therefore brings a third group in an archive of its own, the **test** set, which decides nothing: it is scored once, at
+# the end of notebook 05.
 #
 # Whole patients are split, never slices: two neighbouring slices of one brain are nearly the same picture. And a patient
 # who is in the cohort twice, under two names, must not end up on both sides:
@@ -423,8 +430,9 @@ print(f"{len(splits['training'])} to learn from, {len(splits['validation'])} to 
 print(f"{len(sound['test'])} for the test; {len(splits['folds'])} folds")
 
 # %% [markdown]
-# *Stratified by size* means: sorted by volume, each five neighbours are dealt to five groups. The two groups below
-# should look alike.
+# *Stratified by size* means: the patients are sorted by tumor volume, and of each few in a row one goes to each group, so
+# that every group has small and large tumors. The **folds** are groups of this kind, for a *cross-validation*, which trains
+# once for each fold and holds it out; by default we train once. The two groups below should look alike.
 
 # %%
 import matplotlib.pyplot as plt
@@ -443,7 +451,8 @@ print("disjoint, complete, and no test patient among them")
 # %% [markdown]
 # ### What if slices were split?
 #
-# Many notebooks shuffle slices. Here is what a judge would see then: a slice of the first patient, its neighbour, and
+# Published studies have shuffled slices, and their accuracies fell far when patients were split instead (Yagis et al.
+# 2021). Here is what a judge would see: a slice of the first patient, its neighbour, and
 # the same slice of somebody else, with the correlation to the first.
 
 # %%
@@ -487,15 +496,13 @@ checks.check_shared_patients(shared_patients)
 # %% [markdown]
 # ## 7. Play
 #
-# Move through the patient: first with all controls, which want a running kernel, then with a slider that does not.
+# Click into a slice: the crosshair moves, and the other two planes follow. Then switch the edema off and turn the brain. All
+# of it runs in the browser, so it works in an exported page, too.
 
 # %%
-from IPython.display import display
+from brats_helpers.viewers import slice_viewer
 
-from brats_helpers.viewers import film, slice_viewer
-
-display(slice_viewer(patient, synthetic=synthetic))
-film(patient, patient.reference)
+slice_viewer(patient, synthetic=synthetic)
 
 # %% [markdown]
 # ## 8. Save and verify
@@ -522,8 +529,10 @@ print(f"wrote patients.json ({len(everyone)} patients) and splits.json; next: 03
 # | affine | 4 x 4 matrix from voxel indices to millimetres |
 # | LPS, RAS | which way the indices grow: left, posterior, superior; right, anterior, superior |
 # | DICOM, NIfTI | the scanner's files, a slice each; the researcher's file, a volume |
-# | reference | the expert's outline, also called ground truth |
-# | leakage | what the judge should not know reaches the judged, or the other way round |
+# | reference | the approved outline; often called ground truth, though experts differ |
+# | Dice | how well two masks agree, from 0 to 1 |
+# | fold | one of several groups of patients, each held out in turn |
+# | leakage | something about the patients of the evaluation reaches the training, so that the score is too good |
 #
 # ## When it goes wrong
 #
@@ -531,6 +540,8 @@ print(f"wrote patients.json ({len(everyone)} patients) and splits.json; next: 03
 # - *"no file for t2"*: the patient is incomplete; add the file, or remove the folder.
 # - *"labels [5] are not among"*: the reference is not from BraTS; map it first.
 # - *"its affine differs"*: the modalities lie on different grids; register them first.
+# - *The enhancing tumor scores 0, or always 1*: label 4 was forgotten (section 3, with its picture).
+# - *A score that is too good*: look for leakage (section 6).
 #
 # ## Read on
 #
@@ -540,6 +551,10 @@ print(f"wrote patients.json ({len(everyone)} patients) and splits.json; next: 03
 # image intensity scale*, Magnetic Resonance in Medicine 42. Menze et al. 2015, *The multimodal
 # brain tumor image segmentation benchmark*, https://doi.org/10.1109/TMI.2014.2377694. Kapoor and Narayanan 2023,
 # *Leakage and the reproducibility crisis in machine-learning-based science*,
-# https://doi.org/10.1016/j.patter.2023.100804.
+# https://doi.org/10.1016/j.patter.2023.100804. Yagis et al. 2021, *Effect of data leakage in brain MRI classification
+# using 2D convolutional neural networks*, https://doi.org/10.1038/s41598-021-01681-w. Schwarz et al. 2019, *Identification of
+# anonymous MRI research participants with face-recognition software*, https://doi.org/10.1056/NEJMc1908881. Milletari et al.
+# 2016, *V-Net*, [arXiv:1606.04797](https://arxiv.org/abs/1606.04797). Baid et al. 2021,
+# [arXiv:2107.02314](https://arxiv.org/abs/2107.02314).
 #
 # **Next:** [03 Preprocessing](03_preprocessing.ipynb) turns scans into what a network reads.

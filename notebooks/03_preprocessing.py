@@ -14,7 +14,7 @@
 # %% [markdown]
 # # 03 Preprocessing
 #
-# From four scans to one small file that a network can be fed from, and the proof that it holds what the scanner measured.
+# From four scans to one small file that a network can be fed from, and the proof that it holds what the scans hold.
 #
 # **03 of 05** | back: [02 Extraction](02_extraction.ipynb) | next: [04 Architecture](04_architecture.ipynb)
 #
@@ -22,14 +22,14 @@
 # |---|---|
 # | reads | `config.json`, `patients.json`, `splits.json` and the patients' files |
 # | writes | `preprocessed/<patient>.b2nd`, `preprocessed/dataset.json`, `nnunet/Dataset021_BraTS/` |
-# | takes | 1 minute on two CPU cores or on a GPU (quick preset); 50 minutes to read and to do the exercises |
+# | takes | 1 minute on two CPU cores (quick preset, measured: [README](../README.md#results)), no longer with a GPU; to read and to do the exercises 50 minutes, an estimate |
 #
 # ## By the end you can
 #
 # - **turn** four scans into one array, in an orientation that you know;
 # - **crop** to the brain, and say what that saves;
 # - **normalise** intensities that have no unit, without destroying the brain's mask;
-# - **verify** that what was stored is what the scanner measured;
+# - **verify** that what was stored is what was in the scans;
 # - **export** a cohort to nnU-Net and MONAI.
 #
 # You need notebooks 01 and 02, and NumPy's slices.
@@ -70,7 +70,7 @@ series_map(3)
 # <details><summary>For teachers</summary>
 #
 # The place to slow down is the foreground channel: let the class look at the two masks for a minute before anyone says
-# what is wrong. Typical misconceptions: that the z-score is taken over the whole volume, that normalised data must be
+# what is wrong. Misconceptions to expect: that the z-score is taken over the whole volume, that normalised data must be
 # stored, that "lossless" means "large". Exercise 4 is the one that prepares notebook 05.
 # </details>
 
@@ -81,7 +81,13 @@ series_map(3)
 # does. So the array is turned once, to (z, y, x), which deep learning calls (D, H, W). And it is turned to **LPS**
 # whatever its affine says, so that a front is always a front.
 #
-# **Question.** Which index is the front of the array after that, and which the last?
+# **Question.** After that, which of x, y and z is the array's first axis, and towards which side of the patient does each
+# index grow?
+#
+# <details><summary>Answer</summary>
+#
+# z is first, x is last. z grows upwards, y to the back, x to the patient's left.
+# </details>
 
 # %%
 from brats_helpers.preprocessing import to_lps
@@ -118,30 +124,36 @@ cuts = {"along z (head)": images[0, d], "along y (front)": images[0, ::-1, h]}
 pictures(cuts | {"along x (side)": images[0, ::-1, :, w]}, synthetic)
 
 # %% [markdown]
-# A tiny case by hand: a volume of 2 x 3 x 4 voxels whose first index grows to the right instead of the left. After the
-# turn, its first voxel is the old last one along x.
+# **What if the affine is ignored?** The same patient, saved as other software may save him: x grows to the *right*, and
+# the affine says so. Read with `to_lps` he is as before. Read as a bare array he is mirrored, and nothing complains:
 
 # %%
-tiny = np.arange(24).reshape(2, 3, 4)
-to_the_right = np.diag([1.0, -1.0, 1.0, 1.0])  # R P S
-turned = to_lps(tiny, to_the_right)
-assert turned.shape == (4, 3, 2) and turned[0, 0, 0] == tiny[1, 0, 0]
-print("tiny[1, 0, 0] is now the first voxel:", turned[0, 0, 0])
+mirrored, to_the_right = patient.images[:, ::-1], patient.affine.copy()
+to_the_right[0] *= -1  # x runs the other way, and the affine says so
+bare = mirrored[0].T  # as if there were no affine
+turned = to_lps(mirrored[0], to_the_right)
+assert np.array_equal(turned, images[0])
+z = int((labels > 0).sum((1, 2)).argmax())
+views = {"scan": images[0, z], "affine read": turned[z], "affine ignored": bare[z]}
+pictures(views, synthetic)
+
+# %%
+from brats_helpers.metrics import dice
+
+wrong = dice(labels[:, :, ::-1] > 0, labels > 0)
+print(f"Dice of a perfect segmentation that was mirrored on the way: {wrong:.2f}")
 
 # %% [markdown]
 # ## 2. Crop to the brain
 #
-# Most of a BraTS volume is air that was set to 0. The smallest box around the brain is found from its projections: is
+# Most of a BraTS volume is 0: everything outside the brain, air, scalp and skull, was removed (Baid et al. 2021). The smallest box around the brain is found from its projections: is
 # there anything in this plane? **Question.** What share of the voxels is left?
 
 # %%
-import inspect
-
-from IPython.display import Code
-
 from brats_helpers.preprocessing import brain_box, brain_mask
+from brats_helpers.viewers import show_source
 
-Code(inspect.getsource(brain_mask) + "\n\n" + inspect.getsource(brain_box), language="python")
+show_source(brain_mask, brain_box)
 
 # %%
 brain = brain_mask(images)
@@ -185,8 +197,8 @@ checks.check_first_and_last(first_and_stop)
 # ## 3. Normalise
 #
 # Intensities have no unit (notebook 02), so each modality is measured in its own standard deviations from its own mean:
-# the **z-score**, over the brain alone, because air would drag the mean down. By hand: of five voxels, two of them air,
-# 0, 0, 100, 200 and 300, the mean of the brain is 200 and its deviation 81.6; so the brain becomes -1.22, 0 and 1.22.
+# the **z-score**, over the brain alone, because the background would drag the mean down. By hand: of five voxels, two of them
+# background, 0, 0, 100, 200 and 300, the mean of the brain is 200 and its deviation 81.6; so the brain becomes -1.22, 0 and 1.22.
 #
 # ### Exercise 3: the z-score
 #
@@ -194,7 +206,7 @@ checks.check_first_and_last(first_and_stop)
 #
 # <details><summary>Hint</summary>
 #
-# `image[brain]` are the brain's voxels. `np.where(brain, something, 0)` keeps the air at 0.
+# `image[brain]` are the brain's voxels. `np.where(brain, something, 0)` keeps the background at 0.
 # </details>
 
 
@@ -208,13 +220,13 @@ def zscore(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
 checks.check_zscore(zscore)
 
 # %% [markdown]
-# The brain voxel of 200 now has the number 0, the same as the air. So the network is given a fifth
+# The brain voxel of 200 now has the number 0, the same as the background. So the network is given a fifth
 # channel that says where the brain is. That is simple, if it is done in the right order. Here is the module's version:
 
 # %%
 from brats_helpers.preprocessing import normalise, statistics
 
-Code(inspect.getsource(normalise), language="python")
+show_source(normalise)
 
 # %%
 mean, std = statistics(cropped, brain_mask(cropped))
@@ -235,15 +247,14 @@ histograms(brain_only, cropped_labels.T, "standard deviations", synthetic=synthe
 
 # %% [markdown]
 # The z-score moves and stretches each histogram as a whole. It cannot know that two scanners draw the same tissue with
-# different *shapes* of curve; methods that match landmarks of the histogram try that (Nyúl and Udupa 1999). For a network
-# that sees many scanners the z-score is what nearly all BraTS entries have used, nnU-Net among them, and it has the
-# virtue that it can be undone.
+# different *shapes* of curve; methods that match landmarks of the histogram try that (Nyúl and Udupa 1999). The z-score is what
+# nnU-Net uses for MRI (Isensee et al. 2021), and it has the virtue that it can be undone.
 
 # %% [markdown]
 # ### What published code gets wrong
 #
-# NVIDIA's preprocessing makes the foreground channel *after* the z-score, as "every channel above 0". **Question.**
-# What does that mask show?
+# NVIDIA's [preprocessing](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/data_preprocessing/preprocessor.py)
+# makes the foreground channel *after* the z-score, as "every channel above 0". **Question.** What does that mask show?
 
 # %%
 theirs = (scored[:4] > 0).all(axis=0)
@@ -256,12 +267,12 @@ pictures({"FLAIR, z-scored": scored[0, z]} | masks, synthetic)
 # <details><summary>Answer</summary>
 #
 # Voxels that are brighter than average in every modality, which is no anatomical region at all. A large part of the
-# brain is below its mean. The network then learns with a fifth channel that says something else than its name. (It
-# also normalises twice.)
+# brain is below its mean. The network then learns with a fifth channel that says something else than its name. (The same
+# function normalises once more afterwards.)
 # </details>
 #
-# The same code does `abs(int16(x))` to the voxels before, so that a negative or an overflowing intensity becomes a
-# plausible one. **Question.** What does it make of 40,000?
+# Before that, its [notebook](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
+# takes `abs(int16(x))` of the voxels, so that a negative or an overflowing intensity becomes a plausible one. **Question.** What does it make of 40,000?
 
 # %%
 measured = np.array([-5.0, 300.0, 40000.0])
@@ -272,11 +283,14 @@ print(measured, "becomes", np.abs(measured.astype(np.int64).astype(np.int16)))
 #
 # ## 4. Store
 #
-# A brain's box at 1 mm has about 140 x 175 x 140 voxels. In float32, times five channels, times 1,251 patients, that is
-# 86 GB; Kaggle keeps 20. But the scanner measured integers, so we keep *those*, compressed without loss, all modalities
-# and the reference in one file, and do the z-score on the device that trains. Mean and deviation travel along as
-# metadata. (On real scans at 1 mm: 7.7 MB a patient, 9.6 GB for all. Where a cohort is coarsened, as in the quick preset,
-# numbers are smaller and the proportions alike.)
+# Exercise 4 of notebook 01 counted: as float32 the cohort does not fit where only 20 GB are kept. But the published files
+# hold integers, so we keep *those*, compressed without loss: five arrays in one file, the four modalities and the
+# reference. The z-score and the network's fifth channel, the brain's mask, are not stored; the device that trains
+# computes them from each patch, with the mean and deviation that travel along as metadata.
+#
+# One step more, where `spacing_mm` is larger than the scan's voxels, as in the quick preset: voxels are merged into larger
+# ones. Doubling the edge leaves an eighth of the voxels, which is what lets it run on a laptop; what is smaller than the
+# new voxel is lost. ([Benchmarks](../benchmarks/README.md) has the sizes at 1 mm, beside other tools'.)
 
 # %%
 from brats_helpers.plots import bars
@@ -358,7 +372,6 @@ checks.check_paste(paste)
 # The module's version does all three steps back:
 
 # %%
-from brats_helpers.metrics import dice
 from brats_helpers.preprocessing import restore
 
 back = restore(prepared.volume[4:], prepared.meta)[0]
@@ -397,8 +410,8 @@ print(f"{len(wrong)} patients compared with their scans: {verdict}")
 
 # %% [markdown]
 # And a look for patients who are unlike the others: a brain that is too small, a modality whose contrast is odd. A
-# robust z-score (distance from the median in units of the median absolute deviation) above 5 is worth a look. It is not
-# an error.
+# robust z-score is the distance from the median in units of the median absolute deviation (Leys et al. 2013). Above 5, a limit
+# that we chose, it is worth a look. It is not an error.
 
 # %%
 features = {"brain's box": [np.prod([b - a for a, b in m.box]) for m in metas]}
@@ -428,7 +441,8 @@ plt.show()
 # ## 6. For other tools
 #
 # The same cohort as nnU-Net v2 and MONAI read it. The images are listed where they are and not copied; the references
-# are written once more with 3 for ET, because nnU-Net wants consecutive labels. Regions that overlap are given as such.
+# are written once more with 3 for ET, because nnU-Net wants
+# [consecutive labels](https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_format.md). Regions that overlap are given as such.
 
 # %%
 import json
@@ -464,14 +478,14 @@ print("next: 04_architecture needs one patient of them, 05_training_evaluation a
 #
 # - One array a patient, (channel, z, y, x) in LPS, cropped to the brain.
 # - The brain's mask comes first, then the z-score.
-# - The scanner's integers are kept, compressed without loss; what a device can compute is not stored.
+# - The files' integers are kept, compressed without loss; what a device can compute is not stored.
 # - Stored is not the same as right: a sample was compared with the raw files.
 #
 # | term | meaning |
 # |---|---|
 # | channel | one of the arrays that a network reads together: four contrasts and the brain's mask |
 # | z-score | distance from the mean in standard deviations |
-# | foreground | here: the brain, as opposed to the air that was set to 0 |
+# | foreground | here: the brain, as opposed to everything that was set to 0 |
 # | lossless | what is read back is what was written, to the last bit |
 # | fingerprint | a few characters that change when a file does |
 #
@@ -479,6 +493,7 @@ print("next: 04_architecture needs one patient of them, 05_training_evaluation a
 #
 # - *"has one value in all of the brain"*: a modality is constant, so the file is damaged.
 # - *A disk that fills up*: notebook 01's budget says what is needed.
+# - *A score near 0 for a mask that looks right*: some step has ignored the affine (section 1, with its picture).
 # - *Stopped in the middle*: run it again, finished patients are kept.
 # - *"its checksum is not that of its content"*: the disk has lost a bit; run this notebook again.
 #
@@ -486,6 +501,8 @@ print("next: 04_architecture needs one patient of them, 05_training_evaluation a
 #
 # Isensee et al. 2021, *nnU-Net*, https://doi.org/10.1038/s41592-020-01008-z. Futrega et al. 2021, *Optimized U-Net for
 # brain tumor segmentation*, [arXiv:2110.03352](https://arxiv.org/abs/2110.03352). Blosc2, https://www.blosc.org.
-# Nyúl and Udupa 1999, *On standardizing the MR image intensity scale*, Magnetic Resonance in Medicine 42.
+# Nyúl and Udupa 1999, *On standardizing the MR image intensity scale*, Magnetic Resonance in Medicine 42. Baid et al. 2021,
+# [arXiv:2107.02314](https://arxiv.org/abs/2107.02314). Leys et al. 2013, *Detecting outliers: do not use standard deviation
+# around the mean, use absolute deviation around the median*, https://doi.org/10.1016/j.jesp.2013.03.013.
 #
 # **Next:** [04 Architecture](04_architecture.ipynb) builds the network.

@@ -22,12 +22,12 @@
 # |---|---|
 # | reads | `config.json` and one prepared patient |
 # | writes | `architecture.json` in the work folder |
-# | takes | 1 minute on two CPU cores or on a GPU (quick preset); 60 minutes to read and to do the exercises |
+# | takes | 1 minute on two CPU cores (quick preset, measured: [README](../README.md#results)), no longer with a GPU; to read and to do the exercises 60 minutes, an estimate |
 #
 # ## By the end you can
 #
 # - **explain** what each level of a U-Net sees, and what the skip connections carry;
-# - **count** its 50.8 million parameters, and find where they are;
+# - **count** its parameters, and find where they are;
 # - **compute** Dice and cross-entropy by hand, and say when each one's gradient vanishes;
 # - **estimate** the memory of activations, and halve it;
 # - **prove** that a network can learn before you let it learn for hours.
@@ -70,8 +70,8 @@ series_map(4)
 # %% [markdown]
 # <details><summary>For teachers</summary>
 #
-# Draw the U on the board before anyone scrolls, and let the class fill in the sizes (exercise 1). Typical
-# misconceptions: that most parameters are where most voxels are, that the skip connection adds (it concatenates), that
+# Draw the U on the board before anyone scrolls, and let the class fill in the sizes (exercise 1). Misconceptions to
+# expect: that most parameters are where most voxels are, that the skip connection adds (it concatenates), that
 # Dice loss needs no cross-entropy, that a smaller loss of another loss function is better. The gradient pictures in
 # section 3 repay ten minutes.
 # </details>
@@ -81,18 +81,14 @@ series_map(4)
 #
 # A **convolution** of 3 x 3 x 3 looks at a voxel and its 26 neighbours. **Instance norm** brings each channel of each
 # patient to mean 0 and deviation 1, so that no patient's scale rules the batch of two. **LeakyReLU** lets a little
-# through below zero, so that no unit dies. Two of these blocks are a *stage*, all that happens at one level:
+# through below zero, so that no unit dies. A *channel* is one of the volumes that a layer computes side by side; the *stride*
+# is how far the convolution moves at a time. Two of these blocks are a *stage*, all that happens at one level:
 
 # %%
-import inspect
-
-from IPython.display import Code
-
 from brats_helpers import unet
+from brats_helpers.viewers import show_source
 
-Code(
-    inspect.getsource(unet.ConvNormAct) + "\n\n" + inspect.getsource(unet.Stage), language="python"
-)
+show_source(unet.ConvNormAct, unet.Stage)
 
 # %% [markdown]
 # ### Exercise 1: at the bottom
@@ -113,16 +109,17 @@ checks.check_bottom_edge(bottom, patch=128, levels=7)
 # %% [markdown]
 # ## 2. The network
 #
-# Down: each level halves the volume and widens it. Up: a transposed convolution doubles it again, and the encoder's
-# activations of the same size are laid beside it, the **skip connection**. The way down knows *what*, the skip knows
-# *where*. All of it is lists and one loop:
+# Down, the **encoder**: each level halves every edge (stride 2), which leaves an eighth of the voxels, and computes more
+# channels. Up, the **decoder**: a transposed convolution doubles every edge again, and beside its result, as further
+# channels, the encoder's output of the same size is laid, the **skip connection**. The way down knows *what*, the skip
+# knows *where*. All of it is lists and one loop:
 
 # %%
-Code(inspect.getsource(unet.UNet), language="python")
+show_source(unet.UNet)
 
-# %%
+# %% tags=["readme"]
 from brats_helpers.plots import diagram_unet
-from brats_helpers.unet import level_table
+from brats_helpers.unet import UNet, count_parameters, layers_in_use, level_table
 
 rows = level_table(PRESETS["full"].filters, PRESETS["full"].patch)
 diagram_unet(rows)
@@ -144,17 +141,17 @@ bars({row["level"]: row["parameters"] / 1e6 for row in rows}, "million parameter
 # towards the bottom. Memory is the other way round: activations are largest at the top (section 4).
 # </details>
 #
-# You may read elsewhere that this network has 31 million parameters. That is nnU-Net's default network with 32 to 320
-# channels. NVIDIA's own log says 50.8 million, and so does the count:
+# You may read elsewhere that this network has 31 million parameters. That is nnU-Net's default, with 32 to 320 channels
+# (Isensee et al. 2021). The [log](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
+# that NVIDIA printed says 50.8 million, and so does the count:
 
 # %%
-from brats_helpers.unet import UNet, count_parameters
-
 with torch.device("meta"):  # shapes without memory
-    full = UNet(PRESETS["full"].filters)
-assert count_parameters(full) == sum(row["parameters"] for row in rows) == 50_838_665
-quick = UNet(PRESETS["quick"].filters)
-print(f"{count_parameters(full):,} parameters; the quick network has {count_parameters(quick):,}")
+    widths = {name: PRESETS[name].filters for name in ("quick", "full")}
+    widths["nnU-Net"] = (32, 64, 128, 256, 320, 320)
+    counts = {name: count_parameters(UNet(filters)) for name, filters in widths.items()}
+assert counts["full"] == sum(row["parameters"] for row in rows) == 50_838_665
+print({name: f"{count:,}" for name, count in counts.items()})
 
 # %% [markdown]
 # ### Exercise 2: count one by hand
@@ -186,22 +183,20 @@ probe = UNet((4, 4, 4), in_channels=1).eval()
 for module in probe.modules():
     if isinstance(module, torch.nn.InstanceNorm3d):  # it looks at all voxels: set it aside
         module.forward = lambda x: x
-line = torch.zeros(1, 1, 64, 64, 64, requires_grad=True)
-activation = line + 0.1 * torch.randn(line.shape, generator=torch.Generator().manual_seed(0))
+activation = line = (0.1 * torch.randn(1, 1, 64, 64, 64)).requires_grad_()
 for stage in probe.encoder:
     activation = stage(activation)
 activation[0, :, 8, 8, 8].sum().backward()
 reach = line.grad.abs()[0, 0].amax((1, 2))
 measured = int((reach > 0).sum())
 assert measured == level_table((4, 4, 4), 64, in_channels=1)[2]["receptive_field"]
-title = f"one voxel at level 2 sees {measured} voxels of the input"
-curves({title: {"gradient": (range(64), reach)}}, "voxel of the input", "gradient")
+seen = {f"one voxel at level 2 sees {measured} voxels": {"": (range(64), reach)}}
+curves(seen, "voxel of the input", "gradient")
 
 # %% [markdown]
 # The middle counts most: many paths lead there, few to the edge. So a voxel at the border of a patch is judged with
 # half of its context, which is why notebook 05 lets windows overlap.
-
-# %% [markdown]
+#
 # ### Exercise 3: how far does it see?
 #
 # Write a function that takes the strides of a stack of convolutions, all 3 wide, and returns the receptive field of one
@@ -227,11 +222,14 @@ checks.check_receptive_field(receptive_field)
 # %% [markdown]
 # ## 3. The loss
 #
-# Three regions overlap (WT contains TC contains ET), so the network has three outputs of its own, each a sigmoid, and
-# each voxel may be in all of them. For every region the loss is **Dice + cross-entropy**.
+# Three regions overlap (WT contains TC contains ET), so for each voxel the network gives three numbers without limits, the
+# **logits**, and the **sigmoid** makes a probability of each (of 0 it makes 0.5, of -8 it makes 0.0003). For every region
+# the loss is **Dice + cross-entropy**.
 #
-# Dice compares two masks: *D = 2 |P ∩ R| / (|P| + |R|)*. With probabilities in the place of the mask it has a
-# gradient. For probabilities 0.9, 0.6, 0.2, 0 where the truth is 1, 1, 0, 0, that is 2 x 1.5 / (1.7 + 2) = 0.811.
+# Dice compares a predicted mask P with the reference R: *D = 2 |P ∩ R| / (|P| + |R|)*, where |P| is the number of its voxels. With
+# probabilities in the place of the mask it has a gradient. For probabilities 0.9, 0.6, 0.2, 0 where the truth is
+# 1, 1, 0, 0, that is 2 x 1.5 / (1.7 + 2) = 0.811. **Cross-entropy** is the mean of minus the logarithm of what was given to the
+# right answer: here -(ln 0.9 + ln 0.6 + ln 0.8 + ln 1) / 4 = 0.210.
 
 # %% [markdown]
 # ### Exercise 4: soft Dice
@@ -262,14 +260,14 @@ from brats_helpers import losses
 logits = torch.logit(torch.tensor([0.9, 0.6, 0.2, 0.0]), eps=1e-6).reshape(1, 1, 1, 1, 4)
 truth = torch.tensor([1.0, 1.0, 0.0, 0.0]).reshape(1, 1, 1, 1, 4)
 assert abs(1 - losses.batch_dice_loss(logits, truth).item() - 3 / 3.7) < 1e-3
-sources = (inspect.getsource(f) for f in (losses.batch_dice_loss, losses.region_loss))
-Code("\n\n".join(sources), language="python")
+assert abs(losses.cross_entropy_loss(logits, truth).mean().item() - 0.210) < 1e-3
+show_source(losses.batch_dice_loss, losses.region_loss)
 
 # %% [markdown]
 # ### Why two terms?
 #
 # **Question.** A small tumor is missed completely, every logit at -8. Which of the two losses pulls harder?
-# A ball of 33 voxels in a volume of 32,768, and the network's answer slides from "surely not" to "surely":
+# A ball of a few voxels in a volume of 32 x 32 x 32, and the network's answer slides from "surely not" to "surely":
 
 # %%
 grid = torch.stack(torch.meshgrid(*[torch.arange(32.0)] * 3, indexing="ij"))
@@ -293,8 +291,8 @@ both = {"loss, relative to its largest": values, "gradient on a tumor voxel": sl
 curves(both, "logit of the tumor's voxels", log=True)
 
 # %% [markdown]
-# Dice does not care how large the tumor is: near the boundary of the decision its pull on a tumor voxel is far stronger
-# than that of cross-entropy, which is a mean over all 32,768 voxels. But where the network is *surely wrong*, the
+# Dice does not count background that is rightly left alone, so the rest of the volume does not dilute it: near the boundary
+# of the decision its pull on a tumor voxel is far stronger than that of cross-entropy, a mean over all voxels. But where the network is *surely wrong*, the
 # sigmoid is flat and Dice's gradient dies, while cross-entropy's stays. One covers for the other.
 #
 # ### Batch Dice
@@ -338,9 +336,10 @@ curves(
 # ### Deep supervision
 #
 # In training, two more heads look at the decoder at 1/2 and 1/4 of the resolution, and are judged with weights 1/2 and
-# 1/4: a short way for the gradient to the deep levels. **Text and code differ:** NVIDIA's text makes the label
-# coarser, its code makes the heads' output finer. We follow the text. The label is *averaged*, because a rim thinner
-# than a coarse voxel would vanish or swell by taking the nearest:
+# 1/4: a short way for the gradient to the deep levels (Lee et al. 2015). **Text and code differ:** NVIDIA's text makes the
+# label coarser (Futrega et al. 2021), its [code](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/nnunet/nn_unet.py)
+# for BraTS21 compares outputs of full size with the label as it is. We follow the text, but *average* the label, because a rim
+# thinner than a coarse voxel would vanish or swell by taking the nearest:
 
 # %%
 from brats_helpers.plots import pictures
@@ -384,25 +383,30 @@ def kept_mib(model: torch.nn.Module, x: torch.Tensor, mixed: bool) -> float:
     return sum(seen.values()) / 2**20
 
 
+# %% [markdown]
+# Out of memory? Here is what each remedy saves, one on top of the other, from two patches of 64 voxels an edge in fp32:
+
 # %%
-patch, filters = torch.randn(1, 5, 64, 64, 64), PRESETS["quick"].filters
-kept = {}
-for again, name in ((False, ""), (True, ", checkpointing")):
-    model = UNet(filters, checkpointing=again).train()
-    kept |= {f"{kind}{name}": kept_mib(model, patch, kind == "bf16") for kind in ("fp32", "bf16")}
-bars(kept, "MiB of activations kept for one 64^3 patch", "MiB")
+filters, kept = PRESETS["quick"].filters, {}
+model, again = UNet(filters).train(), UNet(filters, checkpointing=True).train()
+remedies = {"two patches, fp32": (model, 2, 64, False), "16-bit activations": (model, 2, 64, True)}
+remedies |= {"and checkpointing": (again, 2, 64, True), "and one patch": (again, 1, 64, True)}
+remedies |= {"and its edge 48": (again, 1, 48, True)}
+for name, (network, count, edge, mixed) in remedies.items():
+    kept[name] = kept_mib(network, torch.randn(count, 5, edge, edge, edge), mixed)
+bars(kept, "MiB of activations kept", "MiB")
 
 # %% [markdown]
-# **Mixed precision** stores most activations in 16 bits. **Gradient checkpointing** keeps only each stage's input and
-# computes the rest again in the backward pass: less memory for one more forward pass (Chen et al. 2016).
-# The result does not change: with checkpointing the gradients are the same (a test of the module says so).
-
-# %% [markdown]
+# **Mixed precision** stores most activations in 16 bits, at the price of some rounding. **Gradient checkpointing** keeps only
+# each stage's input and computes the rest again in the backward pass: less memory for one more forward pass (Chen et al.
+# 2016), and the same gradients ([tested](../tests/test_unet.py)). A smaller batch makes noisier steps, a smaller patch costs
+# context: hence the order.
+#
 # ### What short numbers cannot hold
 #
 # fp16 ends at 65,504 and begins at about 6e-8. Beyond the first, numbers become infinite, and infinity minus infinity is
 # not a number (NaN); below the second, gradients become 0. **Loss scaling** multiplies the loss, and so every gradient,
-# by a large number before the backward pass and divides it out again in fp32:
+# by a large number before the backward pass and divides it out again in fp32 (Micikevicius et al. 2018):
 
 # %%
 tiny = torch.tensor(1e-8)
@@ -420,23 +424,27 @@ infinite = torch.tensor(300.0).half() ** 2
 print("infinity minus infinity:", (infinite - infinite).item())
 
 # %% [markdown]
+# A loss that becomes NaN in the middle of a training often begins here. **Question.** Dice divides sums over voxels. From
+# which size of a tumor on does it break, if it is computed in fp16?
+
+# %%
+sizes = torch.arange(10_000, 100_001, 5_000)
+lines = {}
+for dtype in (torch.float32, torch.float16):
+    inside = sizes.to(dtype)  # a perfect prediction: overlap and both sums are the tumor's size
+    lines[str(dtype)] = (sizes, (2 * inside / (inside + inside)).float())
+curves({"Dice of a perfect prediction": lines}, "voxels of the tumor")
+
+# %% [markdown]
+# The orange line ends where the sum of two sizes is more than 65,504, and infinity is divided by infinity. The cure: only the convolutions run in short numbers, the loss is
+# computed in fp32 (`region_loss` above begins with `.float()`). On a GPU with fp16 the same happens to a bad gradient; the
+# scaler then leaves out the step. What notebook 05 does with a NaN from a damaged patient, it shows there.
+
+# %% [markdown]
 # ## 5. Against the reference
 #
 # MONAI's `DynUNet` is an independent implementation of the same network. With the same weights both must give the same
-# output. To copy them, each network notes its layers in the order in which a forward pass uses them:
-
-
-# %%
-def layers_in_use(model: torch.nn.Module, x: torch.Tensor) -> list[torch.nn.Module]:
-    """The layers that have weights, in the order in which the forward pass meets them."""
-    met: list[torch.nn.Module] = []
-    own = [m for m in model.modules() if list(m.parameters(recurse=False))]
-    hooks = [m.register_forward_hook(lambda m, *_: met.append(m)) for m in own]
-    model(x)
-    for hook in hooks:
-        hook.remove()
-    return met
-
+# output. To copy them, `layers_in_use` notes a network's layers in the order in which a forward pass meets them:
 
 # %%
 from monai.networks.nets import DynUNet
@@ -461,8 +469,8 @@ with torch.inference_mode():
 
 # %% [markdown]
 # The full network is heavy for a CPU, and still it runs, once, forward and backward. Seven levels halve the input six
-# times, so 64 voxels would be 1 at the bottom, and the norm of a single voxel is undefined: 128 is the smallest edge.
-# Here one axis has 128 voxels and the others 64, which leaves 2 x 1 x 1 at the bottom.
+# times, so a cube of 64 voxels would be a single voxel at the bottom, whose norm is undefined. The smallest *cube* is
+# therefore 128; but it is enough if one axis has 128, as here, which leaves 2 x 1 x 1.
 
 # %%
 import time
@@ -546,7 +554,7 @@ pictures(views, synthetic, prediction=True)
 # %% [markdown]
 # ### When it does not learn: the rate
 #
-# The most common cause is the learning rate. **Question.** Which of these three is too small, which too large?
+# The first suspect is the learning rate (Goodfellow et al. 2016, section 11.4, call it the most important setting). **Question.** Which of these three is too small, which too large?
 
 # %%
 few = overfit_steps // 2
@@ -555,10 +563,9 @@ sweep["rate 0.01"] = history[:few]
 curves({"the same patch": {n: (range(few), h) for n, h in sweep.items()}}, "step", "loss")
 
 # %% [markdown]
-# With a rate that is too small the loss hardly moves; with one that is too large it jumps up and down. Try a few rates on one patch, for a
-# minute, before a training of a night.
-
-# %% [markdown]
+# With a rate that is too small the loss hardly moves; with one that is too large it jumps up and down. Try a few rates on
+# one patch, for a minute, before a training of a night.
+#
 # ## 7. Save
 #
 # The settled facts of this notebook, for the record; the network itself is rebuilt from `config.json`.
@@ -575,7 +582,7 @@ print("wrote architecture.json\nnext: 05_training_evaluation trains the network 
 # - A U-Net is lists and one loop: an encoder, a decoder, skips from a stack.
 # - Parameters are at the bottom, memory is at the top.
 # - Dice ignores how large the background is, cross-entropy still pulls where Dice has gone flat.
-# - Checkpointing and short numbers save memory without changing what is learnt.
+# - Gradient checkpointing saves memory and leaves the gradients the same; short numbers save memory and round.
 #
 # | term | meaning |
 # |---|---|
@@ -583,16 +590,18 @@ print("wrote architecture.json\nnext: 05_training_evaluation trains the network 
 # | skip connection | the encoder's activations, laid beside the decoder's |
 # | receptive field | the part of the input that can change one output |
 # | deep supervision | a loss on coarser outputs, too |
-# | checkpointing | computing activations twice instead of keeping them |
+# | logit, sigmoid | the network's number without limits, and what makes a probability of it |
+# | cross-entropy | minus the logarithm of the probability given to the right answer |
+# | gradient checkpointing | computing activations twice instead of keeping them (a checkpoint, without "gradient", is a file of weights) |
 # | loss scaling | multiplying the loss so that fp16's gradients do not vanish |
 #
 # ## When it goes wrong
 #
-# - *Out of memory*: `checkpointing`, then a smaller `batch`, then a smaller `patch`, which costs context.
+# - *Out of memory*: `checkpointing`, then a smaller `batch`, then a smaller `patch`; section 4 measures what each saves.
 # - *"Expected more than 1 spatial element"*: the patch is too small for the number of levels; the config's own check
 #   says which sizes work.
 # - *The loss does not fall in section 6*: look at the patch above, then at the learning rate.
-# - *The loss is NaN*: look at the intensities first, then at the precision (section 4), then at the rate.
+# - *The loss is NaN*: look at the intensities first (notebook 05), then at the precision (section 4), then at the rate.
 #
 # ## Read on
 #
@@ -601,6 +610,8 @@ print("wrote architecture.json\nnext: 05_training_evaluation trains the network 
 # [arXiv:2110.03352](https://arxiv.org/abs/2110.03352). Milletari et al. 2016, *V-Net*,
 # [arXiv:1606.04797](https://arxiv.org/abs/1606.04797). Chen et al. 2016, *Training deep nets with sublinear memory cost*,
 # [arXiv:1604.06174](https://arxiv.org/abs/1604.06174). Micikevicius et al. 2018, *Mixed precision training*,
-# [arXiv:1710.03740](https://arxiv.org/abs/1710.03740).
+# [arXiv:1710.03740](https://arxiv.org/abs/1710.03740). Isensee et al. 2021, *nnU-Net*,
+# https://doi.org/10.1038/s41592-020-01008-z. Lee et al. 2015, *Deeply-supervised nets*,
+# [arXiv:1409.5185](https://arxiv.org/abs/1409.5185). Goodfellow, Bengio and Courville 2016, *Deep Learning*, MIT Press.
 #
 # **Next:** [05 Training and evaluation](05_training_evaluation.ipynb).

@@ -22,7 +22,7 @@
 # |---|---|
 # | reads | `config.json`, `patients.json`, `splits.json`, `preprocessed/` |
 # | writes | `checkpoints/last.pt`, `checkpoints/best.pt`, `predictions/<patient>.nii.gz`, `metrics.json` |
-# | takes | 6 minutes on two CPU cores (quick preset), 1 hour to read and to do the exercises; other presets: see the README |
+# | takes | 6 minutes on two CPU cores (quick preset, measured: [README](../README.md#results)); not timed on a GPU yet; to read and to do the exercises 1 hour, an estimate |
 #
 # ## By the end you can
 #
@@ -47,9 +47,7 @@ patch: int = None  # voxels an edge
 learning_rate: float = None  # the peak, after the warm-up
 warmup: int = None  # steps in which the learning rate rises
 weight_decay: float = None  # of AdamW
-on_nan: str = (
-    None  # a loss that is no number: "stop", or "halve" the rate and go on without the batch
-)
+on_nan: str = None  # a loss that is no number: "stop", or "halve" the rate and leave the batch out
 ema: float = None  # decay of the weights' running average; 0: no average
 checkpointing: bool = None  # recompute activations in the backward pass: less memory, more time
 tta: bool = None  # True: average the final predictions over all 8 mirrored views; False: over 2
@@ -71,25 +69,12 @@ import torch
 
 from brats_helpers.cohort import read_cohort
 from brats_helpers.config import Config
-from brats_helpers.plots import bars, curves, series_map
+from brats_helpers.plots import bars, curves, dice_boxplot, series_map
 from brats_helpers.preprocessing import prepared_files
 
-asked = {
-    "seed": seed,
-    "fold": fold,
-    "epochs": epochs,
-    "steps": steps,
-    "batch": batch,
-    "patch": patch,
-    "learning_rate": learning_rate,
-    "warmup": warmup,
-    "weight_decay": weight_decay,
-    "on_nan": on_nan,
-    "ema": ema,
-    "checkpointing": checkpointing,
-    "tta": tta,
-}
-config = Config.load(work / "config.json").with_(**asked)
+config = Config.load(work / "config.json")
+asked = {name: globals().get(name) for name in vars(config)}  # the parameters above, by name
+config = config.with_(**asked)
 config.preset, config.epochs, config.steps, config.patch
 
 # %%
@@ -109,13 +94,13 @@ series_map(5)
 # <details><summary>For teachers</summary>
 #
 # Start the training cell before the lesson begins. Ask for a guess of every number before it is shown, and write the
-# guesses down. Typical misconceptions: that the loss and Dice must move together, that the best checkpoint's validation
+# guesses down. Misconceptions to expect: that the loss and Dice must move together, that the best checkpoint's validation
 # score is a result, that overlapping windows are there for speed, that a mean over patients describes a patient.
 # </details>
 #
 # ## 1. What can be done without a network?
 #
-# Edema is bright on FLAIR. So: everything brighter than a threshold, the largest connected piece. The threshold is
+# Edema is bright on FLAIR (notebook 01). So: everything brighter than a threshold, the largest connected piece. The threshold is
 # chosen on (at most sixteen of) the training patients. **Question.** What Dice will the whole tumor get?
 
 # %%
@@ -146,15 +131,17 @@ ax.set(xlabel="threshold on z-scored FLAIR", ylabel="Dice of WT; blue: mean", yl
 plt.show()
 
 # %% [markdown]
-# Each grey line is a patient, and each has its best threshold somewhere else: shading of the coil, grey matter nearly
-# as bright as edema, a core that is dark. That is what a network has to do better than, and TC and ET are out of this
-# method's reach altogether.
+# Each grey line is a patient, and each has its best threshold somewhere else. What mars it in the phantoms are things that
+# mar it in patients, too: shading of the coil (Sled et al. 1998), grey matter nearly as bright as edema, a core that may be
+# dark; in patients also changes of the white matter by age or treatment. That is what a network has to do better than, and a
+# threshold on FLAIR has nothing to say on TC and ET.
 #
 # ## 2. Augmentation
 #
-# A few dozen patients are not many. A flipped, turned, stretched or noisier patient is still a patient, so each patch is
-# changed at random before it is shown. The network never sees the same patch twice. One at a time, near the strongest
-# that the recipe draws (the deformation half as strong again, to be visible):
+# The patients to learn from, counted above, are never enough. A flipped, turned, stretched or noisier patient is still a
+# patient, so each patch is changed at random before it is shown, and hardly ever is one shown twice. Zoom, flips, noise, blur,
+# brightness and contrast are NVIDIA's (Futrega et al. 2021); rotation, elastic deformation and gamma are ours, after nnU-Net
+# (Isensee et al. 2021). One at a time, near the strongest that is drawn (the deformation half as strong again, to be visible):
 
 # %%
 from brats_helpers import augment
@@ -179,8 +166,8 @@ for ax, (name, (view, marks)) in zip(axes, spatial.items()):
 finish(figure, synthetic, legend=True)
 
 # %% [markdown]
-# The label moves along, by the nearest voxel: there is nothing between edema and necrosis. Intensities, on the other
-# hand, are changed in the image alone:
+# The label moves along, by the nearest voxel: labels are names, not quantities, and the mean of 1 (necrosis) and 3 (enhancing
+# tumor) would be 2, edema. Intensities, on the other hand, are changed in the image alone:
 
 # %%
 brain = image[4:]
@@ -201,9 +188,10 @@ compare_slices(shown, index=at, shared_window=True, synthetic=synthetic, columns
 #
 # <details><summary>Answer</summary>
 #
-# A tumor's boundary looks the same either way, and that is what has to be learnt from few patients. What is lost is some
-# knowledge of where in the brain the network is looking. For organs that are told apart by their place, such as a left
-# and a right kidney, the same flip would do harm.
+# Contrast at the tumor's edge depends little on direction, and that is what has to be learnt from few patients. But the flip
+# makes anatomy that does not exist, and takes away what the network could know of place; for organs that are told apart by
+# their place, such as a left and a right kidney, it can do harm. Whether it helps has to be measured; winning entries have
+# used it (Futrega et al. 2021).
 # </details>
 #
 # Augmentation is one way to keep a network from learning its patients by heart (**regularisation**). Weight decay, which
@@ -212,18 +200,18 @@ compare_slices(shown, index=at, shared_window=True, synthetic=synthetic, columns
 # %% [markdown]
 # ## 3. The schedule
 #
-# The learning rate rises for a few steps, while the averages inside Adam are still empty, and then falls along half a
-# cosine. **Text and code differ:** NVIDIA's text says cosine with 250 steps of warm-up. Its code steps a schedule with a
-# period of 4,096 once an *epoch*, so that the rate after 150 epochs is still 2.99e-4 of 3e-4, and never warms up.
-# Both, drawn from their formulas:
+# The learning rate rises for a few steps, while the averages inside Adam are still empty (Liu et al. 2020), and then falls
+# along half a cosine (Loshchilov and Hutter 2017). **Text and code differ:** NVIDIA's text says cosine with 250 steps of
+# warm-up. Its [code](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/nnunet/nn_unet.py)
+# as published now has no warm-up, and moves along a cosine of period 4,096 once an *epoch*. Both, drawn from their formulas:
 
 # %%
 from brats_helpers.training import learning_rate as rate
 
 total = config.epochs * config.steps
-theirs = [3e-4 * 0.5 * (1 + np.cos(np.pi * epoch / 4096)) for epoch in range(150)]
+theirs = 8e-5 + 2.2e-4 * 0.5 * (1 + np.cos(np.pi * np.arange(150) / 4096))  # 3e-4 down to 8e-5
 ours = {"this run": {"": (range(total), [rate(step, config) for step in range(total)])}}
-copied = {"CosineAnnealingWarmRestarts(4096), per epoch": {"": (range(150), theirs)}}
+copied = {f"theirs, after 150 epochs still {theirs[-1]:.2e}": {"": (range(150), theirs)}}
 curves(ours | copied, "step (left), epoch (right)", "learning rate")
 
 # %% [markdown]
@@ -249,17 +237,15 @@ checks.check_half_rate(half_way, config)
 # One step is short enough to read:
 
 # %%
-import inspect
-
-from IPython.display import Code
-
 from brats_helpers import training
+from brats_helpers.viewers import show_source
 
-Code(inspect.getsource(training.train_step), language="python")
+show_source(training.train_step)
 
 # %% [markdown]
 # Everything random is a function of the seed and the step's number: which patient, which corner, which augmentation. So
-# a run that is killed goes on from `last.pt` and ends with the same weights, to the last bit on a CPU. Beside the weights
+# a run that is killed goes on from `last.pt` and ends with the same weights, to the last bit on a CPU
+# ([tested](../tests/test_training.py)). Beside the weights
 # themselves a running average of them is kept, which is what is validated and used. (If training is finished already,
 # the cell below returns at once. Other settings start anew, and the old checkpoints are kept under another name.)
 #
@@ -290,29 +276,48 @@ from brats_helpers.losses import deep_supervision_loss
 
 state = training.new_state(config, device)
 stream = PatchDataset([prepared[n] for n in learnt], config.patch, config.foreground, config.seed)
-spent = {"read": [], "augment": [], "forward": [], "backward": []}
-for step in range(4):
-    ticks = [time.perf_counter()]
+ticks = []
+for step in range(5):
+    begin = time.perf_counter()
     item = next(batches(stream, config.batch, step, step + 1))
-    ticks.append(time.perf_counter())
+    read = time.perf_counter()
     images, target = training.prepare_batch(item, config.seed, step, device)
-    ticks.append(time.perf_counter())
+    augmented = time.perf_counter()
     with device.autocast():
         loss = deep_supervision_loss(state.model(images), target)
     loss.item()  # waits for a GPU to be done
-    ticks.append(time.perf_counter())
+    forward = time.perf_counter()
     loss.backward()
-    ticks.append(time.perf_counter())
-    for name, seconds in zip(spent, np.diff(ticks)):
-        spent[name].append(seconds)
+    ticks.append((begin, read, augmented, forward, time.perf_counter()))
 
-bars({name: 1000 * np.median(seconds) for name, seconds in spent.items()}, "ms of a step", "ms")
+spent = 1000 * np.median(np.diff(ticks), axis=0)
+bars(dict(zip(("read", "augment", "forward", "backward"), spent)), "ms of a step", "ms")
 
 # %% [markdown]
-# On a CPU the network itself takes nearly all of it. A GPU is much faster at that, and then it is the first bar that
-# decides: a GPU that waits for its patches trains no faster than the disk. So the loader does as little as it can: it
-# decompresses a block and sends the scanner's integers, half of the bytes that z-scores in fp32 would have, and
-# the device does the rest.
+# On a CPU the network itself takes most of it. A faster device shortens the last three bars and not the first, and may end up
+# waiting for its patches. So the loader does as little as it can: it decompresses blocks and sends the files' integers, half
+# of the bytes that z-scores in fp32 would have, and the device does the rest.
+#
+# ### A loss that is no number
+#
+# One damaged patient is enough: here a deviation of 0 travels along with a batch, and the z-score divides by it.
+
+# %%
+from brats_helpers.errors import BratsError
+
+item["std"] = torch.zeros_like(item["std"])
+before = [p.clone() for p in state.model.parameters()]
+for choice in ("stop", "halve"):
+    try:
+        training.train_step(state, item, config.with_(on_nan=choice), device)
+    except BratsError as error:
+        print(error)
+assert all(torch.equal(a, b) for a, b in zip(before, state.model.parameters()))
+print(f"weights untouched; step {state.step}; the rate is now times {state.rate_factor}")
+
+# %% [markdown]
+# Without the check that stands in `train_step`, this one step would have made every weight NaN, and every step after it.
+# With `on_nan="stop"` training ends with the names; with `"halve"` it goes on without the batch, and more carefully.
 
 # %% [markdown]
 # ## 5. From patches to a brain
@@ -338,7 +343,8 @@ for name, each in (("equal weights", np.ones(edge)), ("Gaussian weights", weight
 curves(panels, "voxel along the longest axis", "weight")
 
 # %% [markdown]
-# With equal weights the sum has steps, and each step is a seam in the segmentation.
+# The result is divided by this sum, so its height does not matter. A step does: there a window begins or ends, and with
+# equal weights the probability can jump, which leaves a seam. With Gaussian weights each window fades in and out.
 #
 # ### Exercise 2: a second opinion
 #
@@ -360,15 +366,20 @@ def second_opinion(network, x: torch.Tensor) -> torch.Tensor:
 checks.check_mirror_average(second_opinion)
 
 # %% [markdown]
-# Then the eight mirrored views are averaged, and three thresholds and a rule for small pieces make labels of them.
-# **Text and code differ** here, too. NVIDIA's text averages probabilities, uses thresholds of 0.45, 0.4 and 0.4, pieces of
-# 16 voxels, windows that overlap by half and Gaussian weights; its code averages logits, uses 0.5 and 8 voxels, and its
-# command leaves the defaults, an overlap of 0.25 and equal weights. We follow the text, with mm³ in the place of voxels:
+# Mirrored or not along each of three axes, that makes eight views; with `tta` all eight are averaged, otherwise two. Three
+# thresholds make labels of the probabilities. Then a rule for small pieces: a piece of enhancing tumor of less than 16 mm³
+# in which the network was not sure (below 0.9 on average) becomes necrosis, because one false voxel costs a patient
+# without ET the whole score. **Text and code differ** here, too. NVIDIA's text (Futrega et al. 2021) averages probabilities,
+# uses thresholds of 0.45, 0.4 and 0.4, pieces of 16 voxels, windows that overlap by half and Gaussian weights; its
+# [code](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/nnunet/nn_unet.py) averages
+# logits, its [notebook](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
+# uses 0.5 and 8 voxels, and a command with the defaults, an overlap of 0.25 and equal weights. We follow the text, with mm³ in
+# the place of voxels:
 
 # %%
 from brats_helpers import inference
 
-Code(inspect.getsource(inference.postprocess), language="python")
+show_source(inference.postprocess)
 
 # %% [markdown]
 # ### Exercise 3: a chain of thresholds
@@ -397,10 +408,14 @@ checks.check_threshold_chain(labels_from)
 # Only now are the test patients scored, once, with the checkpoint that the *validation* patients have chosen. Every
 # score is computed on the scan's own grid. A cohort without a test set of its own is judged on its validation patients;
 # then the last checkpoint is taken, because the best one was chosen on just them.
+#
+# In the table, *IoU* is what two masks share, divided by what is in either. *Sensitivity* is the share of the tumor that was
+# found, *specificity* the share of the rest that was left alone, both counted by voxels, not by patients; specificity is near
+# 1 for almost any mask, because nearly all voxels are background.
 
 # %%
 from brats_helpers.evaluation import evaluate
-from brats_helpers.metrics import interval_text
+from brats_helpers.metrics import bootstrap_ci, interval_text
 
 which, checkpoint = ("test", "best.pt") if test_names else ("validation", "last.pt")
 chosen = [cases[name] for name in judged_names]
@@ -411,42 +426,33 @@ assert [row["name"] for row in rows] == judged_names
 print(f"{metrics['cases']} {which} patients, {metrics['checkpoint']}, seed {metrics['seed']}")
 print("      Dice  (95 % interval)     IoU    sens.  spec.   HD95 mm")
 for name in ("WT", "TC", "ET"):
+    parts = (metrics[score][name] for score in ("iou", "sensitivity", "specificity", "hd95_mm"))
+    others = "  ".join(f"{part:.3f}" for part in parts)
     interval = interval_text(metrics["dice_ci95"][name])
-    others = (metrics[score][name] for score in ("iou", "sensitivity", "specificity", "hd95_mm"))
-    print(
-        f"{name}   {metrics['dice'][name]:.3f}  ({interval})  "
-        + "  ".join(f"{v:.3f}" for v in others)
-    )
+    print(f"{name}   {metrics['dice'][name]:.3f}  ({interval})  {others}")
 print(f"threshold on FLAIR, the same patients: WT {baseline:.3f}")
 
 # %% [markdown]
-# The interval is a **bootstrap**: the patients are drawn again with replacement, two thousand times, and the middle 95 %
-# of the means are kept. It says how much the mean could differ for *other patients of this kind*. It does not know
+# The interval is a **bootstrap**: the patients are drawn again and again with replacement, and the middle 95 % of the means
+# are kept. It says how much the mean could differ for *other patients of this kind*. It does not know
 # about other hospitals, nor about another seed of the training. And two networks whose intervals overlap may still
-# differ: judged on the same patients, it is the *differences* that are to be resampled. Network against threshold:
+# differ: judged on the same patients, it is the *differences* that are to be resampled. Network against threshold, and below it
+# every patient as a dot:
 
 # %%
-from brats_helpers.metrics import bootstrap_ci
-
 flair, truth = scored_flair(judged_names)
 alone = threshold_baseline(flair, truth, [best_threshold])[:, 0]
 gain = [row["WT"]["dice"] - score for row, score in zip(rows, alone)]
 if len(gain) > 1:
     print("network minus threshold, WT: {:.3f} ({:.3f} to {:.3f})".format(*bootstrap_ci(gain)))
-
-# %% [markdown]
-# Every patient is a dot:
-
-# %%
-from brats_helpers.plots import dice_boxplot
-
 dice_boxplot(rows, synthetic=synthetic)
 
 # %% [markdown]
 # **Dice** counts voxels, **HD95** measures how far apart the surfaces are (the 95th percentile, in mm). A small false
 # island far away hardly changes the first and ruins the second. And where a patient has no ET, Dice is 1 if the network
-# agrees and 0 if it marks a single voxel; HD95 is then 0 or 373 mm, the convention of BraTS. Look for such patients
-# before you read a mean.
+# agrees and 0 if it marks a single voxel. HD95 has no value there; by BraTS's convention it is then 0, or else 373 mm, the
+# diagonal of its volume, √(240² + 240² + 155²): one such patient among ten adds 37 mm to the mean. Look for such patients
+# before you read one.
 #
 # ### Exercise 4: HD95
 #
@@ -486,7 +492,9 @@ finish(figure, synthetic)
 
 # %% [markdown]
 # A patient may have more than one tumor, and then Dice hardly sees the small ones. Since 2023 BraTS ranks **lesion by
-# lesion**: each counts as much as the others, one that is missed counts 0, and so does one that is not there.
+# lesion** ([its code](https://github.com/rachitsaluja/BraTS-2023-Metrics)): each counts as much as the others, one that is
+# missed counts 0, and so does one that is not there. (A *lesion* here is a connected piece of the mask, pieces close to each
+# other are taken as one, and tiny ones are left out. A clinician may count differently.)
 
 # %%
 from brats_helpers.evaluation import read_prediction
@@ -517,14 +525,11 @@ order = sorted(rows, key=lambda row: np.mean([row[name]["dice"] for name in ("WT
 def show(row: dict, title: str):
     """Reference and prediction of one patient in three planes."""
     patient, mask = read_prediction(cases[row["name"]], work)
-    image, truth, guess = (
-        upright(v, patient.affine) for v in (patient.images[0], patient.reference, mask)
-    )
+    volumes = (patient.images[0], patient.reference, mask)
+    image, truth, guess = (upright(volume, patient.affine) for volume in volumes)
     dice = ", ".join(f"{name} {row[name]['dice']:.3f}" for name in ("WT", "TC", "ET"))
-    spacing, views = (
-        lps_spacing(patient.spacing, patient.affine),
-        {"reference": truth, "prediction": guess},
-    )
+    views = {"reference": truth, "prediction": guess}
+    spacing = lps_spacing(patient.spacing, patient.affine)
     return three_planes(image, views, spacing, f"{title}: {row['name']}, Dice {dice}", synthetic)
 
 
@@ -555,26 +560,25 @@ lines = {"this network": points, "calibrated": ((0, 1), (0, 1))}
 curves({"whole tumor": lines}, "probability that it gave", "share that was tumor")
 
 # %% [markdown]
-# Below the diagonal a network is too sure of itself, above it too careful. Networks trained with Dice are known to be
-# badly calibrated (Mehrtash et al. 2020), and one patient's curve is rough; the thresholds of section 5 are a first
-# remedy.
+# Below the diagonal the network gives tumor too high a probability, above it too low a one. Networks trained with Dice are known
+# to be badly calibrated (Mehrtash et al. 2020), and one patient's curve is rough. The thresholds of section 5 change the
+# mask and not this curve: do not read such a value as the probability of a diagnosis.
 
 # %% [markdown]
 # ## 7. Play
 #
 # Every patient, the worst first; the threshold, and what it costs; each transform of the augmentation with a slider of
-# its own. (They want a running kernel. What is stored below them is a picture.)
+# its own. They want a running kernel. The last viewer does not: choose *prediction* above it and compare.
 
 # %%
 from IPython.display import display
 
 from brats_helpers import viewers
 
-at = widest(upright(patient.reference, patient.affine))
 display(viewers.comparison_viewer(rows, lambda n: read_prediction(cases[n], work), synthetic))
 display(viewers.threshold_explorer(patient, said, synthetic=synthetic))
 display(viewers.augmentation_playground(example, synthetic))
-viewers.picture(patient, prediction, index=at, synthetic=synthetic)
+viewers.slice_viewer(patient, prediction, synthetic)
 
 # %% [markdown]
 # ## 8. Save and verify
@@ -602,7 +606,7 @@ write_model_card(card, metrics, config, len(learnt), synthetic, device)
 Markdown(card.read_text())
 
 # %% [markdown]
-# To segment a patient without a reference (without `--tta`, two mirrored views instead of eight: four times as fast):
+# To segment a patient without a reference (without `--tta`, two mirrored views instead of eight, a quarter of the work):
 #
 # `python -m brats_helpers predict CASE_FOLDER --checkpoint runs/quick/checkpoints/best.pt --out masks --tta`
 #
@@ -625,15 +629,18 @@ Markdown(card.read_text())
 # | bootstrap | drawing the same patients again and again, to see how much a mean varies |
 # | calibration | whether a probability means what it says |
 #
-# **What published code gets wrong.** A widely copied Kaggle notebook prints a validation Dice that comes from a random
-# generator. NVIDIA's list of Dice scores is rotated by one place: D1, D2, D3 are TC, ET and WT. Read like that, its
-# published fold 0 after 30 epochs is WT 92.88, TC 90.69, ET 85.50. Every number above was computed in this run.
+# **What published code gets wrong.** NVIDIA's [metric](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/nnunet/metrics.py)
+# computes the Dice of WT, TC and ET and stores region i at place i - 1, so that D1, D2, D3 of its
+# [log](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
+# are TC, ET and WT. Read so, its fold 0 after 30 epochs has WT 92.88 %, TC 90.69 %, ET 85.50 %, on real patients, and not to
+# be compared with this run. The scores in sections 1 and 6 were computed in this run.
 #
 # ## When it goes wrong
 #
-# - *Out of memory*: `checkpointing=True`, then `batch=1`.
-# - *"the loss became nan"*: look at the patients that are named; then a lower `learning_rate`, or `on_nan="halve"`.
+# - *Out of memory*: `checkpointing=True`, then `batch=1`; notebook 04 measures what each saves.
+# - *"the loss became nan"*: look at the patients that are named; then a lower `learning_rate`, or `on_nan="halve"` (section 4).
 # - *Slow*: see where the time goes in section 4.
+# - *The loss falls and Dice does not rise*: overfitting; more patients, more augmentation.
 # - *Stopped*: run it again; it goes on.
 #
 # ## Read on
@@ -642,4 +649,7 @@ Markdown(card.read_text())
 # https://doi.org/10.1038/s41592-020-01008-z. Maier-Hein et al. 2024, *Metrics reloaded*,
 # https://doi.org/10.1038/s41592-023-02151-z. Izmailov et al. 2018, *Averaging weights leads to wider optima*,
 # [arXiv:1803.05407](https://arxiv.org/abs/1803.05407). Mehrtash et al. 2020, *Confidence calibration and predictive
-# uncertainty estimation for deep medical image segmentation*, https://doi.org/10.1109/TMI.2020.3006437.
+# uncertainty estimation for deep medical image segmentation*, https://doi.org/10.1109/TMI.2020.3006437. Liu et al. 2020, *On the
+# variance of the adaptive learning rate and beyond*, [arXiv:1908.03265](https://arxiv.org/abs/1908.03265). Loshchilov and
+# Hutter 2017, *SGDR*, [arXiv:1608.03983](https://arxiv.org/abs/1608.03983). Sled et al. 1998, *A nonparametric method for
+# automatic correction of intensity nonuniformity in MRI data*, https://doi.org/10.1109/42.668698.
