@@ -153,6 +153,8 @@ def curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[flo
         for (name, (x, y)), colour in zip(lines.items(), (BLUE, "#D55E00", "#009E73", "#CC79A7", INK), strict=False):
             ax.plot(x, y, label=name, color=colour)
         ax.set(title=title, xlabel=xlabel, yscale="log" if log else "linear")
+        if not log and ax.get_ylim()[0] > 0:          # from zero, so that a small change looks small
+            ax.set_ylim(0, 1.05 * ax.get_ylim()[1])
         if len(lines) > 1:
             ax.legend(fontsize=8)
     axes[0, 0].set_ylabel(ylabel)

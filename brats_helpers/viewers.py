@@ -212,7 +212,7 @@ def augmentation_playground(prepared: Prepared, synthetic: bool = False) -> ipyw
     for slider in sliders.values():
         slider.observe(draw, "value")
     draw()
-    return widgets.HBox([widgets.VBox(list(sliders.values())), image])
+    return widgets.HBox([widgets.VBox(list(sliders.values()), layout={"min_width": "310px"}), image])
 
 
 class Dashboard:

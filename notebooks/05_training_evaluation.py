@@ -549,20 +549,24 @@ show(order[len(order) // 2], "median")
 
 # %%
 from brats_helpers.checkpoints import load_checkpoint
-from brats_helpers.metrics import calibration
+from brats_helpers.metrics import calibration, dice
 
 model, trained = load_checkpoint(path, device)
 patient, prediction = read_prediction(cases[order[len(order) // 2]["name"]], work)
 said = inference.segment([model], patient, trained, False, device)[1][0]
 inside = patient.images[0] != 0
 points = calibration(said[inside], (patient.reference > 0)[inside])
-lines = {"this network": points, "calibrated": ((0, 1), (0, 1))}
-curves({"whole tumor": lines}, "probability that it gave", "share that was tumor")
+cut = np.linspace(0.05, 0.95, 19)
+by_threshold = [dice(said >= threshold, patient.reference > 0) for threshold in cut]
+panels = {"share that was tumor": {"network": points, "calibrated": ((0, 1), (0, 1))}}
+panels["Dice of WT"] = {"": (cut, by_threshold)}
+curves(panels, "probability that it gave (left), threshold on it (right)")
 
 # %% [markdown]
 # Below the diagonal the network gives tumor too high a probability, above it too low a one. Networks trained with Dice are known
 # to be badly calibrated (Mehrtash et al. 2020), and one patient's curve is rough. The thresholds of section 5 change the
-# mask and not this curve: do not read such a value as the probability of a diagnosis.
+# mask and not this curve: do not read such a value as the probability of a diagnosis. The right panel says how much the
+# threshold matters here.
 
 # %% [markdown]
 # ## 7. Play

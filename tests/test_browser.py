@@ -80,7 +80,7 @@ def opened(browser: object, lab: tuple[str, Path], name: str, code: str, shows: 
         page.click(".jp-Notebook .jp-CodeCell .cm-content")
         page.keyboard.press("Control+Enter")
         with contextlib.suppress(api.TimeoutError):
-            page.wait_for_selector(shows, timeout=40_000)
+            page.wait_for_selector(shows, timeout=20_000)
             return page
     raise AssertionError("the cell shows no widget")
 
@@ -99,6 +99,7 @@ def changed(page: object, before: str, act: object) -> float:
     return time.perf_counter() - begin
 
 
+SHOTS = series.ROOT / "runs" / "screenshots"
 STEPS = """n => { const canvas = document.querySelectorAll('.brats canvas')[n], took = [];
 for (let i = 0; i < 15; i++) { const begin = performance.now();
   canvas.dispatchEvent(new WheelEvent('wheel', {deltaY: i % 2 ? 1 : -1, cancelable: true}));
@@ -161,15 +162,13 @@ def test_the_slice_viewer_needs_no_kernel(browser, tmp_path: Path, width: int) -
     assert not problems
 
 
-def test_the_slice_viewer_in_jupyterlab_answers_within_100_ms(browser, lab, tmp_path_factory) -> None:
+def test_the_slice_viewer_in_jupyterlab_answers_within_100_ms(browser, lab) -> None:
     page = opened(browser, lab, "slices", "viewers.slice_viewer(patient, synthetic=True)", ".brats canvas")
     took = {name: page.evaluate(STEPS, n) for n, name in enumerate(("axial", "coronal", "sagittal", "outside"))}
     print("\na step at 240 x 240 x 155, wheel to picture:", {name: f"{ms:.0f} ms" for name, ms in took.items()})
     assert max(took.values()) < 100
     use_slice_viewer(page)
-    shots = tmp_path_factory.getbasetemp() / "screenshots"
-    shots.mkdir(exist_ok=True)
-    page.screenshot(path=shots / "slice_viewer.png")
+    page.screenshot(path=SHOTS / "slice_viewer.png")
 
 
 def test_the_threshold_explorer_changes_scores_and_picture(browser, lab) -> None:
@@ -180,6 +179,32 @@ def test_the_threshold_explorer_changes_scores_and_picture(browser, lab) -> None
     page.locator(".noUi-handle").first.focus()
     changed(page, source(page), lambda: page.keyboard.press("ArrowRight"))
     assert page.locator(".widget-label", has_text="Dice").inner_text() != before
+    changed(page, source(page), lambda: page.locator(".noUi-base").last.click(position={"x": 30, "y": 2}))    # another slice
+    page.screenshot(path=SHOTS / "threshold_explorer.png")
+
+
+def test_the_comparison_shows_the_worst_patient_and_then_the_one_that_is_chosen(browser, lab) -> None:
+    page = opened(browser, lab, "comparison", "from brats_helpers.metrics import score_case\n"
+                  "empty = np.zeros_like(patient.reference)\n"
+                  "score = lambda mask: score_case(mask, patient.reference, patient.spacing)\n"
+                  "rows = [{'name': 'good', **score(patient.reference)}, {'name': 'bad', **score(empty)}]\n"
+                  "viewers.comparison_viewer(rows, lambda n: (patient, patient.reference if n == 'good' else empty), True)")
+    assert page.locator(".widget-select option").first.inner_text().endswith("bad")
+    changed(page, source(page), lambda: page.locator(".widget-select select").select_option(index=1))
+    page.locator(".noUi-handle").first.focus()
+    changed(page, source(page), lambda: page.keyboard.press("ArrowRight"))
+    page.screenshot(path=SHOTS / "comparison_viewer.png")
+
+
+def test_every_slider_of_the_playground_moves_by_key_and_mouse(browser, lab) -> None:
+    page = opened(browser, lab, "playground", "from brats_helpers.preprocessing import prepare\n"
+                  "viewers.augmentation_playground(prepare(patient, 2.0), synthetic=True)")
+    handles, rails = page.locator(".noUi-handle"), page.locator(".noUi-base")
+    for n in range(handles.count()):
+        changed(page, source(page), partial(rails.nth(n).click, position={"x": 30, "y": 2}))
+        handles.nth(n).focus()
+        changed(page, source(page), partial(page.keyboard.press, "ArrowLeft"))
+    page.screenshot(path=SHOTS / "augmentation_playground.png")
 
 
 @pytest.mark.parametrize("width", [1280, 400])
