@@ -1,4 +1,4 @@
-"""The command line: `python -m brats_helpers run`, `predict`, `notebooks`, `editions`, `site`."""
+"""The command line: `python -m brats_helpers COMMAND`; `--help` lists the commands."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ RUN_EXAMPLES = """examples:
   python -m brats_helpers run --preset kaggle --source /data/BraTS2021_Training_Data.tar --work /data/series
   python -m brats_helpers run --only 5 -p epochs 20 -p learning_rate 0.002
   python -m brats_helpers run -p seed 1 --work runs/seed1
+"""
+SWEEP_EXAMPLES = """examples:
+  python -m brats_helpers sweep --grid learning_rate=1e-3,4e-3 --grid seed=0,1,2 --jobs 2
+  python -m brats_helpers sweep --folds 5 --source BraTS2021_Training_Data.tar --preset kaggle
+  python -m brats_helpers predict data/ --out masks --checkpoint runs/sweep/points/fold=0/checkpoints/best.pt \\
+      --checkpoint runs/sweep/points/fold=1/checkpoints/best.pt
 """
 PREDICT_EXAMPLES = """examples:
   python -m brats_helpers predict data/BraTS2021_00001 --checkpoint runs/quick/checkpoints/best.pt --out masks
@@ -57,6 +63,28 @@ def parser() -> argparse.ArgumentParser:
 
     site = commands.add_parser("site", help="write a static site of the notebooks and the guides")
     site.add_argument("--out", type=Path, default=Path("site"), metavar="DIR", help="where (site)")
+
+    export = commands.add_parser("export", help="write a trained network as a MONAI bundle and as ONNX")
+    export.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="a trained network")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="where bundle/ and model.onnx are written")
+    export.add_argument("--only", choices=("bundle", "onnx"), help="one of the two (ONNX needs onnx and onnxscript)")
+
+    sweep = commands.add_parser("sweep", help="run notebook 05 for every point of a grid", epilog=SWEEP_EXAMPLES, **shown)
+    sweep.add_argument("--grid", action="append", default=[], metavar="NAME=A,B,C", help="values of a parameter; repeatable")
+    sweep.add_argument("--folds", type=int, metavar="N", help="the first N folds of the cross-validation: --grid fold=0,...")
+    sweep.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once (1)")
+    sweep.add_argument("--backend", choices=("loky", "dask"), default="loky", help="where the runs go (loky: this machine)")
+    sweep.add_argument("--scheduler", metavar="ADDRESS", help="of the Dask cluster, as in tcp://10.0.0.1:8786")
+    sweep.add_argument("--preset", choices=sorted(PRESETS), help="sizes and settings (quick)")
+    sweep.add_argument("--source", help="an archive or folder of BraTS patients, or 'phantom'")
+    sweep.add_argument("--work", type=Path, default=Path("runs/sweep"), metavar="DIR", help="where (runs/sweep)")
+    sweep.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+                       help="set a parameter for all runs; may be repeated")
+
+    kaggle = commands.add_parser("kaggle", help="write or push what the series needs on Kaggle")
+    kaggle.add_argument("what", choices=("build", "push"), help="write the folders, or write them and push them in order")
+    kaggle.add_argument("--out", type=Path, default=Path("runs/kaggle"), metavar="DIR", help="where (runs/kaggle)")
+    kaggle.add_argument("--owner", help="your name on Kaggle, where kaggle-metadata.json has none")
 
     copies = commands.add_parser("editions", help="write the student's and the teacher's edition of the notebooks")
     copies.add_argument("--out", type=Path, default=Path("editions"), metavar="DIR", help="where (editions)")
@@ -97,6 +125,41 @@ def number_or_text(value: str) -> object:
         return parsed
 
 
+def _export(options: argparse.Namespace) -> int:
+    from .export import export_bundle, export_onnx
+    if options.only != "onnx":
+        print(f"{export_bundle(options.checkpoint, options.out / 'bundle')}: {NOT_FOR_DIAGNOSIS}")
+    if options.only != "bundle":
+        print(export_onnx(options.checkpoint, options.out / "model.onnx"))
+    return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from .sweep import run_sweep, write_report
+    grid = dict(parse_grid(text) for text in options.grid)
+    if options.folds:
+        grid["fold"] = list(range(options.folds))
+    if not grid:
+        raise BratsError("a sweep needs --grid NAME=A,B,C or --folds N.")
+    fixed = {name: number_or_text(value) for name, value in options.parameters}
+    rows = run_sweep(grid, options.work, options.preset, options.source, fixed, options.jobs, options.backend,
+                     options.scheduler)
+    failed = [row for row in rows if "error" in row]
+    for row in failed:
+        print(f"{row['name']}: {row['error']}", file=sys.stderr)
+    if len(failed) < len(rows):
+        print(f"{len(rows) - len(failed)} of {len(rows)} runs finished; report: {write_report(options.work)}")
+    return 1 if failed else 0
+
+
+def parse_grid(text: str) -> tuple[str, list]:
+    """NAME=A,B,C as the name and its values; BratsError where it is not of that form."""
+    name, equals, values = text.partition("=")
+    if not (name and equals):
+        raise BratsError(f"--grid {text!r}: give a parameter and its values, as in learning_rate=1e-3,4e-3.")
+    return name, [number_or_text(value) for value in values.split(",") if value]
+
+
 def _predict(options: argparse.Namespace) -> int:
     from .inference import predict_cases
     written = list(predict_cases(options.cases, options.checkpoint, options.out, options.tta))
@@ -108,6 +171,16 @@ def _editions(options: argparse.Namespace) -> int:
     from .editions import write_editions
     for path in write_editions(options.out):
         print(path)
+    return 0
+
+
+def _kaggle(options: argparse.Namespace) -> int:
+    from . import kaggle
+    client = kaggle.sign_in() if options.what == "push" else None
+    folders = kaggle.build(options.out, options.owner)
+    print(*folders, sep="\n")
+    if client:
+        kaggle.push(folders, client)
     return 0
 
 
@@ -123,7 +196,8 @@ def _notebooks(options: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"run": _run, "predict": _predict, "notebooks": _notebooks, "editions": _editions, "site": _site}
+COMMANDS = {"run": _run, "predict": _predict, "notebooks": _notebooks, "editions": _editions, "site": _site,
+            "kaggle": _kaggle, "sweep": _sweep, "export": _export}
 
 if __name__ == "__main__":
     sys.exit(main())

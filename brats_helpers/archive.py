@@ -21,10 +21,10 @@ from typing import IO
 
 from tqdm import tqdm
 
-from .cases import FILE_NAME, SUFFIXES
+from .cases import FILE_NAME, SUFFIXES, Case, find_cases, find_packed
 from .constants import ARCHIVE_ENDINGS as ENDINGS
 from .errors import BratsError
-from .files import atomic_path, read_json, sweep, write_json
+from .files import Packed, atomic_path, read_json, sweep, write_json
 
 MSD_FOLDERS = {"imagesTr": "four modalities", "imagesTs": "four modalities", "labelsTr": "seg"}   # of the Decathlon
 NOTE = ".unpacked-from.json"                          # in the folder: which archive its files are from
@@ -160,6 +160,22 @@ def _clean(member: Member) -> PurePosixPath:
 
 def _longest(name: PurePosixPath) -> int:
     return max(len(part.encode("utf-8", "surrogateescape")) for part in name.parts)
+
+
+def readable_in_place(path: Path) -> bool:
+    """Whether the patients of an archive can be read where they lie: a plain tar of one file a modality."""
+    if Path(path).suffix.lower() != ".tar":
+        return False
+    members = list_archive(path)
+    return not any(m.info.issparse() or PurePosixPath(m.name).name == "dataset.json" for m in members)
+
+
+def patients_in(place: Path) -> list[Case]:
+    """The patients of a folder, or of a plain tar, which is not unpacked; BratsError where there is none."""
+    if not is_archive(place):
+        return find_cases(place)
+    files = [Packed(Path(place), m.name, m.info.offset_data, m.size) for m in list_archive(place)]
+    return find_packed(files, place)
 
 
 def summarise(members: Sequence[Member]) -> list[dict]:

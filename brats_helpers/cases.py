@@ -13,7 +13,7 @@ import re
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import NoReturn
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from .constants import ARCHIVE_ENDINGS, DISK_ET, ED, ET, LABEL_SHORT, MODALITIES, NCR
 from .errors import BratsError
-from .files import atomic_path, read_gzip, read_json
+from .files import Packed, atomic_path, gunzip, read_json
 
 SUFFIXES = {"flair": "flair", "t2f": "flair", "t1": "t1", "t1n": "t1", "t1ce": "t1ce", "t1c": "t1ce",
             "t2": "t2", "t2w": "t2", "seg": "seg"}
@@ -44,11 +44,11 @@ WANTED = ("four files a patient named like X_flair.nii.gz, X_t1.nii.gz, X_t1ce.n
 
 @dataclass(frozen=True)
 class Case:
-    """Where a patient's files are."""
+    """Where a patient's files are, on disk or in a plain tar."""
 
     name: str
-    images: tuple[Path, ...]                          # one a modality, in the order of MODALITIES; or one 4D file
-    reference: Path | None                            # the expert's segmentation, where there is one
+    images: tuple[Path | Packed, ...]                 # one a modality, in the order of MODALITIES; or one 4D file
+    reference: Path | Packed | None                   # the expert's segmentation, where there is one
     channels: tuple[int, ...] = ()                    # of a 4D file: where each modality is in it
     problem: str = ""                                 # why it cannot be read, where the names alone say so
 
@@ -84,18 +84,40 @@ def find_cases(folder: Path) -> list[Case]:
     if not folder.is_dir():
         raise BratsError(f"{folder} is not a folder: give one that holds {WANTED}.")
     files = [p for p in _files_below(folder) if not _hidden(p.relative_to(folder)) and p.is_file()]
-    groups: dict[tuple[Path, str], dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
-    for path in files:
-        if match := FILE_NAME.match(path.name):
-            name = match["case"] or path.parent.name
-            groups[path.parent, name][SUFFIXES[match["kind"].lower()]].append(path)
-    cases = [_brats_case(name, found) for (_, name), found in groups.items()]
-    cases += [case for p in files if p.name == "dataset.json" for case in _msd_cases(p)]
+    cases = _group(files) + [case for p in files if p.name == "dataset.json" for case in _msd_cases(p)]
     if not cases:
         packed = [p for p in files if p.name.lower().endswith(ARCHIVE_ENDINGS)]
         hint = f" There is an archive in it, {packed[0].name}: give that as the source." if packed else ""
         raise BratsError(f"no patient in {folder}: looked for {WANTED}.{hint}")
     return _unique(sorted(cases, key=lambda case: case.name))
+
+
+def find_packed(files: Iterable[Packed], archive: Path) -> list[Case]:
+    """All patients among the files of a plain tar, sorted by name; BratsError where there is none."""
+    if cases := _group(files):
+        return _unique(sorted(cases, key=lambda case: case.name))
+    raise BratsError(f"no patient in {archive}: looked for {WANTED}.")
+
+
+def on_disk(case: Case, folder: Path) -> Case:
+    """The patient with files of his own: those that lie in a tar are written into `folder`."""
+    def written(path: Path | Packed | None) -> Path | None:
+        if not isinstance(path, Packed):
+            return path
+        with atomic_path(Path(folder) / case.name / path.name) as temporary:
+            temporary.write_bytes(path.read_bytes())
+        return Path(folder) / case.name / path.name
+    return replace(case, images=tuple(map(written, case.images)), reference=written(case.reference))
+
+
+def _group(files: Iterable[Path | Packed]) -> list[Case]:
+    """The patients that files are of, by their names."""
+    groups: dict[tuple[Path, str], dict[str, list[Path | Packed]]] = defaultdict(lambda: defaultdict(list))
+    for path in files:
+        if match := FILE_NAME.match(path.name):
+            name = match["case"] or path.parent.name
+            groups[path.parent, name][SUFFIXES[match["kind"].lower()]].append(path)
+    return [_brats_case(name, found) for (_, name), found in groups.items()]
 
 
 def _files_below(folder: Path) -> list[Path]:
@@ -109,7 +131,7 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith((".", "__MACOSX")) for part in path.parts)
 
 
-def _brats_case(name: str, found: dict[str, list[Path]]) -> Case:
+def _brats_case(name: str, found: dict[str, list[Path | Packed]]) -> Case:
     here = next(iter(found.values()))[0].parent
     problem = "".join(
         f"patient {name} has {len(paths)} files for {kind}: {', '.join(map(str, paths))}; keep one. "
@@ -165,18 +187,18 @@ def read_case(case: Case) -> Patient:
     return Patient(case.name, images, read_reference(case, images.shape[1:], affine), affine)
 
 
-def _fail(case: Case, path: Path, problem: str, remedy: str) -> NoReturn:
+def _fail(case: Case, path: Path | Packed, problem: str, remedy: str) -> NoReturn:
     raise BratsError(f"patient {case.name}, {path}: {problem}; {remedy}.")
 
 
-def _open(case: Case, path: Path) -> nib.Nifti1Image:
+def _open(case: Case, path: Path | Packed) -> nib.Nifti1Image:
     """The image with its header read and its voxels not yet an array."""
     try:
-        with open(path, "rb") as file:
-            start = file.read(len(LFS))
-        if start == LFS:
+        content = path.read_bytes()
+        if content.startswith(LFS):
             _fail(case, path, "this is a Git LFS pointer, not the image", "run `git lfs pull` where it came from")
-        content = read_gzip(path) if start.startswith(GZIP) else path.read_bytes()
+        if content.startswith(GZIP):
+            content = gunzip(content)
         kind = nib.Nifti2Image if content[:4] in NIFTI2 else nib.Nifti1Image
         image = kind.from_bytes(content)
     except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError,
@@ -187,6 +209,11 @@ def _open(case: Case, path: Path) -> nib.Nifti1Image:
         _fail(case, path, f"its header promises {promised:,} bytes of voxels, and it holds {len(content):,}",
               "the file is damaged: get it again")
     return image
+
+
+def open_scan(case: Case) -> nib.Nifti1Image:
+    """The patient's first image, its voxels not yet read."""
+    return _open(case, case.images[0])
 
 
 def _check_geometry(case: Case, scans: Sequence[nib.Nifti1Image]) -> None:
@@ -212,7 +239,7 @@ def _check_geometry(case: Case, scans: Sequence[nib.Nifti1Image]) -> None:
               "resample it to an axis-aligned grid first")
 
 
-def _voxels(case: Case, path: Path, image: nib.Nifti1Image) -> np.ndarray:
+def _voxels(case: Case, path: Path | Packed, image: nib.Nifti1Image) -> np.ndarray:
     """The voxels in their own type (scaled where the header says so), all finite."""
     try:
         array = np.asanyarray(image.dataobj)
@@ -289,19 +316,18 @@ def check_cohort(cases: Iterable[Case], jobs: int = -1) -> list[dict]:
     return list(tqdm(rows, total=len(cases), desc="check", unit="patient"))
 
 
-def content_sum(path: Path) -> int:
+def content_sum(path: Path | Packed) -> int:
     """A checksum of a file's voxels; of a .gz it is gzip's own, its last eight bytes, and nothing else is read."""
-    with open(path, "rb") as file:
-        if path.suffix.lower() == ".gz":
-            file.seek(max(0, path.stat().st_size - 8))
-            return int.from_bytes(file.read(), "little")
-        return zlib.crc32(file.read())
+    file = path if isinstance(path, Packed) else Packed(path, path.name, 0, path.stat().st_size)
+    if path.name.lower().endswith(".gz"):
+        return int.from_bytes(file.read_bytes(last=8), "little")
+    return zlib.crc32(file.read_bytes())
 
 
-def file_state(case: Case, path: Path) -> tuple[int, int]:
+def file_state(case: Case, path: Path | Packed) -> tuple[int, int]:
     """Size and checksum of one of a patient's files; BratsError where it is gone or may not be read."""
     try:
-        return path.stat().st_size, content_sum(path)
+        return path.size if isinstance(path, Packed) else path.stat().st_size, content_sum(path)
     except OSError as error:
         _fail(case, path, f"cannot be read ({error})", "it was moved or deleted: put it back, or find the patients again")
 
@@ -317,12 +343,11 @@ def find_twins(cases: Iterable[Case]) -> list[list[str]]:
 
 # ---------------------------------------------------------------- writing
 
-def write_mask(path: Path, mask: np.ndarray, affine: np.ndarray, like: Path | None = None) -> None:
-    """Write labels 0 to 3, (X, Y, Z), as BraTS wants them: 0, 1, 2, 4, uint8, with the geometry of the file `like`."""
-    on_disk = np.array([0, NCR, ED, DISK_ET], np.uint8)[mask]
-    image = nib.Nifti1Image(on_disk, affine)
+def write_mask(path: Path, mask: np.ndarray, affine: np.ndarray, like: Case | None = None) -> None:
+    """Write labels 0 to 3, (X, Y, Z), as BraTS wants them: 0, 1, 2, 4, uint8, with the geometry of the patient `like`."""
+    image = nib.Nifti1Image(np.array([0, NCR, ED, DISK_ET], np.uint8)[mask], affine)
     if like is not None:
-        header = nib.load(like).header
+        header = open_scan(like).header
         image.header.set_xyzt_units(*header.get_xyzt_units())
         image.set_sform(affine, code=max(1, int(header["sform_code"])))
         image.set_qform(affine, code=max(1, int(header["qform_code"])))

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .cases import Case, find_cases
+from .archive import patients_in
+from .cases import Case
 from .config import Config
 from .errors import BratsError
 from .files import read_json, write_json
@@ -93,5 +94,5 @@ def read_cohort(work: Path) -> Cohort:
     cases = {}
     for key, folder in patients["folders"].items():
         sound = {row["name"] for row in patients["rows"][key] if not row["problems"]}
-        cases[key] = [case for case in find_cases(Path(folder)) if case.name in sound] if folder else []
+        cases[key] = [case for case in patients_in(Path(folder)) if case.name in sound] if folder else []
     return Cohort(source["synthetic"], cases, patients["rows"], splits)

@@ -7,10 +7,13 @@ AVX512-BF16), fp16 with loss scaling on older GPUs (Micikevicius et al. 2018, ar
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import random
 import shutil
+import subprocess
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +21,19 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
+from tqdm import tqdm
 
 from .config import Config
-from .errors import short_messages
+from .errors import BratsError, short_messages
+from .files import atomic_path
 
 PACKAGES = ("torch", "monai", "nibabel", "numpy", "scipy", "blosc2", "nilearn", "matplotlib", "ipywidgets",
             "papermill", "jupytext")
 GIB = 2**30
+KAGGLE_INPUT = Path("/kaggle/input")
+# What one notebook leaves for the next, at the top of the work folder.
+HANDED_ON = {"config.json", "cohort.json", "patients.json", "splits.json", "architecture.json", "data", "cases",
+             "preprocessed", "checkpoints"}
 # Measured with this module on ten BraTS 2021 patients (1 mm) and on phantoms (2 mm), MB a patient.
 RAW_MB = {1.0: 9.9, 2.0: 1.4}                         # four modalities and the reference, .nii.gz
 PREPARED_MB = {1.0: 7.7, 2.0: 1.1}                    # one .b2nd file
@@ -120,15 +129,56 @@ def work_folder(work: str = "") -> Path:
 
 
 def start(work: str = "") -> tuple[Path, Device]:
-    """What every notebook begins with: the look of figures and errors, the work folder and the device, said in two lines."""
+    """What every notebook begins with: the look of figures and errors, the work folder and the device, said in two lines.
+
+    On Kaggle, besides, what the notebook before this one left among the inputs is taken over into the work folder.
+    """
     from .plots import use_style
     use_style()
     short_messages()
-    folder, device = work_folder(work), describe_device()
+    folder = work_folder(work)
+    if where_am_i() == "kaggle":
+        install_wheels(KAGGLE_INPUT)
+        take_over(KAGGLE_INPUT, folder)
+    device = describe_device()
     print(f"Python {platform.python_version()}, torch {torch.__version__}, on {where_am_i()}: {device.name}, "
           f"{device.memory_gib:.0f} GiB, {str(device.dtype).removeprefix('torch.')} ({device.note})")
     print(f"work folder: {folder}")
     return folder, device
+
+
+def install_wheels(inputs: Path) -> list[str]:
+    """Install from the helper dataset what this machine lacks, without the internet; returns the packages' names."""
+    wheels = {p.name.split("-")[0]: p for p in sorted(Path(inputs).glob("*/wheels/*.whl"))}
+    missing = [name for name in wheels if importlib.util.find_spec(name) is None]
+    if missing:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+        done = subprocess.run([*command, *(str(wheels[name]) for name in missing)], capture_output=True, text=True)
+        if done.returncode:
+            raise BratsError(f"{', '.join(missing)} could not be installed from the helper dataset:\n{done.stderr.strip()}")
+        importlib.invalidate_caches()
+    return missing
+
+
+def take_over(inputs: Path, work: Path) -> None:
+    """Copy what earlier notebooks left among Kaggle's inputs, which cannot be written to, into the work folder.
+
+    A file that is there already is left alone. Where several inputs have a file, the one of the input with the newest
+    checkpoint counts: so a training that a session's end has cut off goes on when its output is added as an input.
+    """
+    def age(folder: Path) -> float:
+        last = folder / "checkpoints" / "last.pt"
+        return last.stat().st_mtime if last.is_file() else 0.0
+    left = sorted((p.parent for p in Path(inputs).glob("*/cohort.json")), key=age, reverse=True)
+    wanted = {}
+    for folder in left:
+        for path in folder.rglob("*"):
+            if path.is_file() and path.relative_to(folder).parts[0] in HANDED_ON:
+                wanted.setdefault(path.relative_to(folder), path)
+    missing = {target: path for target, path in wanted.items() if not (work / target).exists()}
+    for target, path in tqdm(missing.items(), desc="take over", unit="file", disable=len(missing) < 10):
+        with atomic_path(work / target) as temporary:
+            shutil.copyfile(path, temporary)
 
 
 def package_versions() -> dict[str, str]:

@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
-from .cases import Case, Patient, read_case, read_reference, write_mask
+from .cases import Case, Patient, open_scan, read_case, read_reference, write_mask
 from .checkpoints import load_weights, read_checkpoint
 from .config import Config
 from .constants import CHANNELS, DISK_LABELS, NOT_FOR_DIAGNOSIS, REGION_TITLES, REGIONS
@@ -113,7 +113,7 @@ def read_prediction(case: Case, work: Path) -> tuple[Patient, np.ndarray]:
 def verify_masks(cases: Sequence[Case], work: Path) -> None:
     """Assert that each mask has its scan's shape and place, BraTS's labels, and one byte a voxel."""
     for case in cases:
-        scan, mask = nib.load(case.images[0]), nib.load(Path(work) / "predictions" / f"{case.name}.nii.gz")
+        scan, mask = open_scan(case), nib.load(Path(work) / "predictions" / f"{case.name}.nii.gz")
         assert mask.shape == scan.shape[:3] and np.allclose(mask.affine, scan.affine), case.name
         assert set(np.unique(mask.dataobj)) <= set(DISK_LABELS) and mask.get_data_dtype() == np.uint8, case.name
 
@@ -132,7 +132,7 @@ def _score_all(cases: Sequence[Case], model: nn.Module, config: Config, work: Pa
             continue
         patient = _with_reference(case)
         labels, _ = segment([model], patient, config, device=device)
-        write_mask(target, labels, patient.affine, case.images[0])
+        write_mask(target, labels, patient.affine, case)
         done[case.name] = {"source": source, "scores": score_case(labels, patient.reference, patient.spacing)}
         write_json(notes, {"tag": tag, "rows": done})
     return [{"name": case.name, **done[case.name]["scores"]} for case in cases]

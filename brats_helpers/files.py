@@ -1,4 +1,7 @@
-"""Files that are either whole or not there: written under a temporary name, flushed, then renamed."""
+"""Files that are either whole or not there: written under a temporary name, flushed, then renamed.
+
+And files inside a plain tar, which are read where they lie.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .errors import BratsError
@@ -92,10 +96,43 @@ def sweep(folder: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def read_gzip(path: Path) -> bytes:
+@dataclass(frozen=True)
+class Packed:
+    """A file inside a plain tar, where nothing is compressed and every file is a run of bytes: to be read as a `Path` is."""
+
+    archive: Path
+    member: str                                       # its name in the archive
+    offset: int                                       # bytes from the beginning of the archive
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.archive}/{self.member}"
+
+    @property
+    def name(self) -> str:
+        """The last part of its name."""
+        return PurePosixPath(self.member).name
+
+    @property
+    def parent(self) -> Path:
+        """Its folder, as if the archive were one."""
+        return self.archive / PurePosixPath(self.member).parent
+
+    def read_bytes(self, last: int = 0) -> bytes:
+        """All of it, or its last bytes; OSError where the archive is shorter than its headers say."""
+        count = min(last, self.size) or self.size
+        with open(self.archive, "rb") as file:
+            file.seek(self.offset + self.size - count)
+            content = file.read(count)
+        if len(content) < count:
+            raise OSError(f"the archive ends {count - len(content):,} bytes too early")
+        return content
+
+
+def gunzip(content: bytes) -> bytes:
     """The content of a .gz file, decompressed; OSError where it is damaged or cut short."""
     try:
-        return igzip.decompress(Path(path).read_bytes())
+        return igzip.decompress(content)
     except (EOFError, zlib.error, isal_zlib.error) as error:
         raise OSError(str(error)) from error
 

@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from .cases import Case, read_reference
+from .cases import Case, open_scan, read_reference
 from .constants import MODALITIES, MODALITY_TITLES, REGION_TITLES, REGIONS
 from .errors import BratsError
 from .files import atomic_path, read_json, write_json
@@ -33,8 +33,9 @@ def write_nnunet(cases: Sequence[Case], splits: dict, folder: Path, synthetic: b
     sources = read_json(root / SOURCES, "notebook 03") if (root / SOURCES).is_file() else {}
     rows = {}
     for case in tqdm(cases, desc="export", unit="patient"):
-        if case.reference is None or case.channels:
-            raise BratsError(f"patient {case.name}: the export needs one file a modality and a reference; leave it out.")
+        if not exportable(case):
+            raise BratsError(f"patient {case.name}: the export needs a file for each modality, unpacked, and a reference; "
+                             "leave it out.")
         label, tag = root / "labelsTr" / f"{case.name}.nii.gz", fingerprint(case, 0)
         if sources.get(case.name) != tag or not label.is_file():
             _write_label(case, label)
@@ -51,8 +52,13 @@ def write_nnunet(cases: Sequence[Case], splits: dict, folder: Path, synthetic: b
     return root
 
 
+def exportable(case: Case) -> bool:
+    """Whether other tools can read this patient's images where they are."""
+    return bool(case.reference and not case.channels and isinstance(case.images[0], Path))
+
+
 def _write_label(case: Case, path: Path) -> None:
-    like = nib.load(case.images[0])                   # nnU-Net compares the label's geometry with the images'
+    like = open_scan(case)                            # nnU-Net compares the label's geometry with the images'
     labels = read_reference(case, like.shape, like.affine)
     with atomic_path(path) as temporary:
         nib.save(nib.Nifti1Image(labels, like.affine, _plain_header(like, labels)), temporary)

@@ -143,5 +143,5 @@ def predict_cases(folders: Sequence[Path], checkpoints: Sequence[Path], out: Pat
         patient = read_case(case)
         labels, _ = segment([model for model, _ in loaded], patient, config, tta, device)
         target = Path(out) / f"{case.name}.nii.gz"
-        write_mask(target, labels, patient.affine, case.images[0])
+        write_mask(target, labels, patient.affine, case)
         yield target

@@ -84,7 +84,7 @@ def _with_bar(name: str, page: str) -> str:
 def _anchored(page: str) -> str:
     """Headings with an id, so that the search can point at them."""
     def name(found: re.Match) -> str:
-        anchor = re.sub(r"[^\w]+", "-", html.unescape(re.sub(r"<[^>]+>", "", found[2]))).strip("-")
+        anchor = re.sub(r"[^\w]+", "-", html.unescape(re.sub(r"<[^>]+>", "", found[2]))).strip("-").lower()
         return f"<h{found[1]} id='{anchor}'>{found[2]}</h{found[1]}>"
     return re.sub(r"<h([1-4])>(.*?)</h\1>", name, page, flags=re.DOTALL)
 
@@ -98,11 +98,12 @@ def _from_root(body: str, folder: Path) -> str:
 
 
 def _linked(page: str) -> str:
-    """Links between files of the repository as links between pages."""
+    """Links between files of the repository as links between pages; a file that has no page is named without a link."""
+    page = page.replace("../../deployments/github-pages", "index.html")
     page = re.sub(r"(href=[\"'])(?:notebooks/)?(0\d_\w+)\.ipynb", r"\1\2.html", page)
     for name, (_, source) in GUIDES.items():
-        page = re.sub(rf"(href=[\"']){re.escape(source)}", rf"\1{name}.html", page)
-    return page
+        page = re.sub(rf"(href=[\"'])(?:\.\./)?{re.escape(source)}", rf"\1{name}.html", page)
+    return re.sub(r" href=[\"']\.\./[^\"']*[\"']", "", page)
 
 
 def _entries(name: str, page: str) -> list[Entry]:

@@ -49,11 +49,11 @@ test_patients: int = None  # phantoms for the last evaluation alone; None: the p
 spacing_mm: float = None  # voxel size that the network works at, in mm; None: the preset's
 
 # %%
-# Find the module beside the notebooks; say which machine this is.
+# Find the module, above this notebook or among Kaggle's inputs; say which machine this is.
 import sys
 from pathlib import Path
 
-folders = (Path.cwd() / "here").parents  # this folder and those above it
+folders = [*(Path.cwd() / "here").parents, *Path("/kaggle/input").glob("*")]
 sys.path[:0] = [str(p) for p in folders if (p / "brats_helpers").is_dir()][:1]
 from brats_helpers.device import start
 
@@ -399,12 +399,12 @@ checks.check_float_gigabytes(gigabytes, box, 1251)
 
 # %%
 from brats_helpers.cases import find_cases
-from brats_helpers.device import disk_budget
+from brats_helpers.device import disk_budget, where_am_i
 
 packed = is_archive(training)
 found = summarise(list_archive(training)) if packed else find_cases(training)
 everyone = len(found) + (config.test_patients if test else 0)
-budget = disk_budget(config, everyone, work, unpack=packed)
+budget = disk_budget(config, everyone, work, unpack=packed and where_am_i() != "kaggle")
 print(", ".join(f"{name} {value:.2f}" for name, value in budget.items() if name != "fits"))
 if not budget["fits"]:
     print("WARNING: that is more than is free: choose another work folder, or fewer patients.")

@@ -38,14 +38,17 @@
 
 # %% tags=["parameters"]
 work: str = ""  # folder that notebook 01 wrote to; empty: the usual place on this machine
+unpack: bool = (
+    None  # write an archive's files to disk; None: yes, except on Kaggle, where room is short
+)
 on_error: str = "raise"  # a patient with a problem: "raise" stops here, "skip" leaves the patient out and says so
 
 # %%
-# Find the module beside the notebooks; say which machine this is.
+# Find the module, above this notebook or among Kaggle's inputs; say which machine this is.
 import sys
 from pathlib import Path
 
-folders = (Path.cwd() / "here").parents  # this folder and those above it
+folders = [*(Path.cwd() / "here").parents, *Path("/kaggle/input").glob("*")]
 sys.path[:0] = [str(p) for p in folders if (p / "brats_helpers").is_dir()][:1]
 from brats_helpers.device import start
 
@@ -81,7 +84,6 @@ series_map(2)
 
 # %%
 from brats_helpers.archive import extract, is_archive, list_archive, summarise
-from brats_helpers.cases import find_cases
 
 places = [Path(cohort[key]) for key in ("training", "test") if cohort[key]]
 for archive in filter(is_archive, places):
@@ -123,15 +125,20 @@ with tempfile.TemporaryDirectory() as folder:
 #
 # Each file is written under a temporary name and renamed when it is whole, and a file that is there with the right size
 # is skipped. So the cell below can be stopped at any moment and run again. A source that is a folder already is used
-# where it is: no second copy.
+# where it is: no second copy. And with `unpack=False` a plain tar is not unpacked at all: nothing in it is compressed, so each
+# file is a run of bytes in it, and is read there.
 
 # %%
+from brats_helpers.archive import patients_in, readable_in_place
+from brats_helpers.device import where_am_i
+
 folders = {key: cohort[key] and Path(cohort[key]) for key in ("training", "test")}
+keep_packed = where_am_i() == "kaggle" if unpack is None else not unpack
 for key, path in folders.items():
-    if path and is_archive(path):
+    if path and is_archive(path) and not (keep_packed and readable_in_place(path)):
         extract(path, work / "cases" / key)
         folders[key] = work / "cases" / key
-cases = {key: find_cases(folder) if folder else [] for key, folder in folders.items()}
+cases = {key: patients_in(folder) if folder else [] for key, folder in folders.items()}
 print({key: f"{len(found)} patients" for key, found in cases.items()})
 
 # %% [markdown]
@@ -144,12 +151,13 @@ print({key: f"{len(found)} patients" for key, found in cases.items()})
 # %%
 import nibabel as nib
 
-from brats_helpers.cases import check_case
+from brats_helpers.cases import check_case, find_cases, on_disk
 
 sane = (c for c in cases["training"] if c.reference and not check_case(c)["problems"])
 first = next(sane, None)
 if first is None:
     raise BratsError("no patient with a reference can be read: see `brats_helpers predict`.")
+first = on_disk(first, work / "cases" / "first")  # files of his own, if he lies in a tar
 scan = nib.load(first.images[0])
 edges = [float(edge) for edge in scan.header.get_zooms()[:3]]
 print(f"{scan.shape}, {scan.get_data_dtype()}, {edges} mm, to {nib.aff2axcodes(scan.affine)}")

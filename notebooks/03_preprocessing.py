@@ -42,11 +42,11 @@ work: str = ""  # folder that notebooks 01 and 02 wrote to; empty: the usual pla
 jobs: int = -1  # processes; -1: one a core
 
 # %%
-# Find the module beside the notebooks; say which machine this is.
+# Find the module, above this notebook or among Kaggle's inputs; say which machine this is.
 import sys
 from pathlib import Path
 
-folders = (Path.cwd() / "here").parents  # this folder and those above it
+folders = [*(Path.cwd() / "here").parents, *Path("/kaggle/input").glob("*")]
 sys.path[:0] = [str(p) for p in folders if (p / "brats_helpers").is_dir()][:1]
 from brats_helpers.device import start
 
@@ -55,7 +55,7 @@ work, device = start(work)
 # %%
 import numpy as np
 
-from brats_helpers.cases import read_case
+from brats_helpers.cases import file_state, read_case
 from brats_helpers.cohort import read_cohort
 from brats_helpers.config import Config
 from brats_helpers.files import write_json
@@ -300,7 +300,8 @@ prepared = prepare(patient, config.spacing_mm)
 path = work / "preprocessed" / "example.b2nd"
 save(prepared, path)
 voxels, stored = prepared.volume.size, path.stat().st_size
-raw = sum(p.stat().st_size for p in cohort.by_name[patient.name].images)
+case = cohort.by_name[patient.name]
+raw = sum(file_state(case, scan)[0] for scan in case.images)
 path.unlink()
 sizes = {"raw .nii.gz": raw, "float32": voxels * 4, "int16": voxels * 2, "int16, zstd": stored}
 notes = [f"{n / 1e6:.1f} MB; times 1,251: {1.251 * n / 1e6:.1f} GB" for n in sizes.values()]
@@ -400,8 +401,8 @@ from tqdm import tqdm
 
 from brats_helpers.preprocessing import verify_prepared
 
-chosen = np.random.default_rng(config.seed).permutation(len(everyone))[:6]
-sample = [everyone[i] for i in chosen]
+picked = np.random.default_rng(config.seed).permutation(len(everyone))[:6]
+sample = [everyone[i] for i in picked]
 wrong = {case.name: verify_prepared(case, files[case.name]) for case in tqdm(sample, "verify")}
 assert not any(wrong.values()), wrong
 coarser = max(prepared.meta.factor) > 1
@@ -449,11 +450,11 @@ import json
 
 from monai.data import load_decathlon_datalist
 
-from brats_helpers.formats import write_nnunet
+from brats_helpers.formats import exportable, write_nnunet
 
-exportable = [case for case in cases["training"] if case.reference and not case.channels]
-if exportable:  # 4D files are in the Decathlon's format already
-    root = write_nnunet(exportable, cohort.splits, work / "nnunet", synthetic)
+chosen = [case for case in cases["training"] if exportable(case)]
+if chosen:  # 4D files are in the Decathlon's format already, and a tar is not read by others
+    root = write_nnunet(chosen, cohort.splits, work / "nnunet", synthetic)
     description = json.loads((root / "dataset.json").read_text())
     for key in ("channel_names", "labels", "numTraining"):
         print(f"{key:<14}", description.get(key))

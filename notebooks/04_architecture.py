@@ -43,11 +43,11 @@ overfit_steps: int = 120  # steps of the sanity check that the network can learn
 full_size: bool = True  # run the full network once, forward and backward, on its smallest input
 
 # %%
-# Find the module beside the notebooks; say which machine this is.
+# Find the module, above this notebook or among Kaggle's inputs; say which machine this is.
 import sys
 from pathlib import Path
 
-folders = (Path.cwd() / "here").parents  # this folder and those above it
+folders = [*(Path.cwd() / "here").parents, *Path("/kaggle/input").glob("*")]
 sys.path[:0] = [str(p) for p in folders if (p / "brats_helpers").is_dir()][:1]
 from brats_helpers.device import start
 

@@ -53,11 +53,11 @@ checkpointing: bool = None  # recompute activations in the backward pass: less m
 tta: bool = None  # True: average the final predictions over all 8 mirrored views; False: over 2
 
 # %%
-# Find the module beside the notebooks; say which machine this is.
+# Find the module, above this notebook or among Kaggle's inputs; say which machine this is.
 import sys
 from pathlib import Path
 
-folders = (Path.cwd() / "here").parents  # this folder and those above it
+folders = [*(Path.cwd() / "here").parents, *Path("/kaggle/input").glob("*")]
 sys.path[:0] = [str(p) for p in folders if (p / "brats_helpers").is_dir()][:1]
 from brats_helpers.device import start
 

@@ -8,11 +8,16 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import small_volumes, write_case
 
-from brats_helpers.archive import Limits, Member, extract, list_archive, summarise
+from brats_helpers.archive import Limits, Member, extract, list_archive, patients_in, readable_in_place, summarise
+from brats_helpers.cases import find_twins, on_disk, read_case
 from brats_helpers.errors import BratsError
+from brats_helpers.files import Packed
+from brats_helpers.formats import exportable
+from brats_helpers.preprocessing import fingerprint
 
 
 def pack(folder: Path, path: Path) -> Path:
@@ -43,6 +48,43 @@ def test_list_and_extract_give_what_was_packed(cohort: Path, tmp_path: Path, nam
     assert [row["name"] for row in rows] == ["P1", "P2"] and len(rows[0]["files"]) == 5
     for path in extract(archive, tmp_path / "out"):
         assert path.read_bytes() == (cohort / path.relative_to(tmp_path / "out")).read_bytes()
+
+
+def test_patients_in_a_tar_are_those_of_the_folder_without_a_file_written(cohort: Path, tmp_path: Path) -> None:
+    archive = pack(cohort, tmp_path / "a.tar")
+    before = sorted(tmp_path.rglob("*"))
+    packed, unpacked = patients_in(archive), patients_in(cohort)
+    assert [case.name for case in packed] == [case.name for case in unpacked] == ["P1", "P2"]
+    for a, b in zip(packed, unpacked):
+        here, there = read_case(a), read_case(b)
+        np.testing.assert_array_equal(here.images, there.images)
+        np.testing.assert_array_equal(here.reference, there.reference)
+        np.testing.assert_array_equal(here.affine, there.affine)
+        assert fingerprint(a, 2.0) == fingerprint(b, 2.0)                # prepared once, used both ways
+        assert exportable(b) and not exportable(a)
+    assert find_twins(packed) == find_twins(unpacked) == [["P1", "P2"]]
+    assert sorted(tmp_path.rglob("*")) == before
+    alone = on_disk(packed[0], tmp_path / "out")
+    assert all(path.read_bytes() == (cohort / "P1" / path.name).read_bytes() for path in (*alone.images, alone.reference))
+    assert on_disk(alone, tmp_path / "elsewhere") == alone and readable_in_place(archive)
+    assert not any(readable_in_place(pack(cohort, tmp_path / name)) for name in ("a.tar.gz", "a.zip"))
+
+
+def test_a_tar_that_was_cut_or_damaged_is_said_by_patient_and_file(cohort: Path, tmp_path: Path) -> None:
+    archive = pack(cohort, tmp_path / "a.tar")
+    cases = patients_in(archive)
+    content = bytearray(archive.read_bytes())
+    image = cases[1].images[2]
+    content[image.offset:image.offset + 40] = bytes(40)
+    archive.write_bytes(content)
+    with pytest.raises(BratsError, match=r"patient P2, .*a.tar/P2/P2_t1ce.nii.gz: cannot be opened"):
+        read_case(cases[1])
+    archive.write_bytes(content[:image.offset + 100])
+    with pytest.raises(BratsError, match="patient P2, .*P2_t1ce.nii.gz: cannot be opened as NIfTI .the archive ends"):
+        read_case(cases[1])
+    with pytest.raises(BratsError, match="is damaged or incomplete|is cut short"):
+        patients_in(archive)
+    assert len(Packed(archive, "x", 0, 30).read_bytes(last=8)) == 8
 
 
 def test_bombs_are_refused_before_anything_is_written(tmp_path: Path, faults) -> None:

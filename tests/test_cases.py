@@ -127,7 +127,7 @@ def test_label_4_since_2023_is_a_cavity_and_refused(tmp_path: Path) -> None:
 
 def test_mask_has_brats_labels_and_the_scans_geometry(small_case, tmp_path: Path) -> None:
     patient = read_case(small_case)
-    write_mask(tmp_path / "m.nii.gz", patient.reference, patient.affine, small_case.images[0])
+    write_mask(tmp_path / "m.nii.gz", patient.reference, patient.affine, small_case)
     written, scan = nib.load(tmp_path / "m.nii.gz"), nib.load(small_case.images[0])
     assert written.get_data_dtype() == np.uint8 and np.array_equal(written.affine, scan.affine)
     assert np.array_equal(np.asarray(written.dataobj), np.asarray(nib.load(small_case.reference).dataobj))
