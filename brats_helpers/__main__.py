@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="execute the notebooks", epilog=RUN_EXAMPLES, **shown)
     run.add_argument("--preset", choices=sorted(PRESETS), help="sizes and settings (quick)")
-    run.add_argument("--source", help="an archive or folder of BraTS patients, or 'phantom'")
+    run.add_argument("--source", help="an archive or folder of BraTS patients, or 'phantom', or 'wide'")
     run.add_argument("--work", type=Path, help="where everything is written (runs/PRESET)")
     run.add_argument("--from", dest="start", type=int, default=1, metavar="N", help="start at notebook N, 1 to 5")
     run.add_argument("--only", type=int, metavar="N", help="run notebook N alone")
@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--backend", choices=("loky", "dask"), default="loky", help="where the runs go (loky: this machine)")
     sweep.add_argument("--scheduler", metavar="ADDRESS", help="of the Dask cluster, as in tcp://10.0.0.1:8786")
     sweep.add_argument("--preset", choices=sorted(PRESETS), help="sizes and settings (quick)")
-    sweep.add_argument("--source", help="an archive or folder of BraTS patients, or 'phantom'")
+    sweep.add_argument("--source", help="an archive or folder of BraTS patients, or 'phantom', or 'wide'")
     sweep.add_argument("--work", type=Path, default=Path("runs/sweep"), metavar="DIR", help="where (runs/sweep)")
     sweep.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                        help="set a parameter for all runs; may be repeated")

@@ -17,6 +17,7 @@ from .cases import Case
 from .config import Config
 from .errors import BratsError
 from .files import read_json, write_json
+from .phantom import LOOKS
 
 SPLIT_SETTINGS = ("seed", "validation", "folds")      # what the split depends on, beside the patients
 
@@ -64,7 +65,7 @@ def write_source(work: Path, config: Config, source: str, training: Path, test: 
     """What notebook 01 leaves: config.json, and cohort.json with where the patients are (archives or folders)."""
     config.save(work / "config.json")
     places = {"training": str(training), "test": str(test) if test else None}
-    write_json(work / "cohort.json", {"source": source, "synthetic": source == "phantom", **places,
+    write_json(work / "cohort.json", {"source": source, "synthetic": source in LOOKS, **places,
                                       "tag": _tag(config, [training, test])})
 
 

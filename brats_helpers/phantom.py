@@ -38,13 +38,71 @@ CONTRAST = np.array([[0.22, 0.73, 0.54, 0.40, 0.86, 0.66],       # FLAIR: fluid 
                      [0.25, 0.68, 1.00, 0.42, 0.54, 0.66],       # T1: tumor and edema darker than white matter
                      [0.27, 0.70, 1.00, 0.36, 0.54, 1.55],       # T1CE: the rim takes up gadolinium
                      [1.05, 0.60, 0.42, 1.00, 0.94, 0.68]])      # T2: all that holds water is bright
-CONTRAST_SPREAD = 0.05                                # of each entry from patient to patient, log-normal
-TEXTURE = 0.05                                        # of the tissue itself, relative
-BIAS = (0.16, 0.12, 0.12, 0.14)                       # of the smooth shading of each contrast, log-normal; FLAIR's is worst
-BIAS_MM = 70                                          # over which it changes
+# The same for the wide cohort, whose patients differ as scanners and tumors do, and how far: log-normal deviations.
+WIDE = np.array([[0.28, 0.72, 0.58, 0.92, 0.92, 0.90],
+                 [0.30, 0.72, 1.00, 0.72, 0.74, 0.76],
+                 [0.32, 0.74, 1.00, 0.70, 0.74, 1.30],
+                 [1.45, 0.66, 0.50, 1.00, 0.76, 0.76]])
+WIDE_SPREAD = np.array([[0.20, 0.08, 0.08, 0.28, 0.12, 0.14],
+                        [0.20, 0.08, 0.05, 0.20, 0.12, 0.14],
+                        [0.20, 0.08, 0.05, 0.15, 0.10, 0.20],
+                        [0.20, 0.08, 0.10, 0.22, 0.14, 0.14]])
+BIAS_MM = 70                                          # over which the shading changes
 BIAS_LIMIT = 1.4                                      # deviations that the shading does not exceed
-NOISE = 0.025                                         # Rician, relative to white matter
 SCALE = (400, 3000)                                   # what white matter's 1.0 becomes in the scanner's own units
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the patients of a cohort may differ; a range is drawn from for each patient, or is one value for all."""
+
+    contrast: np.ndarray
+    spread: float | np.ndarray                        # of each entry of the contrasts, log-normal
+    kinds: tuple[float, float, float]                 # how often: a rim around necrosis, no ET, ET only
+    second: float                                     # how often there is a second tumor
+    rim: Range                                        # of the core's radius
+    rim_mm: float                                     # and at least that
+    centre: tuple[Range, Range, Range]                # mm from the middle: to either side, forward, up
+    edema: Range                                      # mm
+    axes: Range
+    rough: tuple[Range, Range]                        # how irregular the core is, coarsely and finely
+    rim_rough: Range
+    rim_rough_mm: Range
+    patchy: float                                     # how irregular the edema is
+    cysts: float                                      # how often necrosis has another brightness on FLAIR,
+    cyst: Range                                       # and by which factor
+    distinct: bool                                    # whether edema and ET always stand out, as what experts outline does
+    mottled: tuple[Range, Range]                      # unevenness of tumor and of healthy tissue, log-normal
+    vessels: Range
+    texture: Range                                    # of the tissue itself, relative
+    blur_mm: float
+    bias: tuple[Range, Range, Range, Range]           # of the smooth shading of each contrast, log-normal
+    noise: Range                                      # Rician, relative to white matter
+    fade: tuple[float, float, float]                  # edema's strength at its edge, the mm to its full one, its waviness
+    spots: tuple[Range, Range, Range, Range]          # age's white spots: nearness to fluid, rarity, strength, whiteness
+
+
+NARROW = Look(
+    contrast=CONTRAST, spread=0.05, kinds=(0.82, 0.09, 0.09), second=0.14, rim=(0.20, 0.38), rim_mm=1.8,
+    centre=((18, 42), (-55, 45), (-5, 42)), edema=(2, 22), axes=(0.8, 1.25), rough=((0.16, 0.16), (0.09, 0.09)),
+    rim_rough=(0.15, 0.15), rim_rough_mm=(10, 10), patchy=0, cysts=1, cyst=(0.5, 1.5), distinct=False,
+    mottled=((0, 0), (0, 0)), vessels=(0.8, 0.8), texture=(0.05, 0.05), blur_mm=0,
+    bias=((0.16, 0.16), (0.12, 0.12), (0.12, 0.12), (0.14, 0.14)), noise=(0.025, 0.025), fade=(0.70, 8, 0.08),
+    spots=((2.5, 2.5), (1.9, 3.0), (0.7, 0.7), (0.6, 0.6)))
+WIDE_LOOK = Look(
+    contrast=WIDE, spread=WIDE_SPREAD, kinds=(0.80, 0.08, 0.12), second=0.25, rim=(0.12, 0.6), rim_mm=1.2,
+    centre=((8, 50), (-62, 52), (-25, 48)), edema=(1, 26), axes=(0.65, 1.5), rough=((0.1, 0.35), (0.05, 0.2)),
+    rim_rough=(0.1, 0.7), rim_rough_mm=(5, 12), patchy=0.2, cysts=0.2, cyst=(0.35, 0.7), distinct=True,
+    mottled=((0.05, 0.28), (0.02, 0.12)), vessels=(0.8, 3.5), texture=(0.02, 0.09), blur_mm=0.9,
+    bias=((0.02, 0.22),) * 4, noise=(0.005, 0.05), fade=(0.88, 5, 0.06),
+    spots=((1.5, 4), (1.1, 3.0), (0.4, 0.9), (0.2, 0.6)))
+LOOKS = {"phantom": NARROW, "wide": WIDE_LOOK}        # the sources of synthetic patients
+
+
+def draw(rng: np.random.Generator, limits: Range) -> float:
+    """A value between two limits; chance is not asked where they are one."""
+    return limits[0] if limits[0] == limits[1] else float(rng.uniform(*limits))
 
 
 @dataclass(frozen=True)
@@ -59,23 +117,23 @@ class Lesion:
     push: float                                       # how far the tissue at its edge is displaced
 
 
-def plan_lesions(rng: np.random.Generator, rank: float) -> list[Lesion]:
+def plan_lesions(rng: np.random.Generator, rank: float, look: Look = NARROW) -> list[Lesion]:
     """Draw one or two tumors: most with a rim around necrosis, some without any ET, some of ET only.
 
     rank: where in the distribution of sizes the first one is, from 0 (smallest) to 1.
     """
-    kind = rng.choice(["ring", "no ET", "ET only"], p=[0.82, 0.09, 0.09])
+    kind = rng.choice(["ring", "no ET", "ET only"], p=look.kinds)
     lesions = []
-    for n in range(1 + (rng.random() < 0.14)):
+    for n in range(1 + (rng.random() < look.second)):
         size = rng.random() if n else rank
         radius = float(np.clip(13 * np.exp(0.5 * norm.ppf(size)), 4.5, 27)) * (0.65 if n else 1)
         radius = min(radius, 14.0) if kind == "ET only" else max(radius, 12.0 if kind == "no ET" else 4.5)
-        rim = {"ring": rng.uniform(0.20, 0.38) * radius + 1.8, "no ET": 0.0, "ET only": np.inf}[kind]
+        rim = {"ring": rng.uniform(*look.rim) * radius + look.rim_mm, "no ET": 0.0, "ET only": np.inf}[kind]
         side = (-1) ** n * rng.choice([-1, 1])
         lesions.append(Lesion(
-            centre=(side * rng.uniform(18, 42), rng.uniform(-55, 45), rng.uniform(-5, 42)),
-            radius=radius, rim=float(rim), edema=float(rng.uniform(2, 22)),
-            axes=tuple(rng.uniform(0.8, 1.25, 3)), push=float(rng.uniform(0.1, 0.3) * radius)))
+            centre=(side * rng.uniform(*look.centre[0]), rng.uniform(*look.centre[1]), rng.uniform(*look.centre[2])),
+            radius=radius, rim=float(rim), edema=float(rng.uniform(*look.edema)),
+            axes=tuple(rng.uniform(*look.axes, 3)), push=float(rng.uniform(0.1, 0.3) * radius)))
     return lesions
 
 
@@ -118,18 +176,18 @@ def _interpolate(array: np.ndarray, positions: np.ndarray, axis: int) -> np.ndar
 
 # ---------------------------------------------------------------- one patient
 
-def make_patient(seed: int, index: int, spacing_mm: float = 2.0) -> Patient:
+def make_patient(seed: int, index: int, spacing_mm: float = 2.0, look: Look = NARROW) -> Patient:
     """Patient number `index` of the cohort `seed`; the same two numbers give the same voxels at a voxel size."""
     rng = np.random.default_rng([seed, index, VERSION])
     affine = brats_affine(spacing_mm)
-    lesions = plan_lesions(rng, _rank(seed, index))
+    lesions = plan_lesions(rng, _rank(seed, index), look)
     place = _points(spacing_mm)                       # (3, X, Y, Z), mm from the middle of the brain
     tissue = anatomy(rng, place, lesions, spacing_mm)
     labels = np.zeros(tissue.shape[1:], np.uint8)
     for lesion in lesions:
-        grown = grow(rng, place, lesion, tissue, spacing_mm)
+        grown = grow(rng, place, lesion, tissue, spacing_mm, look)
         labels = np.where((labels == 0) | np.isin(grown, (NCR, ET)), grown, labels)
-    return Patient(f"BraTS2021_{index:05d}", compose(rng, tissue, labels, spacing_mm), labels, affine)
+    return Patient(f"BraTS2021_{index:05d}", compose(rng, tissue, labels, spacing_mm, look), labels, affine)
 
 
 def _rank(seed: int, index: int) -> float:
@@ -174,21 +232,25 @@ def _rotation(angles: np.ndarray) -> np.ndarray:
     return matrix
 
 
-def grow(rng: np.random.Generator, place: np.ndarray, lesion: Lesion, tissue: np.ndarray,
-         spacing_mm: float) -> np.ndarray:
+def grow(rng: np.random.Generator, place: np.ndarray, lesion: Lesion, tissue: np.ndarray, spacing_mm: float,
+         look: Look = NARROW) -> np.ndarray:
     """The labels of one tumor, (X, Y, Z) uint8: a rim around necrosis, and edema that follows white matter."""
     grey, white, brain = tissue
     shape = brain.shape
     away = place - np.array(lesion.centre, np.float32)[:, None, None, None]
     stretched = away / np.array(lesion.axes, np.float32)[:, None, None, None]
     depth = np.sqrt((stretched**2).sum(0))            # mm from the centre; the noise makes its boundary irregular
-    for scale, share in ((1.0, 0.16), (0.45, 0.09)):
+    for scale, share in zip((1.0, 0.45), (draw(rng, limits) for limits in look.rough), strict=True):
         depth += share * lesion.radius * smooth_noise(rng, shape, max(2, scale * lesion.radius / spacing_mm))
     inside = brain > 0.5
     fluid = ndimage.gaussian_filter(brain - grey - white, 2 / spacing_mm) > 0.6   # edema stops at the ventricles
     core = _largest((depth < lesion.radius) & inside)
-    rim = lesion.rim * (1 + 0.15 * smooth_noise(rng, shape, 10 / spacing_mm)) if np.isfinite(lesion.rim) else np.inf
+    rim = lesion.rim
+    if np.isfinite(rim):
+        rim *= 1 + draw(rng, look.rim_rough) * smooth_noise(rng, shape, draw(rng, look.rim_rough_mm) / spacing_mm)
     along = ndimage.gaussian_filter(white, 3 / spacing_mm)
+    if look.patchy:
+        along = along + look.patchy * smooth_noise(rng, shape, 14 / spacing_mm)
     reach = lesion.radius + lesion.edema * (0.25 + 1.0 * along) + 1.5 * smooth_noise(rng, shape, 8 / spacing_mm)
     edema = _largest(((depth < reach) & inside & ~fluid) | core)
     labels = np.where(edema, ED, 0).astype(np.uint8)
@@ -207,31 +269,58 @@ def _largest(mask: np.ndarray) -> np.ndarray:
 
 # ---------------------------------------------------------------- contrasts
 
-def compose(rng: np.random.Generator, tissue: np.ndarray, labels: np.ndarray, spacing_mm: float) -> np.ndarray:
+def compose(rng: np.random.Generator, tissue: np.ndarray, labels: np.ndarray, spacing_mm: float,
+            look: Look = NARROW) -> np.ndarray:
     """The four contrasts of a patient, (4, X, Y, Z) int16, 0 outside the brain."""
     brain = tissue[2] > 0.5
-    shares = _shares(rng, tissue, labels, spacing_mm)
-    table = CONTRAST * np.exp(CONTRAST_SPREAD * rng.standard_normal(CONTRAST.shape))
-    table[0, 3] *= rng.uniform(0.5, 1.5)              # necrosis on FLAIR: dark as fluid to nearly as edema
-    images = np.tensordot(table.astype(np.float32), shares, 1)
-    images[2] += 0.8 * _vessels(rng, tissue, labels, spacing_mm)
+    shares = _shares(rng, tissue, labels, spacing_mm, look)
+    images = np.empty((len(MODALITIES), *brain.shape), np.float32)
+    for n, means in enumerate(_contrasts(rng, look).astype(np.float32)):
+        images[n] = np.tensordot(means, _mottled(rng, shares, spacing_mm, look), 1)
+    images[2] += draw(rng, look.vessels) * _vessels(rng, tissue, labels, spacing_mm)
     shape = brain.shape
     for n, image in enumerate(images):
-        image *= 1 + TEXTURE * smooth_noise(rng, shape, 4 / spacing_mm)
+        image *= 1 + draw(rng, look.texture) * smooth_noise(rng, shape, 4 / spacing_mm)
+        if look.blur_mm:
+            image[:] = ndimage.gaussian_filter(image, rng.uniform(0, look.blur_mm, 3) * (rng.random(3) < 0.6) / spacing_mm)
         shading = smooth_noise(rng, shape, BIAS_MM / spacing_mm)
-        image *= np.exp(BIAS[n] * BIAS_LIMIT * np.tanh(shading / BIAS_LIMIT))
-        real, imaginary = (NOISE * rng.standard_normal(shape, np.float32) for _ in range(2))
+        image *= np.exp(draw(rng, look.bias[n]) * BIAS_LIMIT * np.tanh(shading / BIAS_LIMIT))
+        strength = draw(rng, look.noise)
+        real, imaginary = (strength * rng.standard_normal(shape, np.float32) for _ in range(2))
         images[n] = np.hypot(image + real, imaginary) * np.exp(rng.uniform(*np.log(SCALE)))
     return np.where(brain, np.clip(np.rint(images), 1, 32767), 0).astype(np.int16)
 
 
-def _shares(rng: np.random.Generator, tissue: np.ndarray, labels: np.ndarray, spacing_mm: float) -> np.ndarray:
+def _contrasts(rng: np.random.Generator, look: Look) -> np.ndarray:
+    """A patient's own mean of each tissue in each contrast, (4, 6)."""
+    table = look.contrast * np.exp(look.spread * rng.standard_normal(look.contrast.shape))
+    if look.cysts == 1 or rng.random() < look.cysts:
+        table[0, 3] *= rng.uniform(*look.cyst)        # necrosis on FLAIR: dark as fluid to nearly as edema
+    if look.distinct:
+        table[0, 4:] = np.maximum(table[0, 4:], max(table[0, 1:3]) * rng.uniform(1.10, 1.25))
+        table[2, 5] = max(table[2, 5], table[1, 5] + rng.uniform(0.12, 0.4), table[2, 2] * rng.uniform(0.95, 1.1))
+    return table
+
+
+def _mottled(rng: np.random.Generator, shares: np.ndarray, spacing_mm: float, look: Look) -> np.ndarray:
+    """The shares with each tissue made uneven, anew for every contrast."""
+    if not look.mottled[0][1]:
+        return shares
+    uneven = np.empty_like(shares)
+    for k, share in enumerate(shares):
+        limits, lengths = (look.mottled[1], (6, 25)) if k < 3 else (look.mottled[0], (3, 9))
+        uneven[k] = share * np.exp(draw(rng, limits) * smooth_noise(rng, share.shape, draw(rng, lengths) / spacing_mm))
+    return uneven
+
+
+def _shares(rng: np.random.Generator, tissue: np.ndarray, labels: np.ndarray, spacing_mm: float, look: Look) -> np.ndarray:
     """How much of each voxel is CSF, GM, WM, NCR, ED and ET: (6, X, Y, Z), summing to 1 in the brain."""
     grey, white, brain = tissue
     partial = [ndimage.gaussian_filter((labels == n).astype(np.float32), 0.7 / spacing_mm) for n in (NCR, ED, ET)]
     depth = ndimage.distance_transform_edt(np.isin(labels, (NCR, ED, ET)), sampling=spacing_mm)
-    partial[1] *= 0.70 + 0.30 * np.clip(depth / 8, 0, 1) + 0.08 * smooth_noise(rng, brain.shape, 8 / spacing_mm)
-    spots = _spots(rng, tissue, labels, spacing_mm)
+    least, full_mm, wavy = look.fade
+    partial[1] *= least + (1 - least) * np.clip(depth / full_mm, 0, 1) + wavy * smooth_noise(rng, brain.shape, 8 / spacing_mm)
+    spots = _spots(rng, tissue, labels, spacing_mm, look)
     healthy = np.clip(1 - sum(partial), 0, 1)
     partial[1] = partial[1] + healthy * spots        # looks like edema, and is none
     healthy = healthy * (1 - spots)
@@ -240,11 +329,12 @@ def _shares(rng: np.random.Generator, tissue: np.ndarray, labels: np.ndarray, sp
     return np.stack([healthy * fluid / total, healthy * grey / total, healthy * white / total, *partial])
 
 
-def _spots(rng: np.random.Generator, tissue: np.ndarray, labels: np.ndarray, spacing_mm: float) -> np.ndarray:
-    """White matter hyperintensities of age, (X, Y, Z) from 0 to 0.7: bright on FLAIR and T2, and not tumor."""
+def _spots(rng: np.random.Generator, tissue: np.ndarray, labels: np.ndarray, spacing_mm: float, look: Look) -> np.ndarray:
+    """White matter hyperintensities of age, (X, Y, Z) from 0 to below 1: bright on FLAIR and T2, and not tumor."""
     caps = ndimage.gaussian_filter(np.clip(tissue[2] - tissue[0] - tissue[1], 0, 1), 4 / spacing_mm)
-    likely = smooth_noise(rng, labels.shape, 7 / spacing_mm) + 2.5 * caps - rng.uniform(1.9, 3.0)
-    return 0.7 * np.clip(2 * likely, 0, 1) * (tissue[1] > 0.6) * (labels == 0)
+    near, rare, strong, white = look.spots
+    likely = smooth_noise(rng, labels.shape, 7 / spacing_mm) + draw(rng, near) * caps - draw(rng, rare)
+    return draw(rng, strong) * np.clip(2 * likely, 0, 1) * (tissue[1] > draw(rng, white)) * (labels == 0)
 
 
 def _vessels(rng: np.random.Generator, tissue: np.ndarray, labels: np.ndarray, spacing_mm: float) -> np.ndarray:
@@ -256,15 +346,16 @@ def _vessels(rng: np.random.Generator, tissue: np.ndarray, labels: np.ndarray, s
 # ---------------------------------------------------------------- archives
 
 def build_cohort(folder: Path, seed: int, patients: int, test_patients: int, spacing_mm: float,
-                 jobs: int = -1) -> tuple[Path, Path | None]:
+                 jobs: int = -1, kind: str = "phantom") -> tuple[Path, Path | None]:
     """Write the training and the test archive into `folder`; returns their paths (no test patients: None).
 
-    Archives of the same settings are used again. The same settings give the same bytes.
+    kind: of LOOKS. Archives of the same settings are used again. The same settings give the same bytes.
     """
     folder = Path(folder)
     paths = []
     for name, first, count in ((TRAINING, 0, patients), (TEST, TEST_INDEX, test_patients)):
         settings = {"seed": seed, "patients": count, "spacing_mm": spacing_mm, "version": VERSION}
+        settings |= {"kind": kind} if kind != "phantom" else {}
         if count:
             _build_archive(folder / name, settings, range(first, first + count), jobs)
         paths.append(folder / name if count else None)
@@ -277,7 +368,7 @@ def _build_archive(path: Path, settings: dict, indices: Sequence[int], jobs: int
         return
     note.unlink(missing_ok=True)
     packed = Parallel(n_jobs=jobs, return_as="generator")(
-        delayed(_pack)(settings["seed"], index, settings["spacing_mm"]) for index in indices)
+        delayed(_pack)(settings["seed"], index, settings["spacing_mm"], settings.get("kind", "phantom")) for index in indices)
     with atomic_path(path) as temporary, tarfile.open(temporary, "w") as tar:
         for members in tqdm(packed, total=len(indices), desc=f"phantoms for {path.name}", unit="patient"):
             for name, content in members:
@@ -287,9 +378,9 @@ def _build_archive(path: Path, settings: dict, indices: Sequence[int], jobs: int
     write_json(note, settings)
 
 
-def _pack(seed: int, index: int, spacing_mm: float) -> list[tuple[str, bytes]]:
+def _pack(seed: int, index: int, spacing_mm: float, kind: str) -> list[tuple[str, bytes]]:
     """The five files of a patient, as name and content, exactly as BraTS names and labels them."""
-    patient = make_patient(seed, index, spacing_mm)
+    patient = make_patient(seed, index, spacing_mm, LOOKS[kind])
     on_disk = np.array([0, NCR, ED, DISK_ET], np.uint8)[patient.reference]
     arrays = [*zip(MODALITIES, patient.images, strict=True), ("seg", on_disk)]
     return [(f"{patient.name}/{patient.name}_{kind}.nii.gz", _nifti_bytes(array, patient.affine))

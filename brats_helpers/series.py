@@ -22,6 +22,7 @@ from .constants import REGIONS
 from .errors import BratsError
 from .files import atomic_path, read_json
 from .metrics import interval_text
+from .phantom import LOOKS
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
@@ -84,7 +85,7 @@ def run_series(preset: str | None = None, source: str | None = None, work: Path 
         raise BratsError(f"give {', '.join('--' + name for name in clash)} instead of -p {clash[0]}.")
     work = Path(work or Path("runs") / (preset or "quick")).absolute()
     _check_preset(work, preset, numbers)
-    if source and source != "phantom":
+    if source and source not in LOOKS:
         source = str(Path(source).expanduser().absolute())
     common = {"preset": preset or "quick", "source": source or "phantom", "work": str(work)}
     given = match_parameters(numbers, parameters or {})

@@ -42,7 +42,9 @@
 # %% tags=["parameters"]
 work: str = ""  # folder for everything that is written; empty: the usual place on this machine
 preset: str = "quick"  # quick (laptop), kaggle (one 16 GB GPU) or full (NVIDIA's recipe)
-source: str = "phantom"  # "phantom", or the path of an archive or folder of BraTS patients
+source: str = (
+    "phantom"  # "phantom" or "wide", both synthetic, or an archive or folder of BraTS patients
+)
 seed: int = 0  # of the synthetic cohort, the split and the training
 patients: int = None  # phantoms to learn from; None: the preset's number
 test_patients: int = None  # phantoms for the last evaluation alone; None: the preset's number
@@ -237,16 +239,17 @@ checks.check_patches(they_fit, candidates)
 # geometry like BraTS's. They are for learning and testing. Nothing that is measured on them says how well a network would do on a real patient, and every picture of
 # them says *synthetic*.
 #
-# To use real data, give its archive or folder as `source`; nothing else changes.
+# To use real data, give its archive or folder as `source`; nothing else changes. The source `wide` is synthetic, too, but its
+# patients differ from each other as scanners and tumors do: harder to learn, and nearer to real ones (the README says how near).
 
 # %%
 from brats_helpers.archive import is_archive, list_archive, resolve_source, summarise
-from brats_helpers.phantom import build_cohort
+from brats_helpers.phantom import LOOKS, build_cohort
 
-synthetic = source == "phantom"
+synthetic = source in LOOKS
 if synthetic:
     numbers = (config.seed, config.patients, config.test_patients, config.spacing_mm)
-    training, test = build_cohort(work / "data", *numbers)
+    training, test = build_cohort(work / "data", *numbers, kind=source)
 else:
     training, test = resolve_source(Path(source)), None
 print(training, test, sep="\n")

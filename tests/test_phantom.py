@@ -11,7 +11,7 @@ from brats_helpers.archive import extract, list_archive
 from brats_helpers.cases import find_cases, read_case
 from brats_helpers.constants import ED, ET, NCR
 from brats_helpers.metrics import threshold_baseline
-from brats_helpers.phantom import TEST, TRAINING, brats_affine, build_cohort, make_patient, plan_lesions
+from brats_helpers.phantom import LOOKS, TEST, TRAINING, brats_affine, build_cohort, make_patient, plan_lesions
 from brats_helpers.preprocessing import brain_mask, normalise, statistics
 
 
@@ -70,3 +70,22 @@ def test_a_threshold_on_flair_does_not_solve_it(patients: list) -> None:
     flair = [normalise(p.images, *statistics(p.images, brain_mask(p.images)))[0] for p in patients]
     scores = threshold_baseline(flair, [p.reference for p in patients], np.linspace(0.2, 3, 15))
     assert 0.3 < scores.mean(0).max() < 0.75
+
+
+def test_wide_patients_differ_more_than_the_narrow_ones_and_still_show_their_tumors(tmp_path: Path, patients: list) -> None:
+    def levels(cohort: list) -> np.ndarray:
+        """z-scores of edema on FLAIR and T2 and of enhancing tumor on T1CE, a row a patient."""
+        rows = []
+        for p in cohort:
+            z = normalise(p.images, *statistics(p.images, brain_mask(p.images)))
+            rows.append([z[m][p.reference == label].mean() for m, label in ((0, ED), (3, ED), (2, ET))
+                         if (p.reference == label).sum() > 8])
+        return np.array([row for row in rows if len(row) == 3])
+
+    wide = [make_patient(3, index, 4.0, LOOKS["wide"]) for index in range(12)]
+    narrow_levels, wide_levels = levels(patients), levels(wide)
+    assert (wide_levels.std(0) > narrow_levels.std(0)).all()
+    assert np.median(wide_levels[:, 0]) > 0.8 and np.median(wide_levels[:, 2]) > 1          # seen on FLAIR, and on T1CE
+    first, _ = build_cohort(tmp_path, 0, 1, 0, 8.0, jobs=1)
+    content = first.read_bytes()
+    assert build_cohort(tmp_path, 0, 1, 0, 8.0, jobs=1, kind="wide")[0].read_bytes() != content
