@@ -32,6 +32,7 @@ from .preprocessing import lps_spacing, to_lps
 PLANES = {"axial": (2, "RLAP"), "coronal": (1, "RLSI"), "sagittal": (0, "APSI")}
 LABEL_MAP = ListedColormap(["black", *LABEL_COLOURS.values()])
 INK, BLUE = "#333333", "#0072B2"
+LINES = (BLUE, "#D55E00", "#009E73", "#CC79A7", INK)  # of curves, told apart by the colour-blind, too
 
 
 def use_style() -> None:
@@ -150,8 +151,9 @@ def curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[flo
     """Lines in one panel or in several: title of the panel -> name of the line -> its x and its y."""
     figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels) + 1.2, 2.5), squeeze=False)
     for ax, (title, lines) in zip(axes[0], panels.items(), strict=True):
-        for (name, (x, y)), colour in zip(lines.items(), (BLUE, "#D55E00", "#009E73", "#CC79A7", INK), strict=False):
-            ax.plot(x, y, label=name, color=colour)
+        for number, (name, (x, y)) in enumerate(lines.items()):
+            ax.plot(x, y, label=name, color=LINES[number % len(LINES)], linestyle=("-", "--", ":")[number // len(LINES) % 3],
+                    marker="o" if len(x) == 1 else "")
         ax.set(title=title, xlabel=xlabel, yscale="log" if log else "linear")
         if not log and ax.get_ylim()[0] > 0:          # from zero, so that a small change looks small
             ax.set_ylim(0, 1.05 * ax.get_ylim()[1])

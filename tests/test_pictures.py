@@ -77,6 +77,12 @@ def test_every_figure_draws_and_says_synthetic(patient: Patient) -> None:
     assert not plt.get_fignums()                      # nothing is left open, and nothing is drawn twice
 
 
+def test_no_curve_is_left_out_however_many_there_are() -> None:
+    figure = plots.curves({"all": {str(n): ((0, 1), (n, n)) for n in range(12)} | {"one point": ((0,), (5,))}}, "x")
+    looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in figure.axes[0].lines}
+    assert len(figure.axes[0].lines) == len(looks) == 13 and figure.axes[0].lines[-1].get_marker() == "o"
+
+
 def test_a_name_with_a_dollar_sign_is_no_formula(patient: Patient) -> None:
     plots.show_modalities(replace(patient, name="$x_{$")).canvas.draw()
 
