@@ -103,7 +103,10 @@ def _linked(page: str) -> str:
     page = re.sub(r"(href=[\"'])(?:notebooks/)?(0\d_\w+)\.ipynb", r"\1\2.html", page)
     for name, (_, source) in GUIDES.items():
         page = re.sub(rf"(href=[\"'])(?:\.\./)?{re.escape(source)}", rf"\1{name}.html", page)
-    return re.sub(r" href=[\"']\.\./[^\"']*[\"']", "", page)
+    def kept(found: re.Match) -> str:
+        inside = (ROOT / found[1]).is_file() and not found[1].startswith(("docs/", "benchmarks/"))      # those are copied
+        return "" if inside or found[1].startswith("../") else found[0]
+    return re.sub(r" href=[\"']([^\"'#:]+)[\"']", kept, page)
 
 
 def _entries(name: str, page: str) -> list[Entry]:
