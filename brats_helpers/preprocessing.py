@@ -221,7 +221,8 @@ def save(prepared: Prepared, path: Path) -> None:
         temporary.unlink()                            # Blosc2 makes the file itself
         array = blosc2.asarray(prepared.volume, urlpath=str(temporary), chunks=(1, *shape[1:]), blocks=blocks,
                                cparams=COMPRESSION)
-        array.schunk.vlmeta["meta"] = {"format": FORMAT, "checksum": checksum(prepared), **asdict(prepared.meta)}
+        # As JSON: Blosc2's own encoding of nested lists fails on empty ones before some 4.x.
+        array.schunk.vlmeta["meta"] = json.dumps({"format": FORMAT, "checksum": checksum(prepared), **asdict(prepared.meta)})
 
 
 def checksum(prepared: Prepared) -> int:
@@ -243,8 +244,9 @@ def _open(path: Path) -> tuple[blosc2.NDArray, dict]:
         raise BratsError(f"{path} is missing: run notebook 03 first, which prepares the patients.")
     try:
         array = blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
-        stored = array.schunk.vlmeta["meta"]
-    except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+        text = array.schunk.vlmeta["meta"]
+        stored = json.loads(text) if isinstance(text, str) else {}
+    except (RuntimeError, ValueError, KeyError, AttributeError, IndexError) as error:
         raise BratsError(f"{path} is damaged ({error}): {AGAIN}.") from error
     if stored.pop("format", None) != FORMAT:
         raise BratsError(f"{path} was written by another version: {AGAIN}.")
