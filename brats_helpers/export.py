@@ -123,8 +123,8 @@ def _inference(config: Config) -> dict:
         "windows": {"_target_": "SlidingWindowInferer", "roi_size": [config.patch] * 3, "sw_batch_size": 1,
                     "overlap": config.overlap, "mode": "gaussian"},
         "turn": turn,
-        "predict": "$lambda d: torch.sigmoid(@turn(@windows(torch.cat([@turn(d['image']), @turn(d['brain'])], 1).as_tensor()"
-                   ".to(@device), @network))).cpu() * d['brain'].as_tensor()",
+        "predict": "$torch.no_grad()(lambda d: torch.sigmoid(@turn(@windows(torch.cat([@turn(d['image']), "
+                   "@turn(d['brain'])], 1).as_tensor().to(@device), @network))).cpu() * d['brain'].as_tensor())",
         "labels": labels,
         "postprocessing": {"_target_": "Compose", "transforms": [
             {"_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "image",
@@ -135,4 +135,4 @@ def _inference(config: Config) -> dict:
         "load": "$@network.load_state_dict(torch.load(@bundle_root + '/models/model.pt', weights_only=True))",
         "segment": "$[@postprocessing(x) for d in @dataloader for x in monai.data.decollate_batch("
                    "{**d, 'pred': monai.data.MetaTensor(@predict(d))})]",
-        "run": ["$@load", "$@network.eval()", "$torch.set_grad_enabled(False)", "$@segment"]}
+        "run": ["$@load", "$@network.eval()", "$@segment"]}

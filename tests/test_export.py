@@ -69,6 +69,7 @@ def test_monai_verifies_the_bundle_reads_a_patient_as_we_do_and_segments_him(che
     wanted = normalise(ours.volume[:4], ours.meta.mean, ours.meta.std).transpose(0, 3, 2, 1)
     np.testing.assert_allclose(np.concatenate((given["image"], given["brain"])), wanted, atol=1e-3)
     workflow.run()
+    assert torch.is_grad_enabled()                        # a bundle is a guest: it leaves the settings as they were
     mask = nib.load(next((tmp_path / "eval").rglob("*_seg.nii.gz")))
     assert mask.shape == patient.images.shape[1:] and set(np.unique(mask.dataobj)) <= {0, 1, 2, 4}
     np.testing.assert_allclose(mask.affine, patient.affine, atol=1e-4)
