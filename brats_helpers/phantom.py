@@ -274,9 +274,11 @@ def compose(rng: np.random.Generator, tissue: np.ndarray, labels: np.ndarray, sp
     """The four contrasts of a patient, (4, X, Y, Z) int16, 0 outside the brain."""
     brain = tissue[2] > 0.5
     shares = _shares(rng, tissue, labels, spacing_mm, look)
-    images = np.empty((len(MODALITIES), *brain.shape), np.float32)
-    for n, means in enumerate(_contrasts(rng, look).astype(np.float32)):
-        images[n] = np.tensordot(means, _mottled(rng, shares, spacing_mm, look), 1)
+    table = _contrasts(rng, look).astype(np.float32)
+    if look.mottled[0][1]:
+        images = np.stack([np.tensordot(means, _mottled(rng, shares, spacing_mm, look), 1) for means in table])
+    else:
+        images = np.tensordot(table, shares, 1)
     images[2] += draw(rng, look.vessels) * _vessels(rng, tissue, labels, spacing_mm)
     shape = brain.shape
     for n, image in enumerate(images):
@@ -304,8 +306,6 @@ def _contrasts(rng: np.random.Generator, look: Look) -> np.ndarray:
 
 def _mottled(rng: np.random.Generator, shares: np.ndarray, spacing_mm: float, look: Look) -> np.ndarray:
     """The shares with each tissue made uneven, anew for every contrast."""
-    if not look.mottled[0][1]:
-        return shares
     uneven = np.empty_like(shares)
     for k, share in enumerate(shares):
         limits, lengths = (look.mottled[1], (6, 25)) if k < 3 else (look.mottled[0], (3, 9))
