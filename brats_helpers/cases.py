@@ -182,7 +182,7 @@ def read_case(case: Case) -> Patient:
     # One type for all four, float32 if any needs it; NIfTI's first index runs fastest in memory, and is left so.
     images = np.stack([_compact(a).T for a in arrays]).transpose(0, 3, 2, 1)
     for modality, image in zip(MODALITIES, images, strict=True):
-        if not image.any():
+        if not (image[..., image.shape[-1] // 2].any() or image.any()):   # the middle slice is enough, where it is not 0
             _fail(case, case.images[0], f"{modality} is 0 everywhere", "get the file again, or leave this patient out")
     return Patient(case.name, images, read_reference(case, images.shape[1:], affine), affine)
 
@@ -242,7 +242,7 @@ def _check_geometry(case: Case, scans: Sequence[nib.Nifti1Image]) -> None:
 def _voxels(case: Case, path: Path | Packed, image: nib.Nifti1Image) -> np.ndarray:
     """The voxels in their own type (scaled where the header says so), all finite."""
     try:
-        array = np.asanyarray(image.dataobj)
+        array = _in_place(image.dataobj)
     except (OSError, ValueError, OverflowError) as error:
         _fail(case, path, f"its voxels cannot be read ({error})", "the file is damaged: get it again")
     if array.dtype.kind not in "iuf":
@@ -250,6 +250,13 @@ def _voxels(case: Case, path: Path | Packed, image: nib.Nifti1Image) -> np.ndarr
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         _fail(case, path, f"{np.count_nonzero(~np.isfinite(array))} voxels are NaN or infinite", "repair or leave out")
     return array
+
+
+def _in_place(stored: nib.arrayproxy.ArrayProxy) -> np.ndarray:
+    """What a proxy stands for; where nothing is to be scaled, the bytes in memory themselves, which nibabel would copy."""
+    if (stored.slope, stored.inter) != (1, 0) or not stored.dtype.isnative:
+        return np.asanyarray(stored)
+    return np.ndarray(stored.shape, stored.dtype, stored.file_like.getbuffer(), stored.offset, order="F")
 
 
 def _compact(array: np.ndarray) -> np.ndarray:
@@ -274,8 +281,9 @@ def read_reference(case: Case, shape: tuple[int, ...], affine: np.ndarray) -> np
         _fail(case, case.reference, "its affine differs from the images'", "use the matching reference")
     array = _voxels(case, case.reference, image).T    # contiguous: NIfTI's first index runs fastest
     table = MSD_LABELS if case.channels else BRATS_LABELS
-    marked = array != 0                               # few voxels are: the rest is done for them alone
-    values = np.unique(array[marked]).tolist()
+    where = np.flatnonzero(array != 0)                # few voxels are marked: the rest is done for them alone
+    marked = array.ravel()[where]
+    values = np.unique(marked).tolist()
     if bad := [v for v in values if v not in table]:
         _fail(case, case.reference, f"labels {bad[:5]} are not among {sorted(table)}", "use BraTS's own labels")
     if not case.channels and DISK_ET in values:
@@ -286,7 +294,7 @@ def read_reference(case: Case, shape: tuple[int, ...], affine: np.ndarray) -> np
             _fail(case, case.reference, "it has both 3 and 4; before BraTS 2017 label 3 was the non-enhancing core, now "
                   "part of 1", "change its 3 to 1")
     labels = np.zeros(array.shape, np.uint8)
-    labels[marked] = np.array([table.get(v, 0) for v in range(5)], np.uint8)[array[marked].astype(np.uint8)]
+    labels.ravel()[where] = np.array([table.get(v, 0) for v in range(5)], np.uint8)[marked.astype(np.uint8)]
     return labels.T
 
 

@@ -17,6 +17,8 @@ from scipy.stats import bootstrap
 from .constants import HD95_EMPTY_MM, REGIONS
 
 ALL_NEIGHBOURS = np.ones((3, 3, 3))                   # 26: across faces, edges and corners
+REACH = 8                                             # voxels that `near` looks to either side: most surfaces are closer
+CROWDED = 60                                          # voxels of a box for one of a surface: above, a k-d tree is quicker
 LESION_DILATION = 3                                   # voxels; of BraTS's glioma task, as are the 50 mm3
 LESION_MM3 = 50
 SCORES = ("dice", "iou", "sensitivity", "specificity", "hd95_mm")
@@ -24,10 +26,7 @@ SCORES = ("dice", "iou", "sensitivity", "specificity", "hd95_mm")
 
 def regions(labels: np.ndarray) -> np.ndarray:
     """Labels 0 to 3, (...), as the regions WT, TC and ET: (3, ...) bool."""
-    table = np.zeros((len(REGIONS), 4), bool)
-    for row, members in zip(table, REGIONS.values(), strict=True):
-        row[list(members)] = True
-    return table[:, labels.astype(np.uint8)]
+    return np.stack([np.logical_or.reduce([labels == member for member in members]) for members in REGIONS.values()])
 
 
 def counts(predicted: np.ndarray, reference: np.ndarray) -> tuple[int, int, int, int]:
@@ -47,8 +46,45 @@ def dice(predicted: np.ndarray, reference: np.ndarray) -> float:
 
 
 def surface(mask: np.ndarray) -> np.ndarray:
-    """The voxels of a mask that have a face on its outside, (n, 3) indices; the volume's edge counts as outside."""
-    return np.argwhere(mask & ~ndimage.binary_erosion(mask))
+    """The voxels of a mask, (X, Y, Z) bool, that have a face on its outside; the volume's edge counts as outside."""
+    inner = mask.copy()
+    for axis in range(3):
+        lines, kept = np.moveaxis(mask, axis, 0), np.moveaxis(inner, axis, 0)
+        kept[1:] &= lines[:-1]
+        kept[:-1] &= lines[1:]
+        kept[[0, -1]] = False
+    return mask & ~inner
+
+
+def near(mask: np.ndarray) -> np.ndarray:
+    """Squared distance, in voxels, to the nearest voxel of a mask (X, Y, Z): uint8, exact up to REACH ** 2, above it beyond.
+
+    Along one axis after the other, as Felzenszwalb and Huttenlocher 2012 (doi:10.4086/toc.2012.v008a019), with the
+    minimum over a window in the place of their parabolas: a few passes over bytes.
+    """
+    squared = np.where(mask, np.uint8(0), np.uint8(255 - REACH**2))       # the largest that a step can be added to
+    for axis in range(3):
+        lines = np.moveaxis(squared, axis, 0)
+        best = lines.copy()
+        for step in range(1, min(REACH, len(lines) - 1) + 1):
+            further = lines + np.uint8(step**2)
+            np.minimum(best[step:], further[:-step], out=best[step:])
+            np.minimum(best[:-step], further[step:], out=best[:-step])
+        squared = np.moveaxis(best, 0, axis)
+    return squared
+
+
+def distances_mm(of: np.ndarray, to: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
+    """From each voxel of one mask to the nearest one of another, (n,) in mm; masks (X, Y, Z) bool, neither empty."""
+    places, spacing = np.argwhere(of), np.asarray(spacing_mm, float)
+    squared = np.full(len(places), 255, np.uint8)
+    if np.ptp(spacing) == 0 and of.size < CROWDED * len(places):
+        squared = near(to)[of]
+    found = np.sqrt(squared, dtype=float) * spacing[0]
+    far = squared > REACH**2
+    if far.any():                                     # the k-d tree knows no limit, and takes longer
+        found[far] = cKDTree(np.argwhere(to) * spacing).query(places[far] * spacing)[0]
+    return found
 
 
 def hd95(predicted: np.ndarray, reference: np.ndarray, spacing_mm: Sequence[float]) -> float:
@@ -57,17 +93,19 @@ def hd95(predicted: np.ndarray, reference: np.ndarray, spacing_mm: Sequence[floa
         return 0.0
     if not predicted.any() or not reference.any():
         return HD95_EMPTY_MM
-    a, b = (surface(mask) * np.asarray(spacing_mm) for mask in (predicted, reference))
-    return float(max(np.percentile(cKDTree(to).query(of)[0], 95) for of, to in ((a, b), (b, a))))
+    box = union_box(predicted, reference)
+    a, b = surface(predicted[box]), surface(reference[box])
+    return float(max(np.percentile(distances_mm(*pair, spacing_mm), 95) for pair in ((a, b), (b, a))))
 
 
 def union_box(predicted: np.ndarray, reference: np.ndarray, margin: int = 1) -> tuple[slice, ...]:
     """The smallest box around both masks and `margin` voxels more; distances need nothing outside it."""
     either = predicted | reference
+    plane = either.any(2)
     box = []
-    for axis in range(3):
-        line = np.flatnonzero(either.any(axis=tuple(a for a in range(3) if a != axis)))
-        box.append(slice(max(0, line[0] - margin), line[-1] + 1 + margin) if len(line) else slice(0, 0))
+    for line in (plane.any(1), plane.any(0), either.any((0, 1))):
+        marked = np.flatnonzero(line)
+        box.append(slice(max(0, marked[0] - margin), marked[-1] + 1 + margin) if len(marked) else slice(0, 0))
     return tuple(box)
 
 

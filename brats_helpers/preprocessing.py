@@ -12,7 +12,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
 
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from joblib import Parallel, delayed
+from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
 from .cases import Case, Patient, file_state, read_case
@@ -33,8 +34,9 @@ FORMAT = 2                                            # of a prepared file
 AGAIN = "run notebook 03 again, which makes it anew"
 FINER = 1.25                                          # a scan is resampled where its voxels are finer by this factor
 SAMPLES = 500                                         # tumor voxels kept a label, to centre patches on
-COMPRESSION = {"codec": blosc2.Codec.ZSTD, "clevel": 1, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1}
-BLOCK = 32                                            # voxels; what is decompressed at once, so that a patch is quick
+# A seventh more bytes than zstd, and a patch in half of the time (benchmarks/README.md).
+COMPRESSION = {"codec": blosc2.Codec.LZ4HC, "clevel": 1, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1}
+SLICES = 16                                           # decompressed at once, whole: long rows are copied quickly
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def lps_spacing(spacing: Sequence[float], affine: np.ndarray) -> tuple[float, ..
     return tuple(float(spacing[int(np.flatnonzero(axes == body)[0])]) for body in range(3))
 
 
-def brain_mask(images: np.ndarray) -> np.ndarray:
+def brain_mask(images: Sequence[np.ndarray]) -> np.ndarray:
     """Where any modality is not 0: (C, ...) to (...) bool. Modalities' own masks differ in some patients."""
     mask = images[0] != 0
     for image in images[1:]:
@@ -98,8 +100,12 @@ def brain_box(mask: np.ndarray) -> tuple[tuple[int, int], ...]:
 
 def statistics(images: np.ndarray, mask: np.ndarray, name: str = "") -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each modality over the brain, both (C,) float64."""
-    inside = [image[mask].astype(np.float64) for image in images]
-    mean, std = (np.array([getattr(values, what)() for values in inside]) for what in ("mean", "std"))
+    mean, std = np.zeros(len(images)), np.zeros(len(images))
+    for n, image in enumerate(images):
+        values = image[mask].astype(np.float64)
+        mean[n] = values.mean()
+        values -= mean[n]                             # in place: memory is what takes the time here
+        std[n] = np.sqrt(np.square(values, out=values).mean())
     if not std.all():
         flat = ", ".join(m for m, s in zip(MODALITIES, std, strict=False) if s == 0)
         raise BratsError(f"patient {name}: {flat} has one value in all of the brain, which cannot be normalised; "
@@ -123,29 +129,33 @@ def normalise(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -
 
 def prepare(patient: Patient, spacing_mm: float, source: str = "") -> Prepared:
     """Turn to LPS, crop to the brain, and coarsen to `spacing_mm` where the scan is finer."""
-    images = np.stack([to_lps(image, patient.affine) for image in patient.images])
-    labels = np.zeros(images.shape[1:], np.uint8)
-    if patient.reference is not None:
-        labels = to_lps(patient.reference, patient.affine)
-    box = brain_box(brain_mask(images))
+    images = [to_lps(image, patient.affine) for image in patient.images]  # views: only what is in the box is copied
+    mask = brain_mask(images)
+    box = brain_box(mask)
     inside = tuple(slice(*edge) for edge in box)
-    images, labels = images[:, *inside], labels[inside]
+    mask = mask[inside]
+    volume = np.zeros((len(images) + 1, *mask.shape), patient.images.dtype)
+    for channel, image in zip(volume, images, strict=False):
+        channel[:] = image[inside]
+    if patient.reference is not None:
+        volume[-1] = to_lps(patient.reference, patient.affine)[inside]
     spacing = lps_spacing(patient.spacing, patient.affine)[::-1]          # d h w
     factor = tuple(float(spacing_mm / s) if spacing_mm / s > FINER else 1.0 for s in spacing)
     if max(factor) > 1:
-        images, labels = coarsen(images, factor), coarsen_labels(labels, factor)
-    mean, std = statistics(images, brain_mask(images), patient.name)
-    volume = np.concatenate([images, labels[None].astype(images.dtype)])
-    return Prepared(np.ascontiguousarray(volume), Meta(
+        labels = coarsen_labels(volume[-1], factor)
+        volume = np.concatenate([coarsen(volume[:-1], factor), labels[None].astype(volume.dtype)])
+        mask = brain_mask(volume[:-1])
+    mean, std = statistics(volume[:-1], mask, patient.name)
+    return Prepared(volume, Meta(
         patient.name, patient.images.shape[1:], tuple(map(tuple, patient.affine.tolist())), box, factor,
         tuple(mean.tolist()), tuple(std.tolist()), patient.reference is not None, source,
-        sample_voxels(labels, patient.name)))
+        sample_voxels(volume[-1], patient.name)))
 
 
 def sample_voxels(labels: np.ndarray, name: str) -> dict[str, list]:
     """At most SAMPLES voxels of each tumor label, (n, 3) in d h w, drawn with the patient's name as the seed."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    marked, found = np.flatnonzero(labels), {}
+    marked, found = np.flatnonzero(labels != 0), {}
     kinds = labels.ravel()[marked]
     for label, short in LABEL_SHORT.items():
         voxels = marked[kinds == label]
@@ -214,20 +224,20 @@ def _lps_shape(meta: Meta) -> list[int]:
 # ---------------------------------------------------------------- files
 
 def save(prepared: Prepared, path: Path) -> None:
-    """Write a prepared patient as one Blosc2 array: zstd over shuffled integers, its Meta among the metadata."""
+    """Write a prepared patient as one Blosc2 array: LZ4 over shuffled integers, its Meta among the metadata."""
     shape = prepared.volume.shape
-    blocks = (1, *(min(BLOCK, n) for n in shape[1:]))
+    blocks = (1, min(SLICES, shape[1]), *shape[2:])
     with atomic_path(path) as temporary:
         temporary.unlink()                            # Blosc2 makes the file itself
         array = blosc2.asarray(prepared.volume, urlpath=str(temporary), chunks=(1, *shape[1:]), blocks=blocks,
                                cparams=COMPRESSION)
         # As JSON: Blosc2's own encoding of nested lists fails on empty ones before some 4.x.
-        array.schunk.vlmeta["meta"] = json.dumps({"format": FORMAT, "checksum": checksum(prepared), **asdict(prepared.meta)})
+        array.schunk.vlmeta["meta"] = json.dumps({"format": FORMAT, "checksum": checksum(prepared), **vars(prepared.meta)})
 
 
 def checksum(prepared: Prepared) -> int:
     """CRC-32 of the voxels and of what is known of them: a disk's silent error must not become a network's."""
-    return isal_zlib.crc32(np.ascontiguousarray(prepared.volume), zlib.crc32(json.dumps(asdict(prepared.meta)).encode()))
+    return isal_zlib.crc32(np.ascontiguousarray(prepared.volume), zlib.crc32(json.dumps(vars(prepared.meta)).encode()))
 
 
 def open_volume(path: Path) -> tuple[blosc2.NDArray, Meta]:
@@ -243,7 +253,9 @@ def _open(path: Path) -> tuple[blosc2.NDArray, dict]:
     if not Path(path).is_file():
         raise BratsError(f"{path} is missing: run notebook 03 first, which prepares the patients.")
     try:
-        array = blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
+        # A loader's worker is one of many; elsewhere nothing else is computed while a patch is waited for.
+        threads = 1 if get_worker_info() else torch.get_num_threads()
+        array = blosc2.open(str(path), mode="r", mmap_mode="r", dparams={"nthreads": threads})
         text = array.schunk.vlmeta["meta"]
         stored = json.loads(text) if isinstance(text, str) else {}
     except (RuntimeError, ValueError, KeyError, AttributeError, IndexError) as error:

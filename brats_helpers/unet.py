@@ -62,7 +62,7 @@ class UNet(nn.Module):
         self.encoder = nn.ModuleList(Stage(a, b, stride=1 if i == 0 else 2) for i, (a, b) in enumerate(down))
         self.upsample = nn.ModuleList(nn.ConvTranspose3d(a, b, 2, stride=2) for a, b in up)
         self.decoder = nn.ModuleList(Stage(2 * b, b) for _, b in up)
-        self.heads = nn.ModuleList(nn.Conv3d(b, out_channels, 1) for _, b in up[-3:])   # 1/4, 1/2, full resolution
+        self.heads = nn.ModuleList(Conv3d(b, out_channels, 1) for _, b in up[-3:])   # 1/4, 1/2, full resolution
         self.checkpointing = checkpointing
         self.apply(_initialise)
 

@@ -9,7 +9,19 @@ from monai.metrics import compute_hausdorff_distance
 from scipy import ndimage
 
 from brats_helpers.constants import HD95_EMPTY_MM
-from brats_helpers.metrics import bootstrap_ci, calibration, dice, hd95, regions, score_case, summarise, threshold_baseline
+from brats_helpers.metrics import (
+    REACH,
+    bootstrap_ci,
+    calibration,
+    dice,
+    distances_mm,
+    hd95,
+    near,
+    regions,
+    score_case,
+    summarise,
+    threshold_baseline,
+)
 
 
 def blobs(seed: int) -> np.ndarray:
@@ -23,7 +35,7 @@ def blobs(seed: int) -> np.ndarray:
 @pytest.mark.parametrize("seed", range(25))
 def test_all_scores_equal_monais_and_the_definitions(seed: int) -> None:
     predicted, reference = blobs(seed), blobs(seed + 1000)
-    spacing = np.random.default_rng(seed).uniform(0.5, 3, 3)
+    spacing = np.random.default_rng(seed).uniform(0.5, 3, 3 if seed % 2 else 1) * np.ones(3)      # every other one isotropic
     rows = score_case(predicted, reference, spacing)
     for (_, row), p, r in zip(rows.items(), regions(predicted), regions(reference), strict=True):
         if p.any() and r.any():
@@ -35,6 +47,26 @@ def test_all_scores_equal_monais_and_the_definitions(seed: int) -> None:
             assert row["sensitivity"] == pytest.approx((p & r).sum() / r.sum())
             assert row["specificity"] == pytest.approx((~p & ~r).sum() / (~r).sum())
             assert row["reference_ml"] == pytest.approx(r.sum() * spacing.prod() / 1000)
+
+
+@pytest.mark.parametrize("shape", [(30, 41, 37), (40, 6, 3), (1, 1, 50)])
+def test_near_is_the_exact_distance_as_far_as_it_reaches(shape: tuple[int, int, int]) -> None:
+    mask = np.random.default_rng(len(shape)).random(shape) > 0.998
+    mask.flat[0] = True
+    exact = np.rint(ndimage.distance_transform_edt(~mask) ** 2)
+    squared, reach = near(mask), REACH**2
+    assert np.array_equal(squared[exact <= reach], exact[exact <= reach]) and (squared[exact > reach] > reach).all()
+    assert (exact <= reach).any() and (exact > reach).any()
+
+
+@pytest.mark.parametrize("spacing", [(1, 1, 1), (0.7, 0.7, 0.7), (1, 1, 2)])
+@pytest.mark.parametrize("margin", [0, 40])
+def test_distances_are_those_of_a_search_among_all_pairs(spacing: tuple[float, ...], margin: int) -> None:
+    a, b = np.zeros((2, 44, 12, 11), bool)
+    a[2:9, 2:9, 2:9] = a[38:42, 3:6, 3:6] = b[4:10, 2:8, 3:9] = True     # an island that is further away than `near` looks
+    a, b = (np.pad(mask, margin) for mask in (a, b))                     # with much room around them, a k-d tree is used
+    every = np.linalg.norm((np.argwhere(a)[:, None] - np.argwhere(b)) * spacing, axis=2)
+    assert np.allclose(distances_mm(a, b, spacing), every.min(1), rtol=1e-12)
 
 
 def test_empty_regions_follow_brats() -> None:
