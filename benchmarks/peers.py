@@ -72,24 +72,29 @@ def monai_entry(case: Case) -> dict:
 
 
 def nvidia_preprocess(case: Case, folder: Path) -> None:
-    """NVIDIA's two steps: a 4D .nii.gz a patient, then crop, z-score and a float32 .npy (DeepLearningExamples, nnUNet)."""
-    stack = np.stack([np.asarray(nib.load(p).dataobj, np.int16) for p in case.images], -1)
-    label = np.asarray(nib.load(case.reference).dataobj, np.uint8)
-    affine = nib.load(case.images[0]).affine
-    nib.save(nib.Nifti1Image(stack, affine), folder / "image.nii.gz")
-    nib.save(nib.Nifti1Image(np.where(label == 4, 3, label).astype(np.uint8), affine), folder / "label.nii.gz")
+    """NVIDIA's two steps, with the library calls of its notebook BraTS21 and its preprocessor (DeepLearningExamples, nnUNet).
 
-    image = nib.load(folder / "image.nii.gz").get_fdata().astype(np.float32)
-    label = nib.load(folder / "label.nii.gz").get_fdata().astype(np.uint8)
-    image, label = np.transpose(image, (3, 2, 1, 0)), np.transpose(label, (2, 1, 0))[None]
-    where = np.argwhere(image.any(0))
-    box = tuple(slice(a, b + 1) for a, b in zip(where.min(0), where.max(0), strict=True))
-    image, label = image[:, *box].copy(), label[:, *box]
+    First a 4D .nii.gz a patient; then MONAI's crop, its z-score of what is not 0 twice, a mask of what is above 0 in every
+    channel, and float32 .npy files.
+    """
+    scans = [nib.load(p) for p in case.images]
+    stack = np.stack([np.abs(scan.get_fdata().astype(np.int16)) for scan in scans], axis=-1)
+    label = nib.load(case.reference).get_fdata().astype(np.uint8)
+    label[label == 4] = 3
+    nib.save(nib.Nifti1Image(stack, scans[0].affine, scans[0].header), folder / "image.nii.gz")
+    nib.save(nib.Nifti1Image(label, scans[0].affine), folder / "label.nii.gz")
+
+    score = mt.NormalizeIntensity(nonzero=True, channel_wise=True)
+    image = nib.load(folder / "image.nii.gz").get_fdata().astype(np.float32).transpose(3, 2, 1, 0)
+    label = nib.load(folder / "label.nii.gz").get_fdata().astype(np.uint8)[..., None].transpose(3, 2, 1, 0)
+    both = mt.CropForegroundd(["image", "label"], source_key="image", allow_smaller=True)({"image": image, "label": label})
+    image, label = np.asarray(score(both["image"])), np.asarray(both["label"])
+    mask = np.ones(image.shape[1:], np.float32)
     for channel in image:
-        brain = channel != 0
-        channel[brain] = (channel[brain] - channel[brain].mean()) / (channel[brain].std() + 1e-8)
-    foreground = (image > 0).all(0, keepdims=True).astype(np.float32)
-    np.save(folder / "x.npy", np.concatenate([image, foreground]))
+        mask[np.where(channel <= 0)] = 0
+    image = np.concatenate([np.asarray(score(image), np.float32), mask[None]])
+    image.mean((1, 2, 3)), image.std((1, 2, 3))       # which it computes for its log
+    np.save(folder / "x.npy", image)
     np.save(folder / "y.npy", label)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 Way = Callable[[], object]
 
@@ -46,3 +49,19 @@ def race(ours: Way, peers: Mapping[str, Way], rounds: int) -> tuple[float, dict[
                 taken[name].append(1000 * (time.perf_counter() - begin))
     medians = {name: float(np.median(values)) for name, values in taken.items()}
     return medians.pop("ours"), medians
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Everything inside runs on a single core, libraries with threads of their own too (outside Linux only torch)."""
+    threads = torch.get_num_threads()
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    try:
+        torch.set_num_threads(1)
+        if cores:
+            os.sched_setaffinity(0, {max(cores)})
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        if cores:
+            os.sched_setaffinity(0, cores)

@@ -33,10 +33,15 @@ def normalise_batch(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     images (B, 4, D, H, W) of any type with 0 outside the brain; mean, std (B, 4) over the patient's
     brain. Returns (B, 5, D, H, W) float32: z-scores in the brain, 0 outside, and the brain itself.
     """
-    brain = (images != 0).any(dim=1, keepdim=True)    # before the z-score, which makes much of the brain negative
+    brain = images[:, :1] != 0                        # before the z-score, which makes much of the brain negative
+    for image in images[:, 1:].split(1, dim=1):
+        brain |= image != 0
+    out = torch.empty(len(images), images.shape[1] + 1, *images.shape[2:], device=images.device)
     shape = (*mean.shape, 1, 1, 1)
-    scored = (images.float() - mean.view(shape)) / std.view(shape)
-    return torch.cat((scored * brain, brain.float()), dim=1)
+    out[:, :-1] = images                              # and the rest in place: memory is what takes the time here
+    out[:, :-1].sub_(mean.view(shape)).div_(std.view(shape)).mul_(brain)
+    out[:, -1:] = brain
+    return out
 
 
 def augment(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -54,7 +59,7 @@ def augment_one(image: Tensor, label: Tensor, generator: torch.Generator) -> tup
     angles = [uniform(generator, -ROTATION_DEGREES, ROTATION_DEGREES) for _ in range(3)] if chance(generator) else None
     elastic = ELASTIC_VOXELS if chance(generator) else 0.0
     if zoom != 1 or angles or elastic:
-        image, label = resample(image, label, sampling_grid(image.shape[1:], zoom, angles, elastic, generator))
+        image, label = resample(image, label, sampling_grid(image.shape[1:], zoom, angles, elastic, generator, image.device))
     axes = [axis for axis in (1, 2, 3) if chance(generator, FLIP_PROBABILITY)]
     image, label = image.flip(axes), label.flip(axes)
     return torch.cat((change_intensities(image[:4], generator) * image[4:], image[4:])), label
@@ -76,19 +81,21 @@ def change_intensities(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def sampling_grid(shape: torch.Size, zoom: float, angles: list[float] | None, elastic: float,
-                  generator: torch.Generator) -> Tensor:
+                  generator: torch.Generator, device: torch.device | None = None) -> Tensor:
     """Where each voxel of the result is taken from: (1, D, H, W, 3), in `grid_sample`'s coordinates (x y z, -1 to 1).
 
     zoom above 1 enlarges; angles in degrees about the three axes; elastic in voxels, the largest shift.
     """
     half = torch.tensor([s / 2 for s in reversed(shape)])               # rotate in voxels, or a box would shear
     matrix = torch.diag(1 / half) @ rotation(angles or [0, 0, 0]) @ torch.diag(half) / zoom
-    grid = F.affine_grid(F.pad(matrix, (0, 1))[None], [1, 1, *shape], align_corners=False)
+    z, y, x = ((2 * torch.arange(n, device=device) + 1) / n - 1 for n in shape)             # the voxels' centres
+    grid = torch.empty(*shape, 3, device=device)
+    for axis, (a, b, c) in enumerate(matrix.tolist()):
+        grid[..., axis] = a * x + (b * y)[:, None] + (c * z)[:, None, None]                 # the largest sum comes last
     if elastic:
-        nodes = (torch.rand(1, 3, *[ELASTIC_NODES] * 3, generator=generator) * 2 - 1) * elastic
-        shift = F.interpolate(nodes, shape, mode="trilinear", align_corners=True)
-        grid = grid + shift.permute(0, 2, 3, 4, 1) / half
-    return grid
+        nodes = (torch.rand(1, 3, *[ELASTIC_NODES] * 3, generator=generator) * 2 - 1) * elastic / half.view(3, 1, 1, 1)
+        grid += F.interpolate(nodes.to(device), shape, mode="trilinear", align_corners=True)[0].permute(1, 2, 3, 0)
+    return grid[None]
 
 
 def rotation(degrees: list[float]) -> Tensor:
@@ -104,29 +111,34 @@ def rotation(degrees: list[float]) -> Tensor:
 
 
 def resample(image: Tensor, label: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
-    """Image (C, D, H, W) linearly and label (1, D, H, W) by the nearest voxel; what comes from outside is 0."""
-    grid = grid.to(image.device)
-    moved = F.grid_sample(image[None], grid, mode="bilinear", align_corners=False)[0]
-    relabelled = F.grid_sample(label[None].float(), grid, mode="nearest", align_corners=False)[0]
-    brain = (moved[-1:] > 0.5).to(moved.dtype)        # interpolation blurs the mask's edge: make it 0 or 1 again
-    return torch.cat((moved[:-1] * brain, brain)), relabelled.to(label.dtype)
+    """Image (5, D, H, W) linearly, its brain mask and the label (1, D, H, W) by the nearest voxel; outside is 0."""
+    places = label.float() + 4 * image[4:]            # both in one: labels are below 4
+    moved = F.grid_sample(image[None, :4], grid, mode="bilinear", align_corners=False)[0]
+    nearest = F.grid_sample(places[None], grid, mode="nearest", align_corners=False)[0]
+    brain = nearest >= 4
+    return torch.cat((moved.mul_(brain), brain.to(moved.dtype))), (nearest - 4 * brain).to(label.dtype)
 
 
 def add_noise(x: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
-    """Gaussian noise; drawn on the CPU, so that every device sees the same."""
-    return x + (torch.randn(x.shape, generator=generator) * sigma).to(x.device)
+    """Gaussian noise, drawn where x is; `generator` gives the seed."""
+    there = torch.Generator(x.device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
+    return torch.randn(x.shape, generator=there, device=x.device).mul_(sigma).add_(x)
 
 
 def blur(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of (C, D, H, W), sigma in voxels, one axis after the other, cut off at 3 sigma."""
+    """Gaussian blur of (C, D, H, W), sigma in voxels: a product with a banded matrix along each axis."""
+    depth, height, width = (gaussian_matrix(n, sigma).to(x) for n in x.shape[1:])
+    return height @ (depth @ x.flatten(2)).view_as(x) @ width.T
+
+
+def gaussian_matrix(length: int, sigma: float) -> Tensor:
+    """(length, length): row i holds the weights of all voxels in voxel i's mean, cut off at 3 sigma, the edge repeated."""
     radius = math.ceil(3 * sigma)
-    weights = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(-radius, radius + 1)]
-    for axis in (1, 2, 3):
-        length = x.shape[axis]
-        around = torch.arange(-radius, length + radius, device=x.device).clamp(0, length - 1)
-        padded = x.index_select(axis, around)         # the edge repeated outwards
-        x = sum(w / sum(weights) * padded.narrow(axis, i, length) for i, w in enumerate(weights))
-    return x
+    steps = torch.arange(-radius, radius + 1)
+    weights = torch.exp(-0.5 * (steps.double() / sigma) ** 2)
+    source = (torch.arange(length)[:, None] + steps).clamp(0, length - 1)
+    rows = (weights / weights.sum()).expand(length, -1)
+    return torch.zeros(length, length, dtype=torch.float64).scatter_add(1, source, rows)
 
 
 def change_contrast(x: Tensor, factor: float) -> Tensor:

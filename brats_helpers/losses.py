@@ -7,6 +7,7 @@ in Futrega et al. 2021 (arXiv:2110.03352, section 3.4); deep supervision weights
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -20,8 +21,7 @@ SMOOTH = 1e-5                                         # keeps Dice defined where
 
 def labels_to_regions(labels: Tensor) -> Tensor:
     """Labels 0 to 3, (B, 1, D, H, W), as the regions WT, TC and ET: (B, 3, D, H, W), float32."""
-    members = [torch.isin(labels, torch.tensor(region, device=labels.device, dtype=labels.dtype))
-               for region in REGIONS.values()]
+    members = [functools.reduce(torch.logical_or, [labels == label for label in region]) for region in REGIONS.values()]
     return torch.cat(members, dim=1).float()
 
 
@@ -51,7 +51,7 @@ def region_loss(logits: Tensor, target: Tensor, region_weights: Sequence[float] 
     s/2 and 1 - s/2 (Szegedy et al. 2016, arXiv:1512.00567); Dice keeps the true ones.
     """
     logits = logits.float()                           # sums over a million voxels need more than bf16's 8 bits
-    soft = target * (1 - smoothing) + smoothing / 2
+    soft = target * (1 - smoothing) + smoothing / 2 if smoothing else target
     each = batch_dice_loss(logits, target) + cross_entropy_loss(logits, soft, class_weight)
     return (each * each.new_tensor(region_weights)).sum()
 
@@ -63,6 +63,7 @@ def deep_supervision_loss(outputs: Sequence[Tensor], target: Tensor, **options: 
     down to each output's grid, so that a rim thinner than a voxel there still counts in part.
     """
     weights = [0.5**i for i in range(len(outputs))]
-    targets = [target] + [F.adaptive_avg_pool3d(target, logits.shape[2:]) for logits in outputs[1:]]
+    shrunk = [[n // small for n, small in zip(target.shape[2:], logits.shape[2:], strict=True)] for logits in outputs[1:]]
+    targets = [target] + [F.avg_pool3d(target, times) for times in shrunk]
     losses = [w * region_loss(*pair, **options) for w, *pair in zip(weights, outputs, targets, strict=True)]
     return sum(losses) / sum(weights)
