@@ -63,14 +63,13 @@ def near(mask: np.ndarray) -> np.ndarray:
     minimum over a window in the place of their parabolas: a few passes over bytes.
     """
     squared = np.where(mask, np.uint8(0), np.uint8(255 - REACH**2))       # the largest that a step can be added to
-    for axis in range(3):
-        lines = np.moveaxis(squared, axis, 0)
-        best = lines.copy()
+    for _ in range(3):                                # the last axis is brought to the front, three times: as it was
+        lines = np.ascontiguousarray(np.moveaxis(squared, -1, 0))
+        squared = lines.copy()
         for step in range(1, min(REACH, len(lines) - 1) + 1):
             further = lines + np.uint8(step**2)
-            np.minimum(best[step:], further[:-step], out=best[step:])
-            np.minimum(best[:-step], further[step:], out=best[:-step])
-        squared = np.moveaxis(best, 0, axis)
+            np.minimum(squared[step:], further[:-step], out=squared[step:])
+            np.minimum(squared[:-step], further[step:], out=squared[:-step])
     return squared
 
 
@@ -99,8 +98,8 @@ def hd95(predicted: np.ndarray, reference: np.ndarray, spacing_mm: Sequence[floa
 
 
 def union_box(predicted: np.ndarray, reference: np.ndarray, margin: int = 1) -> tuple[slice, ...]:
-    """The smallest box around both masks and `margin` voxels more; distances need nothing outside it."""
-    either = predicted | reference
+    """The smallest box around both masks (or what is not 0 in labels) and `margin` voxels more; distances need nothing outside it."""
+    either = (predicted | reference) != 0
     plane = either.any(2)
     box = []
     for line in (plane.any(1), plane.any(0), either.any((0, 1))):
@@ -111,7 +110,7 @@ def union_box(predicted: np.ndarray, reference: np.ndarray, margin: int = 1) -> 
 
 def score_case(predicted: np.ndarray, reference: np.ndarray, spacing_mm: Sequence[float]) -> dict[str, dict]:
     """All scores of one patient by region, from labels 0 to 3, both (X, Y, Z); volumes in ml."""
-    box = union_box(predicted > 0, reference > 0)
+    box = union_box(predicted, reference)
     rows, outside, ml = {}, predicted.size - predicted[box].size, float(np.prod(spacing_mm)) / 1000
     for name, p, r in zip(REGIONS, regions(predicted[box]), regions(reference[box]), strict=True):
         tp, fp, fn, tn = counts(p, r)
