@@ -98,7 +98,7 @@ def hd95(predicted: np.ndarray, reference: np.ndarray, spacing_mm: Sequence[floa
 
 
 def union_box(predicted: np.ndarray, reference: np.ndarray, margin: int = 1) -> tuple[slice, ...]:
-    """The smallest box around both masks (or what is not 0 in labels) and `margin` voxels more; distances need nothing outside it."""
+    """The smallest box around both masks, or labels, and `margin` voxels more; distances need nothing outside it."""
     either = (predicted | reference) != 0
     plane = either.any(2)
     box = []

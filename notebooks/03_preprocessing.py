@@ -303,7 +303,7 @@ voxels, stored = prepared.volume.size, path.stat().st_size
 case = cohort.by_name[patient.name]
 raw = sum(file_state(case, scan)[0] for scan in case.images)
 path.unlink()
-sizes = {"raw .nii.gz": raw, "float32": voxels * 4, "int16": voxels * 2, "int16, zstd": stored}
+sizes = {"raw .nii.gz": raw, "float32": voxels * 4, "int16": voxels * 2, "int16, LZ4": stored}
 notes = [f"{n / 1e6:.1f} MB; times 1,251: {1.251 * n / 1e6:.1f} GB" for n in sizes.values()]
 grey, red, orange, green = "#999999", "#D55E00", "#E69F00", "#009E73"
 megabytes = {name: n / 1e6 for name, n in sizes.items()}
@@ -334,12 +334,13 @@ took = 1000 * (time.perf_counter() - begin)
 print(f"stored {volume.shape} as {volume.dtype}; a patch {patch.shape} in {took:.1f} ms")
 
 # %% [markdown]
-# **Question.** Blocks are cubes of 32 voxels. What would be lost with larger ones, and what with smaller ones?
+# **Question.** A block is sixteen whole slices of one modality. What would be lost with larger ones, and what with small cubes?
 #
 # <details><summary>Answer</summary>
 #
-# A block is decompressed as a whole, so with larger ones more is read than the patch needs. With smaller ones there is
-# less in each that repeats itself, and the file grows. That is a choice to be measured, not argued: `benchmarks/` does.
+# A block is decompressed as a whole, so with larger ones more is read than the patch needs. Of cubes fewer are touched, but a
+# patch's rows are then cut into short pieces, and copying the pieces can take longer than decompressing them. And the less
+# there is in a block, the less of it repeats itself. That is a choice to be measured, not argued: `benchmarks/` does.
 # </details>
 
 # %% [markdown]
