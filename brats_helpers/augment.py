@@ -20,6 +20,7 @@ ZOOM = (1.0, 1.4)
 ROTATION_DEGREES = 30.0                               # largest angle about each axis
 ELASTIC_VOXELS = 4.0                                  # largest shift, at the nodes of a coarse grid
 ELASTIC_NODES = 5
+SLABS = 8                                             # that a resampling is cut into, for as many threads
 NOISE_SIGMA = 0.33                                    # in standard deviations of the brain, as are all intensities
 BLUR_SIGMA = (0.5, 1.5)                               # voxels
 BRIGHTNESS = (0.7, 1.3)
@@ -113,10 +114,22 @@ def rotation(degrees: list[float]) -> Tensor:
 def resample(image: Tensor, label: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
     """Image (5, D, H, W) linearly, its brain mask and the label (1, D, H, W) by the nearest voxel; outside is 0."""
     places = label.float() + 4 * image[4:]            # both in one: labels are below 4
-    moved = F.grid_sample(image[None, :4], grid, mode="bilinear", align_corners=False)[0]
-    nearest = F.grid_sample(places[None], grid, mode="nearest", align_corners=False)[0]
+    moved, nearest = sample(image[:4], grid, "bilinear"), sample(places, grid, "nearest")
     brain = nearest >= 4
     return torch.cat((moved.mul_(brain), brain.to(moved.dtype))), (nearest - 4 * brain).to(label.dtype)
+
+
+def sample(volume: Tensor, grid: Tensor, mode: str) -> Tensor:
+    """`grid_sample` of one volume, (C, D, H, W), at a grid (1, D, H, W, 3).
+
+    On a CPU it gives each of its threads some volumes of a batch, and a single volume to one of them: so the result is
+    asked for in slabs, as if they were a batch.
+    """
+    shape = grid.shape[1:4]
+    slabs = math.gcd(shape[0], SLABS) if volume.device.type == "cpu" else 1
+    found = F.grid_sample(volume.expand(slabs, *volume.shape), grid.view(slabs, -1, *shape[1:], 3), mode=mode,
+                          align_corners=False)
+    return found.transpose(0, 1).reshape(len(volume), *shape)
 
 
 def add_noise(x: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
@@ -144,14 +157,14 @@ def gaussian_matrix(length: int, sigma: float) -> Tensor:
 def change_contrast(x: Tensor, factor: float) -> Tensor:
     """Stretch each channel of (C, D, H, W) about 0, the brain's mean, and keep its old range."""
     low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
-    return torch.clamp(x * factor, low, high)
+    return (x * factor).clamp_(low, high)
 
 
 def change_gamma(x: Tensor, gamma: float) -> Tensor:
     """Bend each channel's intensities between its smallest and its largest: t -> t ** gamma."""
     low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
     span = (high - low).clamp_min(1e-6)
-    return ((x - low) / span) ** gamma * span + low
+    return (x - low).div_(span).pow_(gamma).mul_(span).add_(low)
 
 
 def chance(generator: torch.Generator, probability: float = PROBABILITY) -> bool:
