@@ -33,8 +33,8 @@ from .inference import sliding_window
 from .loaders import PatchDataset, batches
 from .losses import deep_supervision_loss, labels_to_regions
 from .metrics import dice, regions
+from .networks import build_network
 from .preprocessing import load, open_volume
-from .unet import UNet
 
 SAVE_SECONDS = 600                                    # a checkpoint at least this often, within an epoch too
 ELSEWHERE = ("preset", "patients", "test_patients", "tta", "on_nan")   # settings that what was trained does not depend on
@@ -68,7 +68,7 @@ class State:
 def new_state(config: Config, device: Device) -> State:
     """A freshly initialised network and optimizer; the same for the same seed."""
     torch.manual_seed(config.seed)
-    model = UNet(config.filters, checkpointing=config.checkpointing).to(device.torch_device)
+    model = build_network(config, device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay,
                                   fused=device.kind != "mps")

@@ -40,6 +40,7 @@
 work: str = ""  # folder that notebooks 01 to 04 wrote to; empty: the usual place on this machine
 seed: int = None  # of initial weights, patches and augmentation; None: as in notebook 01
 fold: int = None  # -1: the 80/20 split; 0 to 4: that fold of the cross-validation is held out; None: the preset's
+network: str = None  # "unet", or another as "module:Class", from 5 to 3 channels: notebook 04, section 7
 epochs: int = None  # None: the preset's, as for all below
 steps: int = None  # optimizer steps an epoch
 batch: int = None  # patches a step
@@ -50,6 +51,7 @@ weight_decay: float = None  # of AdamW
 on_nan: str = None  # a loss that is no number: "stop", or "halve" the rate and leave the batch out
 ema: float = None  # decay of the weights' running average; 0: no average
 checkpointing: bool = None  # recompute activations in the backward pass: less memory, more time
+tensorboard: bool = None  # True: write losses, Dice, rates and pictures for TensorBoard into checkpoints/tensorboard
 tta: bool = None  # True: average the final predictions over all 8 mirrored views; False: over 2
 
 # %%
@@ -427,9 +429,8 @@ print(f"{metrics['cases']} {which} patients, {metrics['checkpoint']}, seed {metr
 print("      Dice  (95 % interval)     IoU    sens.  spec.   HD95 mm")
 for name in ("WT", "TC", "ET"):
     parts = (metrics[score][name] for score in ("iou", "sensitivity", "specificity", "hd95_mm"))
-    others = "  ".join(f"{part:.3f}" for part in parts)
     interval = interval_text(metrics["dice_ci95"][name])
-    print(f"{name}   {metrics['dice'][name]:.3f}  ({interval})  {others}")
+    print(f"{name}   {metrics['dice'][name]:.3f}  ({interval})", *(f" {part:.3f}" for part in parts))
 print(f"threshold on FLAIR, the same patients: WT {baseline:.3f}")
 
 # %% [markdown]
