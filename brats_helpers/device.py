@@ -181,6 +181,18 @@ def take_over(inputs: Path, work: Path) -> None:
             shutil.copyfile(path, temporary)
 
 
+def gpu_load() -> dict[str, float]:
+    """GiB of GPU memory that tensors have taken at most and, where the driver says it, percent busy; {} without a GPU."""
+    if not torch.cuda.is_available():
+        return {}
+    found = {"gpu/memory_gib": torch.cuda.max_memory_allocated() / GIB}
+    try:
+        found["gpu/percent_busy"] = float(torch.cuda.utilization())
+    except (ModuleNotFoundError, RuntimeError):       # nvidia-ml-py is not installed, or the driver hides the figure
+        pass
+    return found
+
+
 def package_versions() -> dict[str, str]:
     """Name and version of the packages that the series rests on; "missing" where one is not installed."""
     found = {}
