@@ -123,9 +123,10 @@ def where_am_i() -> str:
 
 def work_folder(work: str = "") -> Path:
     """The folder of the series, absolute: `work`, or where none is given the usual place on this machine."""
+    above = Path(__file__).resolve().parent.parent
+    home = above if (above / "notebooks").is_dir() else Path.cwd()        # installed alone, it is among other packages
     usual = {"kaggle": Path("/kaggle/working"), "colab": Path("/content/brats")}
-    return Path(work).expanduser().absolute() if work else usual.get(
-        where_am_i(), Path(__file__).resolve().parent.parent / "runs" / "quick")
+    return Path(work).expanduser().absolute() if work else usual.get(where_am_i(), home / "runs" / "quick")
 
 
 def start(work: str = "") -> tuple[Path, Device]:

@@ -41,9 +41,15 @@ def build_network(config: Config, device: Device, from_checkpoint: bool = False)
     if missing := sorted((needs - set(given)) | ({"in_channels", "out_channels"} - takes)):
         raise BratsError(f"network={config.network} cannot be built from in_channels=5 and out_channels=3 alone (it differs "
                          f"in {', '.join(missing)}): write a class of your own that has these two and makes it.")
-    model = kind(**{name: value for name, value in given.items() if name in takes}).to(device.torch_device)
-    if not from_checkpoint:                           # what a checkpoint holds has been trained
-        check_network(model, config, device)
+    try:
+        model = kind(**{name: value for name, value in given.items() if name in takes}).to(device.torch_device)
+        output = () if from_checkpoint else try_patch(model, config.patch, device)       # that of a checkpoint was trained
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise BratsError(f"network={config.network} cannot take a patch of {config.patch} voxels an edge ({error}): try a "
+                         "multiple of 32.") from error
+    if output and output != (1, len(REGIONS), *[config.patch] * 3):
+        raise BratsError(f"network={config.network} makes {output} of (1, {len(CHANNELS)}, P, P, P), P = {config.patch}; "
+                         f"needed: (1, {len(REGIONS)}, P, P, P), a logit for each region and voxel.")
     return model
 
 
@@ -69,19 +75,12 @@ def _imported(module: str) -> ModuleType:
 
 
 @torch.no_grad()
-def check_network(model: nn.Module, config: Config, device: Device) -> None:
-    """One patch of zeros through it: BratsError where it cannot take the patch, or its output has another shape."""
-    training, edge = model.training, (config.patch,) * 3
-    try:
-        with device.autocast():
-            output = first(model.eval()(torch.zeros(1, len(CHANNELS), *edge, device=device.torch_device)))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise BratsError(f"network={config.network} cannot take a patch of {config.patch} voxels an edge ({error}): try a "
-                         "multiple of 32.") from error
-    if tuple(output.shape) != (1, len(REGIONS), *edge):
-        raise BratsError(f"network={config.network} makes {tuple(output.shape)} of (1, {len(CHANNELS)}, P, P, P), P = "
-                         f"{config.patch}; needed: (1, {len(REGIONS)}, P, P, P), a logit for each region and voxel.")
-    model.train(training)
+def try_patch(model: nn.Module, patch: int, device: Device) -> tuple[int, ...]:
+    """The shape of what a network makes of one patch of zeros; it comes back in training mode."""
+    with device.autocast():
+        output = first(model.eval()(torch.zeros(1, len(CHANNELS), *[patch] * 3, device=device.torch_device)))
+    model.train()
+    return tuple(output.shape)
 
 
 def first(output: Tensor | list[Tensor] | tuple[Tensor, ...]) -> Tensor:

@@ -16,7 +16,7 @@
 #
 # NVIDIA's Optimized U-Net, built up level by level, and the loss that it learns from.
 #
-# **04 of 05** | back: [03 Preprocessing](03_preprocessing.ipynb) | next: [05 Training and evaluation](05_training_evaluation.ipynb)
+# **04 of 05** | back: [03 Preprocessing](03_preprocessing.ipynb) | next: [05 Training and evaluation](05_training_evaluation.ipynb) | open in [Colab](https://colab.research.google.com/github/INSERT_OWNER/INSERT_REPOSITORY/blob/main/notebooks/04_architecture.ipynb) or [Binder](https://mybinder.org/v2/gh/INSERT_OWNER/INSERT_REPOSITORY/main?labpath=notebooks/04_architecture.ipynb)
 #
 # | | |
 # |---|---|
@@ -45,11 +45,21 @@ network: str = None  # what notebook 05 trains, "module:Class" from 5 to 3 chann
 full_size: bool = True  # run the full network once, forward and backward, on its smallest input
 
 # %%
-# Find the module, above this notebook or among Kaggle's inputs; say which machine this is.
+# On Colab alone: fetch the repository that this notebook is from, and what is missing there; its torch stays.
+import os
+from subprocess import run
+
+if "COLAB_RELEASE_TAG" in os.environ and not os.path.isdir("/content/repository"):
+    address = "https://github.com/INSERT_OWNER/INSERT_REPOSITORY"
+    run(["git", "clone", "--quiet", "--depth=1", address, "/content/repository"], check=True)
+    run(["pip", "install", "--quiet", "-r", "/content/repository/requirements.txt"], check=True)
+
+# %%
+# Find the module, above this notebook or among what was fetched or given; say which machine this is.
 import sys
 from pathlib import Path
 
-folders = [*(Path.cwd() / "here").parents, *Path("/kaggle/input").glob("*")]
+folders = [*(Path.cwd() / "here").parents, *Path("/content").glob("*"), *Path("/kaggle/input").glob("*")]
 sys.path[:0] = [str(p) for p in folders if (p / "brats_helpers").is_dir()][:1]
 from brats_helpers.device import start
 
@@ -433,8 +443,7 @@ curves({"Dice of a perfect prediction": lines}, "voxels of the tumor")
 # The orange line ends where the sum of two sizes is more than 65,504, and infinity is divided by infinity. The cure: only the convolutions run in short numbers, the loss is
 # computed in fp32 (`region_loss` above begins with `.float()`). On a GPU with fp16 the same happens to a bad gradient; the
 # scaler then leaves out the step. What notebook 05 does with a NaN from a damaged patient, it shows there.
-
-# %% [markdown]
+#
 # ## 5. Against the reference
 #
 # MONAI's `DynUNet` is an independent implementation of the same network. With the same weights both must give the same

@@ -16,7 +16,7 @@
 #
 # The network learns, and is judged on patients that nothing has seen before.
 #
-# **05 of 05** | back: [04 Architecture](04_architecture.ipynb)
+# **05 of 05** | back: [04 Architecture](04_architecture.ipynb) | open in [Colab](https://colab.research.google.com/github/INSERT_OWNER/INSERT_REPOSITORY/blob/main/notebooks/05_training_evaluation.ipynb) or [Binder](https://mybinder.org/v2/gh/INSERT_OWNER/INSERT_REPOSITORY/main?labpath=notebooks/05_training_evaluation.ipynb)
 #
 # | | |
 # |---|---|
@@ -55,11 +55,21 @@ tensorboard: bool = None  # True: write losses, Dice, rates and pictures for Ten
 tta: bool = None  # True: average the final predictions over all 8 mirrored views; False: over 2
 
 # %%
-# Find the module, above this notebook or among Kaggle's inputs; say which machine this is.
+# On Colab alone: fetch the repository that this notebook is from, and what is missing there; its torch stays.
+import os
+from subprocess import run
+
+if "COLAB_RELEASE_TAG" in os.environ and not os.path.isdir("/content/repository"):
+    address = "https://github.com/INSERT_OWNER/INSERT_REPOSITORY"
+    run(["git", "clone", "--quiet", "--depth=1", address, "/content/repository"], check=True)
+    run(["pip", "install", "--quiet", "-r", "/content/repository/requirements.txt"], check=True)
+
+# %%
+# Find the module, above this notebook or among what was fetched or given; say which machine this is.
 import sys
 from pathlib import Path
 
-folders = [*(Path.cwd() / "here").parents, *Path("/kaggle/input").glob("*")]
+folders = [*(Path.cwd() / "here").parents, *Path("/content").glob("*"), *Path("/kaggle/input").glob("*")]
 sys.path[:0] = [str(p) for p in folders if (p / "brats_helpers").is_dir()][:1]
 from brats_helpers.device import start
 
@@ -320,8 +330,7 @@ print(f"weights untouched; step {state.step}; the rate is now times {state.rate_
 # %% [markdown]
 # Without the check that stands in `train_step`, this one step would have made every weight NaN, and every step after it.
 # With `on_nan="stop"` training ends with the names; with `"halve"` it goes on without the batch, and more carefully.
-
-# %% [markdown]
+#
 # ## 5. From patches to a brain
 #
 # The network sees a window; a brain is larger. Windows overlap by half, and each voxel's probability is an average in
