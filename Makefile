@@ -9,7 +9,7 @@ else
 BIN := .venv/bin
 endif
 
-.PHONY: run test test-browser test-faults fuzz audit lab notebooks student site bench bench-gpu lint clean
+.PHONY: run test test-low test-browser test-faults fuzz audit lab notebooks student site bench bench-gpu lint clean
 
 run: .venv/ready
 	$(BIN)/python -m brats_helpers run --preset $(PRESET) --source $(SOURCE) $(ARGS)
@@ -21,6 +21,12 @@ test: .venv/ready-dev
 test-browser: .venv/ready-dev          # widgets and pages in Chromium, which has to be installed (apt install chromium)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt playwright
 	$(BIN)/python -m pytest tests/test_browser.py -s $(ARGS)
+
+LOW := preprocessing metrics augment losses splits checks formats phantom pictures unet networks tracking training series
+SLOW := killed or heeded or no_number or full_network or five_notebooks or decathlon or twin or stops or real
+test-low: .venv-low/ready              # the lowest versions that requirements.txt allows, on what is quick: two minutes
+	$(subst .venv,.venv-low,$(BIN))/python -m pytest -p no:cacheprovider -W ignore $(LOW:%=tests/test_%.py) \
+		-k "not ($(SLOW))" $(ARGS)
 
 FAULTS := interruptions bad_input training archive dicom fuzz_corpus endurance official_metrics
 test-faults: .venv/ready-dev           # kills twenty times and more where the quick tests kill twice; 20 minutes
@@ -66,7 +72,7 @@ lint: .venv/ready-dev
 	$(BIN)/ruff check .
 
 clean:                                 # results stay: delete runs/ by hand
-	rm -rf .venv .venv-bench .venv-audit build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-low .venv-bench .venv-audit build *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 # torch first and alone: any other package that asks for it would take the newest build, with gigabytes of CUDA.
 .venv/ready: requirements.txt constraints.txt
@@ -77,6 +83,13 @@ clean:                                 # results stay: delete runs/ by hand
 
 .venv/ready-dev: .venv/ready requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-dev.txt
+	touch $@
+
+.venv-low/ready: requirements.txt constraints-low.txt
+	$(PYTHON) -m venv .venv-low
+	$(subst .venv,.venv-low,$(BIN))/python -m pip install --quiet --disable-pip-version-check -c constraints-low.txt torch
+	$(subst .venv,.venv-low,$(BIN))/python -m pip install --quiet --disable-pip-version-check -c constraints-low.txt \
+		-r requirements.txt pytest hypothesis
 	touch $@
 
 .venv-bench/ready: requirements.txt constraints.txt benchmarks/requirements.txt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -54,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--checkpoint", type=Path, action="append", required=True, metavar="FILE",
                          help="a trained network; several are averaged")
     predict.add_argument("--out", type=Path, required=True, metavar="DIR", help="where <case>.nii.gz are written")
+    _import_option(predict)
     predict.add_argument("--tta", action="store_true",
                          help="average over all 8 mirrored views instead of 2: four times slower")
 
@@ -67,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="write a trained network as a MONAI bundle and as ONNX")
     export.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="a trained network")
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="where bundle/ and model.onnx are written")
+    _import_option(export)
     export.add_argument("--only", choices=("bundle", "onnx"), help="one of the two (ONNX needs onnx and onnxscript)")
 
     sweep = commands.add_parser("sweep", help="run notebook 05 for every point of a grid", epilog=SWEEP_EXAMPLES, **shown)
@@ -91,10 +94,17 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _import_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE",
+                         help="import this module of yours, which holds the checkpoint's network; may be repeated")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. Problems are one message, without a traceback."""
     options = parser().parse_args(arguments)
     try:
+        for module in getattr(options, "imports", []):
+            importlib.import_module(module)
         return COMMANDS[options.command](options)
     except BratsError as error:
         print(f"\n{error}", file=sys.stderr)

@@ -1,7 +1,8 @@
 """Checkpoints: what is in one, and how a network comes back from it.
 
 A checkpoint is a dictionary of plain values and tensors, read with `weights_only=True`, so that a
-file from elsewhere can run no code. It holds the configuration that its network is rebuilt from.
+file from elsewhere can run no code. It holds the configuration that its network is rebuilt from, for which nothing is
+imported either (see `networks`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .constants import CHANNELS, REGIONS
 from .device import Device, describe_device
 from .errors import BratsError
 from .files import atomic_path
-from .unet import UNet
+from .networks import build_network
 
 FORMAT = 1                                            # of the file
 
@@ -70,6 +71,6 @@ def load_checkpoint(path: Path, device: Device | None = None) -> tuple[nn.Module
     device = device or describe_device()
     content = read_checkpoint(path, device)
     config = Config.from_dict(content["config"])
-    model = UNet(config.filters).to(device.torch_device)
+    model = build_network(config, device, from_checkpoint=True)
     load_weights(model, content["average"], path)
     return model.eval(), config

@@ -241,19 +241,6 @@ def check_bottom_edge(answer: object, patch: int, levels: int) -> Verdict:
         or near(answer, patch / (levels - 1))}, told(answer, f"{patch}, halved by {levels - 1} of the {levels} levels."))
 
 
-def check_parameters(answer: object, channels_in: int, channels_out: int) -> Verdict:
-    """Parameters of one 3 x 3 x 3 convolution."""
-    weights = channels_in * channels_out * 27
-    return judge(answer, near(answer, weights + channels_out), "An output channel has a cube for each input, and a bias.", {
-        "The biases are missing: one for each output channel.": near(answer, weights),
-        "The kernel is a cube, 3 x 3 x 3.": near(answer, channels_in * channels_out * 9 + channels_out)
-        or near(answer, channels_in * channels_out * 9),
-        "A bias belongs to an output channel, not to an input channel.": near(answer, weights + channels_in),
-        "Every output channel looks at every input channel: multiply the two.":
-        near(answer, 27 * (channels_in + channels_out)) or near(answer, 27 * channels_out + channels_out)},
-        told(answer, "in x out x 27, and the biases."))
-
-
 def check_soft_dice(function: Function) -> Verdict:
     """2 sum(p r) / (sum(p) + sum(r)), 1 for two empty ones."""
     p, r = torch.tensor([0.9, 0.6, 0.2, 0.0]), torch.tensor([1.0, 1.0, 0.0, 0.0])
@@ -281,6 +268,26 @@ def check_receptive_field(function: Function) -> Verdict:
         near(answer, 1 + 2 * int(np.cumprod(strides).sum())),
         "Begin with 1, the voxel itself.": near(answer, right - 1)},
         told(answer, f"{right} for strides 1, 2, 1, 2, 1, and 5 for two of stride 1."))
+
+
+def check_own_network(function: Function) -> Verdict:
+    """Another network in the place of the U-Net: five channels in, the logits of three regions out."""
+    model = attempt(function)
+    if is_blank(model):
+        return judge(model, False, "", {}, "")
+    answer = attempt(lambda: model.eval()(torch.zeros(1, 5, 32, 32, 32)))
+    said = str(answer) if isinstance(answer, Exception) else ""
+    size = tuple(answer.shape) if isinstance(answer, torch.Tensor) else ()
+    right = size == (1, 3, 32, 32, 32) and not isinstance(list(model.modules())[-1], torch.nn.Sigmoid)
+    return judge(model, right, "It fits where the U-Net fitted: the loss, the windows and the regions stay as they are.", {
+        "Return an object of the class, SegResNet(...), and not the class.": isinstance(model, type),
+        "Its convolutions are flat: spatial_dims has to be 3.": "conv2d" in said,
+        "Five channels go in: four contrasts and the brain.": "expected input[1, 5" in said,
+        "Three channels come out, one for each region. Labels are made of them later, and the background needs none.":
+        len(size) == 5 and size[1] != 3,
+        "The output is smaller than the input: every voxel needs its three logits.": len(size) == 5 and size[2] < 32,
+        "The loss takes the sigmoid itself: give it logits.": size == (1, 3, 32, 32, 32)},
+        told(answer, "a network that makes (1, 3, 32, 32, 32) of (1, 5, 32, 32, 32)."))
 
 
 # ---------------------------------------------------------------- 05

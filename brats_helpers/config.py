@@ -7,11 +7,14 @@ checkpoint, and resuming or predicting rebuilds the network from it.
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from .errors import BratsError
 from .files import read_json, write_json
+
+OWN_NETWORK = "unet"
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Config:
     folds: int = 5                     # cross-validation folds
     fold: int = -1                     # -1: the 80/20 split; 0 to folds-1: that fold is held out
     # network
+    network: str = OWN_NETWORK         # ours, or "module:Class" of another from 5 to 3 channels (`networks`)
     filters: tuple[int, ...] = (64, 96, 128, 192, 256, 384, 512)   # one entry a level
     checkpointing: bool = False        # recompute activations in the backward pass: less memory, a third slower
     # training
@@ -42,6 +46,7 @@ class Config:
     clip: float = 1.0                  # largest norm of the gradient
     ema: float = 0.999                 # weight averaging, per step; 0 switches it off
     validate_every: int = 1            # epochs
+    tensorboard: bool = False          # write event files of the training (`tracking`)
     on_nan: str = "stop"               # a loss that is no number: "stop", or "halve" the rate, leave the batch out, go on
     # inference
     overlap: float = 0.5               # of neighbouring windows
@@ -49,11 +54,13 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work, naming the field and what it may be."""
-        depth = 2 ** (len(self.filters) - 1)
+        ours = self.network == OWN_NETWORK            # another network has rules of its own, and says so itself
+        depth = 2 ** (len(self.filters) - 1) if ours else 1
         rules = [
             ("patch", self.patch % depth == 0 and self.patch >= 2 * depth,
              f"a multiple of {depth}, at least {2 * depth}: {len(self.filters)} levels halve it {len(self.filters) - 1} "
              "times, and instance norm needs more than one voxel at the bottom"),
+            ("network", ours or bool(re.fullmatch(r"[\w.]+:\w+", str(self.network))), f"'{OWN_NETWORK}', or 'module:Class'"),
             ("validation", 0 < self.validation < 1, "between 0 and 1"),
             ("folds", self.folds >= 2, "2 or more"),
             ("fold", -1 <= self.fold < self.folds, f"-1 (the 80/20 split) or 0 to {self.folds - 1}"),

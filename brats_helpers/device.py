@@ -123,9 +123,10 @@ def where_am_i() -> str:
 
 def work_folder(work: str = "") -> Path:
     """The folder of the series, absolute: `work`, or where none is given the usual place on this machine."""
+    above = Path(__file__).resolve().parent.parent
+    home = above if (above / "notebooks").is_dir() else Path.cwd()        # installed alone, it is among other packages
     usual = {"kaggle": Path("/kaggle/working"), "colab": Path("/content/brats")}
-    return Path(work).expanduser().absolute() if work else usual.get(
-        where_am_i(), Path(__file__).resolve().parent.parent / "runs" / "quick")
+    return Path(work).expanduser().absolute() if work else usual.get(where_am_i(), home / "runs" / "quick")
 
 
 def start(work: str = "") -> tuple[Path, Device]:
@@ -179,6 +180,18 @@ def take_over(inputs: Path, work: Path) -> None:
     for target, path in tqdm(missing.items(), desc="take over", unit="file", disable=len(missing) < 10):
         with atomic_path(work / target) as temporary:
             shutil.copyfile(path, temporary)
+
+
+def gpu_load() -> dict[str, float]:
+    """GiB of GPU memory that tensors have taken at most and, where the driver says it, percent busy; {} without a GPU."""
+    if not torch.cuda.is_available():
+        return {}
+    found = {"gpu/memory_gib": torch.cuda.max_memory_allocated() / GIB}
+    try:
+        found["gpu/percent_busy"] = float(torch.cuda.utilization())
+    except (ModuleNotFoundError, RuntimeError):       # nvidia-ml-py is not installed, or the driver hides the figure
+        pass
+    return found
 
 
 def package_versions() -> dict[str, str]:

@@ -15,7 +15,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 
 from .files import atomic_path
-from .series import FOLDER, NAMES
+from .series import FOLDER, NAMES, check_repository
 
 MARK = re.compile(r"\s*# solution$")
 NOTES = re.compile(r"<details><summary>For teachers</summary>.*?</details>", re.DOTALL)
@@ -78,6 +78,7 @@ def numbered(notebook: NotebookNode) -> NotebookNode:
 
 def write_editions(folder: Path) -> list[Path]:
     """Write both editions, `folder`/student and `folder`/teacher; returns the paths."""
+    check_repository()
     written = []
     for name in NAMES:
         for edition in (student, teacher):

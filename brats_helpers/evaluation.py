@@ -14,22 +14,23 @@ from tqdm import tqdm
 
 from .cases import Case, Patient, open_scan, read_case, read_reference, write_mask
 from .checkpoints import load_weights, read_checkpoint
-from .config import Config
+from .config import OWN_NETWORK, Config
 from .constants import CHANNELS, DISK_LABELS, NOT_FOR_DIAGNOSIS, REGION_TITLES, REGIONS
 from .device import Device
 from .errors import BratsError
 from .files import atomic_path, read_json, sweep, write_json
 from .inference import POSTPROCESSING, segment
 from .metrics import interval_text, score_case, summarise
+from .networks import build_network
 from .preprocessing import fingerprint
-from .unet import UNet, count_parameters
+from .unet import count_parameters
 
 CARD = """# Model card: brain tumor segmentation, {checkpoint}
 
 **{warning}.** It is no medical device, and nobody has approved it for use on patients.
 
-**Overview.** A U-Net of {levels} levels and {parameters:,} parameters (Futrega et al. 2021, arXiv:2110.03352), which
-outlines {regions} in a brain scan.
+**Overview.** {network}, with {parameters:,} parameters, which outlines {regions} in a
+brain scan.
 
 **Data.** {learnt} {data}; preset {preset}, seed {seed}.
 
@@ -74,7 +75,7 @@ def evaluate(cases: Sequence[Case], checkpoint: Path, work: Path, config: Config
         raise BratsError("there is no patient to evaluate on: see notebook 02's split.")
     content = read_checkpoint(checkpoint, device)
     trained = Config.from_dict(content["config"]).with_(tta=config.tta, overlap=config.overlap)
-    model = UNet(trained.filters).to(device.torch_device)
+    model = build_network(trained, device, from_checkpoint=True)
     load_weights(model, content["average"], checkpoint)
     rows = _score_all(cases, model.eval(), trained, Path(work), device)
     metrics = {
@@ -94,13 +95,19 @@ def write_model_card(path: Path, metrics: dict, config: Config, learnt: int, syn
     limits = ("It has never seen a real patient, and what it makes of real scans was not measured. " if synthetic else "") + (
         "It knows adult glioma before treatment, in skull-stripped and co-registered FLAIR, T1, T1CE and T2; "
         "nothing is known of it on other scanners, hospitals, ages or diseases.")
-    text = CARD.format(warning=NOT_FOR_DIAGNOSIS.capitalize(), parameters=metrics["parameters"], levels=len(config.filters),
+    text = CARD.format(warning=NOT_FOR_DIAGNOSIS.capitalize(), parameters=metrics["parameters"], network=_named(config),
                        learnt=learnt, data=data, spacing=config.spacing_mm, patch=config.patch, device=device.name,
                        seconds=metrics["train_seconds"], channels=", ".join(CHANNELS), results=results, limits=limits,
                        cases=metrics["cases"], which=metrics["set"], checkpoint=metrics["checkpoint"], seed=metrics["seed"],
                        regions=", ".join(REGION_TITLES.values()), preset=metrics["preset"])
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _named(config: Config) -> str:
+    if config.network != OWN_NETWORK:
+        return f"The network {config.network}"
+    return f"A U-Net of {len(config.filters)} levels (Futrega et al. 2021, arXiv:2110.03352)"
 
 
 def read_prediction(case: Case, work: Path) -> tuple[Patient, np.ndarray]:

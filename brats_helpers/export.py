@@ -17,7 +17,7 @@ from monai.networks.nets import DynUNet
 from torch import nn
 
 from .checkpoints import load_checkpoint
-from .config import Config
+from .config import OWN_NETWORK, Config
 from .constants import CHANNELS, NOT_FOR_DIAGNOSIS, REGION_THRESHOLDS, REGIONS
 from .device import Device, describe_device
 from .errors import BratsError
@@ -45,6 +45,9 @@ def as_dynunet(model: nn.Module, config: Config) -> DynUNet:
 def export_bundle(checkpoint: Path, out: Path) -> Path:
     """Write a MONAI bundle into `out`: weights, metadata and an inference that reads a patient's four files."""
     model, config = load_checkpoint(checkpoint, _cpu())
+    if config.network != OWN_NETWORK:
+        raise BratsError(f"the network of {checkpoint} is {config.network}, and the bundle describes the U-Net, as MONAI's "
+                         "DynUNet: write ONNX alone (--only onnx).")
     out = Path(out)
     write_json(out / "configs" / "metadata.json", _metadata(config))
     write_json(out / "configs" / "inference.json", _inference(config))
@@ -67,7 +70,7 @@ def export_onnx(checkpoint: Path, out: Path) -> Path:
             warnings.simplefilter("ignore")           # of torch about its own exporter
             torch.onnx.export(model.eval(), (example,), str(temporary), input_names=["image"], output_names=["logits"],
                               dynamo=True, verbose=False, external_data=False,
-                              dynamic_shapes={"x": {0: torch.export.Dim("batch", min=1, max=64)}})
+                              dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
     except ModuleNotFoundError as error:
         raise BratsError("ONNX needs two packages more: pip install onnx onnxscript.") from error
     return Path(out)

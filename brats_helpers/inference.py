@@ -25,6 +25,7 @@ from .config import Config
 from .constants import ED, ET, NCR, REGION_THRESHOLDS, SMALL_COMPONENT_MM3, SMALL_PROBABILITY, SMALL_TOTAL_MM3
 from .device import Device, describe_device
 from .errors import BratsError
+from .networks import first
 from .preprocessing import Prepared, brain_mask, prepare, restore
 
 FLIPS = [axes for n in range(4) for axes in itertools.combinations((2, 3, 4), n)]      # all 8, none first
@@ -72,7 +73,7 @@ def flip_average(model: nn.Module, x: Tensor, flips: Sequence[tuple], device: De
     views = []
     for axes in flips:
         with device.autocast():
-            logits = model(x.flip(axes) if axes else x)
+            logits = first(model(x.flip(axes) if axes else x))
         views.append(torch.sigmoid(logits.float()).flip(axes))
     return torch.stack(views).mean(0)
 

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from .errors import BratsError
 from .files import read_json, write_json
-from .series import NAMES, ROOT, declared
+from .series import NAMES, ROOT, check_repository, declared
 
 METADATA = ROOT / "kaggle-metadata.json"
 FIELDS = {"title", "owner", "licence", "keywords", "enable_gpu", "enable_internet", "dataset_sources", "helpers",
@@ -48,6 +48,7 @@ def slug_of(title: str) -> str:
 
 def read_metadata(path: Path = METADATA, owner: str | None = None) -> dict:
     """kaggle-metadata.json, checked against the client's rules; BratsError names the field that breaks one."""
+    check_repository()
     data = read_json(path, "git checkout of this file")
     data["owner"] = owner or data.get("owner", "")
     rules = [(not set(data) - FIELDS, ", ".join(sorted(set(data) - FIELDS)), "is not a field of this file"),

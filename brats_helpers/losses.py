@@ -56,12 +56,13 @@ def region_loss(logits: Tensor, target: Tensor, region_weights: Sequence[float] 
     return (each * each.new_tensor(region_weights)).sum()
 
 
-def deep_supervision_loss(outputs: Sequence[Tensor], target: Tensor, **options: object) -> Tensor:
+def deep_supervision_loss(outputs: Tensor | Sequence[Tensor], target: Tensor, **options: object) -> Tensor:
     """The region loss on every resolution, weighted 1, 1/2, 1/4, ... and normalised to a sum of 1.
 
-    outputs: logits (B, 3, D / 2**i, ...), finest first; target (B, 3, D, H, W). The target is averaged
+    outputs: logits (B, 3, D / 2**i, ...), finest first, or the finest alone; target (B, 3, D, H, W). The target is averaged
     down to each output's grid, so that a rim thinner than a voxel there still counts in part.
     """
+    outputs = [outputs] if isinstance(outputs, Tensor) else outputs
     weights = [0.5**i for i in range(len(outputs))]
     shrunk = [[n // small for n, small in zip(target.shape[2:], logits.shape[2:], strict=True)] for logits in outputs[1:]]
     targets = [target] + [F.avg_pool3d(target, times) for times in shrunk]

@@ -50,8 +50,16 @@ def select(start: int = 1, only: int | None = None) -> list[int]:
     return [only] if only else list(range(start, len(NAMES) + 1))
 
 
+def check_repository() -> None:
+    """BratsError where the module was installed alone, without the notebooks that it runs."""
+    if not (ROOT / "kaggle-metadata.json").is_file() or not FOLDER.is_dir():
+        raise BratsError(f"this needs the repository with its notebooks, and {ROOT} holds the module alone: clone the "
+                         "repository and run the command there.")
+
+
 def declared(number: int) -> dict[str, str]:
     """The parameters of a notebook, name -> what its comment says of it."""
+    check_repository()
     found = papermill.inspect_notebook(str(FOLDER / f"{NAMES[number - 1]}.ipynb"))
     return {name: entry["help"] for name, entry in found.items()}
 
@@ -173,6 +181,7 @@ def results_table(work: Path) -> str:
 
 def sync() -> None:
     """Make each .ipynb's inputs those of its .py, which is what is edited and reviewed."""
+    check_repository()
     for name in NAMES:
         notebook = jupytext.read(FOLDER / f"{name}.py")
         path = FOLDER / f"{name}.ipynb"

@@ -16,7 +16,7 @@ import mistune
 import nbformat
 
 from .files import atomic_path
-from .series import FOLDER, NAMES, ROOT, page_of
+from .series import FOLDER, NAMES, ROOT, check_repository, page_of
 
 GUIDES = {"index": ("Start", "README.md"), "teaching": ("For teachers", "docs/teaching.md"),
           "benchmarks": ("Benchmarks", "benchmarks/README.md"), "measured": ("", "benchmarks/results.md"),
@@ -46,6 +46,7 @@ Entry = tuple[str, str, str, str]                     # page, anchor, heading, t
 
 def build_site(out: Path) -> list[Path]:
     """Write the site into a folder; returns its pages."""
+    check_repository()
     out = Path(out)
     pages = {f"{name}.html": page_of(FOLDER / f"{name}.ipynb") for name in NAMES}
     for name, (_, source) in GUIDES.items():
@@ -54,7 +55,8 @@ def build_site(out: Path) -> list[Path]:
     pages["glossary.html"] = _skeleton(_glossary())
     pages = {name: _linked(_anchored(text)) for name, text in pages.items()}
     index = [entry for name, text in pages.items() for entry in _entries(name, text)]
-    for path in [p for folder in ("docs", "benchmarks") for p in (ROOT / folder).iterdir() if p.suffix in (".png", ".json")]:
+    beside = [path for folder in ("docs", "benchmarks") for path in (ROOT / folder).iterdir()]
+    for path in [path for path in beside if path.suffix in (".png", ".svg", ".json")]:
         (out / path.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copy(path, out / path.parent.name)
     for name, text in {"search.js": f"const INDEX={json.dumps(index)};{SEARCH}", **pages}.items():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -40,7 +41,8 @@ def points_of(grid: Mapping[str, Sequence[object]]) -> list[dict]:
 
 def name_of(point: Mapping[str, object]) -> str:
     """A folder's name for a point, as in learning_rate=0.001,seed=2."""
-    return ",".join(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in point.items())
+    texts = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in point.items()}
+    return ",".join(f"{name}={re.sub(r'[:/]', '.', text)}" for name, text in texts.items())
 
 
 def run_sweep(grid: Mapping[str, Sequence[object]], work: Path, preset: str | None = None, source: str | None = None,

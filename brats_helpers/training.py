@@ -33,11 +33,13 @@ from .inference import sliding_window
 from .loaders import PatchDataset, batches
 from .losses import deep_supervision_loss, labels_to_regions
 from .metrics import dice, regions
+from .networks import build_network
 from .preprocessing import load, open_volume
-from .unet import UNet
+from .tracking import Tracker
 
 SAVE_SECONDS = 600                                    # a checkpoint at least this often, within an epoch too
-ELSEWHERE = ("preset", "patients", "test_patients", "tta", "on_nan")   # settings that what was trained does not depend on
+# Settings that what was trained does not depend on.
+ELSEWHERE = ("preset", "patients", "test_patients", "tta", "on_nan", "tensorboard")
 LEAST_FACTOR = 2**-6                                  # of the learning rate: halved more often, training has failed
 
 
@@ -68,7 +70,7 @@ class State:
 def new_state(config: Config, device: Device) -> State:
     """A freshly initialised network and optimizer; the same for the same seed."""
     torch.manual_seed(config.seed)
-    model = UNet(config.filters, checkpointing=config.checkpointing).to(device.torch_device)
+    model = build_network(config, device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay,
                                   fused=device.kind != "mps")
@@ -133,6 +135,7 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
     state = new_state(config, device)
     tag = fingerprint(config, [*training, *validation])
     resume(state, folder, tag, config, device)
+    tracker = Tracker(folder, config, state.step, device)
     dataset = PatchDataset(training, config.patch, config.foreground, config.seed)
     total = config.epochs * config.steps
     workers = 4 if device.kind == "cuda" else 0
@@ -147,9 +150,11 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
                 raise
             state.losses += [loss] if math.isfinite(loss) else []
             bar.update()
+            tracker.step(state, loss)
             state.seconds = time.monotonic() - started
             if state.step % config.steps == 0:
                 finish_epoch(state, config, validation, folder, tag, device)
+                tracker.epoch(state, validation[0])
                 bar.set_postfix(loss=f"{state.history[-1]['loss']:.3f}")
                 if on_epoch:
                     on_epoch(state.history)

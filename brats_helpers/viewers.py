@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 
 from .cases import Patient
 from .constants import ED, ET, LABEL_COLOURS, LABEL_SHORT, MODALITIES, MODALITY_TITLES, NCR, NOT_FOR_DIAGNOSIS, REGIONS
+from .device import gpu_load
 from .metrics import counts, dice
 from .plots import compare_slices, draw_slice, finish, learning_curves, three_planes, upright, widest, window
 from .preprocessing import Prepared, brain_box, lps_spacing, normalise
@@ -236,13 +237,10 @@ class Dashboard:
 
 def throughput(history: Sequence[dict]) -> str:
     """A line on speed and, on a GPU, its memory and load."""
-    import torch
-    last = history[-1]
+    last, load = history[-1], gpu_load()
     line = f"epoch {last['epoch']}, step {last['step']}, {last['step'] / max(last['seconds'], 1e-9):.1f} steps a second"
-    if torch.cuda.is_available():
-        line += f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of GPU memory at most"
-        try:
-            line += f", GPU {torch.cuda.utilization()} % busy"
-        except (ModuleNotFoundError, RuntimeError):   # nvidia-ml-py is not installed, or the driver hides the figure
-            pass
+    if "gpu/memory_gib" in load:
+        line += f", {load['gpu/memory_gib']:.1f} GiB of GPU memory at most"
+    if "gpu/percent_busy" in load:
+        line += f", GPU {load['gpu/percent_busy']:.0f} % busy"
     return line

@@ -16,7 +16,7 @@
 #
 # What this machine can do, whether the data will fit on it, and the patients that the series learns from.
 #
-# **01 of 05** | next: [02 Extraction](02_extraction.ipynb)
+# **01 of 05** | next: [02 Extraction](02_extraction.ipynb) | open in [Colab](https://colab.research.google.com/github/INSERT_OWNER/INSERT_REPOSITORY/blob/main/notebooks/01_setup.ipynb) or [Binder](https://mybinder.org/v2/gh/INSERT_OWNER/INSERT_REPOSITORY/main?labpath=notebooks/01_setup.ipynb)
 #
 # | | |
 # |---|---|
@@ -51,11 +51,21 @@ test_patients: int = None  # phantoms for the last evaluation alone; None: the p
 spacing_mm: float = None  # voxel size that the network works at, in mm; None: the preset's
 
 # %%
-# Find the module, above this notebook or among Kaggle's inputs; say which machine this is.
+# On Colab alone: fetch the repository that this notebook is from, and what is missing there; its torch stays.
+import os
+from subprocess import run
+
+if "COLAB_RELEASE_TAG" in os.environ and not os.path.isdir("/content/repository"):
+    address = "https://github.com/INSERT_OWNER/INSERT_REPOSITORY"
+    run(["git", "clone", "--quiet", "--depth=1", address, "/content/repository"], check=True)
+    run(["pip", "install", "--quiet", "-r", "/content/repository/requirements.txt"], check=True)
+
+# %%
+# Find the module, above this notebook or among what was fetched or given; say which machine this is.
 import sys
 from pathlib import Path
 
-folders = [*(Path.cwd() / "here").parents, *Path("/kaggle/input").glob("*")]
+folders = [*(Path.cwd() / "here").parents, *Path("/content").glob("*"), *Path("/kaggle/input").glob("*")]
 sys.path[:0] = [str(p) for p in folders if (p / "brats_helpers").is_dir()][:1]
 from brats_helpers.device import start
 

@@ -16,7 +16,7 @@
 #
 # From four scans to one small file that a network can be fed from, and the proof that it holds what the scans hold.
 #
-# **03 of 05** | back: [02 Extraction](02_extraction.ipynb) | next: [04 Architecture](04_architecture.ipynb)
+# **03 of 05** | back: [02 Extraction](02_extraction.ipynb) | next: [04 Architecture](04_architecture.ipynb) | open in [Colab](https://colab.research.google.com/github/INSERT_OWNER/INSERT_REPOSITORY/blob/main/notebooks/03_preprocessing.ipynb) or [Binder](https://mybinder.org/v2/gh/INSERT_OWNER/INSERT_REPOSITORY/main?labpath=notebooks/03_preprocessing.ipynb)
 #
 # | | |
 # |---|---|
@@ -42,11 +42,21 @@ work: str = ""  # folder that notebooks 01 and 02 wrote to; empty: the usual pla
 jobs: int = -1  # processes; -1: one a core
 
 # %%
-# Find the module, above this notebook or among Kaggle's inputs; say which machine this is.
+# On Colab alone: fetch the repository that this notebook is from, and what is missing there; its torch stays.
+import os
+from subprocess import run
+
+if "COLAB_RELEASE_TAG" in os.environ and not os.path.isdir("/content/repository"):
+    address = "https://github.com/INSERT_OWNER/INSERT_REPOSITORY"
+    run(["git", "clone", "--quiet", "--depth=1", address, "/content/repository"], check=True)
+    run(["pip", "install", "--quiet", "-r", "/content/repository/requirements.txt"], check=True)
+
+# %%
+# Find the module, above this notebook or among what was fetched or given; say which machine this is.
 import sys
 from pathlib import Path
 
-folders = [*(Path.cwd() / "here").parents, *Path("/kaggle/input").glob("*")]
+folders = [*(Path.cwd() / "here").parents, *Path("/content").glob("*"), *Path("/kaggle/input").glob("*")]
 sys.path[:0] = [str(p) for p in folders if (p / "brats_helpers").is_dir()][:1]
 from brats_helpers.device import start
 

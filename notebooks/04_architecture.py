@@ -16,7 +16,7 @@
 #
 # NVIDIA's Optimized U-Net, built up level by level, and the loss that it learns from.
 #
-# **04 of 05** | back: [03 Preprocessing](03_preprocessing.ipynb) | next: [05 Training and evaluation](05_training_evaluation.ipynb)
+# **04 of 05** | back: [03 Preprocessing](03_preprocessing.ipynb) | next: [05 Training and evaluation](05_training_evaluation.ipynb) | open in [Colab](https://colab.research.google.com/github/INSERT_OWNER/INSERT_REPOSITORY/blob/main/notebooks/04_architecture.ipynb) or [Binder](https://mybinder.org/v2/gh/INSERT_OWNER/INSERT_REPOSITORY/main?labpath=notebooks/04_architecture.ipynb)
 #
 # | | |
 # |---|---|
@@ -30,7 +30,8 @@
 # - **count** its parameters, and find where they are;
 # - **compute** Dice and cross-entropy by hand, and say when each one's gradient vanishes;
 # - **estimate** the memory of activations, and halve it;
-# - **prove** that a network can learn before you let it learn for hours.
+# - **prove** that a network can learn before you let it learn for hours;
+# - **replace** it by one of your own.
 #
 # You need notebook 03, and to have met a convolution and a gradient before.
 
@@ -40,14 +41,25 @@
 # %% tags=["parameters"]
 work: str = ""  # folder that notebooks 01 to 03 wrote to; empty: the usual place on this machine
 overfit_steps: int = 120  # steps of the sanity check that the network can learn one patch by heart
+network: str = None  # what notebook 05 trains, "module:Class" from 5 to 3 channels; None: the preset's, the U-Net
 full_size: bool = True  # run the full network once, forward and backward, on its smallest input
 
 # %%
-# Find the module, above this notebook or among Kaggle's inputs; say which machine this is.
+# On Colab alone: fetch the repository that this notebook is from, and what is missing there; its torch stays.
+import os
+from subprocess import run
+
+if "COLAB_RELEASE_TAG" in os.environ and not os.path.isdir("/content/repository"):
+    address = "https://github.com/INSERT_OWNER/INSERT_REPOSITORY"
+    run(["git", "clone", "--quiet", "--depth=1", address, "/content/repository"], check=True)
+    run(["pip", "install", "--quiet", "-r", "/content/repository/requirements.txt"], check=True)
+
+# %%
+# Find the module, above this notebook or among what was fetched or given; say which machine this is.
 import sys
 from pathlib import Path
 
-folders = [*(Path.cwd() / "here").parents, *Path("/kaggle/input").glob("*")]
+folders = [*(Path.cwd() / "here").parents, *Path("/content").glob("*"), *Path("/kaggle/input").glob("*")]
 sys.path[:0] = [str(p) for p in folders if (p / "brats_helpers").is_dir()][:1]
 from brats_helpers.device import start
 
@@ -62,7 +74,7 @@ from brats_helpers.config import PRESETS, Config
 from brats_helpers.files import write_json
 from brats_helpers.plots import series_map
 
-config, cohort = Config.load(work / "config.json"), read_cohort(work)
+config, cohort = Config.load(work / "config.json").with_(network=network), read_cohort(work)
 synthetic = cohort.synthetic
 print(f"quick network {PRESETS['quick'].filters}, full network {PRESETS['full'].filters}")
 series_map(4)
@@ -154,21 +166,14 @@ assert counts["full"] == sum(row["parameters"] for row in rows) == 50_838_665
 print({name: f"{count:,}" for name, count in counts.items()})
 
 # %% [markdown]
-# ### Exercise 2: count one by hand
+# **Question.** How many has a single convolution from 5 channels to 64, with a kernel of 3 x 3 x 3 and a bias?
 #
-# A convolution takes 5 channels to 64, with a kernel of 3 x 3 x 3 and a bias. How many parameters has it? (Those of this
-# network have no bias of their own: the norm behind each of them has a shift, which does the same.)
+# <details><summary>Answer</summary>
 #
-# <details><summary>Hint</summary>
-#
-# Each of the 64 outputs has a cube of weights for each of the 5 inputs, and one bias.
+# 5 x 64 x 27 + 64 = 8,704: each output has a cube of weights for each input, and one bias. (Those of this network have no
+# bias of their own: the norm behind each of them has a shift, which does the same.)
 # </details>
-
-# %% tags=["exercise"]
-parameters = 5 * 64 * 27 + 64  # solution
-checks.check_parameters(parameters, channels_in=5, channels_out=64)
-
-# %% [markdown]
+#
 # ### What one voxel sees
 #
 # The **receptive field** is the part of the input that can change one output. `level_table` counts it: each
@@ -197,7 +202,7 @@ curves(seen, "voxel of the input", "gradient")
 # The middle counts most: many paths lead there, few to the edge. So a voxel at the border of a patch is judged with
 # half of its context, which is why notebook 05 lets windows overlap.
 #
-# ### Exercise 3: how far does it see?
+# ### Exercise 2: how far does it see?
 #
 # Write a function that takes the strides of a stack of convolutions, all 3 wide, and returns the receptive field of one
 # output. Begin with 1. Every layer adds 2 steps, and a step is as wide as the product of the strides *before* it.
@@ -230,9 +235,8 @@ checks.check_receptive_field(receptive_field)
 # probabilities in the place of the mask it has a gradient. For probabilities 0.9, 0.6, 0.2, 0 where the truth is
 # 1, 1, 0, 0, that is 2 x 1.5 / (1.7 + 2) = 0.811. **Cross-entropy** is the mean of minus the logarithm of what was given to the
 # right answer: here -(ln 0.9 + ln 0.6 + ln 0.8 + ln 1) / 4 = 0.210.
-
-# %% [markdown]
-# ### Exercise 4: soft Dice
+#
+# ### Exercise 3: soft Dice
 #
 # Write it for tensors. Two empty masks agree: let that be 1, by adding a small number above and below the line.
 #
@@ -392,8 +396,8 @@ model, again = UNet(filters).train(), UNet(filters, checkpointing=True).train()
 remedies = {"two patches, fp32": (model, 2, 64, False), "16-bit activations": (model, 2, 64, True)}
 remedies |= {"and checkpointing": (again, 2, 64, True), "and one patch": (again, 1, 64, True)}
 remedies |= {"and its edge 48": (again, 1, 48, True)}
-for name, (network, count, edge, mixed) in remedies.items():
-    kept[name] = kept_mib(network, torch.randn(count, 5, edge, edge, edge), mixed)
+for name, (each, count, edge, mixed) in remedies.items():
+    kept[name] = kept_mib(each, torch.randn(count, 5, edge, edge, edge), mixed)
 bars(kept, "MiB of activations kept", "MiB")
 
 # %% [markdown]
@@ -439,8 +443,7 @@ curves({"Dice of a perfect prediction": lines}, "voxels of the tumor")
 # The orange line ends where the sum of two sizes is more than 65,504, and infinity is divided by infinity. The cure: only the convolutions run in short numbers, the loss is
 # computed in fp32 (`region_loss` above begins with `.float()`). On a GPU with fp16 the same happens to a bad gradient; the
 # scaler then leaves out the step. What notebook 05 does with a NaN from a damaged patient, it shows there.
-
-# %% [markdown]
+#
 # ## 5. Against the reference
 #
 # MONAI's `DynUNet` is an independent implementation of the same network. With the same weights both must give the same
@@ -515,20 +518,20 @@ from tqdm import tqdm
 def learn(rate: float, steps: int) -> tuple[torch.nn.Module, list[float]]:
     """The quick network after some steps on this one patch, and its losses."""
     torch.manual_seed(config.seed)
-    network = UNet(filters).to(device.torch_device).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=rate)
+    model = UNet(filters).to(device.torch_device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     scaler = torch.amp.GradScaler(device.kind, enabled=device.scaler)  # only fp16 needs it
     history = []
     for _ in tqdm(range(steps), desc=f"rate {rate:g}"):
         with device.autocast():
-            outputs = network(image)
+            outputs = model(image)
         loss = deep_supervision_loss(outputs, target)
         optimizer.zero_grad()
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
         history.append(loss.item())
-    return network, history
+    return model, history
 
 
 model, history = learn(1e-2, overfit_steps)
@@ -566,12 +569,61 @@ curves({"the same patch": {n: (range(few), h) for n, h in sweep.items()}}, "step
 # With a rate that is too small the loss hardly moves; with one that is too large it jumps up and down. Try a few rates on
 # one patch, for a minute, before a training of a night.
 #
-# ## 7. Save
+# ## 7. Bring your own architecture
+#
+# Loss, augmentation, windows and verdict ask one thing of a network: 5 channels in, 3 logits a voxel out. `SegResNet`
+# (Myronenko 2018), MONAI's winner of BraTS 2018 without its second branch, adds what a skip brings instead of laying it
+# beside, and uses group norm.
+#
+# ### Exercise 4: another network
+#
+# Write a function that returns MONAI's `SegResNet` for our data, with `init_filters=8`. It also takes `spatial_dims`,
+# `in_channels` and `out_channels`. Guess first: has it more parameters than the quick U-Net, or fewer?
+#
+# <details><summary>Hint</summary>
+#
+# Four contrasts and the foreground go in; the regions WT, TC and ET come out, and no background.
+# </details>
+
+# %% tags=["exercise"]
+from monai.networks.nets import SegResNet
+
+
+def own_network() -> torch.nn.Module:
+    """SegResNet from our channels to our regions."""
+    return SegResNet(init_filters=8, spatial_dims=3, in_channels=5, out_channels=3)  # solution
+
+
+checks.check_own_network(own_network)
+
+# %% [markdown]
+# One parameter puts such a class into the series. Here it is built from its name, as notebook 05 would:
+
+# %%
+from brats_helpers.networks import build_network
+
+name = config.network if network else "monai.networks.nets:SegResNet"
+other = build_network(config.with_(network=name), device).eval()
+with torch.inference_mode(), device.autocast():
+    print(name, tuple(image.shape), "to", tuple(other(image).shape))
+print(f"{count_parameters(other):,} parameters; the quick U-Net has {counts['quick']:,}")
+
+# %% [markdown]
+# To train it: `python -m brats_helpers run --only 5 -p network monai.networks.nets:SegResNet`, or a sweep of several with
+# `--grid network=...`. A class of your own is `file:Class`, where `file.py` lies beside the notebooks, or, defined in
+# notebook 05 itself, `__main__:Class`. It is built as `Class(in_channels=5, out_channels=3)`. Which is better, notebook 05
+# says, patient by patient.
+#
+# A checkpoint names its network, and to import a module is to run it. So one from elsewhere may name MONAI's classes alone;
+# others you import yourself first, if you trust them.
+#
+# ## 8. Save
 #
 # The settled facts of this notebook, for the record; the network itself is rebuilt from `config.json`.
 
 # %%
-facts = {"filters": config.filters, "parameters": count_parameters(UNet(config.filters))}
+facts = {"network": config.network, "filters": config.filters}
+facts |= {"parameters": count_parameters(build_network(config, device))}
 facts |= {"overfit_first": history[0], "overfit_last": history[-1]}
 write_json(work / "architecture.json", facts)
 print("wrote architecture.json\nnext: 05_training_evaluation trains the network of config.json")
@@ -612,6 +664,7 @@ print("wrote architecture.json\nnext: 05_training_evaluation trains the network 
 # [arXiv:1604.06174](https://arxiv.org/abs/1604.06174). Micikevicius et al. 2018, *Mixed precision training*,
 # [arXiv:1710.03740](https://arxiv.org/abs/1710.03740). Isensee et al. 2021, *nnU-Net*,
 # https://doi.org/10.1038/s41592-020-01008-z. Lee et al. 2015, *Deeply-supervised nets*,
-# [arXiv:1409.5185](https://arxiv.org/abs/1409.5185). Goodfellow, Bengio and Courville 2016, *Deep Learning*, MIT Press.
+# [arXiv:1409.5185](https://arxiv.org/abs/1409.5185). Myronenko 2018, *3D MRI brain tumor segmentation using autoencoder
+# regularization*, [arXiv:1810.11654](https://arxiv.org/abs/1810.11654). Goodfellow, Bengio and Courville 2016, *Deep Learning*, MIT Press.
 #
 # **Next:** [05 Training and evaluation](05_training_evaluation.ipynb).

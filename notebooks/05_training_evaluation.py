@@ -16,7 +16,7 @@
 #
 # The network learns, and is judged on patients that nothing has seen before.
 #
-# **05 of 05** | back: [04 Architecture](04_architecture.ipynb)
+# **05 of 05** | back: [04 Architecture](04_architecture.ipynb) | open in [Colab](https://colab.research.google.com/github/INSERT_OWNER/INSERT_REPOSITORY/blob/main/notebooks/05_training_evaluation.ipynb) or [Binder](https://mybinder.org/v2/gh/INSERT_OWNER/INSERT_REPOSITORY/main?labpath=notebooks/05_training_evaluation.ipynb)
 #
 # | | |
 # |---|---|
@@ -40,6 +40,7 @@
 work: str = ""  # folder that notebooks 01 to 04 wrote to; empty: the usual place on this machine
 seed: int = None  # of initial weights, patches and augmentation; None: as in notebook 01
 fold: int = None  # -1: the 80/20 split; 0 to 4: that fold of the cross-validation is held out; None: the preset's
+network: str = None  # "unet", or another as "module:Class", from 5 to 3 channels: notebook 04, section 7
 epochs: int = None  # None: the preset's, as for all below
 steps: int = None  # optimizer steps an epoch
 batch: int = None  # patches a step
@@ -50,14 +51,25 @@ weight_decay: float = None  # of AdamW
 on_nan: str = None  # a loss that is no number: "stop", or "halve" the rate and leave the batch out
 ema: float = None  # decay of the weights' running average; 0: no average
 checkpointing: bool = None  # recompute activations in the backward pass: less memory, more time
+tensorboard: bool = None  # True: write losses, Dice, rates and pictures for TensorBoard into checkpoints/tensorboard
 tta: bool = None  # True: average the final predictions over all 8 mirrored views; False: over 2
 
 # %%
-# Find the module, above this notebook or among Kaggle's inputs; say which machine this is.
+# On Colab alone: fetch the repository that this notebook is from, and what is missing there; its torch stays.
+import os
+from subprocess import run
+
+if "COLAB_RELEASE_TAG" in os.environ and not os.path.isdir("/content/repository"):
+    address = "https://github.com/INSERT_OWNER/INSERT_REPOSITORY"
+    run(["git", "clone", "--quiet", "--depth=1", address, "/content/repository"], check=True)
+    run(["pip", "install", "--quiet", "-r", "/content/repository/requirements.txt"], check=True)
+
+# %%
+# Find the module, above this notebook or among what was fetched or given; say which machine this is.
 import sys
 from pathlib import Path
 
-folders = [*(Path.cwd() / "here").parents, *Path("/kaggle/input").glob("*")]
+folders = [*(Path.cwd() / "here").parents, *Path("/content").glob("*"), *Path("/kaggle/input").glob("*")]
 sys.path[:0] = [str(p) for p in folders if (p / "brats_helpers").is_dir()][:1]
 from brats_helpers.device import start
 
@@ -318,8 +330,7 @@ print(f"weights untouched; step {state.step}; the rate is now times {state.rate_
 # %% [markdown]
 # Without the check that stands in `train_step`, this one step would have made every weight NaN, and every step after it.
 # With `on_nan="stop"` training ends with the names; with `"halve"` it goes on without the batch, and more carefully.
-
-# %% [markdown]
+#
 # ## 5. From patches to a brain
 #
 # The network sees a window; a brain is larger. Windows overlap by half, and each voxel's probability is an average in
@@ -427,9 +438,8 @@ print(f"{metrics['cases']} {which} patients, {metrics['checkpoint']}, seed {metr
 print("      Dice  (95 % interval)     IoU    sens.  spec.   HD95 mm")
 for name in ("WT", "TC", "ET"):
     parts = (metrics[score][name] for score in ("iou", "sensitivity", "specificity", "hd95_mm"))
-    others = "  ".join(f"{part:.3f}" for part in parts)
     interval = interval_text(metrics["dice_ci95"][name])
-    print(f"{name}   {metrics['dice'][name]:.3f}  ({interval})  {others}")
+    print(f"{name}   {metrics['dice'][name]:.3f}  ({interval})", *(f" {part:.3f}" for part in parts))
 print(f"threshold on FLAIR, the same patients: WT {baseline:.3f}")
 
 # %% [markdown]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 
-from benchmarks import gpu
+from benchmarks import costs, gpu
 from benchmarks.report import table
 from benchmarks.timing import Result, race
 from brats_helpers.device import Device
@@ -29,3 +30,9 @@ def test_the_gpus_part_runs_on_a_cpu_and_both_networks_learn_alike() -> None:
     assert all(row["steps_per_second"] > 0 for row in found["throughput"])
     assert found["loss_curves"]["first_gap"] < 1e-4 and found["loss_curves"]["mean_gap_last_tenth"] < 1e-2
     assert found["inference_8_flips"]["seconds"] > 0 and all(math.isfinite(v) for v in found["training"].values())
+
+
+def test_the_readmes_costs_are_what_is_computed_and_the_method_holds_where_it_can_be_tested() -> None:
+    assert costs.table() in (Path(__file__).parent.parent / "README.md").read_text()
+    slow, fast = costs.relative(costs.V100)
+    assert slow < costs.PUBLISHED["V100"] / costs.PUBLISHED["A100"] < fast

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from monai.networks.nets import SegResNet
 
 from brats_helpers import checks
 
@@ -35,6 +36,11 @@ def field(order: str, first: int = 1) -> Callable:
 def nested(inner: Callable) -> Callable:
     """A chain of thresholds whose labels are changed afterwards."""
     return lambda w, c, e: inner(np.where(w < 0.45, 0, np.where(c < 0.4, 2, np.where(e < 0.4, 1, 3))))
+
+
+def segresnet(dims: int, channels: int, regions: int) -> Callable:
+    """MONAI's network, right and wrong."""
+    return lambda: SegResNet(dims, 8, channels, regions)
 
 
 def standing(labels: np.ndarray) -> np.ndarray:
@@ -77,9 +83,6 @@ EXERCISES = [
     (checks.check_paste, (), lambda p, box, s: np.pad(p, [(a, n - b) for (a, b), n in zip(box, s)]), [
         (lambda p, box, s: p, "size of the box"), (lambda p, box, s: np.zeros(s), "the place is not")]),
     (checks.check_bottom_edge, (128, 7), 2, [(1, "halve once less"), (128 / 7, "Each level halves")]),
-    (checks.check_parameters, (5, 64), 5 * 64 * 27 + 64, [
-        (5 * 64 * 27, "biases are missing"), (5 * 64 * 9 + 64, "a cube"), (5 * 64 * 27 + 5, "output channel, not"),
-        (64 * 27 + 64, "multiply the two")]),
     (checks.check_soft_dice, (), lambda p, r: (2 * (p * r).sum() + 1e-5) / (p.sum() + r.sum() + 1e-5), [
         (lambda p, r: 2 * (p * r).sum() / (p.sum() + r.sum()), "0 / 0"),
         (lambda p, r: (p * r).sum() / (p.sum() + r.sum()), "2 is"),
@@ -87,6 +90,12 @@ EXERCISES = [
         (lambda p, r: 1 - 2 * (p * r).sum() / (p.sum() + r.sum()), "the loss")]),
     (checks.check_receptive_field, (), field("after"), [
         (field("none"), "ignores the strides"), (field("before"), "add first"), (field("after", 0), "Begin with 1")]),
+    (checks.check_own_network, (), segresnet(3, 5, 3), [
+        (segresnet(3, 4, 3), "Five channels go in"), (segresnet(3, 5, 4), "one for each region"),
+        (segresnet(2, 5, 3), "has to be 3"), (lambda: SegResNet, "not the class"),
+        (lambda: torch.nn.Conv3d(5, 3, 3, stride=2, padding=1), "smaller than the input"),
+        (lambda: torch.nn.Sequential(torch.nn.Conv3d(5, 3, 1), torch.nn.Sigmoid()), "takes the sigmoid itself"),
+        (lambda: SegResNet(channels=5), "TypeError")]),
     (checks.check_half_rate, (CONFIG,), 0.002, [(0.004, "the peak"), (0, "last step"), (0.001, "exactly half")]),
     (checks.check_mirror_average, (), lambda f, x: (f(x) + f(x.flip(-1)).flip(-1)) / 2, [
         (lambda f, x: (f(x) + f(x.flip(-1))) / 2, "still mirrored"), (lambda f, x: f(x) + f(x.flip(-1)).flip(-1), "the sum"),
