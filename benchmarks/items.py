@@ -139,7 +139,7 @@ class Bench:
 
         ways = {"nnU-Net": lambda: many(lambda: nnunet(image=image[0, :4].clone(), segmentation=label[0].clone())),
                 "MONAI": lambda: many(lambda: monai({"image": image[0, :4], "label": label[0]}))}
-        ours, theirs = race(lambda: many(lambda: ours_augment.augment(image, label, generator)), ways, 1)
+        ours, theirs = race(lambda: many(lambda: ours_augment.augment(image, label, [generator])), ways, 1)
         equal = "random, so not equal; at no rotation, zoom and deformation the resampling is the identity"
         return Result("augment", ours / draws, {k: v / draws for k, v in theirs.items()}, equal,
                       goals={"nnU-Net": 2, "MONAI": 5})

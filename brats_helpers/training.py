@@ -1,6 +1,6 @@
 """The training loop: mixed precision, warm-up and cosine, weight averaging, and resuming to the same bits.
 
-All randomness is a function of the seed and the step (see `loaders`), so a run that was killed and
+All randomness is a function of the seed and the patch's number (see `loaders`), so a run that was killed and
 goes on from its last checkpoint ends in the same weights, bit for bit on the CPU. The recipe is
 NVIDIA's (Futrega et al. 2021, arXiv:2110.03352) with the warm-up that its text describes.
 """
@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -77,7 +78,7 @@ def new_state(config: Config, device: Device) -> State:
 
 def train_step(state: State, batch: dict, config: Config, device: Device) -> float:
     """One optimizer step on one batch of `loaders.batches`; returns the loss."""
-    images, target = prepare_batch(batch, config.seed, state.step, device)
+    images, target = prepare_batch(batch, config.seed, device)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(state.step, config) * state.rate_factor
     with device.autocast():
@@ -111,13 +112,20 @@ def leave_out(state: State, names: Sequence[str], problem: str, config: Config) 
     tqdm.write(f"WARNING: {problem}: left out; the learning rate is multiplied by {state.rate_factor:g} from here on.")
 
 
-def prepare_batch(batch: dict, seed: int, step: int, device: Device) -> tuple[Tensor, Tensor]:
+def prepare_batch(batch: dict, seed: int, device: Device) -> tuple[Tensor, Tensor]:
     """A batch on the device, z-scored and augmented: images (B, 5, P, P, P) and regions (B, 3, P, P, P)."""
     volume, mean, std = (batch[key].to(device.torch_device, non_blocking=True) for key in ("volume", "mean", "std"))
     images = normalise_batch(volume[:, :4], mean, std)
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    images, labels = augment(images, volume[:, 4:], generator)
+    images, labels = augment(images, volume[:, 4:], [patch_generator(seed, number) for number in batch["number"]])
     return images, labels_to_regions(labels)
+
+
+def patch_generator(seed: int, number: int) -> torch.Generator:
+    """What a patch's augmentation is drawn from: a function of the run's seed and of the patch's number alone.
+
+    Hashed, because torch's CPU generator looks at 32 bits of its seed only: no sum or shift of the two would fit.
+    """
+    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, 2, number]).generate_state(1)[0]))
 
 
 def train(config: Config, training: Sequence[Path], validation: Sequence[Path], folder: Path,

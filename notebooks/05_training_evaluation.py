@@ -243,7 +243,7 @@ from brats_helpers.viewers import show_source
 show_source(training.train_step)
 
 # %% [markdown]
-# Everything random is a function of the seed and the step's number: which patient, which corner, which augmentation. So
+# Everything random is a function of the seed and the patch's number: which patient, which corner, which augmentation. So
 # a run that is killed goes on from `last.pt` and ends with the same weights, to the last bit on a CPU
 # ([tested](../tests/test_training.py)). Beside the weights
 # themselves a running average of them is kept, which is what is validated and used. (If training is finished already,
@@ -281,7 +281,7 @@ for step in range(5):
     begin = time.perf_counter()
     item = next(batches(stream, config.batch, step, step + 1))
     read = time.perf_counter()
-    images, target = training.prepare_batch(item, config.seed, step, device)
+    images, target = training.prepare_batch(item, config.seed, device)
     augmented = time.perf_counter()
     with device.autocast():
         loss = deep_supervision_loss(state.model(images), target)
@@ -619,7 +619,7 @@ Markdown(card.read_text())
 # ## Recap
 #
 # - Augmentation moves image and label together; intensities change in the image alone.
-# - Training is resumable because its randomness is a function of the seed and the step.
+# - Training is resumable because its randomness is a function of the seed and the patch's number.
 # - A test set is used once. What has chosen a checkpoint does not judge it.
 # - Means hide patients: look at the worst, at the interval, at the empty regions.
 #
