@@ -50,6 +50,7 @@ weight_decay: float = None  # of AdamW
 on_nan: str = None  # a loss that is no number: "stop", or "halve" the rate and leave the batch out
 ema: float = None  # decay of the weights' running average; 0: no average
 checkpointing: bool = None  # recompute activations in the backward pass: less memory, more time
+processes: int = None  # training processes; None: one for each GPU
 tta: bool = None  # True: average the final predictions over all 8 mirrored views; False: over 2
 
 # %%
@@ -249,15 +250,19 @@ show_source(training.train_step)
 # themselves a running average of them is kept, which is what is validated and used. (If training is finished already,
 # the cell below returns at once. Other settings start anew, and the old checkpoints are kept under another name.)
 #
+# Where there are several GPUs, `torchrun` starts a process for each. Every process takes its share of each batch; the
+# sums that batch Dice is made of and the gradients are added up over all of them, so that the step is the one that a single
+# process would have made with the whole batch ([tested](../tests/test_distributed.py)).
+#
 # Three curves follow, an epoch a point. **Question.** Is the loss still falling at the end? Is the validation Dice still
 # rising?
 
 # %%
+from brats_helpers.launch import train_here
 from brats_helpers.plots import learning_curves
 from brats_helpers.viewers import Dashboard
 
-files = [[prepared[name] for name in names] for names in (learnt, held_out)]
-history = training.train(config, *files, work / "checkpoints", on_epoch=Dashboard(), device=device)
+history = train_here(config, work, processes, on_epoch=Dashboard(), device=device)
 
 assert history[-1]["epoch"] == config.epochs
 learning_curves(history)

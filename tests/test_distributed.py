@@ -27,12 +27,11 @@ from brats_helpers.loaders import PatchDataset, batches
 from brats_helpers.losses import deep_supervision_loss
 from brats_helpers.phantom import make_patient
 from brats_helpers.preprocessing import load, save
-from brats_helpers.training import train
+from brats_helpers.training import new_state, train
 
 CPU = Device("cpu", "test", 1.0, torch.float32)
 CONFIG = Config(preset="quick", filters=(4, 6, 8), patch=16, batch=4, epochs=3, steps=5, warmup=2, learning_rate=2e-3,
                 ema=0.9, spacing_mm=8.0, validation=0.4, checkpointing=True)
-TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}              # float32; measured: see the first test
 
 
 @pytest.fixture(scope="module")
@@ -63,23 +62,33 @@ def weights(work: Path) -> dict[str, torch.Tensor]:
     return {f"{kind} {k}": v for kind in ("model", "average") for k, v in content[kind].items()}
 
 
+def moved(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """The distance between the weights of two networks."""
+    return sum((one[k] - other[k]).square().sum().item() for k in one if k.startswith("model")) ** 0.5
+
+
 def same(history: list[dict], work: Path, whole: tuple[list[dict], dict[str, torch.Tensor]]) -> None:
-    """Assert that a training has the curve and the weights of the one that was whole, to float error."""
-    gap = max(float((v - whole[1][k]).abs().max()) for k, v in weights(work).items())
-    print("largest gap in weights", gap, "in loss", max(abs(a["loss"] - b["loss"]) for a, b in zip(history, whole[0])))
+    """Assert that a training has the curve and the weights of the one that was whole.
+
+    Equal would be too much: sums in another order differ by float error, and where a gradient is near 0, Adam, which
+    divides by its size, makes a whole step of it. Measured: losses 5e-6, weights 0.9 % of the way that they have come; the
+    patches of a batch in another order in one process: 2e-7 and 0.2 %.
+    """
     for mine, other in zip(history, whole[0], strict=True):
         assert (mine["step"], mine["learning_rate"]) == (other["step"], other["learning_rate"])
-        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-5)
-        assert mine["dice"] == pytest.approx(other["dice"], abs=1e-3)
-    torch.testing.assert_close(weights(work), whole[1], **TOLERANCE)
+        assert mine["loss"] == pytest.approx(other["loss"], rel=5e-5)
+        assert mine["dice"] == pytest.approx(other["dice"], abs=2e-3)
+    start = {f"model {k}": v for k, v in new_state(CONFIG, CPU).model.state_dict().items()}
+    assert moved(weights(work), whole[1]) < 0.03 * moved(start, whole[1])
 
 
 def test_two_processes_stopped_and_gone_on_are_one_with_the_same_batch(whole, work: Path, faults) -> None:
     seen: list[int] = []
 
     def stop(history: list[dict]) -> None:
+        if not seen:
+            os.kill(os.getpid(), signal.SIGINT)
         seen.append(len(history))
-        os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(Stopped, match="stopped after step .* of 15; all is saved in"):
         train_here(CONFIG, work, 2, stop, CPU)
@@ -132,9 +141,14 @@ def test_each_process_reads_its_own_patches_and_together_all(work: Path) -> None
     assert [[item["number"] for item in hand] for hand in hands] == [[[4, 6], [8, 10]], [[5, 7], [9, 11]]]
 
 
-def _on_ranks(rank: int, place: str, results: object) -> None:
-    """Two processes, each with half of a batch: its loss, its gradient, and what the other tools give."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
+ONE_STEP = CONFIG.with_(epochs=1, steps=1)
+
+
+def _on_ranks(rank: int, folder: Path, files: list[Path], results: object) -> None:
+    """Two processes, each with half of a batch: its loss, its gradient, what the other tools give, and one step."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2)
+    train(ONE_STEP, files[:3], files[3:], folder / "two", device=CPU)
     outputs, target = whole_batch()
     mine = [x[rank::2].detach().requires_grad_() for x in outputs]
     loss = deep_supervision_loss(mine, target[rank::2])
@@ -153,10 +167,17 @@ def whole_batch() -> tuple[list[torch.Tensor], torch.Tensor]:
     return outputs, (torch.rand(4, 3, 8, 8, 8, generator=generator) < 0.2).float()
 
 
-def test_the_loss_of_a_shared_batch_and_its_gradient_are_those_of_the_whole(tmp_path: Path) -> None:
+def first_gradient(folder: Path) -> torch.Tensor:
+    """Adam's first moment of all weights after one step: a tenth of the (clipped) gradient."""
+    state = read_checkpoint(folder / "last.pt", CPU)["optimizer"]["state"]
+    return torch.cat([state[i]["exp_avg"].flatten() for i in sorted(state)])
+
+
+def test_the_loss_of_a_shared_batch_and_its_gradient_are_those_of_the_whole(work: Path, tmp_path: Path) -> None:
+    files = sorted((work / "preprocessed").glob("*.b2nd"))
     context = torch.multiprocessing.get_context("spawn")
     results = context.Queue()
-    children = [context.Process(target=_on_ranks, args=(rank, str(tmp_path / "meet"), results)) for rank in range(2)]
+    children = [context.Process(target=_on_ranks, args=(rank, tmp_path, files, results)) for rank in range(2)]
     for child in children:
         child.start()
     found = dict(results.get(timeout=60) for _ in children)
@@ -170,6 +191,10 @@ def test_the_loss_of_a_shared_batch_and_its_gradient_are_those_of_the_whole(tmp_
         for mine, output in zip(found[rank]["gradients"], outputs, strict=True):
             torch.testing.assert_close(torch.from_numpy(mine), output.grad[rank::2], rtol=1e-5, atol=1e-9)
         assert (found[rank]["agreed"], found[rank]["gathered"], found[rank]["once"]) == ([True, False], [0, 1, 2, 3, 4], 0)
+    train(ONE_STEP, files[:3], files[3:], tmp_path / "one", device=CPU)
+    one, two = first_gradient(tmp_path / "one"), first_gradient(tmp_path / "two")
+    print("gap of the gradient", ((one - two).norm() / one.norm()).item())
+    assert (one - two).norm() < 1e-5 * one.norm()
 
 
 def test_alone_everything_is_what_it_was() -> None:
