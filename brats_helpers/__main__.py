@@ -34,8 +34,8 @@ examples:
   python -m brats_helpers train --work runs/quick -p epochs 20
   torchrun --nproc-per-node 2 --max-restarts 3 -m brats_helpers train --work /data/series -p batch 2
       two GPUs of this machine; batch counts the patches of both
-  torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint HOST:29400 --rdzv-id any \\
-      --max-restarts 3 -m brats_helpers train --work /shared/series -p batch 8
+  TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d \\
+      --rdzv-endpoint HOST:29400 --rdzv-id any --max-restarts 3 -m brats_helpers train --work /shared/series -p batch 8
       the same on each of two machines that share the folder
 """
 PREDICT_EXAMPLES = """examples:

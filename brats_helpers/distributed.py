@@ -50,7 +50,10 @@ def group() -> Iterator[None]:
         raise BratsError(f"a GPU serves one training process, and this machine has {gpus}: --nproc-per-node {gpus}.")
     if gpus:
         torch.cuda.set_device(local)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+    store, me, everyone = next(dist.rendezvous("env://"))
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:   # torchrun keeps the addresses of those that died
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", store=store, rank=me, world_size=everyone)
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank() else sys.stdout):
         yield
     dist.destroy_process_group()                      # not after an error: it would wait for those that have died

@@ -193,8 +193,7 @@ def test_the_loss_of_a_shared_batch_and_its_gradient_are_those_of_the_whole(work
         assert (found[rank]["agreed"], found[rank]["gathered"], found[rank]["once"]) == ([True, False], [0, 1, 2, 3, 4], 0)
     train(ONE_STEP, files[:3], files[3:], tmp_path / "one", device=CPU)
     one, two = first_gradient(tmp_path / "one"), first_gradient(tmp_path / "two")
-    print("gap of the gradient", ((one - two).norm() / one.norm()).item())
-    assert (one - two).norm() < 1e-5 * one.norm()
+    assert (one - two).norm() < 1e-5 * one.norm()     # measured: 8e-7
 
 
 def test_alone_everything_is_what_it_was() -> None:
