@@ -151,7 +151,7 @@ class Bench:
 
         chance = ours_augment.chance
         with mock.patch.object(ours_augment, "chance", often):
-            ours, theirs = race(lambda: many(lambda: ours_augment.augment(image, label, generator)), ways, 1)
+            ours, theirs = race(lambda: many(lambda: ours_augment.augment(image, label, [generator])), ways, 1)
         equal = "random, so not equal; at no rotation, zoom and deformation the resampling is the identity"
         return Result("augment", ours / draws, {k: v / draws for k, v in theirs.items()}, equal,
                       goals={"nnU-Net": 2, "MONAI": 5})

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from brats_helpers.files import write_json
+from brats_helpers.config import PRESETS, Config
+from brats_helpers.files import read_json, write_json
 
 COUNTS = (10, 100, 400)                               # patients, small ones: what grows with their number shows
 
@@ -68,6 +71,37 @@ def on_dask(cohort: Path, folder: Path) -> dict:
     return {"seconds": taken, "workers": workers, "patients": len(cases), "same_bytes": same}
 
 
+def work_folder(work: Path, raw: Path, config: Config) -> None:
+    """What notebooks 01 to 03 leave in a work folder, from a folder of labelled patients."""
+    from brats_helpers.cases import check_cohort, find_cases
+    from brats_helpers.cohort import write_patients, write_source
+    from brats_helpers.preprocessing import preprocess_cohort
+    from brats_helpers.splits import make_splits
+    cases = find_cases(raw)
+    splits = make_splits([case.name for case in cases], [1.0] * len(cases), config.seed, config.validation, config.folds)
+    write_source(work, config, str(raw), raw, None)
+    write_patients(work, {"training": raw, "test": None}, {"training": check_cohort(cases, 1), "test": []}, splits)
+    preprocess_cohort(cases, work / "preprocessed", config.spacing_mm, jobs=1)
+
+
+def on_processes(work: Path, config: Config, counts: Sequence[int] = (1, 2), cores: int = 2) -> list[dict]:
+    """Steps a second of `train` on the CPU with the same batch, by the number of processes, which share the cores.
+
+    The first epoch is not counted, nor the last, which validates.
+    """
+    config, rows = config.with_(epochs=3, validate_every=3), []
+    for count in counts:
+        shutil.rmtree(work / "checkpoints", ignore_errors=True)
+        config.save(work / "config.json")
+        subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m",
+                        "brats_helpers", "train", "--work", str(work), "--history", str(work / "history.json")], check=True,
+                       env={**os.environ, "OMP_NUM_THREADS": str(cores // count), "CUDA_VISIBLE_DEVICES": ""})
+        first, second, _ = read_json(work / "history.json", "training")
+        rows.append({"processes": count, "threads_each": cores // count, "batch": config.batch,
+                     "steps_per_second": round(config.steps / max(second["seconds"] - first["seconds"], 0.1), 2)})
+    return rows
+
+
 def main() -> int:
     """Measure, and write scaling.json."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
@@ -80,8 +114,12 @@ def main() -> int:
             rows.append({"patients": count, "seconds": round(seconds, 1), "peak_mib": round(peak)})
         dask = on_dask(folder / "cohort100", folder)
         shutil.rmtree(folder / "dask")
+        config = PRESETS["quick"].with_(spacing_mm=8.0, patch=32, filters=(8, 16, 32), steps=100)
+        work_folder(folder / "work", folder / "cohort10", config)
+        processes = on_processes(folder / "work", config)
     total = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    write_json(out / "scaling.json", {"memory": rows, "dask": dask, "peak_of_this_process_mib": round(total)})
+    write_json(out / "scaling.json", {"memory": rows, "dask": dask, "processes": processes,
+                                      "peak_of_this_process_mib": round(total)})
     print(f"wrote {out / 'scaling.json'}")
     return 0
 

@@ -7,13 +7,15 @@ import importlib
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
-from .config import PRESETS
+from .config import PRESETS, Config
 from .constants import NOT_FOR_DIAGNOSIS
 from .errors import BratsError, Stopped
+from .files import write_json
 
 RUN_EXAMPLES = """examples:
   python -m brats_helpers run
@@ -27,6 +29,15 @@ SWEEP_EXAMPLES = """examples:
   python -m brats_helpers sweep --folds 5 --source BraTS2021_Training_Data.tar --preset kaggle
   python -m brats_helpers predict data/ --out masks --checkpoint runs/sweep/points/fold=0/checkpoints/best.pt \\
       --checkpoint runs/sweep/points/fold=1/checkpoints/best.pt
+"""
+TRAIN_EXAMPLES = """trains on what notebooks 01 to 03 left, as notebook 05 does, and goes on where it was stopped
+examples:
+  python -m brats_helpers train --work runs/quick -p epochs 20
+  torchrun --nproc-per-node 2 --max-restarts 3 -m brats_helpers train --work /data/series -p batch 2
+      two GPUs of this machine; batch counts the patches of both
+  TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d \\
+      --rdzv-endpoint HOST:29400 --rdzv-id any --max-restarts 3 -m brats_helpers train --work /shared/series -p batch 8
+      the same on each of two machines that share the folder
 """
 PREDICT_EXAMPLES = """examples:
   python -m brats_helpers predict data/BraTS2021_00001 --checkpoint runs/quick/checkpoints/best.pt --out masks
@@ -48,6 +59,14 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--only", type=int, metavar="N", help="run notebook N alone")
     run.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                      help="set a notebook's parameter; may be repeated")
+
+    train = commands.add_parser("train", help="train without a notebook, on one GPU or many", epilog=TRAIN_EXAMPLES, **shown)
+    train.add_argument("--work", type=Path, default=Path("runs/quick"), metavar="DIR", help="the work folder (runs/quick)")
+    train.add_argument("--config", type=Path, metavar="FILE", help="settings as JSON (DIR/config.json)")
+    train.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+                       help="change a setting; may be repeated")
+    train.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="of products (the device's best)")
+    train.add_argument("--history", type=Path, metavar="FILE", help="write the record of every epoch here, as JSON")
 
     predict = commands.add_parser("predict", help="segment patients that have no reference", epilog=PREDICT_EXAMPLES,
                                   **shown)
@@ -123,6 +142,33 @@ def _run(options: argparse.Namespace) -> int:
     if options.only in (None, 5):
         print(f"results             {work / 'metrics.json'}\npredictions         {work / 'predictions'}")
         print(f"\n{results_table(work)}")
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from .distributed import as_worker
+    return as_worker(lambda: _train_alone_or_in_a_group(options))
+
+
+def _train_alone_or_in_a_group(options: argparse.Namespace) -> int:
+    import torch
+
+    from . import distributed
+    from .device import describe_device
+    from .training import train_work
+    parameters = {name: number_or_text(value) for name, value in options.parameters}
+    config = Config.load(options.config or options.work / "config.json").with_(**parameters)
+
+    def note(history: list[dict]) -> None:
+        if options.history and distributed.rank() == 0:
+            write_json(options.history, history)
+
+    with distributed.group():
+        device = describe_device()
+        if options.precision:
+            device = replace(device, dtype=getattr(torch, options.precision))
+        last = train_work(config, options.work.absolute(), note, device)[-1]
+        print(f"loss {last['loss']:.3f}, validation Dice {last['dice']}; checkpoints in {options.work / 'checkpoints'}")
     return 0
 
 
@@ -207,7 +253,7 @@ def _notebooks(options: argparse.Namespace) -> int:
 
 
 COMMANDS = {"run": _run, "predict": _predict, "notebooks": _notebooks, "editions": _editions, "site": _site,
-            "kaggle": _kaggle, "sweep": _sweep, "export": _export}
+            "kaggle": _kaggle, "sweep": _sweep, "export": _export, "train": _train}
 
 if __name__ == "__main__":
     sys.exit(main())

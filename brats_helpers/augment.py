@@ -9,6 +9,7 @@ that the caller seeds.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -45,12 +46,12 @@ def normalise_batch(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return out
 
 
-def augment(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def augment(images: Tensor, labels: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
     """Images (B, 5, D, H, W) from `normalise_batch` and labels (B, 1, D, H, W), each patch changed in its own way.
 
-    `generator` is a CPU generator; two calls with equally seeded ones return the same.
+    A CPU generator for each patch, so that what happens to a patch does not depend on those beside it.
     """
-    pairs = [augment_one(image, label, generator) for image, label in zip(images, labels, strict=True)]
+    pairs = [augment_one(*patch) for patch in zip(images, labels, generators, strict=True)]
     return torch.stack([image for image, _ in pairs]), torch.stack([label for _, label in pairs])
 
 

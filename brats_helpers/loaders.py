@@ -21,7 +21,7 @@ class PatchDataset(Dataset):
     """Patch number i of an endless, seeded stream that shows every patient equally often.
 
     An item is {"volume": (5, P, P, P), four modalities and the reference as stored; "mean", "std":
-    (4,) float32; "name": str}. With probability `foreground` the patch is centred on a tumor voxel,
+    (4,) float32; "name": str; "number": i}. With probability `foreground` the patch is centred on a tumor voxel,
     the label chosen first, so that a small compartment is met as often as a large one (Isensee et
     al. 2021); otherwise it lies anywhere in the brain's box.
     """
@@ -34,7 +34,7 @@ class PatchDataset(Dataset):
         volume, meta = open_volume(path)
         rng = np.random.default_rng([self.seed, 1, index])
         corner = choose_corner(meta, volume.shape[1:], self.patch, self.foreground, rng)
-        return {"volume": read_patch(volume, corner, self.patch), "name": meta.name,
+        return {"volume": read_patch(volume, corner, self.patch), "name": meta.name, "number": index,
                 "mean": np.asarray(meta.mean, np.float32), "std": np.asarray(meta.std, np.float32)}
 
     def __len__(self) -> int:
@@ -72,13 +72,18 @@ def read_patch(volume: np.ndarray, corner: Sequence[int], patch: int) -> np.ndar
     return np.pad(inside, around)
 
 
-def batches(dataset: PatchDataset, batch: int, first: int, last: int, workers: int = 0) -> Iterator[dict]:
-    """Batches number `first` to `last` - 1 of the stream; volume (B, 5, P, P, P), mean and std (B, 4), names."""
-    return iter(DataLoader(dataset, batch, sampler=range(first * batch, last * batch), num_workers=workers,
-                           collate_fn=collate, pin_memory=torch.cuda.is_available()))
+def batches(dataset: PatchDataset, batch: int, first: int, last: int, workers: int = 0, rank: int = 0,
+            processes: int = 1) -> Iterator[dict]:
+    """Batches number `first` to `last` - 1 of the stream; volume (B, 5, P, P, P), mean and std (B, 4), names, numbers.
+
+    Of several training processes each deals itself every so-manieth patch and reads no other; B is then its share.
+    """
+    mine = range(first * batch + rank, last * batch, processes)
+    return iter(DataLoader(dataset, batch // processes, sampler=mine, num_workers=workers, collate_fn=collate,
+                           pin_memory=torch.cuda.is_available()))
 
 
 def collate(items: Sequence[dict]) -> dict:
     """A batch of `PatchDataset` items; integers, or floating point where one of the patients needs it."""
     arrays = {key: torch.from_numpy(np.stack([item[key] for item in items])) for key in ("volume", "mean", "std")}
-    return {**arrays, "name": [item["name"] for item in items]}
+    return {**arrays, **{key: [item[key] for item in items] for key in ("name", "number")}}

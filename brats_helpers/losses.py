@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import distributed
 from .constants import REGIONS
 
 SMOOTH = 1e-5                                         # keeps Dice defined where a region is empty, as MONAI's
@@ -29,11 +30,13 @@ def batch_dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     """1 - Dice of each region, over all patches and voxels of the batch together: (3,).
 
     logits and target (B, 3, D, H, W); target may be soft, between 0 and 1. One sum over the batch
-    spares patches without a region from a loss that jumps between 0 and 1.
+    spares patches without a region from a loss that jumps between 0 and 1. A batch that is shared by
+    several processes counts as one.
     """
     probability, axes = torch.sigmoid(logits), (0, 2, 3, 4)
     overlap = (probability * target).sum(axes)
     total = probability.sum(axes) + target.sum(axes)
+    overlap, total = distributed.total(torch.stack((overlap, total)))   # (3,) each
     return 1 - (2 * overlap + SMOOTH) / (total + SMOOTH)
 
 

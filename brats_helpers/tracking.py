@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import torch
 
+from . import distributed
 from .augment import normalise_batch
 from .config import Config
 from .constants import REGION_COLOURS
@@ -37,7 +38,7 @@ class Tracker:
     def __init__(self, folder: Path, config: Config, step: int, device: Device) -> None:
         """step: where training goes on; what a session that was cut off has written beyond it is taken back."""
         self.config, self.device, self.writer = config, device, None
-        if config.tensorboard:
+        if config.tensorboard and distributed.rank() == 0:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ModuleNotFoundError as error:

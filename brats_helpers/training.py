@@ -1,6 +1,6 @@
 """The training loop: mixed precision, warm-up and cosine, weight averaging, and resuming to the same bits.
 
-All randomness is a function of the seed and the step (see `loaders`), so a run that was killed and
+All randomness is a function of the seed and the patch's number (see `loaders`), so a run that was killed and
 goes on from its last checkpoint ends in the same weights, bit for bit on the CPU. The recipe is
 NVIDIA's (Futrega et al. 2021, arXiv:2110.03352) with the warm-up that its text describes.
 """
@@ -17,13 +17,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from . import distributed
 from .augment import augment, normalise_batch
 from .checkpoints import read_checkpoint, write_checkpoint
+from .cohort import read_cohort
 from .config import Config
 from .constants import REGIONS
 from .device import Device, describe_device
@@ -34,7 +37,7 @@ from .loaders import PatchDataset, batches
 from .losses import deep_supervision_loss, labels_to_regions
 from .metrics import dice, regions
 from .networks import build_network
-from .preprocessing import load, open_volume
+from .preprocessing import load, open_volume, prepared_files
 from .tracking import Tracker
 
 SAVE_SECONDS = 600                                    # a checkpoint at least this often, within an epoch too
@@ -65,6 +68,10 @@ class State:
     best: float = -1.0                                # mean validation Dice of the best checkpoint
     losses: list[float] = field(default_factory=list)         # of the epoch under way
     history: list[dict] = field(default_factory=list)         # one record an epoch
+    parallel: nn.Module = field(init=False)           # the model, whose gradients are those of all processes together
+
+    def __post_init__(self) -> None:
+        self.parallel = distributed.parallel(self.model)
 
 
 def new_state(config: Config, device: Device) -> State:
@@ -79,15 +86,16 @@ def new_state(config: Config, device: Device) -> State:
 
 def train_step(state: State, batch: dict, config: Config, device: Device) -> float:
     """One optimizer step on one batch of `loaders.batches`; returns the loss."""
-    images, target = prepare_batch(batch, config.seed, state.step, device)
+    images, target = prepare_batch(batch, config.seed, device)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(state.step, config) * state.rate_factor
     with device.autocast():
-        outputs = state.model(images)
+        outputs = state.parallel(images)
     loss = deep_supervision_loss(outputs, target)
     state.scaler.scale(loss).backward()
     state.scaler.unscale_(state.optimizer)
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.clip)
+    loss = distributed.mean(loss)                     # of cross-entropy's parts; Dice is that of the whole batch already
     # Loss scaling tries scales that are too large, and leaves out those steps itself.
     if sound := bool(torch.isfinite(loss) and (device.scaler or torch.isfinite(norm))):
         state.scaler.step(state.optimizer)
@@ -102,7 +110,7 @@ def train_step(state: State, batch: dict, config: Config, device: Device) -> flo
 
 def leave_out(state: State, names: Sequence[str], problem: str, config: Config) -> None:
     """A batch whose loss or gradient is no number: stop there, or halve the learning rate for what follows."""
-    problem = f"{problem} at step {state.step}, on patches of {', '.join(names)}"
+    problem = f"{problem} at step {state.step}, on patches of {', '.join(distributed.gather(names))}"
     if config.on_nan == "stop":
         raise BratsError(f"{problem}: the weights were not touched. Look at these patients' scans, lower learning_rate, "
                          "or go on from here without the batch and at half the rate: on_nan=halve.")
@@ -113,13 +121,20 @@ def leave_out(state: State, names: Sequence[str], problem: str, config: Config) 
     tqdm.write(f"WARNING: {problem}: left out; the learning rate is multiplied by {state.rate_factor:g} from here on.")
 
 
-def prepare_batch(batch: dict, seed: int, step: int, device: Device) -> tuple[Tensor, Tensor]:
+def prepare_batch(batch: dict, seed: int, device: Device) -> tuple[Tensor, Tensor]:
     """A batch on the device, z-scored and augmented: images (B, 5, P, P, P) and regions (B, 3, P, P, P)."""
     volume, mean, std = (batch[key].to(device.torch_device, non_blocking=True) for key in ("volume", "mean", "std"))
     images = normalise_batch(volume[:, :4], mean, std)
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    images, labels = augment(images, volume[:, 4:], generator)
+    images, labels = augment(images, volume[:, 4:], [patch_generator(seed, number) for number in batch["number"]])
     return images, labels_to_regions(labels)
+
+
+def patch_generator(seed: int, number: int) -> torch.Generator:
+    """What a patch's augmentation is drawn from: a function of the run's seed and of the patch's number alone.
+
+    Hashed, because torch's CPU generator looks at 32 bits of its seed only: no sum or shift of the two would fit.
+    """
+    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, 2, number]).generate_state(1)[0]))
 
 
 def train(config: Config, training: Sequence[Path], validation: Sequence[Path], folder: Path,
@@ -128,20 +143,18 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
 
     Writes last.pt (all of the state, every epoch and every ten minutes), before.pt (the one before it) and best.pt (the
     averaged weights with the highest mean Dice on the validation patients). A stop (Ctrl-C) is heeded after the step that
-    is under way, with all saved: Stopped.
+    is under way, with all saved: Stopped. Inside `distributed.group` each process takes its share of every batch.
     """
     device = device or describe_device()
-    sweep(folder)
-    state = new_state(config, device)
-    tag = fingerprint(config, [*training, *validation])
-    resume(state, folder, tag, config, device)
+    state, tag = begin(config, [*training, *validation], folder, device)
     tracker = Tracker(folder, config, state.step, device)
     dataset = PatchDataset(training, config.patch, config.foreground, config.seed)
     total = config.epochs * config.steps
-    workers = 4 if device.kind == "cuda" else 0
+    workers, who = 4 if device.kind == "cuda" else 0, (distributed.rank(), distributed.size())
     started, saved = time.monotonic() - state.seconds, time.monotonic()
-    with tqdm(total=total, initial=state.step, desc="train", unit="step", mininterval=1) as bar, stop_button() as stopped:
-        for batch in batches(dataset, config.batch, state.step, total, workers):
+    with (tqdm(total=total, initial=state.step, desc="train", unit="step", mininterval=1, disable=who[0] > 0) as bar,
+          stop_button() as stopped):
+        for batch in batches(dataset, config.batch, state.step, total, workers, *who):
             state.model.train()
             try:
                 loss = train_step(state, batch, config, device)
@@ -158,13 +171,54 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
                 bar.set_postfix(loss=f"{state.history[-1]['loss']:.3f}")
                 if on_epoch:
                     on_epoch(state.history)
-            elif time.monotonic() - saved < SAVE_SECONDS and not stopped():
+            due, stop = distributed.agreed(time.monotonic() - saved >= SAVE_SECONDS, stopped())
+            if not (due or stop or state.step % config.steps == 0):
                 continue
             state.seconds, saved = time.monotonic() - started, time.monotonic()
             save(state, folder, config, tag)
-            if stopped() and state.step < total:
+            if stop and state.step < total:
                 raise Stopped(f"stopped after step {state.step} of {total}; all is saved in {folder}: run it again to go on.")
     return state.history
+
+
+def train_work(config: Config, work: Path, on_epoch: Callable[[list[dict]], None] | None = None,
+               device: Device | None = None) -> list[dict]:
+    """`train` on the patients that notebooks 01 to 03 have left in a work folder; checkpoints go to `work`/checkpoints."""
+    return train(config, *distributed.once(lambda: training_files(config, work)), work / "checkpoints", on_epoch, device)
+
+
+def training_files(config: Config, work: Path) -> tuple[list[Path], list[Path]]:
+    """The prepared patients of a work folder to learn from, and those to validate on."""
+    cohort = read_cohort(work)
+    learnt, held_out = cohort.learnt(config), cohort.held_out(config)
+    cases = [cohort.by_name[name] for name in (*learnt, *held_out)]
+    files = prepared_files(cases, work / "preprocessed", config.spacing_mm)
+    return [files[name] for name in learnt], [files[name] for name in held_out]
+
+
+def check_shares(config: Config, processes: int) -> None:
+    """BratsError where a batch cannot be shared equally."""
+    if config.batch % processes:
+        raise BratsError(f"batch={config.batch} cannot be shared equally by {processes} processes: choose a multiple of "
+                         f"{processes} for batch, which counts the patches of all, or fewer processes.")
+
+
+def begin(config: Config, patients: Sequence[Path], folder: Path, device: Device) -> tuple[State, str]:
+    """The state to train from, new or `folder`'s last, and the fingerprint of settings and patients; alike in all processes.
+
+    BratsError where a batch cannot be shared equally, or not all processes see the same folder.
+    """
+    check_shares(config, distributed.size())
+    state = new_state(config, device)
+    tag = distributed.once(lambda: fingerprint(config, patients))
+    for turn in (True, False):                        # the first process may move what is of other settings; then the others
+        if turn == (distributed.rank() == 0):
+            sweep(folder)
+            resume(state, folder, tag, config, device)
+        distributed.wait()
+    if len(set(distributed.gather([state.step]))) > 1:
+        raise BratsError(f"not all processes find the same checkpoint in {folder}: all machines must share that folder.")
+    return state, tag
 
 
 def finish_epoch(state: State, config: Config, validation: Sequence[Path], folder: Path, tag: str,
@@ -181,20 +235,22 @@ def finish_epoch(state: State, config: Config, validation: Sequence[Path], folde
     state.losses = []
     if dice and mean > state.best:
         state.best = mean
-        write_checkpoint(folder / "best.pt", config, {"fingerprint": tag, "step": state.step, "best": mean,
-                                                      "average": state.average.module.state_dict()})
+        if distributed.rank() == 0:
+            write_checkpoint(folder / "best.pt", config, {"fingerprint": tag, "step": state.step, "best": mean,
+                                                          "average": state.average.module.state_dict()})
 
 
 def validate(model: nn.Module, paths: Sequence[Path], config: Config, device: Device) -> dict[str, float]:
     """Mean Dice per region over prepared patients, at the network's own resolution, without flips."""
     model.eval()
     scores = []
-    for path in paths:
+    for path in paths[distributed.rank()::distributed.size()]:
         prepared = load(path)
         volume = torch.from_numpy(prepared.volume)
         image = normalise_batch(volume[None, :4], torch.tensor([prepared.meta.mean]), torch.tensor([prepared.meta.std]))
         predicted = sliding_window(model, image[0], config.patch, config.overlap, device=device).numpy() > 0.5
         scores.append([dice(p, r) for p, r in zip(predicted, regions(prepared.volume[4]), strict=True)])
+    scores = distributed.gather(scores)
     return {name: float(sum(s[i] for s in scores) / len(scores)) for i, name in enumerate(REGIONS)}
 
 
@@ -207,6 +263,12 @@ def fingerprint(config: Config, patients: Sequence[Path]) -> str:
 
 def save(state: State, folder: Path, config: Config, tag: str) -> None:
     """Write all of the state, so that training can go on from it; the checkpoint before it is kept as before.pt."""
+    if distributed.rank() == 0:
+        _write(state, folder, config, tag)
+    distributed.wait()                                # none ends, nor goes on, before it is on disk
+
+
+def _write(state: State, folder: Path, config: Config, tag: str) -> None:
     if (folder / "last.pt").is_file():
         os.replace(folder / "last.pt", folder / "before.pt")
     write_checkpoint(folder / "last.pt", config, {

@@ -52,6 +52,7 @@ on_nan: str = None  # a loss that is no number: "stop", or "halve" the rate and 
 ema: float = None  # decay of the weights' running average; 0: no average
 checkpointing: bool = None  # recompute activations in the backward pass: less memory, more time
 tensorboard: bool = None  # True: write losses, Dice, rates and pictures for TensorBoard into checkpoints/tensorboard
+processes: int = None  # training processes; None: one for each GPU
 tta: bool = None  # True: average the final predictions over all 8 mirrored views; False: over 2
 
 # %%
@@ -255,21 +256,25 @@ from brats_helpers.viewers import show_source
 show_source(training.train_step)
 
 # %% [markdown]
-# Everything random is a function of the seed and the step's number: which patient, which corner, which augmentation. So
+# Everything random is a function of the seed and the patch's number: which patient, which corner, which augmentation. So
 # a run that is killed goes on from `last.pt` and ends with the same weights, to the last bit on a CPU
 # ([tested](../tests/test_training.py)). Beside the weights
 # themselves a running average of them is kept, which is what is validated and used. (If training is finished already,
 # the cell below returns at once. Other settings start anew, and the old checkpoints are kept under another name.)
 #
+# Where there are several GPUs, `torchrun` starts a process for each. Every process takes its share of each batch; the
+# sums that batch Dice is made of and the gradients are added up over all of them, so that the step is the one that a single
+# process would have made with the whole batch ([tested](../tests/test_distributed.py)).
+#
 # Three curves follow, an epoch a point. **Question.** Is the loss still falling at the end? Is the validation Dice still
 # rising?
 
 # %%
+from brats_helpers.launch import train_here
 from brats_helpers.plots import learning_curves
 from brats_helpers.viewers import Dashboard
 
-files = [[prepared[name] for name in names] for names in (learnt, held_out)]
-history = training.train(config, *files, work / "checkpoints", on_epoch=Dashboard(), device=device)
+history = train_here(config, work, processes, on_epoch=Dashboard(), device=device)
 
 assert history[-1]["epoch"] == config.epochs
 learning_curves(history)
@@ -293,7 +298,7 @@ for step in range(5):
     begin = time.perf_counter()
     item = next(batches(stream, config.batch, step, step + 1))
     read = time.perf_counter()
-    images, target = training.prepare_batch(item, config.seed, step, device)
+    images, target = training.prepare_batch(item, config.seed, device)
     augmented = time.perf_counter()
     with device.autocast():
         loss = deep_supervision_loss(state.model(images), target)
@@ -629,7 +634,7 @@ Markdown(card.read_text())
 # ## Recap
 #
 # - Augmentation moves image and label together; intensities change in the image alone.
-# - Training is resumable because its randomness is a function of the seed and the step.
+# - Training is resumable because its randomness is a function of the seed and the patch's number.
 # - A test set is used once. What has chosen a checkpoint does not judge it.
 # - Means hide patients: look at the worst, at the interval, at the empty regions.
 #

@@ -34,14 +34,15 @@ def test_normalise_batch_equals_the_numpy_reference() -> None:
 
 
 def test_the_same_seed_gives_the_same_and_another_another(batch) -> None:
-    first, second, other = (augment.augment(*batch, seeded(s)) for s in (3, 3, 4))
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True)) and not torch.equal(first[0], other[0])
+    first, second, other = (augment.augment(*batch, [seeded(s), seeded(9)]) for s in (3, 3, 4))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True)) and not torch.equal(first[0][0], other[0][0])
+    assert torch.equal(first[0][1], other[0][1])      # a patch does not depend on the one beside it
 
 
 def test_shapes_labels_and_background_survive(batch) -> None:
     generator = seeded(1)
     for _ in range(40):
-        images, labels = augment.augment(*batch, generator)
+        images, labels = augment.augment(*batch, [generator] * 2)
         assert images.shape == batch[0].shape and labels.shape == batch[1].shape and labels.dtype == batch[1].dtype
         assert set(labels.unique().tolist()) <= {0, 1, 2, 3} and torch.isfinite(images).all()
         assert set(images[:, 4].unique().tolist()) <= {0.0, 1.0} and (images[:, :4] * (1 - images[:, 4:]) == 0).all()
