@@ -18,7 +18,7 @@ QUARTER_SECONDS = 8.2             # the full network on 128 x 64 x 64, forward a
 BACKWARD = 3.0                    # forward and backward, in forward passes (checkpointing: 4)
 A100_EPOCH = 173.0                # s for 1,000 patches and 251 validation patients: NVIDIA's BraTS21 notebook
 A100_SEGMENT = 639 / 219          # s a patient, 8 flips: the same
-PUBLISHED = {"V100": 11.4, "A100": 24.6}                               # patches a second: its README, November 2022
+PUBLISHED = {"V100": 11.4, "A100": 24.6}                 # patches a second: NVIDIA's nnU-Net README, November 2022
 
 
 @dataclass(frozen=True)
