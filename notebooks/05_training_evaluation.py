@@ -262,9 +262,8 @@ show_source(training.train_step)
 # themselves a running average of them is kept, which is what is validated and used. (If training is finished already,
 # the cell below returns at once. Other settings start anew, and the old checkpoints are kept under another name.)
 #
-# Where there are several GPUs, `torchrun` starts a process for each. Every process takes its share of each batch; the
-# sums that batch Dice is made of and the gradients are added up over all of them, so that the step is the one that a single
-# process would have made with the whole batch ([tested](../tests/test_distributed.py)).
+# Of several GPUs each has a process and its share of every batch; Dice's sums and the gradients are added up, as if one had
+# seen it whole.
 #
 # Three curves follow, an epoch a point. **Question.** Is the loss still falling at the end? Is the validation Dice still
 # rising?
