@@ -2,23 +2,25 @@
 
 No GPU was at hand. All GPU rows are computed from one published time, NVIDIA's on an A100, by the ratio of what the data
 sheets promise: matrix products (fp16 or bf16, dense) and memory traffic, the two things that a training can wait for.
-The V100 tests the method: NVIDIA's own 3D U-Net trains 11.4 patches of 128^3 a second on it and 24.6 on an A100, a
-ratio of 0.46, which lies between the two ratios of the data sheets, 0.40 and 0.58.
+The V100 tests the method: NVIDIA's own 3D U-Net trains 11.4 patches of 128^3 a second on it and 24.6 on an A100 of 80 GB
+(its README, "Training performance", batch 1), a ratio of 0.46; the data sheets have 0.40 and 0.44.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from brats_helpers.device import OTHER_MB, PREPARED_MB
 
 PATIENTS, EPOCHS, PATCHES, FOLDS, LONG = 1251, 30, 1000, 5, 150          # LONG: epochs of a fold for a submission
-PREPARE_SECONDS = 0.166           # a patient on one core, measured (results.md)
+RESULTS = Path(__file__).with_name("results.json")
 QUARTER_SECONDS = 8.2             # the full network on 128 x 64 x 64, forward and backward, two cores: notebook 04's output
 BACKWARD = 3.0                    # forward and backward, in forward passes (checkpointing: 4)
 A100_EPOCH = 173.0                # s for 1,000 patches and 251 validation patients: NVIDIA's BraTS21 notebook
 A100_SEGMENT = 639 / 219          # s a patient, 8 flips: the same
-PUBLISHED = {"V100": 11.4, "A100": 24.6}                 # patches a second: NVIDIA's nnU-Net README, November 2022
+PUBLISHED = {"V100": 11.38, "A100": 24.61}                               # patches a second: its README, November 2022
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Gpu:
 
 
 GPUS = {"T4": Gpu(65, 320, recompute=True), "T4 x2": Gpu(65, 320, 2, recompute=True),
-        "P100": Gpu(21.2, 732, recompute=True), "A100": Gpu(312, 1555), "H200": Gpu(989, 4800)}
+        "P100": Gpu(18.7, 732, recompute=True), "A100": Gpu(312, 2039), "H200": Gpu(989, 4800)}
 V100 = Gpu(125, 900)
 
 
@@ -50,8 +52,8 @@ def epoch_seconds(gpu: Gpu) -> tuple[float, float]:
 
 
 def span(low: float, high: float, digits: int = 0) -> str:
-    """A range, or one number where both ends read the same."""
-    ends = [f"{value:,.{digits}f}" for value in (low, high)]
+    """A range to two significant digits, which is more than is known, or one number where both ends read the same."""
+    ends = [f"{float(f'{value:.2g}'):,.{digits}f}" for value in (low, high)]
     return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
 
@@ -69,14 +71,15 @@ def table() -> str:
     """The table and the lines below it, as the README has them."""
     patch = QUARTER_SECONDS * 4
     cpu = [patch * PATCHES, patch * PATCHES * EPOCHS / 3600, patch * PATCHES * FOLDS * LONG / 3600]
+    seconds = next(i["ours_ms"] for i in json.loads(RESULTS.read_text())["items"] if i["item"] == "preprocess") / 1000
     prepared, disk = PATIENTS * PREPARED_MB[1.0] / 1000, OTHER_MB / 1000
     lines = ["| machine | an epoch of 1,000 patches, s | one fold, 30 epochs, h | five folds of 150 epochs, GPU hours | "
              "a patient by five networks, 8 views, s | GPU memory |", "|---|---|---|---|---|---|",
              f"| CPU, two cores with bf16 | {cpu[0]:,.0f} (computed, from a measured patch) | {cpu[1]:,.0f} | "
              f"{cpu[2]:,.0f} on the CPU | not computed | none |",
              *(row(name, gpu) for name, gpu in GPUS.items()), "",
-             f"Before that, on any of them: {PATIENTS * PREPARE_SECONDS / 60:.1f} minutes of one core to prepare "
-             f"{PATIENTS:,} patients ({PREPARE_SECONDS} s each, measured), {prepared:.1f} GB for them (measured on ten) and "
+             f"Before that, on any of them: {PATIENTS * seconds / 60:.1f} minutes of one core to prepare "
+             f"{PATIENTS:,} patients ({seconds:.2f} s each, measured), {prepared:.1f} GB for them (measured on ten) and "
              f"{disk:.1f} GB for checkpoints, beside the archive, which stays packed."]
     return "\n".join(lines)
 

@@ -51,6 +51,18 @@ def train_here(config: Config, work: Path, processes: int | None = None,
     return history
 
 
+def for_all_gpus(config: Config, device: Device, processes: int | None = None) -> Config:
+    """The settings with a batch that gives each process a patch at least, and as many patches an epoch as before.
+
+    processes: None is one for each GPU. So two T4s train the kaggle preset's single patch as NVIDIA's batch of two.
+    """
+    processes = processes or (torch.cuda.device_count() if device.kind == "cuda" else 1)
+    if config.batch >= processes:
+        return config
+    print(f"{processes} processes share a batch: {processes} patches instead of {config.batch}, and fewer steps an epoch.")
+    return config.with_(batch=processes, steps=max(1, config.steps * config.batch // processes))
+
+
 def choose_processes(batch: int, gpus: int) -> int:
     """One process for each GPU, or as many as can share the batch equally; says so where GPUs are left idle."""
     chosen = max(n for n in range(1, gpus + 1) if batch % n == 0)

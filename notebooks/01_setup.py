@@ -23,7 +23,8 @@
 # | reads | nothing, or the archive or folder of BraTS patients that you name as `source` |
 # | writes | `config.json`, `cohort.json` and, for the synthetic cohort, `data/*.tar` in the work folder |
 # | takes | 1 minute on two CPU cores (quick preset, measured: [README](../README.md#results)), no longer with a GPU; to read and to do the exercises 40 minutes, an estimate |
-#
+
+# %% [markdown]
 # ## By the end you can
 #
 # - **tell** which precision your device is good at, and why it matters;

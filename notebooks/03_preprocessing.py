@@ -23,7 +23,8 @@
 # | reads | `config.json`, `patients.json`, `splits.json` and the patients' files |
 # | writes | `preprocessed/<patient>.b2nd`, `preprocessed/dataset.json`, `nnunet/Dataset021_BraTS/` |
 # | takes | 1 minute on two CPU cores (quick preset, measured: [README](../README.md#results)), no longer with a GPU; to read and to do the exercises 50 minutes, an estimate |
-#
+
+# %% [markdown]
 # ## By the end you can
 #
 # - **turn** four scans into one array, in an orientation that you know;

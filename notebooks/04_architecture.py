@@ -23,7 +23,8 @@
 # | reads | `config.json` and one prepared patient |
 # | writes | `architecture.json` in the work folder |
 # | takes | 1 minute on two CPU cores (quick preset, measured: [README](../README.md#results)), no longer with a GPU; to read and to do the exercises 60 minutes, an estimate |
-#
+
+# %% [markdown]
 # ## By the end you can
 #
 # - **explain** what each level of a U-Net sees, and what the skip connections carry;
@@ -128,8 +129,6 @@ checks.check_bottom_edge(bottom, patch=128, levels=7)
 
 # %%
 show_source(unet.UNet)
-
-# %% tags=["readme"]
 from brats_helpers.plots import diagram_unet
 from brats_helpers.unet import UNet, count_parameters, layers_in_use, level_table
 

@@ -23,7 +23,8 @@
 # | reads | `config.json`, `patients.json`, `splits.json`, `preprocessed/` |
 # | writes | `checkpoints/last.pt`, `checkpoints/best.pt`, `predictions/<patient>.nii.gz`, `metrics.json` |
 # | takes | 6 minutes on two CPU cores (quick preset, measured: [README](../README.md#results)); not timed on a GPU yet; to read and to do the exercises 1 hour, an estimate |
-#
+
+# %% [markdown]
 # ## By the end you can
 #
 # - **augment** volumes and check that the labels moved along;
@@ -82,13 +83,14 @@ import torch
 
 from brats_helpers.cohort import read_cohort
 from brats_helpers.config import Config
+from brats_helpers.launch import for_all_gpus, train_here
 from brats_helpers.plots import bars, curves, dice_boxplot, series_map
 from brats_helpers.preprocessing import prepared_files
 
 config = Config.load(work / "config.json")
 asked = {name: globals().get(name) for name in vars(config)}  # the parameters above, by name
-config = config.with_(**asked)
-config.preset, config.epochs, config.steps, config.patch
+config = for_all_gpus(config.with_(**asked), device, processes if batch is None else 1)
+config.preset, config.epochs, config.steps, config.batch, config.patch
 
 # %%
 cohort = read_cohort(work)
@@ -154,27 +156,24 @@ plt.show()
 # The patients to learn from, counted above, are never enough. A flipped, turned, stretched or noisier patient is still a
 # patient, so each patch is changed at random before it is shown, and hardly ever is one shown twice. Zoom, flips, noise, blur,
 # brightness and contrast are NVIDIA's (Futrega et al. 2021); rotation, elastic deformation and gamma are ours, after nnU-Net
-# (Isensee et al. 2021). One at a time, near the strongest that is drawn (the deformation half as strong again, to be visible):
+# (Isensee et al. 2021). One at a time, near the strongest that is drawn (the deformation half as strong again):
 
 # %%
 from brats_helpers import augment
 from brats_helpers.plots import compare_slices, draw_slice, finish, widest
 
-generator = torch.Generator().manual_seed(1)
-example = load(prepared[held_out[0]])
-z_scored = normalise(example.volume[:4], example.meta.mean, example.meta.std)
-image, label = torch.from_numpy(z_scored), torch.from_numpy(example.volume[4:])
-moved = {"rotation": (1.0, [0, 0, 25], 0.0), "zoom": (1.4, None, 0.0), "elastic": (1.0, None, 6.0)}
+generator, example = torch.Generator().manual_seed(1), load(prepared[held_out[0]])
+z = normalise(example.volume[:4], example.meta.mean, example.meta.std)
+image, label = torch.from_numpy(z), torch.from_numpy(example.volume[4:])
 spatial = {"original": (image, label), "flip": (image.flip(3), label.flip(3))}
+moved = {"rotation": (1.0, [0, 0, 25], 0.0), "zoom": (1.4, None, 0.0), "elastic": (1.0, None, 6.0)}
 for name, how in moved.items():
     grid = augment.sampling_grid(image.shape[1:], *how, generator)
     spatial[name] = augment.resample(image, label, grid)
-
-# %%
 figure, axes = plt.subplots(1, 5, figsize=(9.6, 2.3))
-for ax, (name, (view, marks)) in zip(axes, spatial.items()):
-    marks = marks[0].numpy().T
-    draw_slice(ax, view[0].numpy().T, "axial", widest(marks), labels=marks, letters=False)
+for ax, (name, views) in zip(axes, spatial.items()):
+    view, marks = (volume[0].numpy().T for volume in views)
+    draw_slice(ax, view, "axial", widest(marks), labels=marks, letters=False)
     ax.set_title(name)
 finish(figure, synthetic, legend=True)
 
@@ -260,16 +259,14 @@ show_source(training.train_step)
 # a run that is killed goes on from `last.pt` and ends with the same weights, to the last bit on a CPU
 # ([tested](../tests/test_training.py)). Beside the weights
 # themselves a running average of them is kept, which is what is validated and used. (If training is finished already,
-# the cell below returns at once. Other settings start anew, and the old checkpoints are kept under another name.)
+# the cell below returns at once. Other settings start anew.)
 #
-# Of several GPUs each has a process and its share of every batch; Dice's sums and the gradients are added up, as if one had
-# seen it whole.
+# Of several GPUs each has a process and its share of every batch; Dice's sums and the gradients are added up.
 #
 # Three curves follow, an epoch a point. **Question.** Is the loss still falling at the end? Is the validation Dice still
 # rising?
 
 # %%
-from brats_helpers.launch import train_here
 from brats_helpers.plots import learning_curves
 from brats_helpers.viewers import Dashboard
 
@@ -550,7 +547,7 @@ def show(row: dict, title: str):
 show(order[0], "worst")
 
 # %% [markdown]
-# Half of the patients are better than this one, half are worse:
+# Half of the patients are better than this one:
 
 # %% tags=["readme"]
 show(order[len(order) // 2], "median")
@@ -659,7 +656,6 @@ Markdown(card.read_text())
 # - *"the loss became nan"*: look at the patients that are named; then a lower `learning_rate`, or `on_nan="halve"` (section 4).
 # - *Slow*: see where the time goes in section 4.
 # - *The loss falls and Dice does not rise*: overfitting; more patients, more augmentation.
-# - *Stopped*: run it again; it goes on.
 #
 # ## Read on
 #

@@ -18,11 +18,11 @@ from conftest import write_case
 from benchmarks.scaling import on_processes, work_folder
 from brats_helpers import distributed
 from brats_helpers.checkpoints import read_checkpoint
-from brats_helpers.config import Config
+from brats_helpers.config import PRESETS, Config
 from brats_helpers.device import Device
 from brats_helpers.errors import BratsError, Stopped
 from brats_helpers.files import read_json
-from brats_helpers.launch import choose_processes, train_here
+from brats_helpers.launch import choose_processes, for_all_gpus, train_here
 from brats_helpers.loaders import PatchDataset, batches
 from brats_helpers.losses import deep_supervision_loss
 from brats_helpers.phantom import make_patient
@@ -204,3 +204,12 @@ def test_alone_everything_is_what_it_was() -> None:
 def test_throughput_is_measured(work: Path) -> None:
     rows = on_processes(work, CONFIG.with_(steps=2), counts=(1,))
     assert rows[0]["processes"] == 1 and rows[0]["steps_per_second"] > 0
+
+
+def test_two_gpus_train_the_preset_of_one_with_a_patch_each(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    gpus, one = Device("cuda", "T4", 15.0, torch.float16), PRESETS["kaggle"]
+    two = for_all_gpus(one, gpus)
+    assert (two.batch, two.steps * two.batch) == (2, one.steps * one.batch)
+    assert "2 patches instead of 1" in capsys.readouterr().out
+    assert for_all_gpus(PRESETS["full"], gpus) == PRESETS["full"] and for_all_gpus(one, CPU) == one
