@@ -62,8 +62,8 @@ def row(name: str, gpu: Gpu) -> str:
     low, high = epoch_seconds(gpu)
     fold, five = ([count * seconds / 3600 for seconds in (low, high)] for count in (EPOCHS, FOLDS * LONG * gpu.cards))
     segment = [FOLDS * A100_SEGMENT / speed for speed in reversed(relative(gpu))]
-    known = "published" if name == "A100" else "computed"
-    return (f"| {name} | {span(low, high)} ({known}) | {span(*fold, 1)} | {span(*five)} | {span(*segment)} | "
+    epoch = f"{A100_EPOCH:.0f} (published)" if name == "A100" else f"{span(low, high)} (computed)"
+    return (f"| {name} | {epoch} | {span(*fold, 1)} | {span(*five)} | {span(*segment)} | "
             f"{'16 GB a card, batch 1, untimed' if gpu.recompute else '15 GB at batch 2 (published)'} |")
 
 

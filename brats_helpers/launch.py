@@ -132,7 +132,8 @@ def _relay(child: subprocess.Popen) -> None:
 
 def _raise_failure(notes: Path, failed: bool) -> None:
     """Raise what the processes have noted for torchrun, ours before others; where they noted nothing, say so."""
-    said = [json.loads(path.read_text())["message"]["message"] for path in notes.rglob("error.json")]
+    written = [path.read_text() for path in notes.rglob("error.json")]
+    said = [json.loads(text)["message"]["message"] for text in written if text.endswith("}")]    # not cut off as it was ended
     for kind in (Stopped, BratsError):
         for text in said:
             if text.startswith(f"{kind.__name__}: "):

@@ -67,7 +67,6 @@ def deep_supervision_loss(outputs: Tensor | Sequence[Tensor], target: Tensor, **
     """
     outputs = [outputs] if isinstance(outputs, Tensor) else outputs
     weights = [0.5**i for i in range(len(outputs))]
-    shrunk = [[n // small for n, small in zip(target.shape[2:], logits.shape[2:], strict=True)] for logits in outputs[1:]]
-    targets = [target] + [F.avg_pool3d(target, times) for times in shrunk]
+    targets = [target] + [F.adaptive_avg_pool3d(target, logits.shape[2:]) for logits in outputs[1:]]
     losses = [w * region_loss(*pair, **options) for w, *pair in zip(weights, outputs, targets, strict=True)]
     return sum(losses) / sum(weights)
