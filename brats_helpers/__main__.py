@@ -6,7 +6,7 @@ import argparse
 import importlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,6 +78,12 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--tta", action="store_true",
                          help="average over all 8 mirrored views instead of 2: four times slower")
 
+    _commands_around(commands, shown)
+    return top
+
+
+def _commands_around(commands: argparse._SubParsersAction, shown: Mapping[str, object]) -> None:
+    """What is made of notebooks and networks, and where they run beside this machine."""
     books = commands.add_parser("notebooks", help="regenerate the committed .ipynb files from the .py files")
     books.add_argument("--work", type=Path, default=Path("runs/notebooks"), help="work folder (runs/notebooks)")
     books.add_argument("--sync", action="store_true", help="take over the inputs only; execute nothing")
@@ -110,7 +116,6 @@ def parser() -> argparse.ArgumentParser:
 
     copies = commands.add_parser("editions", help="write the student's and the teacher's edition of the notebooks")
     copies.add_argument("--out", type=Path, default=Path("editions"), metavar="DIR", help="where (editions)")
-    return top
 
 
 def _import_option(command: argparse.ArgumentParser) -> None:

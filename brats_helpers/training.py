@@ -141,9 +141,9 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
           on_epoch: Callable[[list[dict]], None] | None = None, device: Device | None = None) -> list[dict]:
     """Train on prepared patients, or go on where `folder`/last.pt stands; returns the history, a record an epoch.
 
-    Writes last.pt (all of the state, every epoch and every ten minutes), before.pt (the one before it) and best.pt (the
-    averaged weights with the highest mean Dice on the validation patients). A stop (Ctrl-C) is heeded after the step that
-    is under way, with all saved: Stopped. Inside `distributed.group` each process takes its share of every batch.
+    Writes last.pt (all of the state, every epoch and every ten minutes), before.pt (the one before it) and best.pt (averaged
+    weights, the highest mean Dice on the validation patients). A stop (Ctrl-C) is heeded after the step under way, with all
+    saved: Stopped. Inside `distributed.group` each process takes its share of every batch.
     """
     device = device or describe_device()
     state, tag = begin(config, [*training, *validation], folder, device)
@@ -152,8 +152,8 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
     total = config.epochs * config.steps
     workers, who = 4 if device.kind == "cuda" else 0, (distributed.rank(), distributed.size())
     started, saved = time.monotonic() - state.seconds, time.monotonic()
-    with (tqdm(total=total, initial=state.step, desc="train", unit="step", mininterval=1, disable=who[0] > 0) as bar,
-          stop_button() as stopped):
+    with stop_button() as stopped, tqdm(total=total, initial=state.step, desc="train", unit="step", mininterval=1,
+                                        disable=who[0] > 0) as bar:
         for batch in batches(dataset, config.batch, state.step, total, workers, *who):
             state.model.train()
             try:

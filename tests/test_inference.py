@@ -119,6 +119,23 @@ def test_predict_writes_masks_with_the_inputs_geometry(checkpoint: Path, tmp_pat
     assert "none.pt is missing" in capsys.readouterr().err
 
 
+def test_several_checkpoints_are_averaged_as_probabilities(checkpoint: Path, tmp_path: Path, model) -> None:
+    torch.manual_seed(1)
+    other = UNet((4, 6, 8)).eval()
+    write_checkpoint(tmp_path / "fold1.pt", CONFIG, {"average": other.state_dict(), "seconds": 1.0})
+    images, _ = small_volumes()
+    folder = write_case(tmp_path / "new", "P1", images, None, brats_affine(1.0))
+    patient = read_case(find_cases(folder)[0])
+    alone = [segment([one], patient, CONFIG, device=CPU)[1] for one in (model, other)]
+    labels, together = segment([model, other], patient, CONFIG, device=CPU)
+    np.testing.assert_allclose(together, (alone[0] + alone[1]) / 2, atol=1e-6)
+    assert not np.allclose(*alone, atol=1e-3)
+    both = ["--checkpoint", str(checkpoint), "--checkpoint", str(tmp_path / "fold1.pt")]
+    assert main(["predict", str(folder), *both, "--out", str(tmp_path / "masks")]) == 0
+    mask = np.asarray(nib.load(tmp_path / "masks" / "P1.nii.gz").dataobj)
+    assert np.mean(mask == np.array([0, NCR, ED, 4])[labels]) > 0.98     # predict works in the device's own precision
+
+
 def test_evaluation_is_written_and_goes_on_after_a_stop(checkpoint: Path, tmp_path: Path) -> None:
     for name in ("A", "B"):
         write_case(tmp_path / "cohort", name, *small_volumes())
