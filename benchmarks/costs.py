@@ -33,6 +33,7 @@ class Gpu:
     recompute: bool = False       # 16 GB: activations are computed twice (the kaggle preset)
 
 
+# NVIDIA's data sheets of T4, P100 (PCIe), A100 (80 GB, SXM), H200 (SXM, half of what it names with sparsity) and V100 (SXM2).
 GPUS = {"T4": Gpu(65, 320, recompute=True), "T4 x2": Gpu(65, 320, 2, recompute=True),
         "P100": Gpu(18.7, 732, recompute=True), "A100": Gpu(312, 2039), "H200": Gpu(989, 4800)}
 V100 = Gpu(125, 900)

@@ -254,9 +254,11 @@ def _voxels(case: Case, path: Path | Packed, image: nib.Nifti1Image) -> np.ndarr
 
 def _in_place(stored: nib.arrayproxy.ArrayProxy) -> np.ndarray:
     """What a proxy stands for; where nothing is to be scaled, the bytes in memory themselves, which nibabel would copy."""
-    if (stored.slope, stored.inter) != (1, 0) or not stored.dtype.isnative:
-        return np.asanyarray(stored)
-    return np.ndarray(stored.shape, stored.dtype, stored.file_like.getbuffer(), stored.offset, order="F")
+    content = stored.file_like.getbuffer()
+    whole = 0 <= stored.offset <= len(content) - prod(stored.shape) * stored.dtype.itemsize
+    if (stored.slope, stored.inter) != (1, 0) or not stored.dtype.isnative or not whole:
+        return np.asanyarray(stored)                  # which says what is wrong where voxels are missing
+    return np.ndarray(stored.shape, stored.dtype, content, stored.offset, order="F")
 
 
 def _compact(array: np.ndarray) -> np.ndarray:

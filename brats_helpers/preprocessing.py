@@ -34,7 +34,7 @@ FORMAT = 2                                            # of a prepared file
 AGAIN = "run notebook 03 again, which makes it anew"
 FINER = 1.25                                          # a scan is resampled where its voxels are finer by this factor
 SAMPLES = 500                                         # tumor voxels kept a label, to centre patches on
-# A seventh more bytes than zstd, and a patch in half of the time (benchmarks/README.md).
+# A seventh more bytes than zstd, and a patch in two thirds of the time (benchmarks/README.md).
 COMPRESSION = {"codec": blosc2.Codec.LZ4HC, "clevel": 1, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1}
 SLICES = 16                                           # decompressed at once, whole: long rows are copied quickly
 

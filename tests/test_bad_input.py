@@ -110,6 +110,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "a Git LFS pointer": (raw("t2", lambda b: b"version https://git-lfs.github.com/spec/v1\noid x"), "git lfs pull"),
     "gzip of a text": (raw("t2", lambda b: gzip.compress(b"x" * 1000)), "cannot be opened as NIfTI"),
     "a header cut short": (raw("t2", lambda b: gzip.compress(gzip.decompress(b)[:200])), "cannot be opened as NIfTI"),
+    "a few voxels cut short": (raw("t2", lambda b: gzip.compress(gzip.decompress(b)[:-100])), "cannot be read"),
     "voxels cut short": (raw("t2", lambda b: gzip.compress(gzip.decompress(b)[:-500])), "promises .* bytes|cannot be read"),
     "wrong magic": (header("t2", put(344, b"xyz\0")), "cannot be opened as NIfTI"),
     "absurd dimensions": (header("t2", put(42, short(32767) * 3)), "promises"),
