@@ -31,6 +31,7 @@ from .files import atomic_path, write_json
 TRAINING, TEST = "BraTS2021_Training_Data.tar", "BraTS2021_Test_Data.tar"
 TEST_INDEX = 90_000                                   # test patients' numbers start here, so that no name is met twice
 VERSION = 2                                           # raised whenever the same seed gives other voxels
+WIDE_REVISION = 2                                     # the same, where only the wide kind has changed
 
 # Mean intensity of each tissue in each contrast, white matter on T1 being 1.
 #                     CSF   GM    WM    NCR   ED    ET
@@ -39,14 +40,15 @@ CONTRAST = np.array([[0.22, 0.73, 0.54, 0.40, 0.86, 0.66],       # FLAIR: fluid 
                      [0.27, 0.70, 1.00, 0.36, 0.54, 1.55],       # T1CE: the rim takes up gadolinium
                      [1.05, 0.60, 0.42, 1.00, 0.94, 0.68]])      # T2: all that holds water is bright
 # The same for the wide cohort, whose patients differ as scanners and tumors do, and how far: log-normal deviations.
-WIDE = np.array([[0.28, 0.72, 0.58, 0.92, 0.92, 0.90],
-                 [0.30, 0.72, 1.00, 0.72, 0.74, 0.76],
-                 [0.32, 0.74, 1.00, 0.70, 0.74, 1.30],
-                 [1.45, 0.66, 0.50, 1.00, 0.76, 0.76]])
-WIDE_SPREAD = np.array([[0.20, 0.08, 0.08, 0.28, 0.12, 0.14],
-                        [0.20, 0.08, 0.05, 0.20, 0.12, 0.14],
-                        [0.20, 0.08, 0.05, 0.15, 0.10, 0.20],
-                        [0.20, 0.08, 0.10, 0.22, 0.14, 0.14]])
+WIDE = np.array([[0.30, 0.74, 0.62, 0.96, 0.86, 0.88],
+                 [0.32, 0.78, 1.00, 0.84, 0.87, 0.92],
+                 [0.34, 0.78, 1.00, 0.72, 0.77, 1.24],
+                 [1.35, 0.68, 0.52, 0.98, 0.79, 0.76]])
+WIDE_SPREAD = np.array([[0.20, 0.08, 0.08, 0.18, 0.12, 0.12],
+                        [0.20, 0.07, 0.05, 0.16, 0.10, 0.12],
+                        [0.20, 0.07, 0.05, 0.12, 0.08, 0.18],
+                        [0.20, 0.08, 0.10, 0.20, 0.12, 0.14]])
+VENTRICLES, VENTRICLES_MM = (0, 0, 9), 32             # where they are, mm from the middle of the brain, and their reach
 BIAS_MM = 70                                          # over which the shading changes
 BIAS_LIMIT = 1.4                                      # deviations that the shading does not exceed
 SCALE = (400, 3000)                                   # what white matter's 1.0 becomes in the scanner's own units
@@ -81,6 +83,10 @@ class Look:
     noise: Range                                      # Rician, relative to white matter
     fade: tuple[float, float, float]                  # edema's strength at its edge, the mm to its full one, its waviness
     spots: tuple[Range, Range, Range, Range]          # age's white spots: nearness to fluid, rarity, strength, whiteness
+    ventricles: Range = (0, 0)                        # how much larger than the template's, by age: 1 / (1 - this)
+    soft_mm: Range = (0.7, 0.7)                       # of a compartment's edge
+    dry: Range = (0, 0)                               # how much of what the template leaves open is tissue, not fluid
+    midline: tuple[Range, Range] = ((0, 0), (0, 0))   # between the halves: sinuses and falx on T1CE, cortex on FLAIR
 
 
 NARROW = Look(
@@ -91,12 +97,13 @@ NARROW = Look(
     bias=((0.16, 0.16), (0.12, 0.12), (0.12, 0.12), (0.14, 0.14)), noise=(0.025, 0.025), fade=(0.70, 8, 0.08),
     spots=((2.5, 2.5), (1.9, 3.0), (0.7, 0.7), (0.6, 0.6)))
 WIDE_LOOK = Look(
-    contrast=WIDE, spread=WIDE_SPREAD, kinds=(0.80, 0.08, 0.12), second=0.25, rim=(0.12, 0.6), rim_mm=1.2,
+    contrast=WIDE, spread=WIDE_SPREAD, kinds=(0.80, 0.08, 0.12), second=0.25, rim=(0.08, 0.4), rim_mm=1.2,
     centre=((8, 50), (-62, 52), (-25, 48)), edema=(1, 26), axes=(0.65, 1.5), rough=((0.1, 0.35), (0.05, 0.2)),
-    rim_rough=(0.1, 0.7), rim_rough_mm=(5, 12), patchy=0.2, cysts=0.2, cyst=(0.35, 0.7), distinct=True,
-    mottled=((0.05, 0.28), (0.02, 0.12)), vessels=(0.8, 3.5), texture=(0.02, 0.09), blur_mm=0.9,
-    bias=((0.02, 0.22),) * 4, noise=(0.005, 0.05), fade=(0.88, 5, 0.06),
-    spots=((1.5, 4), (1.1, 3.0), (0.4, 0.9), (0.2, 0.6)))
+    rim_rough=(0.1, 0.7), rim_rough_mm=(5, 12), patchy=0.2, cysts=0.06, cyst=(0.35, 0.7), distinct=True,
+    mottled=((0.02, 0.16), (0.02, 0.12)), vessels=(0.8, 3.5), texture=(0.01, 0.06), blur_mm=1.2,
+    bias=((0.02, 0.22),) * 4, noise=(0.003, 0.03), fade=(0.80, 5, 0.08),
+    spots=((1.5, 4), (1.1, 3.0), (0.4, 0.9), (0.2, 0.6)), ventricles=(0, 0.6),
+    soft_mm=(0.7, 2.2), dry=(0, 0.35), midline=((0, 2.5), (0, 0.25)))
 LOOKS = {"phantom": NARROW, "wide": WIDE_LOOK}        # the sources of synthetic patients
 
 
@@ -182,7 +189,7 @@ def make_patient(seed: int, index: int, spacing_mm: float = 2.0, look: Look = NA
     affine = brats_affine(spacing_mm)
     lesions = plan_lesions(rng, _rank(seed, index), look)
     place = _points(spacing_mm)                       # (3, X, Y, Z), mm from the middle of the brain
-    tissue = anatomy(rng, place, lesions, spacing_mm)
+    tissue = anatomy(rng, place, lesions, spacing_mm, draw(rng, look.ventricles))
     labels = np.zeros(tissue.shape[1:], np.uint8)
     for lesion in lesions:
         grown = grow(rng, place, lesion, tissue, spacing_mm, look)
@@ -203,13 +210,17 @@ def _points(spacing_mm: float) -> np.ndarray:
     return np.stack([-x, -y, z])                      # right, anterior and superior positive, as in the template
 
 
-def anatomy(rng: np.random.Generator, place: np.ndarray, lesions: Sequence[Lesion], spacing_mm: float) -> np.ndarray:
+def anatomy(rng: np.random.Generator, place: np.ndarray, lesions: Sequence[Lesion], spacing_mm: float,
+            ventricles: float = 0.0) -> np.ndarray:
     """Grey matter, white matter (fractions) and brain (0 or 1) of one patient: (3, X, Y, Z) float32."""
     angles = np.radians(rng.uniform(-6, 6, 3))
     matrix = _rotation(angles) @ np.diag(rng.uniform(1.0, 1.17, 3)) @ np.diag([rng.choice([-1, 1]), 1, 1])
     source = np.tensordot(matrix.astype(np.float32), place, 1)
     for axis in range(3):
         source[axis] += rng.uniform(-3, 3) + 3.5 * smooth_noise(rng, place.shape[1:], 30 / spacing_mm)
+    if ventricles:                                    # the middle of the brain is magnified, its surface stays
+        away = place - np.array(VENTRICLES, np.float32)[:, None, None, None]
+        source -= away * ventricles * np.exp(-(away**2).sum(0) / VENTRICLES_MM**2)
     for lesion in lesions:                            # mass effect: what was at the core's centre is now around it
         away = place - np.array(lesion.centre, np.float32)[:, None, None, None]
         distance = np.sqrt((away**2).sum(0)) + 1e-3
@@ -280,6 +291,10 @@ def compose(rng: np.random.Generator, tissue: np.ndarray, labels: np.ndarray, sp
     else:
         images = np.tensordot(table, shares, 1)
     images[2] += draw(rng, look.vessels) * _vessels(rng, tissue, labels, spacing_mm)
+    if look.midline[0][1]:
+        sinuses, cortex = _midline(rng, tissue, labels, spacing_mm)
+        images[2] += draw(rng, look.midline[0]) * sinuses
+        images[0] *= 1 + draw(rng, look.midline[1]) * cortex
     shape = brain.shape
     for n, image in enumerate(images):
         image *= 1 + draw(rng, look.texture) * smooth_noise(rng, shape, 4 / spacing_mm)
@@ -316,7 +331,8 @@ def _mottled(rng: np.random.Generator, shares: np.ndarray, spacing_mm: float, lo
 def _shares(rng: np.random.Generator, tissue: np.ndarray, labels: np.ndarray, spacing_mm: float, look: Look) -> np.ndarray:
     """How much of each voxel is CSF, GM, WM, NCR, ED and ET: (6, X, Y, Z), summing to 1 in the brain."""
     grey, white, brain = tissue
-    partial = [ndimage.gaussian_filter((labels == n).astype(np.float32), 0.7 / spacing_mm) for n in (NCR, ED, ET)]
+    soft = draw(rng, look.soft_mm)
+    partial = [ndimage.gaussian_filter((labels == n).astype(np.float32), soft / spacing_mm) for n in (NCR, ED, ET)]
     depth = ndimage.distance_transform_edt(np.isin(labels, (NCR, ED, ET)), sampling=spacing_mm)
     least, full_mm, wavy = look.fade
     partial[1] *= least + (1 - least) * np.clip(depth / full_mm, 0, 1) + wavy * smooth_noise(rng, brain.shape, 8 / spacing_mm)
@@ -324,7 +340,8 @@ def _shares(rng: np.random.Generator, tissue: np.ndarray, labels: np.ndarray, sp
     healthy = np.clip(1 - sum(partial), 0, 1)
     partial[1] = partial[1] + healthy * spots        # looks like edema, and is none
     healthy = healthy * (1 - spots)
-    fluid = np.clip(brain - grey - white, 0, 1)
+    dry = draw(rng, look.dry)
+    fluid = np.clip(brain - grey - white - dry, 0, 1) / (1 - dry)
     total = np.maximum(fluid + grey + white, 1e-3)
     return np.stack([healthy * fluid / total, healthy * grey / total, healthy * white / total, *partial])
 
@@ -343,6 +360,22 @@ def _vessels(rng: np.random.Generator, tissue: np.ndarray, labels: np.ndarray, s
     return np.clip(smooth_noise(rng, labels.shape, 5 / spacing_mm) - 0.9, 0, 1) * fluid * (labels == 0)
 
 
+def _midline(rng: np.random.Generator, tissue: np.ndarray, labels: np.ndarray,
+             spacing_mm: float) -> tuple[np.ndarray, np.ndarray]:
+    """Between the halves of the brain, both (X, Y, Z) from 0 to 1: sinuses and falx, which take up gadolinium without
+    being tumor, and the cortex beside them, which is brighter on FLAIR than elsewhere."""
+    across = (np.arange(labels.shape[0]) - (labels.shape[0] - 1) / 2) * spacing_mm - rng.uniform(-3, 3)
+    away = across[:, None, None] + 2 * smooth_noise(rng, labels.shape, 30 / spacing_mm)
+    healthy = labels == 0
+    fluid = np.clip(tissue[2] - tissue[0] - tissue[1], 0, 1)
+    outer = ndimage.distance_transform_edt(tissue[2], sampling=spacing_mm) < draw(rng, (3, 8))
+    uneven = np.clip(0.6 + 0.5 * smooth_noise(rng, labels.shape, 8 / spacing_mm), 0, 1)
+    sinuses = np.exp(-((away / draw(rng, (1.5, 4))) ** 2)) * np.clip(fluid + outer, 0, 1) * uneven * healthy
+    uneven = np.clip(0.5 + smooth_noise(rng, labels.shape, 25 / spacing_mm), 0, 1)
+    cortex = np.exp(-((away / draw(rng, (6, 16))) ** 2)) * tissue[0] * uneven * healthy
+    return sinuses.astype(np.float32), cortex.astype(np.float32)
+
+
 # ---------------------------------------------------------------- archives
 
 def build_cohort(folder: Path, seed: int, patients: int, test_patients: int, spacing_mm: float,
@@ -355,7 +388,7 @@ def build_cohort(folder: Path, seed: int, patients: int, test_patients: int, spa
     paths = []
     for name, first, count in ((TRAINING, 0, patients), (TEST, TEST_INDEX, test_patients)):
         settings = {"seed": seed, "patients": count, "spacing_mm": spacing_mm, "version": VERSION}
-        settings |= {"kind": kind} if kind != "phantom" else {}
+        settings |= {"kind": kind, "revision": WIDE_REVISION} if kind != "phantom" else {}
         if count:
             _build_archive(folder / name, settings, range(first, first + count), jobs)
         paths.append(folder / name if count else None)
