@@ -7,14 +7,16 @@ imported either (see `networks`).
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .config import Config
 from .constants import CHANNELS, REGIONS
@@ -55,6 +57,14 @@ def read_checkpoint(path: Path, device: Device) -> dict:
             raise BratsError(f"{path} was trained with the {what} {', '.join(content[what])}, and this version uses "
                              f"{', '.join(ours)}: its predictions would be wrong.")
     return content
+
+
+def weights_tag(weights: Mapping[str, Tensor]) -> str:
+    """Sixteen characters that change with any weight."""
+    digest = hashlib.sha256()
+    for value in weights.values():
+        digest.update(value.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def load_weights(model: nn.Module, weights: dict, path: Path) -> None:

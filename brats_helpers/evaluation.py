@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .cases import Case, Patient, open_scan, read_case, read_reference, write_mask
-from .checkpoints import load_weights, read_checkpoint
+from .checkpoints import load_weights, read_checkpoint, weights_tag
 from .config import OWN_NETWORK, Config
 from .constants import CHANNELS, DISK_LABELS, NOT_FOR_DIAGNOSIS, REGION_TITLES, REGIONS
 from .device import Device
@@ -55,14 +54,6 @@ The interval is over patients, not over trainings. Look at each mask before you 
 """
 
 
-def weights_tag(model: nn.Module) -> str:
-    """Sixteen characters that change with any weight."""
-    digest = hashlib.sha256()
-    for value in model.state_dict().values():
-        digest.update(value.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def evaluate(cases: Sequence[Case], checkpoint: Path, work: Path, config: Config, which: str, device: Device,
              left_out: Sequence[str] = ()) -> dict:
     """Segment and score patients with a reference; writes predictions/ and metrics.json, and returns the metrics.
@@ -87,9 +78,13 @@ def evaluate(cases: Sequence[Case], checkpoint: Path, work: Path, config: Config
     return metrics
 
 
-def write_model_card(path: Path, metrics: dict, config: Config, learnt: int, synthetic: bool, device: Device) -> None:
-    """What a checkpoint is, for whoever finds it: data, input, output, scores, limits, in the order of MONAI's model zoo."""
-    data = "synthetic patients (MNI152 anatomy, modelled tumors)" if synthetic else "patients of the given source"
+def write_model_card(path: Path, metrics: dict, config: Config, learnt: int, synthetic: bool, device: Device) -> str:
+    """What a checkpoint is, for whoever finds it: data, input, output, scores, limits, in the order of MONAI's model zoo.
+
+    Returns what is written.
+    """
+    data = "synthetic patients (MNI152 anatomy, modelled tumors)" if synthetic else "patients of the given source" + (
+        f", after {config.pretrain} synthetic ones" if config.pretrain else "")
     results = "\n".join(f"| {name} | {metrics['dice'][name]:.3f} ({interval_text(metrics['dice_ci95'][name])}) | "
                         f"{metrics['hd95_mm'][name]:.2f} |" for name in REGIONS)
     limits = ("It has never seen a real patient, and what it makes of real scans was not measured. " if synthetic else "") + (
@@ -102,6 +97,7 @@ def write_model_card(path: Path, metrics: dict, config: Config, learnt: int, syn
                        regions=", ".join(REGION_TITLES.values()), preset=metrics["preset"])
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+    return text
 
 
 def _named(config: Config) -> str:
@@ -127,7 +123,8 @@ def verify_masks(cases: Sequence[Case], work: Path) -> None:
 
 def _score_all(cases: Sequence[Case], model: nn.Module, config: Config, work: Path, device: Device) -> list[dict]:
     sweep(work / "predictions")
-    notes, tag = work / "predictions" / "scores.json", f"{weights_tag(model)} {config.tta} {config.overlap} {POSTPROCESSING}"
+    notes = work / "predictions" / "scores.json"
+    tag = f"{weights_tag(model.state_dict())} {config.tta} {config.overlap} {POSTPROCESSING}"
     before = read_json(notes, "notebook 05") if notes.is_file() else {"rows": {}}
     done = before["rows"] if before.get("tag") == tag else {}
     for name in set(before["rows"]) - {case.name for case in cases}:      # masks of patients who are no longer judged

@@ -8,7 +8,7 @@ section 3.5).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +20,14 @@ from tqdm import tqdm
 
 from .augment import normalise_batch
 from .cases import Patient, find_cases, read_case, write_mask
-from .checkpoints import load_checkpoint
+from .checkpoints import load_checkpoint, read_checkpoint
 from .config import Config
 from .constants import ED, ET, NCR, REGION_THRESHOLDS, SMALL_COMPONENT_MM3, SMALL_PROBABILITY, SMALL_TOTAL_MM3
 from .device import Device, describe_device
 from .errors import BratsError
 from .networks import first
 from .preprocessing import Prepared, brain_mask, prepare, restore
+from .shift import unlike, widest
 
 FLIPS = [axes for n in range(4) for axes in itertools.combinations((2, 3, 4), n)]      # all 8, none first
 PAIR = [(), (2, 3, 4)]                                # a volume and its mirror image through all three axes at once
@@ -117,9 +118,15 @@ def postprocess(probabilities: np.ndarray, spacing_mm: Sequence[float]) -> np.nd
 
 
 def segment(models: Sequence[nn.Module], patient: Patient, config: Config, tta: bool | None = None,
-            device: Device | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (X, Y, Z) and probabilities (3, X, Y, Z) of a patient, on the scan's own grid."""
+            device: Device | None = None, seen: Mapping[str, Sequence[float]] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (X, Y, Z) and probabilities (3, X, Y, Z) of a patient, on the scan's own grid.
+
+    seen: what the patients of the training looked like (`shift.ranges`); a patient who is unlike them brings a warning.
+    """
     prepared = prepare(patient, config.spacing_mm)
+    if strange := unlike(prepared.meta.figures, seen or {}):
+        tqdm.write(f"WARNING: patient {patient.name} is unlike those that the network learnt from, and the mask may be "
+                   f"wrong: {'; '.join(strange[:3])}. Look at the scans, then at the mask.")
     probabilities = predict_prepared(models, prepared, config.patch, config.overlap,
                                      config.tta if tta is None else tta, device)
     labels = postprocess(probabilities, patient.spacing)
@@ -133,6 +140,10 @@ def predict_cases(folders: Sequence[Path], checkpoints: Sequence[Path], out: Pat
     """
     device = describe_device()
     loaded = [load_checkpoint(path, device) for path in checkpoints]
+    seen = widest([read_checkpoint(path, device).get("seen", {}) for path in checkpoints])
+    if not seen:
+        tqdm.write("What the patients of this training looked like was not stored, or they were too few: whether yours are "
+                   "like them is not checked.")
     config = loaded[0][1]
     if any((other.spacing_mm, other.patch) != (config.spacing_mm, config.patch) for _, other in loaded):
         raise BratsError("these checkpoints work at different voxel sizes or patches and cannot be averaged: give those "
@@ -142,7 +153,7 @@ def predict_cases(folders: Sequence[Path], checkpoints: Sequence[Path], out: Pat
         raise BratsError(f"two patients are called {', '.join(twice)}: their masks would overwrite each other.")
     for case in tqdm(cases, desc="predict", unit="patient"):
         patient = read_case(case)
-        labels, _ = segment([model for model, _ in loaded], patient, config, tta, device)
+        labels, _ = segment([model for model, _ in loaded], patient, config, tta, device, seen)
         target = Path(out) / f"{case.name}.nii.gz"
         write_mask(target, labels, patient.affine, case)
         yield target

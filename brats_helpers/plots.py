@@ -26,7 +26,8 @@ from .constants import (
     REGION_TITLES,
     REGIONS,
 )
-from .preprocessing import lps_spacing, to_lps
+from .preprocessing import Prepared, lps_spacing, to_lps
+from .shift import COMPARTMENTS, distances, scores_of
 
 # Letters at the left, right, top and bottom of each plane's picture.
 PLANES = {"axial": (2, "RLAP"), "coronal": (1, "RLSI"), "sagittal": (0, "APSI")}
@@ -276,6 +277,22 @@ def histograms(images: np.ndarray, labels: np.ndarray | None, unit: str, synthet
         ax.set(title=MODALITY_TITLES[modality], xlabel=unit, yticks=[])
     axes[0].set_ylabel("share of voxels")
     axes[-1].legend(fontsize=8)
+    return finish(figure, synthetic)
+
+
+def two_cohorts(here: Sequence[Prepared], there: Sequence[Prepared], names: Sequence[str], synthetic: bool = False) -> Figure:
+    """z-scores by compartment and contrast of two cohorts, `names` in the legend; above each panel their distance."""
+    apart = distances(here, there)
+    figure, axes = plt.subplots(len(COMPARTMENTS), len(MODALITIES), figsize=(9.6, 6), sharex=True)
+    bins = np.linspace(-3, 6, 46)
+    for row, (label, compartment) in zip(axes, COMPARTMENTS.items(), strict=True):
+        values = [scores_of(cohort, label) for cohort in (there, here)]
+        for n, (ax, title) in enumerate(zip(row, MODALITY_TITLES.values(), strict=True)):
+            ax.hist(values[0][n], bins, density=True, color="#BBBBBB", label=names[1])
+            ax.hist(values[1][n], bins, density=True, histtype="step", color="#0072B2", lw=1.5, label=names[0])
+            ax.set(title=f"{title}, {compartment}: {apart[compartment][title]:.2f}", yticks=[])
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
+    axes[-1, 0].set_xlabel("z-score")
     return finish(figure, synthetic)
 
 

@@ -29,8 +29,9 @@ from .cases import Case, Patient, file_state, read_case
 from .constants import LABEL_SHORT, MODALITIES, ORIENTATION
 from .errors import BratsError
 from .files import atomic_path, isal_zlib, sweep
+from .shift import describe
 
-FORMAT = 2                                            # of a prepared file
+FORMAT = 3                                            # of a prepared file
 AGAIN = "run notebook 03 again, which makes it anew"
 FINER = 1.25                                          # a scan is resampled where its voxels are finer by this factor
 SAMPLES = 500                                         # tumor voxels kept a label, to centre patches on
@@ -53,6 +54,7 @@ class Meta:
     has_reference: bool
     source: str                                       # fingerprint of the files
     tumor_voxels: dict[str, list] = field(default_factory=dict)   # label's short name -> (n, 3) d h w
+    figures: dict[str, float] = field(default_factory=dict)       # of `shift.describe`
 
 
 @dataclass
@@ -149,7 +151,7 @@ def prepare(patient: Patient, spacing_mm: float, source: str = "") -> Prepared:
     return Prepared(volume, Meta(
         patient.name, patient.images.shape[1:], tuple(map(tuple, patient.affine.tolist())), box, factor,
         tuple(mean.tolist()), tuple(std.tolist()), patient.reference is not None, source,
-        sample_voxels(volume[-1], patient.name)))
+        sample_voxels(volume[-1], patient.name), describe(volume[:-1], mean, std, np.multiply(factor, spacing), spacing)))
 
 
 def sample_voxels(labels: np.ndarray, name: str) -> dict[str, list]:
@@ -171,17 +173,17 @@ def coarsen(images: np.ndarray, factor: Sequence[float]) -> np.ndarray:
 
     Trilinear with edges aligned: at a factor of 2 this is the mean of 2 x 2 x 2 voxels.
     """
-    small = _rescale(images, [1 / f for f in factor])
+    small = rescale(images, [1 / f for f in factor])
     return small.astype(np.float32) if images.dtype.kind == "f" else np.rint(small).astype(images.dtype)
 
 
 def coarsen_labels(labels: np.ndarray, factor: Sequence[float]) -> np.ndarray:
     """Labels (D, H, W) by majority: the class that has the largest share of the coarser voxel."""
-    shares = _rescale(np.stack([labels == n for n in range(4)]), [1 / f for f in factor])
+    shares = rescale(np.stack([labels == n for n in range(4)]), [1 / f for f in factor])
     return shares.argmax(0).astype(np.uint8)
 
 
-def _rescale(array: np.ndarray, scale: Sequence[float]) -> np.ndarray:
+def rescale(array: np.ndarray, scale: Sequence[float]) -> np.ndarray:
     """Trilinear interpolation of (C, D, H, W) that keeps the first voxel's outer edge in place."""
     tensor = torch.from_numpy(np.ascontiguousarray(array, np.float32))[None]
     wanted = [ceil(round(n * s, 6)) if s < 1 else ceil(n * s - 1e-6) for n, s in zip(array.shape[1:], scale, strict=True)]
@@ -200,7 +202,7 @@ def restore(array: np.ndarray, meta: Meta) -> np.ndarray:
     """
     size = [stop - start for start, stop in meta.box]
     if max(meta.factor) > 1:
-        array = _rescale(array, meta.factor) if array.dtype.kind == "f" else _repeat(array, meta.factor, size)
+        array = rescale(array, meta.factor) if array.dtype.kind == "f" else _repeat(array, meta.factor, size)
     full = np.zeros((len(array), *reversed(_lps_shape(meta))), array.dtype)
     full[:, *(slice(*edge) for edge in meta.box)] = array[:, :size[0], :size[1], :size[2]]
     return np.stack([from_lps(channel, np.array(meta.affine)) for channel in full])
