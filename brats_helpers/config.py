@@ -30,6 +30,7 @@ class Config:
     validation: float = 0.2            # share of patients held out to choose the checkpoint
     folds: int = 5                     # cross-validation folds
     fold: int = -1                     # -1: the 80/20 split; 0 to folds-1: that fold is held out
+    pretrain: int = 0                  # phantoms to learn from before the patients; notebook 05 sets it for a few patients
     # network
     network: str = OWN_NETWORK         # ours, or "module:Class" of another from 5 to 3 channels (`networks`)
     filters: tuple[int, ...] = (64, 96, 128, 192, 256, 384, 512)   # one entry a level
@@ -70,7 +71,8 @@ class Config:
             ("ema", 0 <= self.ema < 1, "at least 0 and below 1"),
             *((name, getattr(self, name) > 0, "above 0") for name in
               ("spacing_mm", "patients", "batch", "epochs", "steps", "learning_rate", "clip", "validate_every")),
-            *((name, getattr(self, name) >= 0, "0 or more") for name in ("test_patients", "warmup", "weight_decay")),
+            *((name, getattr(self, name) >= 0, "0 or more") for name in
+              ("test_patients", "pretrain", "warmup", "weight_decay")),
         ]
         for name, holds, wanted in rules:
             if not holds:

@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from . import distributed
 from .augment import augment, normalise_batch
-from .checkpoints import read_checkpoint, write_checkpoint
+from .checkpoints import load_weights, read_checkpoint, weights_tag, write_checkpoint
 from .cohort import read_cohort
 from .config import Config
 from .constants import REGIONS
@@ -38,6 +38,8 @@ from .losses import deep_supervision_loss, labels_to_regions
 from .metrics import dice, regions
 from .networks import build_network
 from .preprocessing import load, open_volume, prepared_files
+from .pretraining import make_phantoms, on_phantoms
+from .shift import ranges
 from .tracking import Tracker
 
 SAVE_SECONDS = 600                                    # a checkpoint at least this often, within an epoch too
@@ -66,6 +68,7 @@ class State:
     rate_factor: float = 1.0                          # halved by each batch that was left out (`Config.on_nan`)
     seconds: float = 0.0                              # of training, over all sessions
     best: float = -1.0                                # mean validation Dice of the best checkpoint
+    seen: dict = field(default_factory=dict)          # what the patients look like (`shift.ranges`)
     losses: list[float] = field(default_factory=list)         # of the epoch under way
     history: list[dict] = field(default_factory=list)         # one record an epoch
     parallel: nn.Module = field(init=False)           # the model, whose gradients are those of all processes together
@@ -138,15 +141,17 @@ def patch_generator(seed: int, number: int) -> torch.Generator:
 
 
 def train(config: Config, training: Sequence[Path], validation: Sequence[Path], folder: Path,
-          on_epoch: Callable[[list[dict]], None] | None = None, device: Device | None = None) -> list[dict]:
+          on_epoch: Callable[[list[dict]], None] | None = None, device: Device | None = None,
+          start: Path | None = None) -> list[dict]:
     """Train on prepared patients, or go on where `folder`/last.pt stands; returns the history, a record an epoch.
 
     Writes last.pt (all of the state, every epoch and every ten minutes), before.pt (the one before it) and best.pt (averaged
     weights, the highest mean Dice on the validation patients). A stop (Ctrl-C) is heeded after the step under way, with all
-    saved: Stopped. Inside `distributed.group` each process takes its share of every batch.
+    saved: Stopped. Inside `distributed.group` each process takes its share of every batch. start: a checkpoint whose averaged
+    weights training begins with, instead of random ones.
     """
     device = device or describe_device()
-    state, tag = begin(config, [*training, *validation], folder, device)
+    state, tag = begin(config, training, validation, folder, device, start)
     tracker = Tracker(folder, config, state.step, device)
     dataset = PatchDataset(training, config.patch, config.foreground, config.seed)
     total = config.epochs * config.steps
@@ -183,8 +188,17 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
 
 def train_work(config: Config, work: Path, on_epoch: Callable[[list[dict]], None] | None = None,
                device: Device | None = None) -> list[dict]:
-    """`train` on the patients that notebooks 01 to 03 have left in a work folder; checkpoints go to `work`/checkpoints."""
-    return train(config, *distributed.once(lambda: training_files(config, work)), work / "checkpoints", on_epoch, device)
+    """`train` on the patients that notebooks 01 to 03 have left in a work folder; checkpoints go to `work`/checkpoints.
+
+    Where the settings say so, on phantoms before (`pretraining`), in a work folder of their own.
+    """
+    start = None
+    if config.pretrain:
+        phantoms = distributed.once(lambda: make_phantoms(config, work))
+        train_work(on_phantoms(config), phantoms, None, device)
+        start = phantoms / "checkpoints" / "last.pt"
+    files = distributed.once(lambda: training_files(config, work))
+    return train(config, *files, work / "checkpoints", on_epoch, device, start)
 
 
 def training_files(config: Config, work: Path) -> tuple[list[Path], list[Path]]:
@@ -203,14 +217,20 @@ def check_shares(config: Config, processes: int) -> None:
                          f"{processes} for batch, which counts the patches of all, or fewer processes.")
 
 
-def begin(config: Config, patients: Sequence[Path], folder: Path, device: Device) -> tuple[State, str]:
+def begin(config: Config, training: Sequence[Path], validation: Sequence[Path], folder: Path, device: Device,
+          start: Path | None) -> tuple[State, str]:
     """The state to train from, new or `folder`'s last, and the fingerprint of settings and patients; alike in all processes.
 
     BratsError where a batch cannot be shared equally, or not all processes see the same folder.
     """
     check_shares(config, distributed.size())
     state = new_state(config, device)
-    tag = distributed.once(lambda: fingerprint(config, patients))
+    weights = read_checkpoint(start, device)["average"] if start else None
+    tag = distributed.once(lambda: fingerprint(config, [*training, *validation], weights))
+    state.seen = ranges([open_volume(path)[1].figures for path in training])
+    if weights:
+        for model in (state.model, state.average.module):
+            load_weights(model, weights, start)
     for turn in (True, False):                        # the first process may move what is of other settings; then the others
         if turn == (distributed.rank() == 0):
             sweep(folder)
@@ -237,7 +257,7 @@ def finish_epoch(state: State, config: Config, validation: Sequence[Path], folde
         state.best = mean
         if distributed.rank() == 0:
             write_checkpoint(folder / "best.pt", config, {"fingerprint": tag, "step": state.step, "best": mean,
-                                                          "average": state.average.module.state_dict()})
+                                                          "seen": state.seen, "average": state.average.module.state_dict()})
 
 
 def validate(model: nn.Module, paths: Sequence[Path], config: Config, device: Device) -> dict[str, float]:
@@ -254,10 +274,11 @@ def validate(model: nn.Module, paths: Sequence[Path], config: Config, device: De
     return {name: float(sum(s[i] for s in scores) / len(scores)) for i, name in enumerate(REGIONS)}
 
 
-def fingerprint(config: Config, patients: Sequence[Path]) -> str:
+def fingerprint(config: Config, patients: Sequence[Path], start: Mapping[str, Tensor] | None = None) -> str:
     """Eight characters that change with any setting or patient that training and the choice of the best depend on."""
     settings = {k: v for k, v in asdict(config).items() if k not in ELSEWHERE}
-    text = json.dumps([settings, [[p.name, open_volume(p)[1].source] for p in patients]], sort_keys=True)
+    before = [weights_tag(start)] if start else []
+    text = json.dumps([settings, [[p.name, open_volume(p)[1].source] for p in patients], *before], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -273,6 +294,7 @@ def _write(state: State, folder: Path, config: Config, tag: str) -> None:
         os.replace(folder / "last.pt", folder / "before.pt")
     write_checkpoint(folder / "last.pt", config, {
         "fingerprint": tag, "step": state.step, "best": state.best, "seconds": state.seconds, "losses": state.losses,
+        "seen": state.seen,
         "history": state.history, "rate_factor": state.rate_factor, "average": state.average.module.state_dict(),
         "n_averaged": int(state.average.n_averaged), "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(), "scaler": state.scaler.state_dict()})

@@ -32,7 +32,7 @@
 # - **segment** a whole brain from overlapping windows and mirrored views;
 # - **judge** a segmentation with Dice, HD95 and an interval, and say what they hide.
 #
-# You need notebooks 03 and 04. A GPU is welcome and not needed.
+# You need notebooks 03 and 04. A GPU is welcome, not needed.
 
 # %% [markdown]
 # ## Parameters
@@ -40,6 +40,7 @@
 # %% tags=["parameters"]
 work: str = ""  # folder that notebooks 01 to 04 wrote to; empty: the usual place on this machine
 seed: int = None  # of initial weights, patches and augmentation; None: as in notebook 01
+pretrain: int = None  # phantoms to learn from before the patients; None: 120 for fewer than 40 real patients, else none
 fold: int = None  # -1: the 80/20 split; 0 to 4: that fold of the cross-validation is held out; None: the preset's
 network: str = None  # "unet", or another as "module:Class", from 5 to 3 channels: notebook 04, section 7
 epochs: int = None  # None: the preset's, as for all below
@@ -86,14 +87,17 @@ from brats_helpers.config import Config
 from brats_helpers.launch import for_all_gpus, train_here
 from brats_helpers.plots import bars, curves, dice_boxplot, series_map
 from brats_helpers.preprocessing import prepared_files
+from brats_helpers.pretraining import for_few_patients
 
 config = Config.load(work / "config.json")
 asked = {name: globals().get(name) for name in vars(config)}  # the parameters above, by name
 config = for_all_gpus(config.with_(**asked), device, processes if batch is None else 1)
+cohort = read_cohort(work)
+given = [name for name, value in asked.items() if value is not None]
+config = for_few_patients(config, len(cohort.learnt(config)), cohort.synthetic, given)
 config.preset, config.epochs, config.steps, config.batch, config.patch
 
 # %%
-cohort = read_cohort(work)
 cases, synthetic = cohort.by_name, cohort.synthetic
 learnt, held_out, test_names = cohort.learnt(config), cohort.held_out(config), cohort.test_names
 judged_names = test_names or held_out  # who the last section scores
@@ -148,8 +152,8 @@ plt.show()
 # %% [markdown]
 # Each grey line is a patient, and each has its best threshold somewhere else. What mars it in the phantoms are things that
 # mar it in patients, too: shading of the coil (Sled et al. 1998), grey matter nearly as bright as edema, a core that may be
-# dark; in patients also changes of the white matter by age or treatment. That is what a network has to do better than, and a
-# threshold on FLAIR has nothing to say on TC and ET.
+# dark; in patients also changes of the white matter by age or treatment. A network has to do
+# better, and a threshold says nothing on TC and ET.
 #
 # ## 2. Augmentation
 #
@@ -258,8 +262,7 @@ show_source(training.train_step)
 # Everything random is a function of the seed and the patch's number: which patient, which corner, which augmentation. So
 # a run that is killed goes on from `last.pt` and ends with the same weights, to the last bit on a CPU
 # ([tested](../tests/test_training.py)). Beside the weights
-# themselves a running average of them is kept, which is what is validated and used. (If training is finished already,
-# the cell below returns at once. Other settings start anew.)
+# themselves a running average of them is kept, which is what is validated and used.
 #
 # Of several GPUs each has a process and its share of every batch; Dice's sums and the gradients are added up.
 #
@@ -313,7 +316,7 @@ bars(dict(zip(("read", "augment", "forward", "backward"), spent)), "ms of a step
 #
 # ### A loss that is no number
 #
-# One damaged patient is enough: here a deviation of 0 travels along with a batch, and the z-score divides by it.
+# One damaged patient is enough: here the z-score divides by a deviation of 0.
 
 # %%
 from brats_helpers.errors import BratsError
@@ -329,8 +332,8 @@ assert all(torch.equal(a, b) for a, b in zip(before, state.model.parameters()))
 print(f"weights untouched; step {state.step}; the rate is now times {state.rate_factor}")
 
 # %% [markdown]
-# Without the check that stands in `train_step`, this one step would have made every weight NaN, and every step after it.
-# With `on_nan="stop"` training ends with the names; with `"halve"` it goes on without the batch, and more carefully.
+# Without the check in `train_step`, this one step would have made every weight NaN. With `on_nan="stop"` training ends with
+# the names; with `"halve"` it goes on without the batch, and more carefully.
 #
 # ## 5. From patches to a brain
 #
@@ -355,8 +358,8 @@ for name, each in (("equal weights", np.ones(edge)), ("Gaussian weights", weight
 curves(panels, "voxel along the longest axis", "weight")
 
 # %% [markdown]
-# The result is divided by this sum, so its height does not matter. A step does: there a window begins or ends, and with
-# equal weights the probability can jump, which leaves a seam. With Gaussian weights each window fades in and out.
+# The result is divided by this sum, so its height does not matter. A step does: with equal weights the probability can jump
+# where a window ends, which leaves a seam. With Gaussian weights each window fades in and out.
 #
 # ### Exercise 2: a second opinion
 #
@@ -445,10 +448,9 @@ print(f"threshold on FLAIR, the same patients: WT {baseline:.3f}")
 
 # %% [markdown]
 # The interval is a **bootstrap**: the patients are drawn again and again with replacement, and the middle 95 % of the means
-# are kept. It says how much the mean could differ for *other patients of this kind*. It does not know
-# about other hospitals, nor about another seed of the training. And two networks whose intervals overlap may still
-# differ: judged on the same patients, it is the *differences* that are to be resampled. Network against threshold, and below it
-# every patient as a dot:
+# are kept. It says how much the mean could differ for *other patients of this kind*, not for other hospitals, nor for another
+# seed. And two networks whose intervals overlap may still differ: on the same patients it is the *differences* that are to be
+# resampled. Network against threshold, and below it every patient as a dot:
 
 # %%
 flair, truth = scored_flair(judged_names)
@@ -504,8 +506,8 @@ finish(figure, synthetic)
 # %% [markdown]
 # A patient may have more than one tumor, and then Dice hardly sees the small ones. Since 2023 BraTS ranks **lesion by
 # lesion** ([its code](https://github.com/rachitsaluja/BraTS-2023-Metrics)): each counts as much as the others, one that is
-# missed counts 0, and so does one that is not there. (A *lesion* here is a connected piece of the mask, pieces close to each
-# other are taken as one, and tiny ones are left out. A clinician may count differently.)
+# missed counts 0, and so does one that is not there. (A *lesion* here is a connected piece of the mask; close pieces are
+# one, tiny ones left out.)
 
 # %%
 from brats_helpers.evaluation import read_prediction
@@ -575,12 +577,35 @@ curves(panels, "probability that it gave (left), threshold on it (right)")
 
 # %% [markdown]
 # Below the diagonal the network gives tumor too high a probability, above it too low a one. Networks trained with Dice are known
-# to be badly calibrated (Mehrtash et al. 2020), and one patient's curve is rough. The thresholds of section 5 change the
-# mask and not this curve: do not read such a value as the probability of a diagnosis. The right panel says how much the
-# threshold matters here.
+# to be badly calibrated (Mehrtash et al. 2020), and one patient's curve is rough: do not read such a value as the
+# probability of a diagnosis. The right panel says how much the threshold matters.
 
 # %% [markdown]
-# ## 7. Play
+# ## 7. From phantoms to patients
+#
+# Other patients come from other scanners: **domain shift**. Here are up to eight of the patients judged above, their
+# z-scores by compartment, beside phantoms of another kind, and above each panel how far the two are apart (Wasserstein's
+# distance, in deviations). Given real patients, it shows what phantoms lack.
+#
+# A network may not notice. So a checkpoint keeps what its patients looked like, and `predict` warns of others: printed is in
+# how many ways each phantom is unlike. **Question.** You have four patients. Start from phantoms, or from nothing?
+#
+# <details><summary>Answer</summary>
+#
+# From phantoms, as this notebook does with fewer than 40 real patients; [measured](../benchmarks/real_cohort.md).
+# </details>
+
+# %%
+from brats_helpers import plots, pretraining, shift
+
+others = pretraining.some_phantoms("wide" if synthetic else "phantom", 4, config.spacing_mm)
+seen = shift.ranges([load(prepared[name]).meta.figures for name in learnt])
+print("unlike:", [len(shift.unlike(p.meta.figures, seen)) for p in others])
+judged = [load(prepared[name]) for name in judged_names[:8]]
+plots.two_cohorts(judged, others, ("judged above", "other phantoms"), synthetic)
+
+# %% [markdown]
+# ## 8. Play
 #
 # Every patient, the worst first; the threshold, and what it costs; each transform of the augmentation with a slider of
 # its own. They want a running kernel. The last viewer does not: choose *prediction* above it and compare.
@@ -596,29 +621,20 @@ display(viewers.augmentation_playground(example, synthetic))
 viewers.slice_viewer(patient, prediction, synthetic)
 
 # %% [markdown]
-# ## 8. Save and verify
+# ## 9. Save and verify
 #
-# The masks are NIfTI files with BraTS's labels and with the geometry of the scan, ready for any viewer.
-
-# %%
-from brats_helpers.evaluation import verify_masks
-
-verify_masks(chosen, work)
-print(f"{len(chosen)} masks in {work / 'predictions'}: labels 0, 1, 2, 4, the scans' geometry")
-print(f"{metrics['parameters']:,} parameters, {metrics['train_seconds']:.0f} s of training")
-
-# %% [markdown]
-# A checkpoint travels further than the notebook that made it. Beside it goes a **model card**: what it was trained on,
-# how it was judged, and what it must not be used for.
+# The masks are NIfTI files with BraTS's labels and with the geometry of the scan, ready for any viewer. Beside the checkpoint
+# goes a **model card**: what it was trained on, how it was judged, and what it must not be used for.
 
 # %%
 from IPython.display import Markdown
 
-from brats_helpers.evaluation import write_model_card
+from brats_helpers.evaluation import verify_masks, write_model_card
 
+verify_masks(chosen, work)
+print(f"{len(chosen)} masks in {work / 'predictions'}: labels 0, 1, 2, 4, the scans' geometry")
 card = work / "checkpoints" / "MODEL_CARD.md"
-write_model_card(card, metrics, config, len(learnt), synthetic, device)
-Markdown(card.read_text())
+Markdown(write_model_card(card, metrics, config, len(learnt), synthetic, device))
 
 # %% [markdown]
 # To segment a patient without a reference (without `--tta`, two mirrored views instead of eight, a quarter of the work):
@@ -639,7 +655,7 @@ Markdown(card.read_text())
 # | augmentation | random changes that leave a patient a patient |
 # | warm-up, cosine | how the learning rate rises and falls |
 # | checkpoint | the weights in a file, with all that is needed to go on |
-# | test-time averaging | the mean of several views of one patient |
+# | domain shift | other patients than those that were learnt from |
 # | HD95 | 95th percentile of the distances between two surfaces, in mm |
 # | bootstrap | drawing the same patients again and again, to see how much a mean varies |
 # | calibration | whether a probability means what it says |
@@ -648,13 +664,12 @@ Markdown(card.read_text())
 # computes the Dice of WT, TC and ET and stores region i at place i - 1, so that D1, D2, D3 of its
 # [log](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
 # are TC, ET and WT. Read so, its fold 0 after 30 epochs has WT 92.88 %, TC 90.69 %, ET 85.50 %, on real patients, and not to
-# be compared with this run. The scores in sections 1 and 6 were computed in this run.
+# be compared with this run.
 #
 # ## When it goes wrong
 #
 # - *Out of memory*: `checkpointing=True`, then `batch=1`; notebook 04 measures what each saves.
 # - *"the loss became nan"*: look at the patients that are named; then a lower `learning_rate`, or `on_nan="halve"` (section 4).
-# - *Slow*: see where the time goes in section 4.
 # - *The loss falls and Dice does not rise*: overfitting; more patients, more augmentation.
 #
 # ## Read on

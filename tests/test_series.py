@@ -137,6 +137,9 @@ def test_all_five_notebooks_run_and_the_second_time_reuse(tmp_path: Path) -> Non
 @pytest.mark.skipif("BRATS_REAL_DATA" not in os.environ, reason="BRATS_REAL_DATA is not set: no real scans to test on")
 def test_real_patients_go_through_all_five(tmp_path: Path) -> None:
     work = series.run_series(source=os.environ["BRATS_REAL_DATA"], work=tmp_path / "work", parameters={
-        "spacing_mm": 4.0, "epochs": 1, "steps": 3, "patch": 32, "overfit_steps": 40, "full_size": False, "tta": False})
+        "spacing_mm": 4.0, "epochs": 1, "steps": 3, "patch": 32, "overfit_steps": 40, "full_size": False, "tta": False,
+        "pretrain": 6})
     metrics = json.loads((work / "metrics.json").read_text())
     assert metrics["set"] == "validation" and metrics["checkpoint"] == "last.pt" and metrics["cases"] == 2
+    assert (work / "pretraining" / "checkpoints" / "last.pt").is_file()               # ten are few: phantoms come first
+    assert "6 synthetic patients first" in (work / "notebooks" / "05_training_evaluation.html").read_text()

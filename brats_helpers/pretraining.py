@@ -1,0 +1,80 @@
+"""Learning from phantoms first, where real patients are few (transfer learning; Tajbakhsh et al. 2016,
+doi:10.1109/TMI.2016.2535302).
+
+What it is worth with 2, 4 and 8 real patients is measured in benchmarks/real_cohort.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from tqdm import tqdm
+
+from .archive import extract, patients_in
+from .cases import check_cohort
+from .cohort import write_patients, write_source
+from .config import PRESETS, Config
+from .phantom import LOOKS, build_cohort, make_patient
+from .preprocessing import Prepared, prepare, preprocess_cohort
+from .splits import make_splits
+
+FOLDER = "pretraining"                                # in the work folder: a work folder of its own
+KIND = "wide"                                         # of phantom: as different from each other as scanners and tumors are
+PHANTOMS = 120
+FEW = 40                                              # real patients to learn from; with fewer, phantoms come first
+GENTLER = 0.5                                         # of the preset's learning rate, after phantoms
+MOST_STEPS = 6000                                     # on phantoms, and again on the patients; the GPU presets have more
+
+
+def for_few_patients(config: Config, patients: int, synthetic: bool, asked: Collection[str] = ()) -> Config:
+    """The settings for a cohort of this size, and a line on what was chosen and why; what was `asked` for stays.
+
+    patients: to learn from. Synthetic cohorts, and real ones of FEW patients or more, keep the preset's settings.
+    """
+    if synthetic or patients >= FEW or ("pretrain" in asked and not config.pretrain):
+        return config
+    preset = PRESETS[config.preset]
+    chosen = {"pretrain": PHANTOMS, "learning_rate": preset.learning_rate * GENTLER,
+              "epochs": max(1, min(preset.epochs, MOST_STEPS // config.steps))}
+    chosen = {name: value for name, value in chosen.items() if name not in asked}
+    config = config.with_(**chosen)
+    if chosen:
+        print(f"{patients} real patients to learn from are few (fewer than {FEW}): the network learns from "
+              f"{config.pretrain} synthetic patients first, and then from yours with a learning rate of "
+              f"{config.learning_rate:g}, {config.epochs * config.steps} steps each. pretrain=0 leaves that out; what it is "
+              "worth: benchmarks/real_cohort.md.")
+    return config
+
+
+def on_phantoms(config: Config) -> Config:
+    """The settings of the training that comes first: the preset's rate, and nothing before it."""
+    return config.with_(pretrain=0, fold=-1, patients=config.pretrain, test_patients=0,
+                        learning_rate=PRESETS[config.preset].learning_rate)
+
+
+def some_phantoms(kind: str, number: int, spacing_mm: float, seed: int = 9) -> list[Prepared]:
+    """A few phantoms of a kind (of `phantom.LOOKS`), prepared, in memory: to look at beside a cohort."""
+    made = (make_patient(seed, n, spacing_mm, LOOKS[kind]) for n in range(number))
+    return [prepare(patient, spacing_mm) for patient in tqdm(made, total=number, desc="phantoms", unit="patient")]
+
+
+def make_phantoms(config: Config, work: Path) -> Path:
+    """What notebooks 01 to 03 would leave of `config.pretrain` phantoms, in `work`/pretraining, which is returned."""
+    folder, config = Path(work) / FOLDER, on_phantoms(config)
+    archive, _ = build_cohort(folder / "data", config.seed, config.patients, 0, config.spacing_mm, kind=KIND)
+    extract(archive, folder / "cases")
+    fill_work_folder(folder, config, KIND, folder / "cases", archive)
+    return folder
+
+
+def fill_work_folder(work: Path, config: Config, source: str, folder: Path, archive: Path | None = None,
+                     jobs: int = -1) -> None:
+    """What notebooks 01 to 03 leave, of the labelled patients in `folder` (unpacked from `archive`), without notebooks."""
+    cases = patients_in(folder)
+    rows = check_cohort(cases, jobs)
+    volumes = {row["name"]: sum(row["volumes_ml"].values()) for row in rows}
+    splits = make_splits(list(volumes), list(volumes.values()), config.seed, config.validation, config.folds)
+    write_source(work, config, source, archive or folder, None)
+    write_patients(work, {"training": folder, "test": None}, {"training": rows, "test": []}, splits)
+    preprocess_cohort(cases, work / "preprocessed", config.spacing_mm, jobs)

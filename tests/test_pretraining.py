@@ -1,0 +1,77 @@
+"""Phantoms first, where real patients are few."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_case
+from test_training import CONFIG, CPU, prepared, weights  # noqa: F401 (a fixture)
+
+from brats_helpers import pretraining
+from brats_helpers.checkpoints import read_checkpoint
+from brats_helpers.cohort import read_cohort
+from brats_helpers.config import PRESETS
+from brats_helpers.phantom import make_patient
+from brats_helpers.pretraining import fill_work_folder, for_few_patients, on_phantoms
+from brats_helpers.training import train, train_work
+
+TINY = CONFIG.with_(epochs=1, steps=3, warmup=1, validate_every=1, validation=0.4)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_few_real_patients_bring_phantoms_and_a_word_and_others_change_nothing(name: str, capsys) -> None:
+    config = PRESETS[name]
+    assert for_few_patients(config, 8, True) == for_few_patients(config, 40, False) == config
+    assert not capsys.readouterr().out
+    few = for_few_patients(config, 8, False)
+    assert few.pretrain and few.learning_rate < config.learning_rate and few.epochs * few.steps <= pretraining.MOST_STEPS
+    said = capsys.readouterr().out
+    assert said.startswith("8 real patients") and str(few.pretrain) in said and f"{few.learning_rate:g}" in said
+    assert on_phantoms(few).learning_rate == config.learning_rate and not on_phantoms(few).pretrain
+
+
+def test_what_was_asked_for_stays(capsys) -> None:
+    alone = PRESETS["quick"].with_(pretrain=0)
+    assert for_few_patients(alone, 8, False, ("pretrain",)) == alone and not capsys.readouterr().out
+    asked = PRESETS["quick"].with_(learning_rate=1e-3, pretrain=7)
+    few = for_few_patients(asked, 8, False, ("learning_rate", "pretrain"))
+    assert few.learning_rate == 1e-3 and few.pretrain == 7 and "7 synthetic" in capsys.readouterr().out
+
+
+def test_training_begins_with_the_weights_that_it_is_given(prepared: list[Path], tmp_path: Path) -> None:  # noqa: F811
+    train(TINY, prepared[:2], prepared[3:], tmp_path / "before", device=CPU)
+    start = tmp_path / "before" / "last.pt"
+    average = read_checkpoint(start, CPU)["average"]
+    still = TINY.with_(learning_rate=1e-12, weight_decay=0.0)
+    train(still, prepared[:2], prepared[3:], tmp_path / "after", device=CPU, start=start)
+    for kind in ("model", "average"):
+        after = read_checkpoint(tmp_path / "after" / "last.pt", CPU)[kind]
+        assert all(torch.allclose(after[key], average[key], atol=1e-9) for key in average)
+    before = weights(tmp_path / "after" / "last.pt")
+    train(still, prepared[:2], prepared[3:], tmp_path / "after", device=CPU)       # from nothing: another training
+    assert any(not torch.equal(value, before[key]) for key, value in weights(tmp_path / "after" / "last.pt").items())
+    assert len(list(tmp_path.glob("after.*"))) == 1                                # the other is kept
+
+
+def test_a_work_folder_of_few_patients_is_trained_on_phantoms_first_and_again_to_the_same_bits(tmp_path: Path) -> None:
+    for index in range(4):
+        patient = make_patient(5, index, 8.0)
+        write_case(tmp_path / "raw", f"P{index}", patient.images, patient.reference, patient.affine)
+    found = []
+    for name in ("a", "b"):
+        work = tmp_path / name
+        config = TINY.with_(pretrain=4)
+        fill_work_folder(work, config, str(tmp_path / "raw"), tmp_path / "raw", jobs=1)
+        history = train_work(config, work, device=CPU)
+        assert len(history) == 1
+        phantoms = work / pretraining.FOLDER
+        cohort = read_cohort(phantoms)
+        assert cohort.synthetic and len(cohort.by_name) == 4
+        assert read_checkpoint(phantoms / "checkpoints" / "last.pt", CPU)["config"]["pretrain"] == 0
+        stamp = (phantoms / "checkpoints" / "last.pt").stat().st_mtime_ns
+        assert train_work(config, work, device=CPU) == history                     # done already: nothing is trained again
+        assert (phantoms / "checkpoints" / "last.pt").stat().st_mtime_ns == stamp
+        found.append(weights(work / "checkpoints" / "last.pt"))
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
