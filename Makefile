@@ -9,7 +9,7 @@ else
 BIN := .venv/bin
 endif
 
-.PHONY: run test test-low test-browser test-faults fuzz audit lab notebooks student site bench bench-gpu lint clean
+.PHONY: run test test-low test-browser test-faults fuzz audit lab notebooks student site bench bench-real bench-gpu lint clean
 
 run: .venv/ready
 	$(BIN)/python -m brats_helpers run --preset $(PRESET) --source $(SOURCE) $(ARGS)
@@ -64,6 +64,10 @@ site: .venv/ready                      # static pages of the notebooks and the g
 bench: .venv-bench/ready
 	$(subst .venv,.venv-bench,$(BIN))/python -m benchmarks $(ARGS)
 	$(subst .venv,.venv-bench,$(BIN))/python -m benchmarks.scaling
+
+BUDGET ?= 20
+bench-real: .venv-bench/ready          # DATA=folder of ten labelled patients or more, BUDGET=minutes of each training
+	$(subst .venv,.venv-bench,$(BIN))/python -m benchmarks.real_cohort $(DATA) --minutes $(BUDGET) $(ARGS)
 
 bench-gpu: .venv-bench/ready           # says so and does nothing where there is no GPU
 	$(subst .venv,.venv-bench,$(BIN))/python -m benchmarks.gpu

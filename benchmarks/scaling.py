@@ -71,19 +71,6 @@ def on_dask(cohort: Path, folder: Path) -> dict:
     return {"seconds": taken, "workers": workers, "patients": len(cases), "same_bytes": same}
 
 
-def work_folder(work: Path, raw: Path, config: Config) -> None:
-    """What notebooks 01 to 03 leave in a work folder, from a folder of labelled patients."""
-    from brats_helpers.cases import check_cohort, find_cases
-    from brats_helpers.cohort import write_patients, write_source
-    from brats_helpers.preprocessing import preprocess_cohort
-    from brats_helpers.splits import make_splits
-    cases = find_cases(raw)
-    splits = make_splits([case.name for case in cases], [1.0] * len(cases), config.seed, config.validation, config.folds)
-    write_source(work, config, str(raw), raw, None)
-    write_patients(work, {"training": raw, "test": None}, {"training": check_cohort(cases, 1), "test": []}, splits)
-    preprocess_cohort(cases, work / "preprocessed", config.spacing_mm, jobs=1)
-
-
 def on_processes(work: Path, config: Config, counts: Sequence[int] = (1, 2), cores: int = 2) -> list[dict]:
     """Steps a second of `train` on the CPU with the same batch, by the number of processes, which share the cores.
 
@@ -115,7 +102,8 @@ def main() -> int:
         dask = on_dask(folder / "cohort100", folder)
         shutil.rmtree(folder / "dask")
         config = PRESETS["quick"].with_(spacing_mm=8.0, patch=32, filters=(8, 16, 32), steps=100)
-        work_folder(folder / "work", folder / "cohort10", config)
+        from brats_helpers.pretraining import fill_work_folder
+        fill_work_folder(folder / "work", config, "phantom", folder / "cohort10", jobs=1)
         processes = on_processes(folder / "work", config)
     total = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     write_json(out / "scaling.json", {"memory": rows, "dask": dask, "processes": processes,

@@ -5,14 +5,26 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
+from conftest import write_case
 
-from benchmarks import costs, gpu
+from benchmarks import costs, gpu, real_cohort, real_systems
 from benchmarks.report import table
 from benchmarks.timing import Result, race
+from brats_helpers.cases import Case, find_cases, read_case
+from brats_helpers.config import Config
 from brats_helpers.device import Device
+from brats_helpers.inference import postprocess
+from brats_helpers.metrics import regions
+from brats_helpers.phantom import make_patient
 
 CPU = Device("cpu", "test", 1.0, torch.float32)
+
+
+def as_stored(labels: np.ndarray) -> np.ndarray:
+    """Labels 0 to 3 as BraTS stores them."""
+    return np.array([0, 1, 2, 4], np.uint8)[labels]
 
 
 def test_a_race_counts_every_way_and_ratios_are_the_peers_over_ours() -> None:
@@ -30,6 +42,58 @@ def test_the_gpus_part_runs_on_a_cpu_and_both_networks_learn_alike() -> None:
     assert all(row["steps_per_second"] > 0 for row in found["throughput"])
     assert found["loss_curves"]["first_gap"] < 1e-4 and found["loss_curves"]["mean_gap_last_tenth"] < 1e-2
     assert found["inference_8_flips"]["seconds"] > 0 and all(math.isfinite(v) for v in found["training"].values())
+
+
+class Knowing:
+    """A system that gives the reference of the coarse patient as its probabilities."""
+
+    labels = staticmethod(postprocess)
+
+    def probabilities(self, case: Case, snapshot: Path, views: bool) -> np.ndarray:
+        return regions(read_case(case).reference).astype(np.float32)
+
+
+def test_a_coarse_patient_is_scored_on_the_grid_that_he_came_from(tmp_path: Path) -> None:
+    patient = make_patient(0, 3, 2.0)                 # as if it were the fine one: 119 columns become 60, 78 slices 39
+    write_case(tmp_path, "P", patient.images[:, :119], as_stored(patient.reference[:119]), patient.affine)
+    case = find_cases(tmp_path / "P")[0]
+    coarse = real_cohort.coarse_case(case, tmp_path / "coarse", 4.0)
+    small = read_case(coarse)
+    assert small.images.shape == (4, 60, 60, 39) and np.allclose(small.spacing, 4)
+    corner = small.affine @ [-0.5, -0.5, -0.5, 1]     # the outer corner stays where it was
+    assert np.allclose(corner, patient.affine @ [-0.5, -0.5, -0.5, 1])
+    rows = real_cohort.scores(Knowing(), case, coarse, tmp_path)
+    assert all(row["dice"] > 0.85 and row["lesion_dice"] > 0.8 for row in rows.values())
+    assert rows["WT"]["dice"] == real_cohort.scores(Knowing(), case, coarse, tmp_path, False)["WT"]
+    assert real_cohort.coarse_case(case, tmp_path / "same", 2.0) == case
+
+
+def test_ours_learns_from_phantoms_and_patients_and_nnunets_labels_are_its_own(tmp_path: Path) -> None:
+    for index in range(4):
+        patient = make_patient(0, index, 8.0)
+        write_case(tmp_path / "raw", f"P{index}", patient.images, as_stored(patient.reference), patient.affine)
+    cases = find_cases(tmp_path / "raw")
+    config = Config(preset="quick", filters=(4, 6, 8), patch=16, warmup=2, spacing_mm=8.0)
+    ours = real_systems.Ours(tmp_path / "ours", config)
+    ours.train(cases, 0.1, 0)
+    said = real_systems.read_training(tmp_path / "ours")
+    assert said["steps"] and said["steps_on_phantoms"] and said["phantoms"] == real_systems.LEAST_PHANTOMS
+    assert len(said["snapshots"]) == real_systems.EPOCHS and said["snapshots"] == sorted(said["snapshots"])
+    last = sorted((tmp_path / "ours" / "snapshots").glob("*.pt"))[-1]
+    found = ours.probabilities(cases[0], last, False)
+    assert found.shape == (3, *read_case(cases[0]).images.shape[1:]) and 0 <= found.min() and found.max() <= 1
+    chain = np.array([[0.6, 0.6, 0.6, 0.4], [0.4, 0.6, 0.6, 0.6], [0.4, 0.4, 0.6, 0.4]])[:, :, None, None]
+    assert real_systems.NnUNet.labels(chain, (1, 1, 1)).ravel().tolist() == [2, 1, 3, 1]
+
+
+def test_a_table_compares_the_same_patients(tmp_path: Path) -> None:
+    def result(system: str, fold: int, value: float) -> dict:
+        patients = {f"P{fold}{n}": {name: {"dice": value + n / 10} for name in ("WT", "TC", "ET")} for n in range(2)}
+        return {"system": system, "fold": fold, "seed": 0, "minutes": 1, "patients": patients}
+
+    text = real_cohort.table([result("ours", 0, 0.8), result("ours", 1, 0.1), result("nnunet-small", 0, 0.5)])
+    assert "| nnunet-small | 2 | 0.550, 0.550, 0.550 | 0.550 | 0.850, 0.850, 0.850 | +0.300 (+0.300 to +0.300) |" in text
+    assert "| P10 (0) | 0.10, 0.10, 0.10 |  |" in text
 
 
 def test_the_readmes_costs_are_what_is_computed_and_the_method_holds_where_it_can_be_tested() -> None:

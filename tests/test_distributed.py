@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import write_case
 
-from benchmarks.scaling import on_processes, work_folder
+from benchmarks.scaling import on_processes
 from brats_helpers import distributed
 from brats_helpers.checkpoints import read_checkpoint
 from brats_helpers.config import PRESETS, Config
@@ -27,6 +27,7 @@ from brats_helpers.loaders import PatchDataset, batches
 from brats_helpers.losses import deep_supervision_loss
 from brats_helpers.phantom import make_patient
 from brats_helpers.preprocessing import load, save
+from brats_helpers.pretraining import fill_work_folder
 from brats_helpers.training import new_state, train
 
 CPU = Device("cpu", "test", 1.0, torch.float32)
@@ -45,7 +46,7 @@ def raw(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def work(raw: Path, tmp_path: Path) -> Path:
-    work_folder(tmp_path / "work", raw, CONFIG)
+    fill_work_folder(tmp_path / "work", CONFIG, str(raw), raw, jobs=1)
     return tmp_path / "work"
 
 
@@ -53,7 +54,7 @@ def work(raw: Path, tmp_path: Path) -> Path:
 def whole(raw: Path, tmp_path_factory) -> tuple[list[dict], dict[str, torch.Tensor]]:
     """The history and the weights of a training on one process, undisturbed."""
     folder = tmp_path_factory.mktemp("whole")
-    work_folder(folder, raw, CONFIG)
+    fill_work_folder(folder, CONFIG, str(raw), raw, jobs=1)
     return train_here(CONFIG, folder, device=CPU), weights(folder)
 
 

@@ -1,0 +1,224 @@
+"""A few real patients, a budget of minutes: this project beside nnU-Net v2, five folds of a small cohort.
+
+    python -m benchmarks.real_cohort FOLDER_OF_PATIENTS --minutes 20
+
+In each fold both learn from the same patients on the same machine for the same wall-clock minutes, preprocessing included,
+and segment the same unseen patients, at 1 mm on a GPU and at 2 mm on a CPU. One piece of code scores them on the scans' own
+grid. What is done already in `--work` is not done again. Nothing that shows a patient is written beside the scores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from brats_helpers.cases import Case, find_cases, read_case, write_mask
+from brats_helpers.constants import REGIONS
+from brats_helpers.device import describe_device
+from brats_helpers.errors import BratsError
+from brats_helpers.files import atomic_path, read_json, write_json
+from brats_helpers.metrics import bootstrap_ci, dice, lesion_wise, regions, score_case
+from brats_helpers.preprocessing import coarsen, coarsen_labels, rescale
+from brats_helpers.splits import make_splits
+
+from .real_systems import EPOCHS, NnUNet, Ours, real_settings
+
+HERE = Path(__file__).resolve().parent
+SYSTEMS = ("ours", "ours-without-phantoms", "nnunet-small", "nnunet")
+CURVE = (0, 1, 3, 7, 11, 15, 19)                      # snapshots that the learning curve is drawn from, one view each
+
+
+def labelled_cases(folder: Path) -> list[Case]:
+    """The patients with a reference; BratsError for fewer than ten, which five folds of two need."""
+    cases = sorted((case for case in find_cases(folder) if case.reference), key=lambda case: case.name)
+    if len(cases) < 10:
+        raise BratsError(f"{folder} holds {len(cases)} labelled patients: five folds need ten.")
+    return cases
+
+
+def folds(cases: Sequence[Case]) -> list[list[str]]:
+    """Five lists of patients to be held out, each with small and large tumors; the same for the same patients."""
+    volumes = [float((read_case(case).reference > 0).sum()) for case in cases]
+    return make_splits([case.name for case in cases], volumes, seed=0)["folds"]
+
+
+def coarse_case(case: Case, folder: Path, spacing_mm: float) -> Case:
+    """The patient as a scanner with voxels of `spacing_mm` would have stored him, in BraTS's names; itself at 1 mm."""
+    patient = read_case(case)
+    factor = [spacing_mm / s for s in patient.spacing]
+    if max(factor) <= 1:
+        return case
+    affine = patient.affine @ np.diag([*factor, 1.0])
+    affine[:3, 3] += patient.affine[:3, :3] @ ((np.array(factor) - 1) / 2)
+    for name, path in zip(("flair", "t1", "t1ce", "t2"), range(4), strict=True):
+        image = nib.Nifti1Image(coarsen(patient.images[path:path + 1], factor)[0], affine)
+        target = folder / case.name / f"{case.name}_{name}.nii.gz"
+        with atomic_path(target) as temporary:
+            nib.save(image, temporary)
+    write_mask(folder / case.name / f"{case.name}_seg.nii.gz", coarsen_labels(patient.reference, factor), affine)
+    return find_cases(folder / case.name)[0]
+
+
+def scores(system: Ours | NnUNet, original: Case, seen: Case, snapshot: Path, views: bool = True) -> dict:
+    """Dice, HD95 and lesion-wise Dice by region, on the original grid, of what a snapshot makes of a patient."""
+    patient = read_case(original)
+    probabilities = system.probabilities(seen, snapshot, views)
+    factor = [a / b for a, b in zip(patient.images.shape[1:], probabilities.shape[1:], strict=True)]
+    if max(factor) > 1.01:                            # the coarse grid may reach past the end of the fine one
+        whole = rescale(probabilities, [float(round(f)) for f in factor])
+        probabilities = whole[:, *(slice(n) for n in patient.images.shape[1:])]
+    labels = system.labels(probabilities, patient.spacing)
+    if not views:
+        return {name: dice(a, b) for name, a, b in zip(REGIONS, regions(labels), regions(patient.reference), strict=True)}
+    rows = score_case(labels, patient.reference, patient.spacing)
+    for name, a, b in zip(REGIONS, regions(labels), regions(patient.reference), strict=True):
+        rows[name]["lesion_dice"] = lesion_wise(a, b, patient.spacing)["dice"]
+    return rows
+
+
+def build(name: str, folder: Path, spacing_mm: float) -> Ours | NnUNet:
+    """A system, which keeps everything in `folder`."""
+    config = real_settings(spacing_mm)
+    filters = None if name == "nnunet" else config.filters
+    if name.startswith("ours"):
+        return Ours(folder, config, phantoms=name == "ours")
+    return NnUNet(folder, filters, config.patch, config.batch)
+
+
+def run_one(options: argparse.Namespace, system_name: str, fold: int) -> None:
+    """Train one system on one fold and score it; `result.json` in its folder is the sign that all is done."""
+    place = options.work / f"seed{options.seed}" / f"fold{fold}" / f"{options.patients or 'all'}" / system_name
+    cases = labelled_cases(options.folder)
+    held_out = folds(cases)[fold]
+    coarse = {case.name: coarse_case(case, options.work / "cases", options.spacing) for case in cases}
+    system = build(system_name, place, options.spacing)
+    learnt = [case for name, case in coarse.items() if name not in held_out][:options.patients]
+    if not (place / "training.json").is_file():        # from the start: what was cut off has used up its minutes
+        shutil.rmtree(place, ignore_errors=True)
+        system.train(learnt, options.minutes, options.seed)
+    training = read_json(place / "training.json", "the training")
+    unseen = [case for case in cases if case.name in held_out]
+    final = {case.name: scores(system, case, coarse[case.name], place / "snapshots" / f"{EPOCHS - 1:02d}.pt")
+             for case in tqdm(unseen, desc="score", unit="patient")}
+    curve = []
+    for number in CURVE:
+        found = [scores(system, case, coarse[case.name], place / "snapshots" / f"{number:02d}.pt", False) for case in unseen]
+        curve.append([training["snapshots"][number], *(float(np.mean([row[name] for row in found])) for name in REGIONS)])
+    device = describe_device()
+    write_json(place / "result.json", {
+        "system": system_name, "fold": fold, "seed": options.seed, "minutes": options.minutes, "spacing_mm": options.spacing,
+        "learnt": len(learnt),
+        "training": {k: v for k, v in training.items() if k != "snapshots"}, "curve": curve, "patients": final,
+        "machine": f"{device.name}, {os.cpu_count()} cores", "date": datetime.date.today().isoformat()})
+
+
+def table(results: Sequence[dict]) -> str:
+    """Markdown: Dice of each unseen patient, and each system's means beside ours on the patients that both segmented."""
+    dice_of: dict[str, dict] = {}
+    for result in results:
+        for name, row in result["patients"].items():
+            key = (name, result["seed"])
+            dice_of.setdefault(result["system"], {})[key] = np.array([row[region]["dice"] for region in REGIONS])
+    present = [name for name in SYSTEMS if name in dice_of]
+    lines = ["| patient (seed) | " + " | ".join(present) + " |", "|---" * (len(present) + 1) + "|"]
+    for key in sorted(set().union(*dice_of.values())):
+        cells = [", ".join(f"{score:.2f}" for score in dice_of[name].get(key, [])) for name in present]
+        lines.append(f"| {key[0]} ({key[1]}) | " + " | ".join(cells) + " |")
+    lines += ["", "| system | patients | WT, TC, ET | mean | ours on the same | ours above it (95 % interval) |",
+              "|---|--:|--:|--:|--:|---|"]
+    for name in present:
+        both = sorted(dice_of[name].keys() & dice_of.get("ours", {}).keys())
+        rows, ours = np.array([dice_of[name][k] for k in both]), np.array([dice_of["ours"][k] for k in both])
+        gain = "" if name == "ours" else "{:+.3f} ({:+.3f} to {:+.3f})".format(*bootstrap_ci(ours.mean(1) - rows.mean(1)))
+        lines.append(f"| {name} | {len(both)} | {_three(rows)} | {rows.mean():.3f} | {_three(ours)} | {gain} |")
+    return "\n".join(lines)
+
+
+def _three(rows: np.ndarray) -> str:
+    return ", ".join(f"{score:.3f}" for score in rows.mean(0))
+
+
+def draw(results: Sequence[dict], path: Path) -> None:
+    """Mean Dice of the unseen patients against minutes, a thin line a fold, where all regions count the same."""
+    import matplotlib.pyplot as plt
+
+    from brats_helpers.plots import LINES, use_style
+    use_style()
+    figure, ax = plt.subplots(figsize=(6.4, 3))
+    for colour, name in zip(LINES, [name for name in SYSTEMS if any(r["system"] == name for r in results)], strict=False):
+        for number, result in enumerate(r for r in results if r["system"] == name):
+            minutes, *dices = np.array(result["curve"]).T
+            ax.plot(minutes, np.mean(dices, 0), "o-", color=colour, lw=1, ms=3, label=name if not number else None)
+    ax.set(xlabel="minutes, preparation included", ylabel="mean Dice, unseen patients", ylim=(0, 1), xlim=(0, None))
+    ax.legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary)
+    plt.close(figure)
+
+
+def gather(options: argparse.Namespace) -> dict[tuple, dict]:
+    """All results by system, fold, seed and minutes: those of earlier days in the file, and those of this work folder."""
+    earlier = read_json(options.out, "this benchmark")["results"] if options.out.is_file() else []
+    here = [read_json(path, "a training") for path in sorted(options.work.glob("seed*/fold*/*/*/result.json"))]
+    return {key_of(r): r for r in [*earlier, *here]}
+
+
+def key_of(result: dict) -> tuple:
+    """What a result is of; the same is not measured twice."""
+    return tuple(result[name] for name in ("system", "fold", "seed", "minutes", "spacing_mm", "learnt"))
+
+
+def main() -> int:
+    """Run what is not done, each training in a process of its own; then write real_cohort.json and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.real_cohort", description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="labelled patients in BraTS's layout")
+    parser.add_argument("--minutes", type=float, default=20, help="wall-clock budget of a training (20)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--patients", type=int, help="to learn from in each fold, at most (all but the fold)")
+    parser.add_argument("--spacing", type=float, help="mm; 1 on a GPU, 2 without")
+    parser.add_argument("--folds", type=int, nargs="+", default=list(range(5)), help="0: the fixed list for quick looks")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=[SYSTEMS[0], *SYSTEMS[2:]])
+    parser.add_argument("--work", type=Path, help="folder for everything (runs/real/MINUTES)")
+    parser.add_argument("--out", type=Path, default=HERE / "real_cohort.json", help="where the scores go")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.spacing = options.spacing or (1.0 if torch.cuda.is_available() else 2.0)
+    options.work = (options.work or Path("runs/real") / f"{options.minutes:g}").absolute()
+    if options.one:
+        run_one(options, options.systems[0], options.folds[0])
+        return 0
+    cases = labelled_cases(options.folder)
+    learnt = [len(cases) - len(fold) for fold in folds(cases)]
+    learnt = [min(options.patients or n, n) for n in learnt]
+    results = gather(options)
+    for name, fold in tqdm([(n, f) for f in options.folds for n in options.systems], desc="trainings", unit="training"):
+        if (name, fold, options.seed, options.minutes, options.spacing, learnt[fold]) not in results:
+            subprocess.run([sys.executable, "-m", "benchmarks.real_cohort", str(options.folder), "--one", "--systems", name,
+                            "--folds", str(fold), "--minutes", str(options.minutes), "--seed", str(options.seed), "--work",
+                            str(options.work), "--spacing", str(options.spacing),
+                            *(["--patients", str(options.patients)] if options.patients else [])], check=True)
+            results = gather(options)
+            write_json(options.out, {"results": list(results.values())})
+    shown = [result for key, result in results.items() if key[3:5] == (options.minutes, options.spacing)
+             and key[5] in learnt]
+    draw(shown, options.out.with_suffix(".png"))
+    print(table(shown))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except BratsError as error:
+        sys.exit(f"ERROR: {error}")
