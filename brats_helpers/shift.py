@@ -23,7 +23,7 @@ if TYPE_CHECKING:                                     # which imports this modul
 COMPARTMENTS = {0: "healthy", **LABEL_SHORT}
 VOXELS = 2000                                         # of a patient's compartment, at most, when cohorts are compared
 
-STRIDE = 3                                            # voxels between those that are looked at
+LOOKED_AT = 60_000                                    # voxels of the brain's box, about, on a grid
 QUANTILES = (0.05, 0.5, 0.95)                         # of the z-scores in the brain
 MARGIN = 1.0                                          # of a range's width, that a figure may lie outside before it is named
 LEAST = {"ml": 150.0, "mm": 12.0, "voxel": 0.25, "z": 0.4, "r": 0.25}   # and at least that much, by kind of figure
@@ -34,13 +34,16 @@ def describe(volume: np.ndarray, mean: Sequence[float], std: Sequence[float], gr
              spacing_mm: Sequence[float]) -> dict[str, float]:
     """The figures of one patient: images (4, D, H, W), 0 outside the brain, on voxels of `grid_mm` (d h w).
 
-    spacing_mm: of the scan as it was stored. Keys begin with the kind of figure: "ml" and "mm" of the brain, "voxel" of the
-    scan, "z" a contrast's quantile, "r" the correlation of two contrasts.
+    spacing_mm: of the scan as it was stored; a finer one is no difference, for the network sees the grid. Keys begin with
+    the kind of figure: "ml" and "mm" of the brain, "voxel" of the scan, "z" a contrast's quantile, "r" the correlation of
+    two contrasts.
     """
-    some = volume[:, ::STRIDE, ::STRIDE, ::STRIDE].reshape(len(volume), -1)
+    step = max(1, round((volume[0].size / LOOKED_AT) ** (1 / 3)))
+    some = volume[:, ::step, ::step, ::step].reshape(len(volume), -1)
     inside = some[:, (some != 0).any(0)]
     z = (inside - np.reshape(mean, (-1, 1))) / np.reshape(std, (-1, 1))
-    figures = {"ml brain": inside.shape[1] * STRIDE**3 * float(np.prod(grid_mm)) / 1000, "voxel": float(max(spacing_mm))}
+    figures = {"ml brain": inside.shape[1] * step**3 * float(np.prod(grid_mm)) / 1000,
+               "voxel": float(np.maximum(spacing_mm, grid_mm).max())}
     extents = np.multiply(volume.shape[1:], grid_mm)
     figures |= {f"mm {name}": float(mm) for name, mm in zip(("up", "forward", "across"), extents, strict=True)}
     for name, values in zip(MODALITIES, np.quantile(z, QUANTILES, axis=1).T, strict=True):
