@@ -386,7 +386,8 @@ volumes = {row["name"]: whole[row["name"]] for row in sound["training"] if row["
 boxes = [np.prod(row["shape"]) * np.prod(row["spacing_mm"]) / 1000 for row in labelled]
 share = np.median([100 * whole[row["name"]] / ml for row, ml in zip(labelled, boxes)])
 print(f"tumor: {share:.1f} % of the volume in the median patient")
-print(f"the largest is {max(whole.values()) / min(whole.values()):.0f} times the smallest")
+marked = [ml for ml in whole.values() if ml]
+print(f"the largest is {max(marked) / min(marked):.0f} times the smallest")
 volume_distribution(labelled, synthetic=synthetic)
 
 # %% [markdown]
