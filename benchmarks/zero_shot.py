@@ -1,6 +1,6 @@
 """What a synthetic cohort is worth: a network that has seen only phantoms, on labelled patients in a folder.
 
-    python -m brats_helpers run --source wide -p patients 200 -p epochs 15 --work runs/wide
+    python -m brats_helpers run --source wide -p patients 150 -p epochs 12 --work runs/wide
     python -m benchmarks.zero_shot runs/wide/checkpoints/best.pt FOLDER_OF_PATIENTS
 
 Prints Dice for each patient and region, and their means with bootstrap intervals; writes nothing.
