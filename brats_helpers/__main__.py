@@ -159,7 +159,9 @@ def _train_alone_or_in_a_group(options: argparse.Namespace) -> int:
     import torch
 
     from . import distributed
+    from .cohort import read_cohort
     from .device import describe_device
+    from .pretraining import for_few_patients
     from .training import train_work
     parameters = {name: number_or_text(value) for name, value in options.parameters}
     config = Config.load(options.config or options.work / "config.json").with_(**parameters)
@@ -169,6 +171,9 @@ def _train_alone_or_in_a_group(options: argparse.Namespace) -> int:
             write_json(options.history, history)
 
     with distributed.group():
+        if not options.config:                        # else notebook 05 has settled it
+            cohort = read_cohort(options.work)
+            config = for_few_patients(config, len(cohort.learnt(config)), cohort.synthetic, parameters)
         device = describe_device()
         if options.precision:
             device = replace(device, dtype=getattr(torch, options.precision))

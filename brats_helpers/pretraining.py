@@ -1,7 +1,7 @@
 """Learning from phantoms first, where real patients are few (transfer learning; Tajbakhsh et al. 2016,
 doi:10.1109/TMI.2016.2535302).
 
-What it is worth with 2, 4 and 8 real patients is measured in benchmarks/real_cohort.md.
+What it is worth is measured in benchmarks/real_cohort.md.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from . import distributed
 from .archive import extract, patients_in
 from .cases import check_cohort
 from .cohort import write_patients, write_source
@@ -23,7 +24,7 @@ FOLDER = "pretraining"                                # in the work folder: a wo
 KIND = "wide"                                         # of phantom: as different from each other as scanners and tumors are
 PHANTOMS = 120
 FEW = 40                                              # real patients to learn from; with fewer, phantoms come first
-GENTLER = 0.5                                         # of the preset's learning rate, after phantoms
+GENTLER = 0.5                                         # of the rate on phantoms
 MOST_STEPS = 6000                                     # on phantoms, and again on the patients; the GPU presets have more
 
 
@@ -39,7 +40,7 @@ def for_few_patients(config: Config, patients: int, synthetic: bool, asked: Coll
               "epochs": max(1, min(preset.epochs, MOST_STEPS // config.steps))}
     chosen = {name: value for name, value in chosen.items() if name not in asked}
     config = config.with_(**chosen)
-    if chosen:
+    if chosen and distributed.rank() == 0:
         print(f"{patients} real patients to learn from are few (fewer than {FEW}): the network learns from "
               f"{config.pretrain} synthetic patients first, and then from yours with a learning rate of "
               f"{config.learning_rate:g}, {config.epochs * config.steps} steps each. pretrain=0 leaves that out; what it is "
@@ -48,9 +49,9 @@ def for_few_patients(config: Config, patients: int, synthetic: bool, asked: Coll
 
 
 def on_phantoms(config: Config) -> Config:
-    """The settings of the training that comes first: the preset's rate, and nothing before it."""
+    """The settings of the training that comes first: the full learning rate, and nothing before it."""
     return config.with_(pretrain=0, fold=-1, patients=config.pretrain, test_patients=0,
-                        learning_rate=PRESETS[config.preset].learning_rate)
+                        learning_rate=config.learning_rate / GENTLER)
 
 
 def some_phantoms(kind: str, number: int, spacing_mm: float, seed: int = 9) -> list[Prepared]:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:                                     # which imports this modul
 
 COMPARTMENTS = {0: "healthy", **LABEL_SHORT}
 VOXELS = 2000                                         # of a patient's compartment, at most, when cohorts are compared
-
 LOOKED_AT = 60_000                                    # voxels of the brain's box, about, on a grid
+FEWEST_VOXELS = 1000                                  # of brain among them, or all are looked at
 QUANTILES = (0.05, 0.5, 0.95)                         # of the z-scores in the brain
 MARGIN = 1.0                                          # of a range's width, that a figure may lie outside before it is named
 LEAST = {"ml": 150.0, "mm": 12.0, "voxel": 0.25, "z": 0.4, "r": 0.25}   # and at least that much, by kind of figure
@@ -39,8 +39,9 @@ def describe(volume: np.ndarray, mean: Sequence[float], std: Sequence[float], gr
     two contrasts.
     """
     step = max(1, round((volume[0].size / LOOKED_AT) ** (1 / 3)))
-    some = volume[:, ::step, ::step, ::step].reshape(len(volume), -1)
-    inside = some[:, (some != 0).any(0)]
+    inside = _on_a_grid(volume, step)
+    if inside.shape[1] < FEWEST_VOXELS:
+        step, inside = 1, _on_a_grid(volume, 1)
     z = (inside - np.reshape(mean, (-1, 1))) / np.reshape(std, (-1, 1))
     figures = {"ml brain": inside.shape[1] * step**3 * float(np.prod(grid_mm)) / 1000,
                "voxel": float(np.maximum(spacing_mm, grid_mm).max())}
@@ -48,9 +49,16 @@ def describe(volume: np.ndarray, mean: Sequence[float], std: Sequence[float], gr
     figures |= {f"mm {name}": float(mm) for name, mm in zip(("up", "forward", "across"), extents, strict=True)}
     for name, values in zip(MODALITIES, np.quantile(z, QUANTILES, axis=1).T, strict=True):
         figures |= {f"z {name} {q}": float(value) for q, value in zip(QUANTILES, values, strict=True)}
-    together = np.corrcoef(z)
+    with np.errstate(invalid="ignore", divide="ignore"):      # a contrast may have one value where it is looked at
+        together = np.nan_to_num(np.corrcoef(z))
     figures |= {f"r {MODALITIES[a]} {MODALITIES[b]}": float(together[a, b]) for a, b in combinations(range(len(z)), 2)}
     return figures
+
+
+def _on_a_grid(volume: np.ndarray, step: int) -> np.ndarray:
+    """What is brain on every so-manieth voxel along each axis: (4, n)."""
+    some = volume[:, ::step, ::step, ::step].reshape(len(volume), -1)
+    return some[:, (some != 0).any(0)]
 
 
 def ranges(patients: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:

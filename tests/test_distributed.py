@@ -46,7 +46,7 @@ def raw(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def work(raw: Path, tmp_path: Path) -> Path:
-    fill_work_folder(tmp_path / "work", CONFIG, str(raw), raw, jobs=1)
+    fill_work_folder(tmp_path / "work", CONFIG, "phantom", raw, jobs=1)
     return tmp_path / "work"
 
 
@@ -54,7 +54,7 @@ def work(raw: Path, tmp_path: Path) -> Path:
 def whole(raw: Path, tmp_path_factory) -> tuple[list[dict], dict[str, torch.Tensor]]:
     """The history and the weights of a training on one process, undisturbed."""
     folder = tmp_path_factory.mktemp("whole")
-    fill_work_folder(folder, CONFIG, str(raw), raw, jobs=1)
+    fill_work_folder(folder, CONFIG, "phantom", raw, jobs=1)
     return train_here(CONFIG, folder, device=CPU), weights(folder)
 
 
