@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -94,6 +95,12 @@ def test_a_table_compares_the_same_patients(tmp_path: Path) -> None:
     text = real_cohort.table([result("ours", 0, 0.8), result("ours", 1, 0.1), result("nnunet-small", 0, 0.5)])
     assert "| nnunet-small | 2 | 0.550, 0.550, 0.550 | 0.550 | 0.850, 0.850, 0.850 | +0.300 (+0.300 to +0.300) |" in text
     assert "| P10 (0) | 0.10, 0.10, 0.10 |  |" in text
+
+
+def test_the_table_of_real_patients_is_that_of_the_stored_scores() -> None:
+    folder = Path(real_cohort.__file__).parent
+    results = json.loads((folder / "real_cohort.json").read_text())["results"]
+    assert real_cohort.table(results) in (folder / "real_cohort.md").read_text()
 
 
 def test_the_readmes_costs_are_what_is_computed_and_the_method_holds_where_it_can_be_tested() -> None:
