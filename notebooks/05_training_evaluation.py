@@ -587,8 +587,8 @@ curves(panels, "probability that it gave (left), threshold on it (right)")
 # z-scores by compartment, beside phantoms of another kind, and above each panel how far the two are apart (Wasserstein's
 # distance, in deviations). Given real patients, it shows what phantoms lack.
 #
-# A network may not notice. So a checkpoint keeps what its patients looked like, and `predict` warns of others: printed is in
-# how many ways each phantom is unlike. **Question.** You have four patients. Start from phantoms, or from nothing?
+# A checkpoint keeps what its patients looked like, and `predict` warns of others: printed is in how many ways each phantom is
+# unlike; tumors differ where brains do not. **Question.** You have four patients. Start from phantoms, or from nothing?
 #
 # <details><summary>Answer</summary>
 #
