@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from . import distributed
-from .archive import extract, patients_in
+from .archive import patients_in
 from .cases import check_cohort
 from .cohort import write_patients, write_source
 from .config import PRESETS, Config
@@ -64,18 +64,16 @@ def make_phantoms(config: Config, work: Path) -> Path:
     """What notebooks 01 to 03 would leave of `config.pretrain` phantoms, in `work`/pretraining, which is returned."""
     folder, config = Path(work) / FOLDER, on_phantoms(config)
     archive, _ = build_cohort(folder / "data", config.seed, config.patients, 0, config.spacing_mm, kind=KIND)
-    extract(archive, folder / "cases")
-    fill_work_folder(folder, config, KIND, folder / "cases", archive)
+    fill_work_folder(folder, config, KIND, archive)
     return folder
 
 
-def fill_work_folder(work: Path, config: Config, source: str, folder: Path, archive: Path | None = None,
-                     jobs: int = -1) -> None:
-    """What notebooks 01 to 03 leave, of the labelled patients in `folder` (unpacked from `archive`), without notebooks."""
-    cases = patients_in(folder)
+def fill_work_folder(work: Path, config: Config, source: str, place: Path, jobs: int = -1) -> None:
+    """What notebooks 01 to 03 leave, of the labelled patients in a folder or a plain tar, without notebooks."""
+    cases = patients_in(place)
     rows = check_cohort(cases, jobs)
     volumes = {row["name"]: sum(row["volumes_ml"].values()) for row in rows}
     splits = make_splits(list(volumes), list(volumes.values()), config.seed, config.validation, config.folds)
-    write_source(work, config, source, archive or folder, None)
-    write_patients(work, {"training": folder, "test": None}, {"training": rows, "test": []}, splits)
+    write_source(work, config, source, place, None)
+    write_patients(work, {"training": place, "test": None}, {"training": rows, "test": []}, splits)
     preprocess_cohort(cases, work / "preprocessed", config.spacing_mm, jobs)

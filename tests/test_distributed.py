@@ -72,15 +72,15 @@ def same(history: list[dict], work: Path, whole: tuple[list[dict], dict[str, tor
     """Assert that a training has the curve and the weights of the one that was whole.
 
     Equal would be too much: sums in another order differ by float error, and where a gradient is near 0, Adam, which
-    divides by its size, makes a whole step of it. Measured: losses 5e-6, weights 0.9 % of the way that they have come; the
-    patches of a batch in another order in one process: 2e-7 and 0.2 %.
+    divides by its size, makes a whole step of it. Measured: losses 5e-6, weights 0.01 to 3.5 % of the way that they have
+    come, by machine and patients; the patches of a batch in another order in one process: 2e-7 and 0.2 %.
     """
     for mine, other in zip(history, whole[0], strict=True):
         assert (mine["step"], mine["learning_rate"]) == (other["step"], other["learning_rate"])
         assert mine["loss"] == pytest.approx(other["loss"], rel=5e-5)
         assert mine["dice"] == pytest.approx(other["dice"], abs=2e-3)
     start = {f"model {k}": v for k, v in new_state(CONFIG, CPU).model.state_dict().items()}
-    assert moved(weights(work), whole[1]) < 0.03 * moved(start, whole[1])
+    assert moved(weights(work), whole[1]) < 0.08 * moved(start, whole[1])
 
 
 def test_two_processes_stopped_and_gone_on_are_one_with_the_same_batch(whole, work: Path, faults) -> None:
