@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from brats_helpers.cases import Case, find_cases, read_case, write_mask
-from brats_helpers.constants import REGIONS
+from brats_helpers.constants import MODALITIES, REGIONS
 from brats_helpers.device import describe_device
 from brats_helpers.errors import BratsError
 from brats_helpers.files import atomic_path, read_json, write_json
@@ -61,11 +61,9 @@ def coarse_case(case: Case, folder: Path, spacing_mm: float) -> Case:
         return case
     affine = patient.affine @ np.diag([*factor, 1.0])
     affine[:3, 3] += patient.affine[:3, :3] @ ((np.array(factor) - 1) / 2)
-    for name, path in zip(("flair", "t1", "t1ce", "t2"), range(4), strict=True):
-        image = nib.Nifti1Image(coarsen(patient.images[path:path + 1], factor)[0], affine)
-        target = folder / case.name / f"{case.name}_{name}.nii.gz"
-        with atomic_path(target) as temporary:
-            nib.save(image, temporary)
+    for name, image in zip(MODALITIES, coarsen(patient.images, factor), strict=True):
+        with atomic_path(folder / case.name / f"{case.name}_{name}.nii.gz") as temporary:
+            nib.save(nib.Nifti1Image(image, affine), temporary)
     write_mask(folder / case.name / f"{case.name}_seg.nii.gz", coarsen_labels(patient.reference, factor), affine)
     return find_cases(folder / case.name)[0]
 

@@ -190,7 +190,7 @@ class NnUNet:
         from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
         class Trainer(nnUNetTrainer):
-            """The default trainer; weights are kept after every epoch, and what it only plots of itself is left out."""
+            """The default trainer; weights are kept after every epoch, and its network is not drawn."""
 
             def on_epoch_end(self) -> None:
                 super().on_epoch_end()

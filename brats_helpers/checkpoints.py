@@ -79,7 +79,11 @@ def load_weights(model: nn.Module, weights: dict, path: Path) -> None:
 def load_checkpoint(path: Path, device: Device | None = None) -> tuple[nn.Module, Config]:
     """The averaged network of a checkpoint, in evaluation mode, and the configuration that it was trained with."""
     device = device or describe_device()
-    content = read_checkpoint(path, device)
+    return network_of(read_checkpoint(path, device), path, device)
+
+
+def network_of(content: dict, path: Path, device: Device) -> tuple[nn.Module, Config]:
+    """`load_checkpoint` of one that has been read already."""
     config = Config.from_dict(content["config"])
     model = build_network(config, device, from_checkpoint=True)
     load_weights(model, content["average"], path)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from .augment import normalise_batch
 from .cases import Patient, find_cases, read_case, write_mask
-from .checkpoints import load_checkpoint, read_checkpoint
+from .checkpoints import network_of, read_checkpoint
 from .config import Config
 from .constants import ED, ET, NCR, REGION_THRESHOLDS, SMALL_COMPONENT_MM3, SMALL_PROBABILITY, SMALL_TOTAL_MM3
 from .device import Device, describe_device
@@ -139,8 +139,9 @@ def predict_cases(folders: Sequence[Path], checkpoints: Sequence[Path], out: Pat
     Several checkpoints are averaged. Yields each file when it is complete.
     """
     device = describe_device()
-    loaded = [load_checkpoint(path, device) for path in checkpoints]
-    seen = widest([read_checkpoint(path, device).get("seen", {}) for path in checkpoints])
+    contents = [read_checkpoint(path, device) for path in checkpoints]
+    loaded = [network_of(content, path, device) for content, path in zip(contents, checkpoints, strict=True)]
+    seen = widest([content.get("seen", {}) for content in contents])
     if not seen:
         tqdm.write("What the patients of this training looked like was not stored, or they were too few: whether yours are "
                    "like them is not checked.")

@@ -288,8 +288,10 @@ def two_cohorts(here: Sequence[Prepared], there: Sequence[Prepared], names: Sequ
     for row, (label, compartment) in zip(axes, COMPARTMENTS.items(), strict=True):
         values = [scores_of(cohort, label) for cohort in (there, here)]
         for n, (ax, title) in enumerate(zip(row, MODALITY_TITLES.values(), strict=True)):
-            ax.hist(values[0][n], bins, density=True, color="#BBBBBB", label=names[1])
-            ax.hist(values[1][n], bins, density=True, histtype="step", color="#0072B2", lw=1.5, label=names[0])
+            for scores, look in zip(values, ({"color": "#BBBBBB", "label": names[1]}, {
+                    "histtype": "step", "color": BLUE, "lw": 1.5, "label": names[0]}), strict=True):
+                if scores.size:                       # a few patients may have none of a compartment
+                    ax.hist(scores[n], bins, density=True, **look)
             ax.set(title=f"{title}, {compartment}: {apart[compartment][title]:.2f}", yticks=[])
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
     axes[-1, 0].set_xlabel("z-score")

@@ -152,8 +152,8 @@ plt.show()
 # %% [markdown]
 # Each grey line is a patient, and each has its best threshold somewhere else. What mars it in the phantoms are things that
 # mar it in patients, too: shading of the coil (Sled et al. 1998), grey matter nearly as bright as edema, a core that may be
-# dark; in patients also changes of the white matter by age or treatment. A network has to do
-# better, and a threshold says nothing on TC and ET.
+# dark; in patients also changes of the white matter by age or treatment. A network has to do better, and a
+# threshold says nothing on TC and ET.
 #
 # ## 2. Augmentation
 #
@@ -596,10 +596,10 @@ curves(panels, "probability that it gave (left), threshold on it (right)")
 # </details>
 
 # %%
-from brats_helpers import plots, pretraining, shift
+from brats_helpers import plots, preprocessing, pretraining, shift
 
 others = pretraining.some_phantoms("wide" if synthetic else "phantom", 4, config.spacing_mm)
-seen = shift.ranges([load(prepared[name]).meta.figures for name in learnt])
+seen = shift.ranges([preprocessing.open_volume(prepared[n])[1].figures for n in learnt])
 print("unlike:", [len(shift.unlike(p.meta.figures, seen)) for p in others])
 judged = [load(prepared[name]) for name in judged_names[:8]]
 plots.two_cohorts(judged, others, ("judged above", "other phantoms"), synthetic)

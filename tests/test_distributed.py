@@ -21,13 +21,14 @@ from brats_helpers.checkpoints import read_checkpoint
 from brats_helpers.config import PRESETS, Config
 from brats_helpers.device import Device
 from brats_helpers.errors import BratsError, Stopped
-from brats_helpers.files import read_json
+from brats_helpers.files import read_json, write_json
 from brats_helpers.launch import choose_processes, for_all_gpus, train_here
 from brats_helpers.loaders import PatchDataset, batches
 from brats_helpers.losses import deep_supervision_loss
 from brats_helpers.phantom import make_patient
 from brats_helpers.preprocessing import load, save
 from brats_helpers.pretraining import fill_work_folder
+from brats_helpers.splits import make_splits
 from brats_helpers.training import new_state, train
 
 CPU = Device("cpu", "test", 1.0, torch.float32)
@@ -44,17 +45,25 @@ def raw(tmp_path_factory) -> Path:
     return folder
 
 
+def filled(work: Path, raw: Path) -> Path:
+    """A work folder of these patients, split as if all tumors were of one size."""
+    fill_work_folder(work, CONFIG, "phantom", raw, jobs=1)
+    names = sorted(path.name for path in raw.iterdir())
+    splits = make_splits(names, [1.0] * len(names), CONFIG.seed, CONFIG.validation, CONFIG.folds)
+    write_json(work / "splits.json", {**read_json(work / "splits.json", "the test"), **splits})
+    return work
+
+
 @pytest.fixture
 def work(raw: Path, tmp_path: Path) -> Path:
-    fill_work_folder(tmp_path / "work", CONFIG, "phantom", raw, jobs=1)
-    return tmp_path / "work"
+    return filled(tmp_path / "work", raw)
 
 
 @pytest.fixture(scope="module")
 def whole(raw: Path, tmp_path_factory) -> tuple[list[dict], dict[str, torch.Tensor]]:
     """The history and the weights of a training on one process, undisturbed."""
     folder = tmp_path_factory.mktemp("whole")
-    fill_work_folder(folder, CONFIG, "phantom", raw, jobs=1)
+    filled(folder, raw)
     return train_here(CONFIG, folder, device=CPU), weights(folder)
 
 
@@ -72,15 +81,15 @@ def same(history: list[dict], work: Path, whole: tuple[list[dict], dict[str, tor
     """Assert that a training has the curve and the weights of the one that was whole.
 
     Equal would be too much: sums in another order differ by float error, and where a gradient is near 0, Adam, which
-    divides by its size, makes a whole step of it. Measured: losses 5e-6, weights 0.01 to 3.5 % of the way that they have
-    come, by machine and patients; the patches of a batch in another order in one process: 2e-7 and 0.2 %.
+    divides by its size, makes a whole step of it. Measured: losses 5e-6, weights 0.9 % of the way that they have come; the
+    patches of a batch in another order in one process: 2e-7 and 0.2 %.
     """
     for mine, other in zip(history, whole[0], strict=True):
         assert (mine["step"], mine["learning_rate"]) == (other["step"], other["learning_rate"])
         assert mine["loss"] == pytest.approx(other["loss"], rel=5e-5)
         assert mine["dice"] == pytest.approx(other["dice"], abs=2e-3)
     start = {f"model {k}": v for k, v in new_state(CONFIG, CPU).model.state_dict().items()}
-    assert moved(weights(work), whole[1]) < 0.08 * moved(start, whole[1])
+    assert moved(weights(work), whole[1]) < 0.03 * moved(start, whole[1])
 
 
 def test_two_processes_stopped_and_gone_on_are_one_with_the_same_batch(whole, work: Path, faults) -> None:
