@@ -4,7 +4,8 @@
 
 In each fold both learn from the same patients on the same machine for the same wall-clock minutes, preprocessing included,
 and segment the same unseen patients, at 1 mm on a GPU and at 2 mm on a CPU. One piece of code scores them on the scans' own
-grid. What is done already in `--work` is not done again. Nothing that shows a patient is written beside the scores.
+grid. With `--at-once 2` two trainings run side by side, each on half of the cores. What is done already in `--work` is not
+done again. Nothing that shows a patient is written beside the scores.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
+import queue
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
@@ -32,7 +35,7 @@ from brats_helpers.metrics import bootstrap_ci, dice, lesion_wise, regions, scor
 from brats_helpers.preprocessing import coarsen, coarsen_labels, rescale
 from brats_helpers.splits import make_splits
 
-from .real_systems import EPOCHS, NnUNet, Ours, real_settings
+from .real_systems import EPOCHS, NnUNet, Ours, cores, real_settings
 
 HERE = Path(__file__).resolve().parent
 SYSTEMS = ("ours", "ours-without-phantoms", "nnunet-small", "nnunet")
@@ -96,7 +99,7 @@ def build(name: str, folder: Path, spacing_mm: float) -> Ours | NnUNet:
 
 def run_one(options: argparse.Namespace, system_name: str, fold: int) -> None:
     """Train one system on one fold and score it; `result.json` in its folder is the sign that all is done."""
-    place = options.work / f"seed{options.seed}" / f"fold{fold}" / f"{options.patients or 'all'}" / system_name
+    place = options.work / f"seed{options.seed}" / f"fold{fold}" / f"{options.patients or 'all'}-{cores()}cores" / system_name
     cases = labelled_cases(options.folder)
     held_out = folds(cases)[fold]
     coarse = {case.name: coarse_case(case, options.work / "cases", options.spacing) for case in cases}
@@ -116,9 +119,9 @@ def run_one(options: argparse.Namespace, system_name: str, fold: int) -> None:
     device = describe_device()
     write_json(place / "result.json", {
         "system": system_name, "fold": fold, "seed": options.seed, "minutes": options.minutes, "spacing_mm": options.spacing,
-        "learnt": len(learnt),
+        "learnt": len(learnt), "cores": cores(),
         "training": {k: v for k, v in training.items() if k != "snapshots"}, "curve": curve, "patients": final,
-        "machine": f"{device.name}, {os.cpu_count()} cores", "date": datetime.date.today().isoformat()})
+        "machine": f"{device.name}, {cores()} of {os.cpu_count()} cores", "date": datetime.date.today().isoformat()})
 
 
 def table(results: Sequence[dict]) -> str:
@@ -174,7 +177,32 @@ def gather(options: argparse.Namespace) -> dict[tuple, dict]:
 
 def key_of(result: dict) -> tuple:
     """What a result is of; the same is not measured twice."""
-    return tuple(result[name] for name in ("system", "fold", "seed", "minutes", "spacing_mm", "learnt"))
+    return tuple(result[name] for name in ("system", "fold", "seed", "minutes", "spacing_mm", "cores", "learnt"))
+
+
+def shares_of_cores(number: int) -> queue.Queue:
+    """This process's cores in equal parts; BratsError where there are too few, or none can be chosen (outside Linux)."""
+    mine = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+    if number > len(mine):
+        raise BratsError(f"--at-once {number}: there are {len(mine)} cores that a training could be given alone.")
+    shares: queue.Queue = queue.Queue()
+    for first in range(number):
+        shares.put(mine[first::number][:len(mine) // number])
+    return shares
+
+
+def keep_to_a_share(shares: queue.Queue) -> None:
+    """This thread, and each process that it starts, uses the next share of the cores."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, shares.get())
+
+
+def run_apart(options: argparse.Namespace, name: str, fold: int) -> None:
+    """One training and its scores in a process of their own."""
+    subprocess.run([sys.executable, "-m", "benchmarks.real_cohort", str(options.folder), "--one", "--systems", name,
+                    "--folds", str(fold), "--minutes", str(options.minutes), "--seed", str(options.seed),
+                    "--work", str(options.work), "--spacing", str(options.spacing),
+                    *(["--patients", str(options.patients)] if options.patients else [])], check=True)
 
 
 def main() -> int:
@@ -187,6 +215,7 @@ def main() -> int:
     parser.add_argument("--spacing", type=float, help="mm; 1 on a GPU, 2 without")
     parser.add_argument("--folds", type=int, nargs="+", default=list(range(5)), help="0: the fixed list for quick looks")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=[SYSTEMS[0], *SYSTEMS[2:]])
+    parser.add_argument("--at-once", type=int, default=1, help="trainings side by side, which share the cores (1; Linux)")
     parser.add_argument("--work", type=Path, help="folder for everything (runs/real/MINUTES)")
     parser.add_argument("--out", type=Path, default=HERE / "real_cohort.json", help="where the scores go")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
@@ -199,17 +228,16 @@ def main() -> int:
     cases = labelled_cases(options.folder)
     learnt = [len(cases) - len(fold) for fold in folds(cases)]
     learnt = [min(options.patients or n, n) for n in learnt]
+    shares, each = shares_of_cores(options.at_once), cores() // options.at_once
     results = gather(options)
-    for name, fold in tqdm([(n, f) for f in options.folds for n in options.systems], desc="trainings", unit="training"):
-        if (name, fold, options.seed, options.minutes, options.spacing, learnt[fold]) not in results:
-            subprocess.run([sys.executable, "-m", "benchmarks.real_cohort", str(options.folder), "--one", "--systems", name,
-                            "--folds", str(fold), "--minutes", str(options.minutes), "--seed", str(options.seed), "--work",
-                            str(options.work), "--spacing", str(options.spacing),
-                            *(["--patients", str(options.patients)] if options.patients else [])], check=True)
+    missing = [(name, fold) for fold in options.folds for name in options.systems
+               if (name, fold, options.seed, options.minutes, options.spacing, each, learnt[fold]) not in results]
+    with ThreadPoolExecutor(options.at_once, initializer=keep_to_a_share, initargs=(shares,)) as pool:
+        for _ in tqdm(pool.map(lambda one: run_apart(options, *one), missing), total=len(missing), desc="trainings"):
             results = gather(options)
             write_json(options.out, {"results": list(results.values())})
-    shown = [result for key, result in results.items() if key[3:5] == (options.minutes, options.spacing)
-             and key[5] in learnt]
+    shown = [result for key, result in results.items() if key[3:6] == (options.minutes, options.spacing, each)
+             and key[6] in learnt]
     draw(shown, options.out.with_suffix(".png"))
     print(table(shown))
     return 0

@@ -33,9 +33,14 @@ from .cohort import nnunet_dataset
 
 EPOCHS = 20                                           # parts of a training; nnU-Net lowers its rate once in each
 RESERVE = 0.03                                        # of the budget, for what comes after the last step
-LEAST_PHANTOMS, PHANTOMS_A_MINUTE = 5, 5              # of the budget: making them takes a fifth of it at most
+LEAST_PHANTOMS, PHANTOMS_A_MINUTE = 5, 2.5            # of the budget and core: making them takes a fifth of it at most
 PRETRAINING = 0.5                                     # of what is left after that
 TRIAL_SECONDS, TRIAL_STEPS = 15, 3                    # at least, to find out how long a step takes
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Clock:
@@ -51,9 +56,9 @@ class Clock:
         return (time.monotonic() - self.started) / 60
 
     def steps(self, seconds_a_step: float, share: float = 1.0) -> int:
-        """Optimizer steps in each of `EPOCHS` parts, so that the last one ends with this share of what is left."""
+        """Optimizer steps in each part that has no snapshot yet, so that the last ends with this share of what is left."""
         left = 60 * (self.minutes * (1 - RESERVE) - self.spent) * share
-        return max(1, int(left / seconds_a_step / EPOCHS))
+        return max(1, int(left / seconds_a_step / (EPOCHS - len(self.notes))))
 
     def snapshot(self, weights: dict | Path, minutes: float | None = None) -> None:
         """Keep these weights, of a file or of a model, and when they were reached."""
@@ -93,7 +98,7 @@ class Ours:
         """Prepare, make phantoms and learn from them for half of what is left, then learn from the patients."""
         clock = Clock(self.folder, minutes)
         config = for_few_patients(self.config.with_(seed=seed), len(cases), False, () if self.phantoms else ("pretrain",))
-        config = config.with_(pretrain=min(config.pretrain, LEAST_PHANTOMS + int(PHANTOMS_A_MINUTE * minutes)))
+        config = config.with_(pretrain=min(config.pretrain, LEAST_PHANTOMS + int(PHANTOMS_A_MINUTE * minutes * cores())))
         preprocess_cohort(cases, self.folder / "preprocessed", config.spacing_mm)
         paths, before, start = sorted((self.folder / "preprocessed").glob("*.b2nd")), 0, None
         if config.pretrain:
@@ -146,7 +151,7 @@ class NnUNet:
     def __init__(self, folder: Path, filters: Sequence[int] | None, patch: int, batch: int) -> None:
         self.folder, self.filters, self.patch, self.batch = folder, filters, patch, batch
         self.configuration = "3d_fullres" if filters is None else "3d_small"
-        os.environ["nnUNet_n_proc_DA"] = str(max(1, (os.cpu_count() or 2) // 2))
+        os.environ["nnUNet_n_proc_DA"] = str(max(1, cores() // 2))
 
     def train(self, cases: Sequence[Case], minutes: float, seed: int) -> None:
         """Everything from fingerprint to final checkpoint; writing its raw dataset before is not counted."""
@@ -159,13 +164,13 @@ class NnUNet:
         trainer = self._trainer(raw, clock)
         trainer.num_iterations_per_epoch = clock.steps(seconds)
         trainer.run_training()
-        clock.finish(steps=EPOCHS * trainer.num_iterations_per_epoch, seconds_a_step=seconds,
+        clock.finish(steps=trainer.steps, seconds_a_step=seconds,
                      patch=trainer.configuration_manager.patch_size, batch=trainer.batch_size,
                      parameters=sum(p.numel() for p in trainer.network.parameters()))
 
     def _prepare(self, raw: Path) -> None:
         from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
-        number, processes = int(raw.name[7:10]), os.cpu_count() or 2
+        number, processes = int(raw.name[7:10]), cores()
         extract_fingerprints([number], num_processes=processes, show_progress_bar=False)
         plan_experiments([number])
         if self.filters:
@@ -190,11 +195,24 @@ class NnUNet:
         from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
         class Trainer(nnUNetTrainer):
-            """The default trainer; weights are kept after every epoch, and its network is not drawn."""
+            """The default trainer; weights are kept after every epoch, and its network is not drawn.
+
+            How long the next epochs are follows from how long this one took, with all that comes beside its steps.
+            """
+
+            steps = 0
+
+            def on_epoch_start(self) -> None:
+                super().on_epoch_start()
+                self.begun = clock.spent
 
             def on_epoch_end(self) -> None:
                 super().on_epoch_end()
                 clock.snapshot(self.network.state_dict())
+                self.steps += self.num_iterations_per_epoch
+                if len(clock.notes) < EPOCHS:
+                    seconds = 60 * (clock.spent - self.begun) / self.num_iterations_per_epoch
+                    self.num_iterations_per_epoch = clock.steps(seconds)
 
             def plot_network_architecture(self) -> None:
                 """Needs a program that is not there."""
