@@ -118,11 +118,13 @@ def test_what_is_left_of_the_budget_is_spread_over_the_parts_that_are_left(tmp_p
 
 def test_a_table_compares_the_same_patients(tmp_path: Path) -> None:
     def result(system: str, fold: int, value: float) -> dict:
-        patients = {f"P{fold}{n}": {name: {"dice": value + n / 10} for name in ("WT", "TC", "ET")} for n in range(2)}
+        patients = {f"P{fold}{n}": {name: {"dice": value + n / 10, "hd95_mm": 4.0, "lesion_dice": 0.5}
+                                    for name in ("WT", "TC", "ET")} for n in range(2)}
         return {"system": system, "fold": fold, "seed": 0, "minutes": 1, "patients": patients}
 
     text = real_cohort.table([result("ours", 0, 0.8), result("ours", 1, 0.1), result("nnunet-small", 0, 0.5)])
-    assert "| nnunet-small | 2 | 0.550, 0.550, 0.550 | 0.550 | 0.850, 0.850, 0.850 | +0.300 (+0.300 to +0.300) |" in text
+    assert ("| nnunet-small | 2 | 0.550, 0.550, 0.550 | 0.550 | 0.850, 0.850, 0.850 | +0.300 (+0.300 to +0.300) "
+            "| 4.0, 4.0, 4.0 | 0.500, 0.500, 0.500 |") in text
     assert "| P10 (0) | 0.10, 0.10, 0.10 |  |" in text
 
 
