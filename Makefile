@@ -16,7 +16,7 @@ run: .venv/ready
 
 test: .venv/ready-dev
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 test-browser: .venv/ready-dev          # widgets and pages in Chromium, which has to be installed (apt install chromium)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt playwright

@@ -39,6 +39,7 @@ from .real_systems import EPOCHS, NnUNet, Ours, cores, real_settings
 
 HERE = Path(__file__).resolve().parent
 SYSTEMS = ("ours", "ours-without-phantoms", "nnunet-small", "nnunet")
+MEASURES = ("dice", "hd95_mm", "lesion_dice")
 CURVE = (0, 1, 3, 7, 11, 15, 19)                      # snapshots that the learning curve is drawn from, one view each
 
 
@@ -126,28 +127,31 @@ def run_one(options: argparse.Namespace, system_name: str, fold: int) -> None:
 
 def table(results: Sequence[dict]) -> str:
     """Markdown: Dice of each unseen patient, and each system's means beside ours on the patients that both segmented."""
-    dice_of: dict[str, dict] = {}
+    found: dict[str, dict] = {}                       # system -> patient and seed -> (measure, region)
     for result in results:
         for name, row in result["patients"].items():
-            key = (name, result["seed"])
-            dice_of.setdefault(result["system"], {})[key] = np.array([row[region]["dice"] for region in REGIONS])
-    present = [name for name in SYSTEMS if name in dice_of]
+            found.setdefault(result["system"], {})[name, result["seed"]] = np.array(
+                [[row[region][measure] for region in REGIONS] for measure in MEASURES])
+    present = [name for name in SYSTEMS if name in found]
     lines = ["| patient (seed) | " + " | ".join(present) + " |", "|---" * (len(present) + 1) + "|"]
-    for key in sorted(set().union(*dice_of.values())):
-        cells = [", ".join(f"{score:.2f}" for score in dice_of[name].get(key, [])) for name in present]
+    for key in sorted(set().union(*found.values())):
+        cells = [_three(found[name][key][0], 2) if key in found[name] else "" for name in present]
         lines.append(f"| {key[0]} ({key[1]}) | " + " | ".join(cells) + " |")
-    lines += ["", "| system | patients | WT, TC, ET | mean | ours on the same | ours above it (95 % interval) |",
-              "|---|--:|--:|--:|--:|---|"]
+    lines += ["", "| system | patients | Dice | mean | ours on the same | ours above it (95 % interval) | HD95, mm "
+              "| lesion-wise Dice |", "|---|--:|--:|--:|--:|---|--:|--:|"]
     for name in present:
-        both = sorted(dice_of[name].keys() & dice_of.get("ours", {}).keys())
-        rows, ours = np.array([dice_of[name][k] for k in both]), np.array([dice_of["ours"][k] for k in both])
-        gain = "" if name == "ours" else "{:+.3f} ({:+.3f} to {:+.3f})".format(*bootstrap_ci(ours.mean(1) - rows.mean(1)))
-        lines.append(f"| {name} | {len(both)} | {_three(rows)} | {rows.mean():.3f} | {_three(ours)} | {gain} |")
+        both = sorted(found[name].keys() & found.get("ours", {}).keys())
+        rows, ours = (np.array([found[system][key] for key in both]) for system in (name, "ours"))
+        dices, distances, lesions = rows.mean(0)
+        gains = ours[:, 0].mean(1) - rows[:, 0].mean(1)
+        gain = "" if name == "ours" else "{:+.3f} ({:+.3f} to {:+.3f})".format(*bootstrap_ci(gains))
+        lines.append(f"| {name} | {len(both)} | {_three(dices)} | {dices.mean():.3f} | {_three(ours[:, 0].mean(0))} | {gain} "
+                     f"| {_three(distances, 1)} | {_three(lesions)} |")
     return "\n".join(lines)
 
 
-def _three(rows: np.ndarray) -> str:
-    return ", ".join(f"{score:.3f}" for score in rows.mean(0))
+def _three(values: np.ndarray, digits: int = 3) -> str:
+    return ", ".join(f"{value:.{digits}f}" for value in values)
 
 
 def draw(results: Sequence[dict], path: Path) -> None:

@@ -115,7 +115,7 @@ class Ours:
                 clock.snapshot(checkpoints / "last.pt", reached[-1])
             reached.append(clock.spent)
 
-        train(config, paths, paths[:1], checkpoints, keep, describe_device(), start)
+        train(config, paths, [], checkpoints, keep, describe_device(), start)
         clock.snapshot(checkpoints / "last.pt")
         clock.finish(steps=EPOCHS * config.steps, steps_on_phantoms=before, phantoms=config.pretrain, patch=config.patch,
                      batch=config.batch, learning_rate=config.learning_rate)

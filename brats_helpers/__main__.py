@@ -33,6 +33,8 @@ SWEEP_EXAMPLES = """examples:
 TRAIN_EXAMPLES = """trains on what notebooks 01 to 03 left, as notebook 05 does, and goes on where it was stopped
 examples:
   python -m brats_helpers train --work runs/quick -p epochs 20
+  python -m brats_helpers train --work runs/quick --everyone
+      the network to use, once notebook 05 has measured what its settings are worth: runs/quick/everyone/last.pt
   torchrun --nproc-per-node 2 --max-restarts 3 -m brats_helpers train --work /data/series -p batch 2
       two GPUs of this machine; batch counts the patches of both
   TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d \\
@@ -65,6 +67,8 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--config", type=Path, metavar="FILE", help="settings as JSON (DIR/config.json)")
     train.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                        help="change a setting; may be repeated")
+    train.add_argument("--everyone", action="store_true",
+                       help="learn from the patients held out too, into DIR/everyone; nothing is left to measure it on")
     train.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="of products (the device's best)")
     train.add_argument("--history", type=Path, metavar="FILE", help="write the record of every epoch here, as JSON")
 
@@ -162,7 +166,7 @@ def _train_alone_or_in_a_group(options: argparse.Namespace) -> int:
     from .cohort import read_cohort
     from .device import describe_device
     from .pretraining import for_few_patients
-    from .training import train_work
+    from .training import checkpoint_folder, train_work
     parameters = {name: number_or_text(value) for name, value in options.parameters}
     config = Config.load(options.config or options.work / "config.json").with_(**parameters)
 
@@ -173,12 +177,14 @@ def _train_alone_or_in_a_group(options: argparse.Namespace) -> int:
     with distributed.group():
         if not options.config:                        # else notebook 05 has settled it
             cohort = read_cohort(options.work)
-            config = for_few_patients(config, len(cohort.learnt(config)), cohort.synthetic, parameters)
+            learnt = len(cohort.learnt(config)) + options.everyone * len(cohort.held_out(config))
+            config = for_few_patients(config, learnt, cohort.synthetic, parameters)
         device = describe_device()
         if options.precision:
             device = replace(device, dtype=getattr(torch, options.precision))
-        last = train_work(config, options.work.absolute(), note, device)[-1]
-        print(f"loss {last['loss']:.3f}, validation Dice {last['dice']}; checkpoints in {options.work / 'checkpoints'}")
+        last = train_work(config, options.work.absolute(), note, device, options.everyone)[-1]
+        measured = f"validation Dice {last['dice']}" if last["dice"] else "measured on nobody"
+        print(f"loss {last['loss']:.3f}, {measured}; checkpoints in {checkpoint_folder(options.work, options.everyone)}")
     return 0
 
 

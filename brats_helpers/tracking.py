@@ -55,7 +55,7 @@ class Tracker:
         self._write({"loss/step": loss, "learning_rate/step": state.optimizer.param_groups[0]["lr"],
                      "speed/patches_per_second": speed, **gpu_load()}, state.step)
 
-    def epoch(self, state: State, validation: Path) -> None:
+    def epoch(self, state: State, validation: Path | None) -> None:
         """The epoch's record and, if it was validated, one validation patient with the averaged network's answer."""
         if not self.writer:
             return

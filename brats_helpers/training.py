@@ -145,10 +145,10 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
           start: Path | None = None) -> list[dict]:
     """Train on prepared patients, or go on where `folder`/last.pt stands; returns the history, a record an epoch.
 
-    Writes last.pt (all of the state, every epoch and every ten minutes), before.pt (the one before it) and best.pt (averaged
-    weights, the highest mean Dice on the validation patients). A stop (Ctrl-C) is heeded after the step under way, with all
-    saved: Stopped. Inside `distributed.group` each process takes its share of every batch. start: a checkpoint whose averaged
-    weights training begins with, instead of random ones.
+    Writes last.pt (all of the state, every epoch and every ten minutes), before.pt (the one before it) and, where there are
+    validation patients, best.pt (averaged weights, their highest mean Dice). A stop (Ctrl-C) is heeded after the step under
+    way, with all saved: Stopped. Inside `distributed.group` each process takes its share of every batch. start: a checkpoint
+    whose averaged weights training begins with, instead of random ones.
     """
     device = device or describe_device()
     state, tag = begin(config, training, validation, folder, device, start)
@@ -172,7 +172,7 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
             state.seconds = time.monotonic() - started
             if state.step % config.steps == 0:
                 finish_epoch(state, config, validation, folder, tag, device)
-                tracker.epoch(state, validation[0])
+                tracker.epoch(state, next(iter(validation), None))
                 bar.set_postfix(loss=f"{state.history[-1]['loss']:.3f}")
                 if on_epoch:
                     on_epoch(state.history)
@@ -187,24 +187,32 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
 
 
 def train_work(config: Config, work: Path, on_epoch: Callable[[list[dict]], None] | None = None,
-               device: Device | None = None) -> list[dict]:
-    """`train` on the patients that notebooks 01 to 03 have left in a work folder; checkpoints go to `work`/checkpoints.
+               device: Device | None = None, everyone: bool = False) -> list[dict]:
+    """`train` on the patients that notebooks 01 to 03 have left in a work folder; checkpoints go to `checkpoint_folder`.
 
-    Where the settings say so, on phantoms before (`pretraining`), in a work folder of their own.
+    Where the settings say so, on phantoms before (`pretraining`), in a work folder of their own. everyone: on those too that
+    are held out otherwise.
     """
     start = None
     if config.pretrain:
         phantoms = distributed.once(lambda: make_phantoms(config, work))
         train_work(on_phantoms(config), phantoms, None, device)
         start = phantoms / "checkpoints" / "last.pt"
-    files = distributed.once(lambda: training_files(config, work))
-    return train(config, *files, work / "checkpoints", on_epoch, device, start)
+    files = distributed.once(lambda: training_files(config, work, everyone))
+    return train(config, *files, checkpoint_folder(work, everyone), on_epoch, device, start)
 
 
-def training_files(config: Config, work: Path) -> tuple[list[Path], list[Path]]:
-    """The prepared patients of a work folder to learn from, and those to validate on."""
+def checkpoint_folder(work: Path, everyone: bool = False) -> Path:
+    """Where `train_work` keeps its checkpoints: a network that has learnt from everyone lies apart from the measured one."""
+    return work / ("everyone" if everyone else "checkpoints")
+
+
+def training_files(config: Config, work: Path, everyone: bool = False) -> tuple[list[Path], list[Path]]:
+    """The prepared patients of a work folder to learn from, and those to validate on; all of them and none for everyone."""
     cohort = read_cohort(work)
     learnt, held_out = cohort.learnt(config), cohort.held_out(config)
+    if everyone:
+        learnt, held_out = sorted([*learnt, *held_out]), []
     cases = [cohort.by_name[name] for name in (*learnt, *held_out)]
     files = prepared_files(cases, work / "preprocessed", config.spacing_mm)
     return [files[name] for name in learnt], [files[name] for name in held_out]
@@ -246,7 +254,7 @@ def finish_epoch(state: State, config: Config, validation: Sequence[Path], folde
     """Record the epoch that has just ended; where it is time to validate, do so and keep the best weights."""
     epoch = state.step // config.steps
     dice = None
-    if epoch % config.validate_every == 0 or epoch == config.epochs:
+    if validation and (epoch % config.validate_every == 0 or epoch == config.epochs):
         dice = validate(state.average.module, validation, config, device)
         mean = sum(dice.values()) / len(dice)
     state.history.append({

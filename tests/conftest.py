@@ -17,7 +17,11 @@ from tqdm import tqdm
 from brats_helpers.cases import Case, find_cases
 from brats_helpers.phantom import brats_affine
 
-torch.set_num_threads(2)
+SIDE_BY_SIDE = "PYTEST_XDIST_WORKER" in os.environ     # then each process has one core, and so has what it starts
+torch.set_num_threads(1 if SIDE_BY_SIDE else 2)
+if SIDE_BY_SIDE:
+    os.environ["OMP_NUM_THREADS"] = "1"
+NOTEBOOKS = ("test_series", "test_sweep", "test_kaggle", "test_editions")
 tqdm.set_lock(threading.RLock())     # its own is shared with forked children, and one that is killed may take it along
 
 
@@ -41,6 +45,14 @@ def write_case(folder: Path, name: str, images: np.ndarray, labels: np.ndarray |
         if array is not None:
             nib.save(nib.Nifti1Image(array, affine), folder / f"{name}{ending}{suffix}")
     return folder
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Side by side, tests of a file stay together, whose fixtures they share; whole notebooks, which take longest, begin."""
+    items.sort(key=lambda item: item.path.stem not in NOTEBOOKS)
+    for item in items:
+        if config.pluginmanager.hasplugin("xdist") and item.path.stem != "test_series":
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from conftest import write_case
 
@@ -16,6 +21,7 @@ from benchmarks.timing import Result, race
 from brats_helpers.cases import Case, find_cases, read_case
 from brats_helpers.config import Config
 from brats_helpers.device import Device
+from brats_helpers.errors import BratsError
 from brats_helpers.inference import postprocess
 from brats_helpers.metrics import regions
 from brats_helpers.phantom import make_patient
@@ -87,13 +93,38 @@ def test_ours_learns_from_phantoms_and_patients_and_nnunets_labels_are_its_own(t
     assert real_systems.NnUNet.labels(chain, (1, 1, 1)).ravel().tolist() == [2, 1, 3, 1]
 
 
+def test_trainings_side_by_side_share_the_cores_equally(monkeypatch) -> None:
+    mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    if len(mine) < 2:
+        pytest.skip("one core, or none that can be chosen")
+    ask = [sys.executable, "-c", "import os; print(*os.sched_getaffinity(0))"]
+    with ThreadPoolExecutor(2, initializer=real_cohort.keep_to_a_share, initargs=(real_cohort.shares_of_cores(2),)) as pool:
+        said = [run.stdout.split() for run in pool.map(lambda _: subprocess.run(ask, capture_output=True, text=True), "ab")]
+    assert len(said[0]) == len(said[1]) == len(mine) // 2 and not set(said[0]) & set(said[1])
+    assert {int(core) for core in said[0] + said[1]} <= mine == os.sched_getaffinity(0)
+    with pytest.raises(BratsError, match="--at-once 9999: there are"):
+        real_cohort.shares_of_cores(9999)
+
+
+def test_what_is_left_of_the_budget_is_spread_over_the_parts_that_are_left(tmp_path: Path) -> None:
+    clock = real_systems.Clock(tmp_path, 100.0)
+    whole = clock.steps(1.0)
+    assert whole == pytest.approx(60 * 100 * (1 - real_systems.RESERVE) / real_systems.EPOCHS, abs=1)
+    clock.notes = [0.0] * (real_systems.EPOCHS // 2)
+    assert clock.steps(1.0) == pytest.approx(2 * whole, abs=2) and clock.steps(2.0) == pytest.approx(whole, abs=1)
+    clock.started -= 99 * 60                          # late: as little as there can be
+    assert clock.steps(1.0) == 1
+
+
 def test_a_table_compares_the_same_patients(tmp_path: Path) -> None:
     def result(system: str, fold: int, value: float) -> dict:
-        patients = {f"P{fold}{n}": {name: {"dice": value + n / 10} for name in ("WT", "TC", "ET")} for n in range(2)}
+        patients = {f"P{fold}{n}": {name: {"dice": value + n / 10, "hd95_mm": 4.0, "lesion_dice": 0.5}
+                                    for name in ("WT", "TC", "ET")} for n in range(2)}
         return {"system": system, "fold": fold, "seed": 0, "minutes": 1, "patients": patients}
 
     text = real_cohort.table([result("ours", 0, 0.8), result("ours", 1, 0.1), result("nnunet-small", 0, 0.5)])
-    assert "| nnunet-small | 2 | 0.550, 0.550, 0.550 | 0.550 | 0.850, 0.850, 0.850 | +0.300 (+0.300 to +0.300) |" in text
+    assert ("| nnunet-small | 2 | 0.550, 0.550, 0.550 | 0.550 | 0.850, 0.850, 0.850 | +0.300 (+0.300 to +0.300) "
+            "| 4.0, 4.0, 4.0 | 0.500, 0.500, 0.500 |") in text
     assert "| P10 (0) | 0.10, 0.10, 0.10 |  |" in text
 
 

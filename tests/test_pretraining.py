@@ -10,12 +10,13 @@ from conftest import write_case
 from test_training import CONFIG, CPU, prepared, weights  # noqa: F401 (a fixture)
 
 from brats_helpers import pretraining
+from brats_helpers.__main__ import main
 from brats_helpers.checkpoints import read_checkpoint
 from brats_helpers.cohort import read_cohort
 from brats_helpers.config import PRESETS
 from brats_helpers.phantom import make_patient
 from brats_helpers.pretraining import fill_work_folder, for_few_patients, on_phantoms
-from brats_helpers.training import train, train_work
+from brats_helpers.training import train, train_work, training_files
 
 TINY = CONFIG.with_(epochs=1, steps=3, warmup=1, validate_every=1, validation=0.4)
 
@@ -75,3 +76,18 @@ def test_a_work_folder_of_few_patients_is_trained_on_phantoms_first_and_again_to
         assert (phantoms / "checkpoints" / "last.pt").stat().st_mtime_ns == stamp
         found.append(weights(work / "checkpoints" / "last.pt"))
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+
+
+def test_everyone_is_learnt_from_apart_from_what_is_measured(tmp_path: Path, capsys) -> None:
+    for index in range(4):
+        patient = make_patient(5, index, 8.0)
+        write_case(tmp_path / "raw", f"P{index}", patient.images, patient.reference, patient.affine)
+    work = tmp_path / "work"
+    fill_work_folder(work, TINY, str(tmp_path / "raw"), tmp_path / "raw", jobs=1)
+    learnt, held_out = training_files(TINY, work, everyone=True)
+    assert [path.stem for path in learnt] == ["P0", "P1", "P2", "P3"] and not held_out
+    assert main(["train", "--work", str(work), "--everyone", "-p", "pretrain", "0"]) == 0
+    assert "measured on nobody" in capsys.readouterr().out
+    history = read_checkpoint(work / "everyone" / "last.pt", CPU)["history"]
+    assert [row["dice"] for row in history] == [None] and not (work / "everyone" / "best.pt").exists()
+    assert not (work / "checkpoints").exists()

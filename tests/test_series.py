@@ -25,6 +25,7 @@ from brats_helpers.phantom import make_patient
 
 SMOKE = {"patients": 6, "test_patients": 2, "spacing_mm": 4.0, "epochs": 1, "steps": 3, "patch": 32, "overfit_steps": 40,
          "full_size": False}
+COARSE = {"spacing_mm": 6.0}                          # notebook 01 shows phantoms of this size beside the user's patients
 
 
 def sources(name: str, suffix: str) -> list[tuple[str, str]]:
@@ -75,7 +76,7 @@ def test_a_twin_stops_02_and_a_damaged_patient_too_unless_the_user_says_skip(tmp
     hostile = "<script>alert(1)<b>$x_{$"
     for index, name in enumerate([hostile, "P1", "P2", "TWIN"]):
         write_case(tmp_path / "raw", name, *small_volumes(min(index, 2)))
-    series.run_series(source=str(tmp_path / "raw"), work=tmp_path / "work", only=1)
+    series.run_series(source=str(tmp_path / "raw"), work=tmp_path / "work", only=1, parameters=COARSE)
     with pytest.raises(BratsError, match="have the same scans.*P2.*TWIN"):
         series.run_series(work=tmp_path / "work", only=2)
     shutil.rmtree(tmp_path / "raw" / "TWIN")
@@ -105,8 +106,9 @@ def test_the_decathlons_cohort_goes_through_three(tmp_path: Path) -> None:
         rows.append({"image": f"imagesTr/BRATS_{index}.nii.gz", "label": f"labelsTr/BRATS_{index}.nii.gz"})
     (tmp_path / "msd" / "dataset.json").write_text(json.dumps({
         "modality": {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}, "training": rows}))
-    for number in (1, 2, 3):
-        series.run_series(source=str(tmp_path / "msd") if number == 1 else None, work=tmp_path / "work", only=number)
+    series.run_series(source=str(tmp_path / "msd"), work=tmp_path / "work", only=1, parameters=COARSE)
+    for number in (2, 3):
+        series.run_series(work=tmp_path / "work", only=number)
     assert len(list((tmp_path / "work" / "preprocessed").glob("*.b2nd"))) == 4
 
 

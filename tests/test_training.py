@@ -95,10 +95,10 @@ def done(folder: Path) -> bool:
     return False
 
 
-def _child(prepared: list[Path], folder: Path) -> None:
+def _child(prepared: list[Path], folder: Path, threads: int) -> None:
     import brats_helpers.training as training
     training.SAVE_SECONDS = 0                         # a checkpoint after every step: it can be killed at any
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads)
     training.train(CONFIG, prepared[:3], prepared[3:], folder, device=CPU)
 
 
@@ -107,7 +107,8 @@ def test_killed_at_random_steps_it_ends_with_the_same_bits(prepared, tmp_path: P
     context, rng = multiprocessing.get_context("spawn"), np.random.default_rng(0)
     kills = 0
     while kills < KILLS:
-        child = context.Process(target=_child, args=(prepared, tmp_path / "killed"), daemon=True)
+        child = context.Process(target=_child, args=(prepared, tmp_path / "killed", torch.get_num_threads()),
+                                daemon=True)
         child.start()
         last, aim = tmp_path / "killed" / "last.pt", int(rng.integers(2, 5))
         seen: set[int] = set()
