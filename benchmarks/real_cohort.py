@@ -40,7 +40,7 @@ from .real_systems import EPOCHS, NnUNet, Ours, cores, real_settings
 HERE = Path(__file__).resolve().parent
 SYSTEMS = ("ours", "ours-without-phantoms", "nnunet-small", "nnunet")
 MEASURES = ("dice", "hd95_mm", "lesion_dice")
-CURVE = (0, 1, 3, 7, 11, 15, 19)                      # snapshots that the learning curve is drawn from, one view each
+CURVE = (0, 1, 3, 7, 11, 15, 19)                      # snapshots that the learning curve is drawn from, with few views
 
 
 def labelled_cases(folder: Path) -> list[Case]:
@@ -150,6 +150,22 @@ def table(results: Sequence[dict]) -> str:
     return "\n".join(lines)
 
 
+def trainings(results: Sequence[dict]) -> str:
+    """Markdown: minutes and steps of each system's trainings, and where its curve begins and ends, a mean over them."""
+    lines = ["| system | minutes | steps on phantoms | on patients | mean Dice where the curve begins | where it ends |",
+             "|---|---|---|---|--:|--:|"]
+    for name in SYSTEMS:
+        mine = [result for result in results if result["system"] == name]
+        spans = []
+        for key, form in (("minutes", ".1f"), ("steps_on_phantoms", "d"), ("steps", "d")):
+            values = [r["training"][key] for r in mine if r["training"].get(key)]
+            spans.append(f"{min(values):{form}} to {max(values):{form}}" if values else "")
+        if mine:
+            ends = [np.mean([r["curve"][at][1:] for r in mine]) for at in (0, -1)]
+            lines.append(f"| {name} | {' | '.join(spans)} | {ends[0]:.3f} | {ends[1]:.3f} |")
+    return "\n".join(lines)
+
+
 def _three(values: np.ndarray, digits: int = 3) -> str:
     return ", ".join(f"{value:.{digits}f}" for value in values)
 
@@ -243,7 +259,7 @@ def main() -> int:
     shown = [result for key, result in results.items() if key[3:6] == (options.minutes, options.spacing, each)
              and key[6] in learnt]
     draw(shown, options.out.with_suffix(".png"))
-    print(table(shown))
+    print(f"{table(shown)}\n\n{trainings(shown)}")
     return 0
 
 

@@ -177,8 +177,8 @@ def _train_alone_or_in_a_group(options: argparse.Namespace) -> int:
     with distributed.group():
         if not options.config:                        # else notebook 05 has settled it
             cohort = read_cohort(options.work)
-            learnt = len(cohort.learnt(config)) + options.everyone * len(cohort.held_out(config))
-            config = for_few_patients(config, learnt, cohort.synthetic, parameters)
+            learnt = cohort.learnt(config, options.everyone)
+            config = for_few_patients(config, len(learnt), cohort.synthetic, parameters)
         device = describe_device()
         if options.precision:
             device = replace(device, dtype=getattr(torch, options.precision))

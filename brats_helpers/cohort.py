@@ -56,9 +56,10 @@ class Cohort:
                              f"{len(self.splits['folds']) - 1}.")
         return self.splits["folds"][config.fold]
 
-    def learnt(self, config: Config) -> list[str]:
-        """All labelled patients but those held out."""
-        return sorted(set(self.splits["training"] + self.splits["validation"]) - set(self.held_out(config)))
+    def learnt(self, config: Config, everyone: bool = False) -> list[str]:
+        """All labelled patients but those held out, or really all."""
+        kept = () if everyone else self.held_out(config)
+        return sorted(set(self.splits["training"] + self.splits["validation"]) - set(kept))
 
 
 def write_source(work: Path, config: Config, source: str, training: Path, test: Path | None) -> None:

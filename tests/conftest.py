@@ -48,7 +48,10 @@ def write_case(folder: Path, name: str, images: np.ndarray, labels: np.ndarray |
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Side by side, tests of a file stay together, whose fixtures they share; whole notebooks, which take longest, begin."""
+    """Side by side, tests of a file stay together, whose fixtures they share; whole notebooks, which take longest, begin.
+
+    Those of test_series share none, and go wherever a process is free.
+    """
     items.sort(key=lambda item: item.path.stem not in NOTEBOOKS)
     for item in items:
         if config.pluginmanager.hasplugin("xdist") and item.path.stem != "test_series":

@@ -93,7 +93,7 @@ def test_ours_learns_from_phantoms_and_patients_and_nnunets_labels_are_its_own(t
     assert real_systems.NnUNet.labels(chain, (1, 1, 1)).ravel().tolist() == [2, 1, 3, 1]
 
 
-def test_trainings_side_by_side_share_the_cores_equally(monkeypatch) -> None:
+def test_trainings_side_by_side_share_the_cores_equally() -> None:
     mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     if len(mine) < 2:
         pytest.skip("one core, or none that can be chosen")
@@ -120,18 +120,30 @@ def test_a_table_compares_the_same_patients(tmp_path: Path) -> None:
     def result(system: str, fold: int, value: float) -> dict:
         patients = {f"P{fold}{n}": {name: {"dice": value + n / 10, "hd95_mm": 4.0, "lesion_dice": 0.5}
                                     for name in ("WT", "TC", "ET")} for n in range(2)}
-        return {"system": system, "fold": fold, "seed": 0, "minutes": 1, "patients": patients}
+        training = {"minutes": 1.0 + fold, "steps": 10 * (1 + fold), **({"steps_on_phantoms": 5} if system == "ours" else {})}
+        return {"system": system, "fold": fold, "seed": 0, "minutes": 1, "patients": patients, "training": training,
+                "curve": [[0.5, 0.1, 0.2, 0.3], [1.0, value, value, value]]}
 
-    text = real_cohort.table([result("ours", 0, 0.8), result("ours", 1, 0.1), result("nnunet-small", 0, 0.5)])
+    results = [result("ours", 0, 0.8), result("ours", 1, 0.1), result("nnunet-small", 0, 0.5)]
+    text = real_cohort.table(results)
     assert ("| nnunet-small | 2 | 0.550, 0.550, 0.550 | 0.550 | 0.850, 0.850, 0.850 | +0.300 (+0.300 to +0.300) "
             "| 4.0, 4.0, 4.0 | 0.500, 0.500, 0.500 |") in text
     assert "| P10 (0) | 0.10, 0.10, 0.10 |  |" in text
+    lines = real_cohort.trainings(results).splitlines()
+    assert lines[2:] == ["| ours | 1.0 to 2.0 | 5 to 5 | 10 to 20 | 0.200 | 0.450 |",
+                         "| nnunet-small | 1.0 to 1.0 |  | 10 to 10 | 0.200 | 0.500 |"]
 
 
 def test_the_table_of_real_patients_is_that_of_the_stored_scores() -> None:
     folder = Path(real_cohort.__file__).parent
     results = json.loads((folder / "real_cohort.json").read_text())["results"]
-    assert real_cohort.table(results) in (folder / "real_cohort.md").read_text()
+    page = (folder / "real_cohort.md").read_text()
+    assert real_cohort.table(results) in page and real_cohort.trainings(results) in page
+    mean = {(r["system"], name): np.mean([row["dice"] for row in rows.values()]) for r in results
+            for name, rows in r["patients"].items()}
+    gains = {name: value - mean["nnunet-small", name] for (system, name), value in mean.items() if system == "ours"}
+    others = [gain for name, gain in gains.items() if not name.endswith("00014")]
+    assert min(others) > 0 and f"by {np.mean(others):.3f} on average" in page
 
 
 def test_the_readmes_costs_are_what_is_computed_and_the_method_holds_where_it_can_be_tested() -> None:
