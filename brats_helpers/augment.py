@@ -1,9 +1,9 @@
 """Augmentation of a whole batch on the device that trains: one resampling, then intensities.
 
-The recipe is NVIDIA's for BraTS21 (Futrega et al. 2021, arXiv:2110.03352, section 3.3) with rotation and
-gamma as in nnU-Net (Isensee et al. 2021), and a mild elastic deformation. Rotation, zoom and deformation are
-fused into one `grid_sample`, so that a patch is interpolated once. Every draw comes from a generator
-that the caller seeds.
+The recipe is NVIDIA's for BraTS21 (Futrega et al. 2021, arXiv:2110.03352, section 3.3) with rotation, gamma and
+a draw of intensities for each contrast as in nnU-Net (Isensee et al. 2021), and a mild elastic deformation.
+Rotation, zoom and deformation are fused into one `grid_sample`, so that a patch is interpolated once. Every draw
+comes from a generator that the caller seeds.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PROBABILITY = 0.15                                    # of each transform but the flips
+PROBABILITY = 0.15                                    # of each transform but those below
 FLIP_PROBABILITY = 0.5                                # an axis
+SCANNER_PROBABILITY = 0.3                             # of brightness, contrast, gamma and shift (benchmarks/real_cohort.md)
 ZOOM = (1.0, 1.4)
 ROTATION_DEGREES = 30.0                               # largest angle about each axis
 ELASTIC_VOXELS = 4.0                                  # largest shift, at the nodes of a coarse grid
@@ -27,6 +28,7 @@ BLUR_SIGMA = (0.5, 1.5)                               # voxels
 BRIGHTNESS = (0.7, 1.3)
 CONTRAST = (0.65, 1.5)
 GAMMA = (0.7, 1.5)
+SHIFT = (-0.5, 0.5)
 
 
 def normalise_batch(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -68,17 +70,22 @@ def augment_one(image: Tensor, label: Tensor, generator: torch.Generator) -> tup
 
 
 def change_intensities(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Noise, blur, brightness, contrast and gamma of (4, D, H, W), each with its probability, in the recipe's order."""
+    """Noise, blur, brightness, contrast, gamma and shift of (4, D, H, W), each with its probability.
+
+    From brightness on, each contrast has a draw of its own: another scanner changes one without the others.
+    """
     if chance(generator):
         x = add_noise(x, uniform(generator, 0, NOISE_SIGMA), generator)
     if chance(generator):
         x = blur(x, uniform(generator, *BLUR_SIGMA))
-    if chance(generator):
-        x = x * uniform(generator, *BRIGHTNESS)
-    if chance(generator):
-        x = change_contrast(x, uniform(generator, *CONTRAST))
-    if chance(generator):
-        x = change_gamma(x, uniform(generator, *GAMMA))
+    if chance(generator, SCANNER_PROBABILITY):
+        x = x * for_each(x, generator, *BRIGHTNESS)
+    if chance(generator, SCANNER_PROBABILITY):
+        x = change_contrast(x, for_each(x, generator, *CONTRAST))
+    if chance(generator, SCANNER_PROBABILITY):
+        x = change_gamma(x, for_each(x, generator, *GAMMA))
+    if chance(generator, SCANNER_PROBABILITY):
+        x = x + for_each(x, generator, *SHIFT)
     return x
 
 
@@ -155,13 +162,13 @@ def gaussian_matrix(length: int, sigma: float) -> Tensor:
     return torch.zeros(length, length, dtype=torch.float64).scatter_add(1, source, rows)
 
 
-def change_contrast(x: Tensor, factor: float) -> Tensor:
+def change_contrast(x: Tensor, factor: float | Tensor) -> Tensor:
     """Stretch each channel of (C, D, H, W) about 0, the brain's mean, and keep its old range."""
     low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
     return (x * factor).clamp_(low, high)
 
 
-def change_gamma(x: Tensor, gamma: float) -> Tensor:
+def change_gamma(x: Tensor, gamma: float | Tensor) -> Tensor:
     """Bend each channel's intensities between its smallest and its largest: t -> t ** gamma."""
     low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
     span = (high - low).clamp_min(1e-6)
@@ -176,3 +183,8 @@ def chance(generator: torch.Generator, probability: float = PROBABILITY) -> bool
 def uniform(generator: torch.Generator, low: float, high: float) -> float:
     """A number between low and high."""
     return low + (high - low) * torch.rand((), generator=generator).item()
+
+
+def for_each(x: Tensor, generator: torch.Generator, low: float, high: float) -> Tensor:
+    """A number between low and high for each channel of (C, D, H, W): (C, 1, 1, 1), where x is."""
+    return torch.tensor([uniform(generator, low, high) for _ in x], device=x.device).view(-1, 1, 1, 1)

@@ -79,3 +79,19 @@ def test_intensity_changes_keep_their_range(batch) -> None:
         assert (changed.amin((1, 2, 3)) >= x.amin((1, 2, 3)) - 1e-4).all()
         assert (changed.amax((1, 2, 3)) <= x.amax((1, 2, 3)) + 1e-4).all()
     torch.testing.assert_close(augment.change_gamma(x, 1.0), x, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("change", [augment.change_contrast, augment.change_gamma])
+def test_a_number_for_each_contrast_is_each_contrast_by_itself(batch, change) -> None:
+    x, numbers = batch[0][0, :4], [0.7, 0.9, 1.1, 1.5]
+    alone = torch.cat([change(one[None], number) for one, number in zip(x, numbers, strict=True)])
+    torch.testing.assert_close(change(x, torch.tensor(numbers).view(-1, 1, 1, 1)), alone)
+
+
+def test_contrasts_vary_apart_from_each_other_and_not_always() -> None:
+    x = torch.randn(1, 6, 6, 6, generator=seeded()).expand(4, -1, -1, -1)
+    changed = [augment.change_intensities(x, seeded(seed)) for seed in range(200)]
+    untouched = sum(torch.equal(one, x) for one in changed)
+    together = sum(torch.equal(one[0], one[1]) for one in changed)      # untouched, or blurred only
+    assert 0.8 * 200 * 0.85**2 * 0.7**4 < untouched < 1.6 * 200 * 0.85**2 * 0.7**4
+    assert untouched <= together < 1.6 * 200 * 0.85 * 0.7**4
