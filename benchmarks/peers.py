@@ -99,7 +99,7 @@ def nvidia_preprocess(case: Case, folder: Path) -> None:
 
 
 def monai_augmentation(patch: int) -> mt.Compose:
-    """The recipe in MONAI's transforms, at nnU-Net's probabilities, elastic deformation at 0.2."""
+    """The recipe in MONAI's transforms: what deforms and blurs at nnU-Net's probability, intensities at ours."""
     both, ways = ["image", "label"], ("bilinear", "nearest")
     turn = np.pi / 6
     return mt.Compose([
@@ -109,8 +109,10 @@ def monai_augmentation(patch: int) -> mt.Compose:
         *[mt.RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in range(3)],
         mt.RandGaussianNoised("image", prob=0.1, std=0.33),
         mt.RandGaussianSmoothd("image", prob=0.2, sigma_x=(0.5, 1.5), sigma_y=(0.5, 1.5), sigma_z=(0.5, 1.5)),
-        mt.RandScaleIntensityd("image", factors=0.3, prob=0.15),
-        mt.RandAdjustContrastd("image", gamma=(0.7, 1.5), prob=0.3)])
+        mt.RandScaleIntensityd("image", factors=0.3, prob=0.3, channel_wise=True),
+        mt.RandScaleIntensityFixedMeand("image", factors=(-0.35, 0.5), prob=0.3, preserve_range=True),
+        mt.RandAdjustContrastd("image", gamma=(0.7, 1.5), prob=0.3),
+        mt.RandShiftIntensityd("image", offsets=0.5, prob=0.3, channel_wise=True)])
 
 
 def dynunet(filters: Sequence[int]) -> torch.nn.Module:

@@ -100,7 +100,8 @@ def build(name: str, folder: Path, spacing_mm: float) -> Ours | NnUNet:
 
 def run_one(options: argparse.Namespace, system_name: str, fold: int) -> None:
     """Train one system on one fold and score it; `result.json` in its folder is the sign that all is done."""
-    place = options.work / f"seed{options.seed}" / f"fold{fold}" / f"{options.patients or 'all'}-{cores()}cores" / system_name
+    kind = f"{options.minutes:g}min-{options.spacing:g}mm-{options.patients or 'all'}-{cores()}cores"
+    place = options.work / f"seed{options.seed}" / f"fold{fold}" / kind / system_name
     cases = labelled_cases(options.folder)
     held_out = folds(cases)[fold]
     coarse = {case.name: coarse_case(case, options.work / "cases", options.spacing) for case in cases}
@@ -236,12 +237,12 @@ def main() -> int:
     parser.add_argument("--folds", type=int, nargs="+", default=list(range(5)), help="0: the fixed list for quick looks")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=[SYSTEMS[0], *SYSTEMS[2:]])
     parser.add_argument("--at-once", type=int, default=1, help="trainings side by side, which share the cores (1; Linux)")
-    parser.add_argument("--work", type=Path, help="folder for everything (runs/real/MINUTES)")
+    parser.add_argument("--work", type=Path, default=Path("runs/real"), help="folder for everything (runs/real)")
     parser.add_argument("--out", type=Path, default=HERE / "real_cohort.json", help="where the scores go")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.spacing = options.spacing or (1.0 if torch.cuda.is_available() else 2.0)
-    options.work = (options.work or Path("runs/real") / f"{options.minutes:g}").absolute()
+    options.work = options.work.absolute()
     if options.one:
         run_one(options, options.systems[0], options.folds[0])
         return 0

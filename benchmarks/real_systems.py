@@ -100,14 +100,15 @@ class Ours:
         config = for_few_patients(self.config.with_(seed=seed), len(cases), False, () if self.phantoms else ("pretrain",))
         config = config.with_(pretrain=min(config.pretrain, LEAST_PHANTOMS + int(PHANTOMS_A_MINUTE * minutes * cores())))
         preprocess_cohort(cases, self.folder / "preprocessed", config.spacing_mm)
-        paths, before, start = sorted((self.folder / "preprocessed").glob("*.b2nd")), 0, None
+        paths, before, start, seconds = sorted((self.folder / "preprocessed").glob("*.b2nd")), 0, None, 0.0
         if config.pretrain:
             work = make_phantoms(config, self.folder)
             files, first = training_files(on_phantoms(config), work), on_phantoms(config)
-            first = self._fitted(first, files[0], clock, PRETRAINING)
-            train(first, *files, work / "checkpoints", device=describe_device())
+            first = self._fitted(first, self._trial(first, files[0]), clock, PRETRAINING)
+            history = train(first, *files, work / "checkpoints", device=describe_device())
             start, before = work / "checkpoints" / "last.pt", first.epochs * first.steps
-        config = self._fitted(config, paths, clock, 1.0)
+            seconds = history[-1]["seconds"] / before
+        config = self._fitted(config, seconds or self._trial(config, paths), clock, 1.0)
         checkpoints, reached = self.folder / "checkpoints", []
 
         def keep(history: list[dict]) -> None:        # what is on disk is the epoch before
@@ -121,16 +122,21 @@ class Ours:
                      batch=config.batch, learning_rate=config.learning_rate)
 
     @staticmethod
-    def _fitted(config: Config, paths: Sequence[Path], clock: Clock, share: float) -> Config:
-        """As many steps as fit into this share of what is left; nothing is validated before the end."""
+    def _trial(config: Config, paths: Sequence[Path]) -> float:
+        """Seconds of a step, from a network that is thrown away; its first steps are not counted."""
         device = describe_device()
         state, taken = new_state(config, device), []
         stream = batches(PatchDataset(paths, config.patch, config.foreground, config.seed), config.batch, 0, 10**6)
-        while len(taken) < TRIAL_STEPS + 1 or sum(taken) < TRIAL_SECONDS / 3:
+        while len(taken) < TRIAL_STEPS + 1 or sum(taken) < TRIAL_SECONDS:
             begin = time.monotonic()
             train_step(state, next(stream), config, device)
             taken.append(time.monotonic() - begin)
-        steps = clock.steps(statistics.mean(taken[len(taken) // 2:]), share)
+        return statistics.mean(taken[TRIAL_STEPS:])
+
+    @staticmethod
+    def _fitted(config: Config, seconds: float, clock: Clock, share: float) -> Config:
+        """As many steps of so many seconds as fit into this share of what is left; nothing is validated before the end."""
+        steps = clock.steps(seconds, share)
         total = EPOCHS * steps
         ema = min(config.ema, max(0.0, 1 - 20 / total))   # over a twentieth of the training, or it ends where it began
         return config.with_(epochs=EPOCHS, steps=steps, warmup=min(config.warmup, total // 10), ema=ema,

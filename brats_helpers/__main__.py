@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--out", type=Path, required=True, metavar="DIR", help="where <case>.nii.gz are written")
     _import_option(predict)
     predict.add_argument("--tta", action="store_true",
-                         help="average over all 8 mirrored views instead of 2: four times slower")
+                         help="average over all 8 mirrored views instead of 4: half as fast")
 
     _commands_around(commands, shown)
     return top

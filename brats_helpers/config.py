@@ -51,7 +51,7 @@ class Config:
     on_nan: str = "stop"               # a loss that is no number: "stop", or "halve" the rate, leave the batch out, go on
     # inference
     overlap: float = 0.5               # of neighbouring windows
-    tta: bool = True                   # average over all 8 mirrored views; False: over 2
+    tta: bool = True                   # average over all 8 mirrored views; False: over 4
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work, naming the field and what it may be."""

@@ -30,7 +30,7 @@ from .preprocessing import Prepared, brain_mask, prepare, restore
 from .shift import unlike, widest
 
 FLIPS = [axes for n in range(4) for axes in itertools.combinations((2, 3, 4), n)]      # all 8, none first
-PAIR = [(), (2, 3, 4)]                                # a volume and its mirror image through all three axes at once
+EVEN_FLIPS = [axes for axes in FLIPS if len(axes) % 2 == 0]      # half of them, in which each axis is mirrored half the time
 POSTPROCESSING = (REGION_THRESHOLDS, SMALL_COMPONENT_MM3, SMALL_TOTAL_MM3, SMALL_PROBABILITY)
 SIGMA = 1 / 8                                         # of the Gaussian weight, in window edges
 
@@ -83,12 +83,12 @@ def predict_prepared(models: Sequence[nn.Module], prepared: Prepared, patch: int
                      device: Device | None = None) -> np.ndarray:
     """Probabilities (3, X, Y, Z) float32 on the scan's own grid, averaged over the models (the folds).
 
-    tta: all 8 mirrored views instead of 2, which take a quarter of the time (benchmarks/README.md has what that costs).
+    tta: all 8 mirrored views instead of 4, which take half of the time (benchmarks/README.md has what that costs).
     """
     images, mean, std = (torch.from_numpy(np.ascontiguousarray(a))[None] for a in (
         prepared.volume[:4], np.float32(prepared.meta.mean), np.float32(prepared.meta.std)))
     image = normalise_batch(images, mean, std)[0]
-    flips = FLIPS if tta else PAIR
+    flips = FLIPS if tta else EVEN_FLIPS
     means = torch.stack([sliding_window(model.eval(), image, patch, overlap, flips, device) for model in models])
     inside = means.mean(0) * image[4]                 # what is not brain is not tumor
     return np.asarray(restore(inside.numpy(), prepared.meta))

@@ -187,7 +187,8 @@ def augmentation_playground(prepared: Prepared, synthetic: bool = False) -> ipyw
     at = slice(max(0, (z := widest(prepared.volume[4].T)) - 8), z + 8)   # a slab: what is not seen is not computed
     whole, marks = torch.from_numpy(z_scored[:, at]), torch.from_numpy(prepared.volume[4:, at])
     ranges = {"zoom": (1, 1.4, 1), "angle": (-45, 45, 0), "elastic": (0, 8, 0), "noise": (0, 0.5, 0), "blur": (0, 2, 0),
-              "brightness": (0.7, 1.3, 1), "contrast": (0.65, 1.5, 1), "gamma": (0.7, 1.5, 1)}
+              "brightness": (0.7, 1.3, 1), "contrast": (0.65, 1.5, 1), "gamma": (0.7, 1.5, 1),
+              "shift": (-0.5, 0.5, 0)}
     sliders = {name: widgets.FloatSlider(start, min=low, max=high, step=(high - low) / 20, description=name,
                                          continuous_update=False) for name, (low, high, start) in ranges.items()}
     image = widgets.Image(format="png")
@@ -201,6 +202,7 @@ def augmentation_playground(prepared: Prepared, synthetic: bool = False) -> ipyw
         x = augment.add_noise(x, value["noise"], generator) if value["noise"] else x
         x = augment.blur(x, value["blur"]) if value["blur"] else x
         x = augment.change_gamma(augment.change_contrast(x * value["brightness"], value["contrast"]), value["gamma"])
+        x = x + value["shift"]
         middle = whole.shape[1] // 2
         figure, axes = plt.subplots(1, 2, figsize=(6.4, 3.6))
         for ax, name, volume, labels in zip(axes, ("original", "changed"), (whole[0], (x * brain)[0]), (marks, moved),

@@ -55,7 +55,7 @@ ema: float = None  # decay of the weights' running average; 0: no average
 checkpointing: bool = None  # recompute activations in the backward pass: less memory, more time
 tensorboard: bool = None  # True: write losses, Dice, rates and pictures for TensorBoard into checkpoints/tensorboard
 processes: int = None  # training processes; None: one for each GPU
-tta: bool = None  # True: average the final predictions over all 8 mirrored views; False: over 2
+tta: bool = None  # True: average the final predictions over all 8 mirrored views; False: over 4
 
 # %%
 # On Colab alone: fetch the repository that this notebook is from, and what is missing there; its torch stays.
@@ -157,10 +157,10 @@ plt.show()
 #
 # ## 2. Augmentation
 #
-# The patients to learn from, counted above, are never enough. A flipped, turned, stretched or noisier patient is still a
-# patient, so each patch is changed at random before it is shown, and hardly ever is one shown twice. Zoom, flips, noise, blur,
-# brightness and contrast are NVIDIA's (Futrega et al. 2021); rotation, elastic deformation and gamma are ours, after nnU-Net
-# (Isensee et al. 2021). One at a time, near the strongest that is drawn (the deformation half as strong again):
+# Patients are never enough. A flipped, turned, stretched or noisier patient is still a patient, so each patch is changed at
+# random, and hardly ever is one shown twice. Zoom, flips, noise, blur, brightness and contrast are NVIDIA's (Futrega et al.
+# 2021), rotation and gamma nnU-Net's (Isensee et al. 2021), deformation and shift ours. One at a time, near the strongest
+# that is drawn (the deformation half as strong again):
 
 # %%
 from brats_helpers import augment
@@ -183,7 +183,8 @@ finish(figure, synthetic, legend=True)
 
 # %% [markdown]
 # The label moves along, by the nearest voxel: labels are names, not quantities, and the mean of 1 (necrosis) and 3 (enhancing
-# tumor) would be 2, edema. Intensities, on the other hand, are changed in the image alone:
+# tumor) would be 2, edema. Intensities are changed in the image alone, in each contrast by itself, as in nnU-Net: another
+# scanner changes one without the others.
 
 # %%
 brain = image[4:]
@@ -381,7 +382,7 @@ def second_opinion(network, x: torch.Tensor) -> torch.Tensor:
 checks.check_mirror_average(second_opinion)
 
 # %% [markdown]
-# Mirrored or not along each of three axes, that makes eight views; with `tta` all eight are averaged, otherwise two. Three
+# Mirrored or not along each of three axes, that makes eight views; with `tta` all eight are averaged, otherwise four. Three
 # thresholds make labels of the probabilities. Then a rule for small pieces: a piece of enhancing tumor of less than 16 mm³
 # in which the network was not sure (below 0.9 on average) becomes necrosis, because one false voxel costs a patient
 # without ET the whole score. **Text and code differ** here, too. NVIDIA's text (Futrega et al. 2021) averages probabilities,
@@ -637,7 +638,7 @@ card = work / "checkpoints" / "MODEL_CARD.md"
 Markdown(write_model_card(card, metrics, config, len(learnt), synthetic, device))
 
 # %% [markdown]
-# To segment a patient without a reference (without `--tta`, two mirrored views instead of eight, a quarter of the work):
+# To segment a patient without a reference (without `--tta`, four mirrored views instead of eight, half of the work):
 #
 # `python -m brats_helpers predict CASE_FOLDER --checkpoint runs/quick/checkpoints/best.pt --out masks --tta`
 #
