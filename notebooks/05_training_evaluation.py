@@ -22,7 +22,7 @@
 # |---|---|
 # | reads | `config.json`, `patients.json`, `splits.json`, `preprocessed/` |
 # | writes | `checkpoints/last.pt`, `checkpoints/best.pt`, `predictions/<patient>.nii.gz`, `metrics.json` |
-# | takes | 4 minutes on two CPU cores (quick preset, measured: [README](../README.md#results)); not timed on a GPU yet; to read and to do the exercises 1 hour, an estimate |
+# | takes | 6 minutes on two CPU cores (quick preset, measured: [README](../README.md#results)); not timed on a GPU yet; to read and to do the exercises 1 hour, an estimate |
 
 # %% [markdown]
 # ## By the end you can
@@ -158,7 +158,7 @@ plt.show()
 # ## 2. Augmentation
 #
 # Patients are never enough. A flipped, turned, stretched or noisier patient is still a patient, so each patch is changed at
-# random, and hardly ever is one shown twice. Zoom, flips, noise, blur, brightness and contrast are NVIDIA's (Futrega et al.
+# random and hardly ever shown twice. Zoom, flips, noise, blur, brightness and contrast are NVIDIA's (Futrega et al.
 # 2021), rotation and gamma nnU-Net's (Isensee et al. 2021), deformation and shift ours. One at a time, near the strongest
 # that is drawn (the deformation half as strong again):
 
@@ -183,8 +183,8 @@ finish(figure, synthetic, legend=True)
 
 # %% [markdown]
 # The label moves along, by the nearest voxel: labels are names, not quantities, and the mean of 1 (necrosis) and 3 (enhancing
-# tumor) would be 2, edema. Intensities are changed in the image alone, in each contrast by itself, as in nnU-Net: another
-# scanner changes one without the others.
+# tumor) would be 2, edema. Intensities are changed in the image alone, each contrast by itself: another scanner
+# changes one without the others.
 
 # %%
 brain = image[4:]
@@ -593,7 +593,8 @@ curves(panels, "probability that it gave (left), threshold on it (right)")
 #
 # <details><summary>Answer</summary>
 #
-# From phantoms, as this notebook does with fewer than 40 real patients; [measured](../benchmarks/real_cohort.md).
+# From phantoms, as here with fewer than 40 real patients, keeping a third of the weights that they gave:
+# [measured](../benchmarks/real_cohort.md).
 # </details>
 
 # %%
