@@ -159,7 +159,7 @@ def test_each_slider_of_the_playground_changes_the_picture(patient: Patient) -> 
         slider.value = slider.max
         assert bytes(image.value) not in seen, slider.description
         seen.add(bytes(image.value))
-    assert len(controls.children) == 8
+    assert len(controls.children) == 9
 
 
 def test_agreement_has_a_colour_for_each_kind() -> None:
