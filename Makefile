@@ -52,6 +52,7 @@ lab: .venv/ready
 	$(BIN)/python -m jupyter lab notebooks
 
 notebooks: .venv/ready                 # regenerate the committed .ipynb from the .py, with the quick preset's outputs
+	rm -rf runs/notebooks/checkpoints  # a training that is there would be kept, and not be of this code
 	$(BIN)/python -m brats_helpers notebooks
 
 student: .venv/ready                   # editions/student with blanks, editions/teacher with solutions and notes

@@ -16,7 +16,7 @@ from brats_helpers.device import OTHER_MB, PREPARED_MB
 
 PATIENTS, EPOCHS, PATCHES, FOLDS, LONG = 1251, 30, 1000, 5, 150          # LONG: epochs of a fold for a submission
 RESULTS = Path(__file__).with_name("results.json")
-QUARTER_SECONDS = 9.8             # the full network on 128 x 64 x 64, forward and backward, two cores: notebook 04's output
+QUARTER_SECONDS = 7.9             # the full network on 128 x 64 x 64, forward and backward, two cores: notebook 04's output
 BACKWARD = 3.0                    # forward and backward, in forward passes (checkpointing: 4)
 A100_EPOCH = 173.0                # s for 1,000 patches and 251 validation patients: NVIDIA's BraTS21 notebook
 A100_SEGMENT = 639 / 219          # s a patient, 8 flips: the same
