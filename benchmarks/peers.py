@@ -99,7 +99,7 @@ def nvidia_preprocess(case: Case, folder: Path) -> None:
 
 
 def monai_augmentation(patch: int) -> mt.Compose:
-    """The recipe in MONAI's transforms: what deforms and blurs at nnU-Net's probability, intensities at ours."""
+    """The recipe in MONAI's transforms: noise, blur and what deforms as often as nnU-Net, the rest as ours."""
     both, ways = ["image", "label"], ("bilinear", "nearest")
     turn = np.pi / 6
     return mt.Compose([

@@ -23,7 +23,7 @@ from brats_helpers.config import Config
 from brats_helpers.device import Device
 from brats_helpers.errors import BratsError
 from brats_helpers.inference import postprocess
-from brats_helpers.metrics import regions
+from brats_helpers.metrics import bootstrap_ci, regions
 from brats_helpers.phantom import make_patient
 
 CPU = Device("cpu", "test", 1.0, torch.float32)
@@ -142,6 +142,8 @@ def test_the_table_of_real_patients_is_that_of_the_stored_scores() -> None:
     mean = {(r["system"], name): np.mean([row["dice"] for row in rows.values()]) for r in results
             for name, rows in r["patients"].items()}
     gains = {name: value - mean["nnunet-small", name] for (system, name), value in mean.items() if system == "ours"}
+    mean_gain, low, _ = bootstrap_ci(list(gains.values()))
+    assert mean_gain >= 0.03 and low > 0 and f"{mean_gain:.3f} above" in page and f"from {low:.3f}" in " ".join(page.split())
     behind = [gain for gain in gains.values() if gain < 0]
     assert f"ahead in {len(gains) - len(behind)} of {len(gains)} patients" in page
     assert all(f"behind by {-gain:.3f}" in page for gain in behind)
