@@ -127,27 +127,56 @@ def run_one(options: argparse.Namespace, system_name: str, fold: int) -> None:
 
 
 def table(results: Sequence[dict]) -> str:
-    """Markdown: Dice of each unseen patient, and each system's means beside ours on the patients that both segmented."""
-    found: dict[str, dict] = {}                       # system -> patient and seed -> (measure, region)
+    """Markdown: Dice of each unseen patient, and each system's means beside ours on the patients that both segmented.
+
+    A row of means for each seed: the same patients again are no more patients.
+    """
+    found: dict[tuple, dict] = {}                     # (seed, system) -> patient -> (measure, region)
     for result in results:
         for name, row in result["patients"].items():
-            found.setdefault(result["system"], {})[name, result["seed"]] = np.array(
+            found.setdefault((result["seed"], result["system"]), {})[name] = np.array(
                 [[row[region][measure] for region in REGIONS] for measure in MEASURES])
-    present = [name for name in SYSTEMS if name in found]
-    lines = ["| patient (seed) | " + " | ".join(present) + " |", "|---" * (len(present) + 1) + "|"]
-    for key in sorted(set().union(*found.values())):
-        cells = [_three(found[name][key][0], 2) if key in found[name] else "" for name in present]
-        lines.append(f"| {key[0]} ({key[1]}) | " + " | ".join(cells) + " |")
-    lines += ["", "| system | patients | Dice | mean | ours on the same | ours above it (95 % interval) | HD95, mm "
-              "| lesion-wise Dice |", "|---|--:|--:|--:|--:|---|--:|--:|"]
-    for name in present:
-        both = sorted(found[name].keys() & found.get("ours", {}).keys())
-        rows, ours = (np.array([found[system][key] for key in both]) for system in (name, "ours"))
+    present = sorted(found, key=lambda key: (key[0], SYSTEMS.index(key[1])))
+    lines = ["| patient | " + " | ".join(f"{system}, seed {seed}" for seed, system in present) + " |",
+             "|---" * (len(present) + 1) + "|"]
+    for name in sorted(set().union(*found.values())):
+        cells = [_three(found[key][name][0], 2) if name in found[key] else "" for key in present]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += ["", "| seed | system | patients | Dice | mean | ours on the same | ours above it (95 % interval) | HD95, mm "
+              "| lesion-wise Dice |", "|--:|---|--:|--:|--:|--:|---|--:|--:|"]
+    for seed, system in present:
+        mine, beside = found[seed, system], found.get((seed, "ours"), {})
+        both = sorted(mine.keys() & beside.keys())
+        if not both:
+            continue
+        rows, ours = (np.array([one[name] for name in both]) for one in (mine, beside))
         dices, distances, lesions = rows.mean(0)
         gains = ours[:, 0].mean(1) - rows[:, 0].mean(1)
-        gain = "" if name == "ours" else "{:+.3f} ({:+.3f} to {:+.3f})".format(*bootstrap_ci(gains))
-        lines.append(f"| {name} | {len(both)} | {_three(dices)} | {dices.mean():.3f} | {_three(ours[:, 0].mean(0))} | {gain} "
-                     f"| {_three(distances, 1)} | {_three(lesions)} |")
+        gain = "" if system == "ours" else "{:+.3f} ({:+.3f} to {:+.3f})".format(*bootstrap_ci(gains))
+        lines.append(f"| {seed} | {system} | {len(both)} | {_three(dices)} | {dices.mean():.3f} "
+                     f"| {_three(ours[:, 0].mean(0))} | {gain} | {_three(distances, 1)} | {_three(lesions)} |")
+    return "\n".join(lines)
+
+
+def by_patients(results: Sequence[dict]) -> str:
+    """Markdown: mean Dice with and without phantoms first, for each number of patients learnt from.
+
+    Means over the folds and seeds in which every one of these trainings was made, so that rows compare.
+    """
+    systems = SYSTEMS[:2]
+    found: dict[tuple, dict] = {}                     # (learnt, system) -> (seed, fold) -> Dice of WT, TC, ET
+    for result in results:
+        if result["system"] in systems:
+            found.setdefault((result["learnt"], result["system"]), {})[result["seed"], result["fold"]] = np.mean(
+                [[row[region]["dice"] for region in REGIONS] for row in result["patients"].values()], 0)
+    numbers = sorted({learnt for learnt, system in found if system == systems[1]})
+    if not numbers:
+        return ""
+    everywhere = set.intersection(*(set(found.get((n, system), {})) for n in numbers for system in systems))
+    lines = ["| patients learnt from | " + " | ".join(systems) + " |", "|--:|---|---|"]
+    for n in numbers:
+        means = [np.mean([found[n, system][key] for key in everywhere], 0) for system in systems]
+        lines.append(f"| {n} | " + " | ".join(f"{_three(mean)}: {mean.mean():.3f}" for mean in means) + " |")
     return "\n".join(lines)
 
 
@@ -257,10 +286,10 @@ def main() -> int:
         for _ in tqdm(pool.map(lambda one: run_apart(options, *one), missing), total=len(missing), desc="trainings"):
             results = gather(options)
             write_json(options.out, {"results": list(results.values())})
-    shown = [result for key, result in results.items() if key[3:6] == (options.minutes, options.spacing, each)
-             and key[6] in learnt]
+    alike = [result for key, result in results.items() if key[3:6] == (options.minutes, options.spacing, each)]
+    shown = [result for result in alike if result["learnt"] in learnt]
     draw(shown, options.out.with_suffix(".png"))
-    print(f"{table(shown)}\n\n{trainings(shown)}")
+    print(f"{table(shown)}\n\n{trainings(shown)}\n\n{by_patients(alike)}")
     return 0
 
 
