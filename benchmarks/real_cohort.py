@@ -129,7 +129,7 @@ def run_one(options: argparse.Namespace, system_name: str, fold: int) -> None:
 def table(results: Sequence[dict]) -> str:
     """Markdown: Dice of each unseen patient, and each system's means beside ours on the patients that both segmented.
 
-    A row of means for each seed: the same patients again are no more patients.
+    A row of means for each seed, and one of each patient's mean over the seeds: the same patients again are no more patients.
     """
     found: dict[tuple, dict] = {}                     # (seed, system) -> patient -> (measure, region)
     for result in results:
@@ -142,6 +142,12 @@ def table(results: Sequence[dict]) -> str:
     for name in sorted(set().union(*found.values())):
         cells = [_three(found[key][name][0], 2) if name in found[key] else "" for key in present]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    seeds = sorted({seed for seed, _ in found})
+    for system in SYSTEMS if len(seeds) > 1 else ():
+        several = [found.get((seed, system), {}) for seed in seeds]
+        if names := set.intersection(*map(set, several)):
+            found["all", system] = {name: np.mean([one[name] for one in several], axis=0) for name in names}
+            present.append(("all", system))
     lines += ["", "| seed | system | patients | Dice | mean | ours on the same | ours above it (95 % interval) | HD95, mm "
               "| lesion-wise Dice |", "|--:|---|--:|--:|--:|--:|---|--:|--:|"]
     for seed, system in present:

@@ -46,7 +46,6 @@ SAVE_SECONDS = 600                                    # a checkpoint at least th
 # Settings that what was trained does not depend on.
 ELSEWHERE = ("preset", "patients", "test_patients", "tta", "on_nan", "tensorboard")
 LEAST_FACTOR = 2**-6                                  # of the learning rate: halved more often, training has failed
-KEPT = 1 / 3                                          # of the weights that a training began with, in its averaged ones
 
 
 def learning_rate(step: int, config: Config) -> float:
@@ -149,8 +148,7 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
     Writes last.pt (all of the state, every epoch and every ten minutes), before.pt (the one before it) and, where there are
     validation patients, best.pt (averaged weights, their highest mean Dice). A stop (Ctrl-C) is heeded after the step under
     way, with all saved: Stopped. Inside `distributed.group` each process takes its share of every batch. start: a checkpoint
-    whose averaged weights training begins with, instead of random ones; `KEPT` of them stay in the averaged weights, so that
-    what a few patients teach does not undo it (WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903).
+    whose averaged weights training begins with, instead of random ones.
     """
     device = device or describe_device()
     state, tag = begin(config, training, validation, folder, device, start)
@@ -237,8 +235,8 @@ def begin(config: Config, training: Sequence[Path], validation: Sequence[Path], 
     tag = distributed.once(lambda: fingerprint(config, [*training, *validation], weights))
     state.seen = ranges([open_volume(path)[1].figures for path in training])
     if weights:
-        load_weights(state.model, weights, start)
-        state.average = AveragedModel(state.model, multi_avg_fn=holding(state.model, config.ema))
+        for model in (state.model, state.average.module):
+            load_weights(model, weights, start)
     for turn in (True, False):                        # the first process may move what is of other settings; then the others
         if turn == (distributed.rank() == 0):
             sweep(folder)
@@ -247,16 +245,6 @@ def begin(config: Config, training: Sequence[Path], validation: Sequence[Path], 
     if len(set(distributed.gather([state.step]))) > 1:
         raise BratsError(f"not all processes find the same checkpoint in {folder}: all machines must share that folder.")
     return state, tag
-
-
-def holding(model: nn.Module, decay: float) -> Callable:
-    """`AveragedModel`'s rule: a running average of weights that are moved by `KEPT` towards what they are now."""
-    start, average = [weight.detach().clone() for weight in model.parameters()], get_ema_multi_avg_fn(decay)
-
-    def update(averages: list[Tensor], weights: Sequence[Tensor], number: Tensor) -> None:
-        average(averages, [weight.lerp(before, KEPT) for weight, before in zip(weights, start, strict=True)], number)
-
-    return update
 
 
 def finish_epoch(state: State, config: Config, validation: Sequence[Path], folder: Path, tag: str,

@@ -16,7 +16,7 @@ from brats_helpers.cohort import read_cohort
 from brats_helpers.config import PRESETS
 from brats_helpers.phantom import make_patient
 from brats_helpers.pretraining import fill_work_folder, for_few_patients, on_phantoms
-from brats_helpers.training import KEPT, train, train_work, training_files
+from brats_helpers.training import train, train_work, training_files
 
 TINY = CONFIG.with_(epochs=1, steps=3, warmup=1, validate_every=1, validation=0.4)
 
@@ -54,16 +54,6 @@ def test_training_begins_with_the_weights_that_it_is_given(prepared: list[Path],
     train(still, prepared[:2], prepared[3:], tmp_path / "after", device=CPU)       # from nothing: another training
     assert any(not torch.equal(value, before[key]) for key, value in weights(tmp_path / "after" / "last.pt").items())
     assert len(list(tmp_path.glob("after.*"))) == 1                                # the other is kept
-
-
-def test_the_averaged_weights_keep_a_share_of_those_at_the_start(prepared: list[Path], tmp_path: Path) -> None:  # noqa: F811
-    train(TINY, prepared[:2], [], tmp_path / "before", device=CPU)
-    begun = read_checkpoint(tmp_path / "before" / "last.pt", CPU)["average"]
-    train(TINY.with_(ema=0.0), prepared[1:3], [], tmp_path / "after", device=CPU, start=tmp_path / "before" / "last.pt")
-    after = read_checkpoint(tmp_path / "after" / "last.pt", CPU)
-    for key, average in after["average"].items():
-        torch.testing.assert_close(average, after["model"][key].lerp(begun[key], KEPT))
-    assert any(not torch.allclose(after["model"][key], begun[key]) for key in begun)
 
 
 def test_a_work_folder_of_few_patients_is_trained_on_phantoms_first_and_again_to_the_same_bits(tmp_path: Path) -> None:
