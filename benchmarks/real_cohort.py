@@ -39,6 +39,7 @@ from .real_systems import EPOCHS, NnUNet, Ours, cores, real_settings
 
 HERE = Path(__file__).resolve().parent
 SYSTEMS = ("ours", "ours-without-phantoms", "nnunet-small", "nnunet")
+SHOWN = (*SYSTEMS, "ours-a-third-kept")               # as it was at commit 5e6be1f, which is not run any more
 MEASURES = ("dice", "hd95_mm", "lesion_dice")
 CURVE = (0, 1, 3, 7, 11, 15, 19)                      # snapshots that the learning curve is drawn from, with few views
 
@@ -136,7 +137,7 @@ def table(results: Sequence[dict]) -> str:
         for name, row in result["patients"].items():
             found.setdefault((result["seed"], result["system"]), {})[name] = np.array(
                 [[row[region][measure] for region in REGIONS] for measure in MEASURES])
-    present = sorted(found, key=lambda key: (key[0], SYSTEMS.index(key[1])))
+    present = sorted(found, key=lambda key: (key[0], SHOWN.index(key[1])))
     lines = ["| patient | " + " | ".join(f"{system}, seed {seed}" for seed, system in present) + " |",
              "|---" * (len(present) + 1) + "|"]
     for name in sorted(set().union(*found.values())):
@@ -176,9 +177,10 @@ def by_patients(results: Sequence[dict]) -> str:
             found.setdefault((result["learnt"], result["system"]), {})[result["seed"], result["fold"]] = np.mean(
                 [[row[region]["dice"] for region in REGIONS] for row in result["patients"].values()], 0)
     numbers = sorted({learnt for learnt, system in found if system == systems[1]})
-    if not numbers:
+    shared = [set(found.get((n, system), {})) for n in numbers for system in systems]
+    everywhere = set.intersection(*shared) if shared else set()
+    if not everywhere:
         return ""
-    everywhere = set.intersection(*(set(found.get((n, system), {})) for n in numbers for system in systems))
     lines = ["| patients learnt from | " + " | ".join(systems) + " |", "|--:|---|---|"]
     for n in numbers:
         means = [np.mean([found[n, system][key] for key in everywhere], 0) for system in systems]
@@ -188,17 +190,16 @@ def by_patients(results: Sequence[dict]) -> str:
 
 def trainings(results: Sequence[dict]) -> str:
     """Markdown: minutes and steps of each system's trainings, and where its curve begins and ends, a mean over them."""
-    lines = ["| system | minutes | steps on phantoms | on patients | mean Dice where the curve begins | where it ends |",
-             "|---|---|---|---|--:|--:|"]
-    for name in SYSTEMS:
-        mine = [result for result in results if result["system"] == name]
+    lines = ["| seed | system | minutes | steps on phantoms | on patients | mean Dice where the curve begins | where it ends "
+             "|", "|--:|---|---|---|---|--:|--:|"]
+    for seed, name in sorted({(r["seed"], r["system"]) for r in results}, key=lambda key: (key[0], SHOWN.index(key[1]))):
+        mine = [result for result in results if (result["seed"], result["system"]) == (seed, name)]
         spans = []
         for key, form in (("minutes", ".1f"), ("steps_on_phantoms", "d"), ("steps", "d")):
             values = [r["training"][key] for r in mine if r["training"].get(key)]
             spans.append(f"{min(values):{form}} to {max(values):{form}}" if values else "")
-        if mine:
-            ends = [np.mean([r["curve"][at][1:] for r in mine]) for at in (0, -1)]
-            lines.append(f"| {name} | {' | '.join(spans)} | {ends[0]:.3f} | {ends[1]:.3f} |")
+        ends = [np.mean([r["curve"][at][1:] for r in mine]) for at in (0, -1)]
+        lines.append(f"| {seed} | {name} | {' | '.join(spans)} | {ends[0]:.3f} | {ends[1]:.3f} |")
     return "\n".join(lines)
 
 
