@@ -26,7 +26,7 @@ from brats_helpers.files import read_json, write_json
 from brats_helpers.inference import postprocess, predict_prepared
 from brats_helpers.loaders import PatchDataset, batches
 from brats_helpers.preprocessing import prepare, preprocess_cohort
-from brats_helpers.pretraining import for_few_patients, make_phantoms, on_phantoms
+from brats_helpers.pretraining import Start, for_few_patients, make_phantoms, on_phantoms
 from brats_helpers.training import new_state, train, train_step, training_files
 
 from .cohort import nnunet_dataset
@@ -95,7 +95,7 @@ class Ours:
         self.folder, self.config, self.phantoms = folder, config, phantoms
 
     def train(self, cases: Sequence[Case], minutes: float, seed: int) -> None:
-        """Prepare, make phantoms and learn from them for half of what is left, then learn from the patients."""
+        """Prepare, make phantoms and learn from them for half of what is left, then learn from the patients beside them."""
         clock = Clock(self.folder, minutes)
         config = for_few_patients(self.config.with_(seed=seed), len(cases), False, () if self.phantoms else ("pretrain",))
         config = config.with_(pretrain=min(config.pretrain, LEAST_PHANTOMS + int(PHANTOMS_A_MINUTE * minutes * cores())))
@@ -106,7 +106,7 @@ class Ours:
             files, first = training_files(on_phantoms(config), work), on_phantoms(config)
             first = self._fitted(first, self._trial(first, files[0]), clock, PRETRAINING)
             history = train(first, *files, work / "checkpoints", device=describe_device())
-            start, before = work / "checkpoints" / "last.pt", first.epochs * first.steps
+            start, before = Start(work / "checkpoints" / "last.pt", files[0]), first.epochs * first.steps
             seconds = history[-1]["seconds"] / before
         config = self._fitted(config, seconds or self._trial(config, paths), clock, 1.0)
         checkpoints, reached = self.folder / "checkpoints", []

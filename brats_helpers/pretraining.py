@@ -1,13 +1,15 @@
 """Learning from phantoms first, where real patients are few (transfer learning; Tajbakhsh et al. 2016,
-doi:10.1109/TMI.2016.2535302).
+doi:10.1109/TMI.2016.2535302), and beside them, so that what phantoms taught is not forgotten (rehearsal; Robins 1995,
+doi:10.1080/09540099550039318).
 
 What it is worth is measured in benchmarks/real_cohort.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -28,6 +30,18 @@ GENTLER = 0.5                                         # of the rate on phantoms
 MOST_STEPS = 6000                                     # on phantoms, and again on the patients; the GPU presets have more
 
 
+class Start(NamedTuple):
+    """What a training begins with: the averaged weights of another one, and the prepared patients that it learnt from."""
+
+    checkpoint: Path
+    patients: Sequence[Path]
+
+
+def rehearsal(patients: Sequence[Path], phantoms: Sequence[Path]) -> list[Path]:
+    """What to draw patches from: few patients so often that half of the patches are theirs, and the phantoms once each."""
+    return [*patients] * max(1, round(len(phantoms) / len(patients))) + [*phantoms]
+
+
 def for_few_patients(config: Config, patients: int, synthetic: bool, asked: Collection[str] = ()) -> Config:
     """The settings for a cohort of this size, and a line on what was chosen and why; what was `asked` for stays.
 
@@ -42,9 +56,9 @@ def for_few_patients(config: Config, patients: int, synthetic: bool, asked: Coll
     config = config.with_(**chosen)
     if chosen and distributed.rank() == 0:
         print(f"{patients} real patients to learn from are few (fewer than {FEW}): the network learns from "
-              f"{config.pretrain} synthetic patients first, and then from yours with a learning rate of "
-              f"{config.learning_rate:g}, {config.epochs * config.steps} steps each. pretrain=0 leaves that out; what it is "
-              "worth: benchmarks/real_cohort.md.")
+              f"{config.pretrain} synthetic patients first, and then from yours and these in turn with a learning "
+              f"rate of {config.learning_rate:g}, {config.epochs * config.steps} steps each. pretrain=0 leaves that out; "
+              "what it is worth: benchmarks/real_cohort.md.")
     return config
 
 

@@ -38,7 +38,7 @@ from .losses import deep_supervision_loss, labels_to_regions
 from .metrics import dice, regions
 from .networks import build_network
 from .preprocessing import load, open_volume, prepared_files
-from .pretraining import make_phantoms, on_phantoms
+from .pretraining import Start, make_phantoms, on_phantoms, rehearsal
 from .shift import ranges
 from .tracking import Tracker
 
@@ -142,18 +142,18 @@ def patch_generator(seed: int, number: int) -> torch.Generator:
 
 def train(config: Config, training: Sequence[Path], validation: Sequence[Path], folder: Path,
           on_epoch: Callable[[list[dict]], None] | None = None, device: Device | None = None,
-          start: Path | None = None) -> list[dict]:
+          start: Start | None = None) -> list[dict]:
     """Train on prepared patients, or go on where `folder`/last.pt stands; returns the history, a record an epoch.
 
     Writes last.pt (all of the state, every epoch and every ten minutes), before.pt (the one before it) and, where there are
     validation patients, best.pt (averaged weights, their highest mean Dice). A stop (Ctrl-C) is heeded after the step under
-    way, with all saved: Stopped. Inside `distributed.group` each process takes its share of every batch. start: a checkpoint
-    whose averaged weights training begins with, instead of random ones.
+    way, with all saved: Stopped. Inside `distributed.group` each process takes its share of every batch. start: the weights
+    that training begins with, instead of random ones, and patients that it goes on seeing (`pretraining.rehearsal`).
     """
     device = device or describe_device()
     state, tag = begin(config, training, validation, folder, device, start)
     tracker = Tracker(folder, config, state.step, device)
-    dataset = PatchDataset(training, config.patch, config.foreground, config.seed)
+    dataset = PatchDataset(rehearsal(training, start.patients if start else ()), config.patch, config.foreground, config.seed)
     total = config.epochs * config.steps
     workers, who = 4 if device.kind == "cuda" else 0, (distributed.rank(), distributed.size())
     started, saved = time.monotonic() - state.seconds, time.monotonic()
@@ -190,14 +190,15 @@ def train_work(config: Config, work: Path, on_epoch: Callable[[list[dict]], None
                device: Device | None = None, everyone: bool = False) -> list[dict]:
     """`train` on the patients that notebooks 01 to 03 have left in a work folder; checkpoints go to `checkpoint_folder`.
 
-    Where the settings say so, on phantoms before (`pretraining`), in a work folder of their own. everyone: on those too that
-    are held out otherwise.
+    Where the settings say so, on phantoms before (`pretraining`), in a work folder of their own, and beside the patients.
+    everyone: on those too that are held out otherwise.
     """
     start = None
     if config.pretrain:
-        phantoms = distributed.once(lambda: make_phantoms(config, work))
-        train_work(on_phantoms(config), phantoms, None, device)
-        start = phantoms / "checkpoints" / "last.pt"
+        first, phantoms = on_phantoms(config), distributed.once(lambda: make_phantoms(config, work))
+        train_work(first, phantoms, None, device)
+        seen, _ = distributed.once(lambda: training_files(first, phantoms))
+        start = Start(checkpoint_folder(phantoms) / "last.pt", seen)
     files = distributed.once(lambda: training_files(config, work, everyone))
     return train(config, *files, checkpoint_folder(work, everyone), on_epoch, device, start)
 
@@ -224,19 +225,19 @@ def check_shares(config: Config, processes: int) -> None:
 
 
 def begin(config: Config, training: Sequence[Path], validation: Sequence[Path], folder: Path, device: Device,
-          start: Path | None) -> tuple[State, str]:
+          start: Start | None) -> tuple[State, str]:
     """The state to train from, new or `folder`'s last, and the fingerprint of settings and patients; alike in all processes.
 
     BratsError where a batch cannot be shared equally, or not all processes see the same folder.
     """
     check_shares(config, distributed.size())
     state = new_state(config, device)
-    weights = read_checkpoint(start, device)["average"] if start else None
-    tag = distributed.once(lambda: fingerprint(config, [*training, *validation], weights))
+    weights, rehearsed = (read_checkpoint(start.checkpoint, device)["average"], start.patients) if start else (None, ())
+    tag = distributed.once(lambda: fingerprint(config, [*training, *validation, *rehearsed], weights))
     state.seen = ranges([open_volume(path)[1].figures for path in training])
     if weights:
         for model in (state.model, state.average.module):
-            load_weights(model, weights, start)
+            load_weights(model, weights, start.checkpoint)
     for turn in (True, False):                        # the first process may move what is of other settings; then the others
         if turn == (distributed.rank() == 0):
             sweep(folder)

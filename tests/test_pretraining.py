@@ -9,14 +9,16 @@ import torch
 from conftest import write_case
 from test_training import CONFIG, CPU, prepared, weights  # noqa: F401 (a fixture)
 
-from brats_helpers import pretraining
+from brats_helpers import pretraining, training
 from brats_helpers.__main__ import main
 from brats_helpers.checkpoints import read_checkpoint
 from brats_helpers.cohort import read_cohort
 from brats_helpers.config import PRESETS
 from brats_helpers.phantom import make_patient
-from brats_helpers.pretraining import fill_work_folder, for_few_patients, on_phantoms
-from brats_helpers.training import train, train_work, training_files
+from brats_helpers.preprocessing import load
+from brats_helpers.pretraining import Start, fill_work_folder, for_few_patients, on_phantoms, rehearsal
+from brats_helpers.shift import ranges
+from brats_helpers.training import State, train, train_step, train_work, training_files
 
 TINY = CONFIG.with_(epochs=1, steps=3, warmup=1, validate_every=1, validation=0.4)
 
@@ -46,7 +48,7 @@ def test_training_begins_with_the_weights_that_it_is_given(prepared: list[Path],
     start = tmp_path / "before" / "last.pt"
     average = read_checkpoint(start, CPU)["average"]
     still = TINY.with_(learning_rate=1e-12, weight_decay=0.0)
-    train(still, prepared[:2], prepared[3:], tmp_path / "after", device=CPU, start=start)
+    train(still, prepared[:2], prepared[3:], tmp_path / "after", device=CPU, start=Start(start, []))
     for kind in ("model", "average"):
         after = read_checkpoint(tmp_path / "after" / "last.pt", CPU)[kind]
         assert all(torch.allclose(after[key], average[key], atol=1e-9) for key in average)
@@ -54,6 +56,33 @@ def test_training_begins_with_the_weights_that_it_is_given(prepared: list[Path],
     train(still, prepared[:2], prepared[3:], tmp_path / "after", device=CPU)       # from nothing: another training
     assert any(not torch.equal(value, before[key]) for key, value in weights(tmp_path / "after" / "last.pt").items())
     assert len(list(tmp_path.glob("after.*"))) == 1                                # the other is kept
+
+
+def test_what_is_rehearsed_fills_half_of_the_patches_and_is_not_what_scans_are_judged_by(
+        prepared: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:                # noqa: F811
+    patient, *phantoms = prepared
+    train(TINY, phantoms, [], tmp_path / "before", device=CPU)
+    shown = []
+
+    def watched(state: State, batch: dict, *others: object) -> float:
+        shown.extend(batch["name"])
+        return train_step(state, batch, *others)
+
+    monkeypatch.setattr(training, "train_step", watched)
+    start = Start(tmp_path / "before" / "last.pt", phantoms)
+    train(TINY, [patient], [], tmp_path / "after", device=CPU, start=start)
+    assert sorted(shown) == sorted([load(patient).meta.name] * 3 + [load(path).meta.name for path in phantoms])
+    content = read_checkpoint(tmp_path / "after" / "last.pt", CPU)
+    assert content["seen"] == ranges([load(patient).meta.figures])
+    train(TINY, [patient], [], tmp_path / "after", device=CPU, start=start._replace(patients=phantoms[:2]))
+    assert read_checkpoint(tmp_path / "after" / "last.pt", CPU)["fingerprint"] != content["fingerprint"]
+
+
+def test_patients_come_as_often_as_phantoms_and_never_less_than_once() -> None:
+    few, many = [Path("p"), Path("q")], [Path(str(n)) for n in range(9)]
+    drawn = rehearsal(few, many)
+    assert [drawn.count(path) for path in few] == [4, 4] and drawn[8:] == many
+    assert rehearsal(many, few) == [*many, *few] and rehearsal(few, []) == few
 
 
 def test_a_work_folder_of_few_patients_is_trained_on_phantoms_first_and_again_to_the_same_bits(tmp_path: Path) -> None:
