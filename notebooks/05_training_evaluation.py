@@ -593,7 +593,7 @@ curves(panels, "probability that it gave (left), threshold on it (right)")
 #
 # <details><summary>Answer</summary>
 #
-# From phantoms, as here with fewer than 40 real patients: [measured](../benchmarks/real_cohort.md).
+# From phantoms, kept in half of the patches, as here with fewer than 40 real patients: [measured](../benchmarks/real_cohort.md).
 # </details>
 
 # %%
