@@ -22,6 +22,7 @@ from .inference import POSTPROCESSING, segment
 from .metrics import interval_text, score_case, summarise
 from .networks import build_network
 from .preprocessing import fingerprint
+from .pretraining import FOLDER as PRETRAINING
 from .unet import count_parameters
 
 CARD = """# Model card: brain tumor segmentation, {checkpoint}
@@ -66,6 +67,9 @@ def evaluate(cases: Sequence[Case], checkpoint: Path, work: Path, config: Config
         raise BratsError("there is no patient to evaluate on: see notebook 02's split.")
     content = read_checkpoint(checkpoint, device)
     trained = Config.from_dict(content["config"]).with_(tta=config.tta, overlap=config.overlap)
+    trainings = [Path(checkpoint).with_name("last.pt")]
+    if trained.pretrain:
+        trainings.append(Path(work) / PRETRAINING / "checkpoints" / "last.pt")
     model = build_network(trained, device, from_checkpoint=True)
     load_weights(model, content["average"], checkpoint)
     rows = _score_all(cases, model.eval(), trained, Path(work), device)
@@ -73,7 +77,7 @@ def evaluate(cases: Sequence[Case], checkpoint: Path, work: Path, config: Config
         "cases": len(rows), "left_out": list(left_out), "set": which, "checkpoint": Path(checkpoint).name,
         **summarise(rows), "per_case": rows,
         "preset": trained.preset, "seed": trained.seed, "parameters": count_parameters(model),
-        "train_seconds": round(read_checkpoint(Path(checkpoint).with_name("last.pt"), device)["seconds"], 1)}
+        "train_seconds": round(sum(read_checkpoint(path, device)["seconds"] for path in trainings), 1)}
     write_json(Path(work) / "metrics.json", metrics)
     return metrics
 
@@ -84,7 +88,7 @@ def write_model_card(path: Path, metrics: dict, config: Config, learnt: int, syn
     Returns what is written.
     """
     data = "synthetic patients (MNI152 anatomy, modelled tumors)" if synthetic else "patients of the given source" + (
-        f", after {config.pretrain} synthetic ones" if config.pretrain else "")
+        f", after and beside {config.pretrain} synthetic ones, of which a fifth only watched" if config.pretrain else "")
     results = "\n".join(f"| {name} | {metrics['dice'][name]:.3f} ({interval_text(metrics['dice_ci95'][name])}) | "
                         f"{metrics['hd95_mm'][name]:.2f} |" for name in REGIONS)
     limits = ("It has never seen a real patient, and what it makes of real scans was not measured. " if synthetic else "") + (
@@ -110,7 +114,8 @@ def read_prediction(case: Case, work: Path) -> tuple[Patient, np.ndarray]:
     """A patient, and what the network has made of him: labels 0 to 3, (X, Y, Z) uint8, from `evaluate`'s mask."""
     patient = read_case(case)
     path = Path(work) / "predictions" / f"{case.name}.nii.gz"
-    return patient, read_reference(replace(case, reference=path, channels=()), patient.images.shape[1:], patient.affine)
+    mask = replace(case, images=(path,), reference=path, channels=())     # ET is 4 in it, whatever the scans' names
+    return patient, read_reference(mask, patient.images.shape[1:], patient.affine)
 
 
 def verify_masks(cases: Sequence[Case], work: Path) -> None:

@@ -157,6 +157,16 @@ def test_evaluation_is_written_and_goes_on_after_a_stop(checkpoint: Path, tmp_pa
     assert [p.name for p in (tmp_path / "predictions").glob("*.nii.gz")] == ["B.nii.gz"]
 
 
+def test_a_mask_is_read_whatever_the_scans_are_called(tmp_path: Path) -> None:
+    images, labels = small_volumes()
+    old, new = ("_flair", "_t1", "_t1ce", "_t2", "_seg"), ("-t2f", "-t1n", "-t1c", "-t2w", "-seg")
+    for name, endings in (("old", old), ("new", new)):
+        case = find_cases(write_case(tmp_path / "cohort", name, images, None, endings=endings))[0]
+        (tmp_path / "predictions").mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(labels, brats_affine(1.0)), tmp_path / "predictions" / f"{name}.nii.gz")
+        assert np.array_equal(read_prediction(case, tmp_path)[1] == ET, labels == 4)
+
+
 def test_real_scans_are_segmented_on_their_own_grid(real_cases, checkpoint: Path, tmp_path: Path) -> None:
     coarse = CONFIG.with_(spacing_mm=4.0)
     for case in real_cases:
