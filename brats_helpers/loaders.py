@@ -18,7 +18,7 @@ from .preprocessing import Meta, open_volume
 
 
 class PatchDataset(Dataset):
-    """Patch number i of an endless, seeded stream that shows every patient equally often.
+    """Patch number i of an endless, seeded stream that shows every patient as often as `paths` names him.
 
     An item is {"volume": (5, P, P, P), four modalities and the reference as stored; "mean", "std":
     (4,) float32; "name": str; "number": i}. With probability `foreground` the patch is centred on a tumor voxel,

@@ -115,8 +115,9 @@ def leave_out(state: State, names: Sequence[str], problem: str, config: Config) 
     """A batch whose loss or gradient is no number: stop there, or halve the learning rate for what follows."""
     problem = f"{problem} at step {state.step}, on patches of {', '.join(distributed.gather(names))}"
     if config.on_nan == "stop":
-        raise BratsError(f"{problem}: the weights were not touched. Look at these patients' scans, lower learning_rate, "
-                         "or go on from here without the batch and at half the rate: on_nan=halve.")
+        raise BratsError(f"{problem}: the weights were not touched. Look at these patients' scans"
+                         f"{' (phantoms may have the same names)' if config.pretrain else ''}, lower learning_rate, or go on "
+                         "from here without the batch and at half the rate: on_nan=halve.")
     state.rate_factor /= 2
     if state.rate_factor < LEAST_FACTOR:
         raise BratsError(f"{problem}, the rate halved {round(-math.log2(LEAST_FACTOR))} times already: these patients' "
@@ -324,15 +325,18 @@ def newest(folder: Path, device: Device) -> dict | None:
 
 def resume(state: State, folder: Path, tag: str, config: Config, device: Device) -> None:
     """Bring the state to where `folder`'s last checkpoint stands; one of other settings is set aside, not lost."""
-    content = newest(folder, device)
+    content, earlier = newest(folder, device), folder.with_name(f"{folder.name}.{tag}")
     if content and content["fingerprint"] != tag:
-        aside, earlier = (folder.with_name(f"{folder.name}.{t}") for t in (content["fingerprint"], tag))
+        aside = folder.with_name(f"{folder.name}.{content['fingerprint']}")
         tqdm.write(f"{folder} was trained with other settings or patients: kept in {aside}.")
-        if aside.is_dir():                            # left by an earlier run of the same settings: the newer is kept
+        if aside.is_dir():                            # of the same settings: the newer is kept
             shutil.rmtree(aside)
         folder.rename(aside)
-        if earlier.is_dir():                          # these settings were trained before
-            earlier.rename(folder)
+        content = None
+    if not content and earlier.is_dir():              # these settings were trained before
+        if folder.is_dir():                           # without a checkpoint: others ended before their first
+            shutil.rmtree(folder)
+        earlier.rename(folder)
         content = newest(folder, device)
     if not content:
         return
@@ -340,7 +344,8 @@ def resume(state: State, folder: Path, tag: str, config: Config, device: Device)
     state.average.module.load_state_dict(content["average"])
     state.average.n_averaged.fill_(content["n_averaged"])
     state.optimizer.load_state_dict(content["optimizer"])
-    state.scaler.load_state_dict(content["scaler"])
+    if content["scaler"]:                             # empty where the precision needed none: another device's
+        state.scaler.load_state_dict(content["scaler"])
     for name in ("step", "best", "seconds", "losses", "history", "rate_factor"):
         setattr(state, name, content[name])
     if state.step < config.epochs * config.steps:

@@ -188,6 +188,35 @@ def test_other_settings_start_anew_and_keep_the_old(prepared, tmp_path: Path) ->
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith("c.")] != [aside[0].name]
 
 
+def test_what_was_set_aside_is_found_again_where_the_other_training_ended_before_its_first_checkpoint(
+        prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = CONFIG.with_(epochs=1)
+    history = train(short, prepared[:3], prepared[3:], tmp_path / "c", device=CPU)
+
+    def full(*_: object) -> float:
+        raise MemoryError
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(training, "train_step", full)
+        train(short.with_(patch=32), prepared[:3], prepared[3:], tmp_path / "c", device=CPU)
+    assert not (tmp_path / "c" / "last.pt").exists()
+    (tmp_path / "c").mkdir(exist_ok=True)             # what a logger may have left
+    stamp = next(tmp_path.glob("c.*/last.pt")).stat().st_mtime_ns
+    assert train(short, prepared[:3], prepared[3:], tmp_path / "c", device=CPU) == history
+    assert (tmp_path / "c" / "last.pt").stat().st_mtime_ns == stamp and not list(tmp_path.glob("c.*"))
+
+
+def test_a_checkpoint_of_a_device_without_loss_scaling_goes_on_with_it_and_back(prepared, tmp_path: Path) -> None:
+    fp16 = replace(CPU, dtype=torch.float16)
+    assert fp16.scaler and not CPU.scaler
+    for epochs, device in enumerate((CPU, fp16, CPU), start=1):
+        state = training.new_state(CONFIG, device)
+        training.resume(state, tmp_path, "tag", CONFIG, device)
+        assert state.step == epochs - 1 and state.scaler.is_enabled() == device.scaler
+        state.step = epochs
+        training.save(state, tmp_path, CONFIG, "tag")
+
+
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(prepared, tmp_path: Path, capsys) -> None:
     train(CONFIG, prepared[:3], prepared[3:], tmp_path / "whole", device=CPU)
     shutil.copytree(tmp_path / "whole", tmp_path / "damaged")
