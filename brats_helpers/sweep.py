@@ -58,8 +58,7 @@ def run_sweep(grid: Mapping[str, Sequence[object]], work: Path, preset: str | No
     for point in tqdm(points, desc="shared notebooks", unit="point"):
         early = {name: value for name, value in point.items() if name not in late}
         base = work / "shared" / (name_of(early) or "all")
-        if not (base / "preprocessed" / "dataset.json").is_file():
-            _run_shared(base, preset, source, {**(fixed or {}), **early})
+        _run_shared(base, preset, source, {**(fixed or {}), **early})
         place = work / "points" / name_of(point)
         _link(base, place)
         places.append(place)
@@ -74,10 +73,19 @@ def run_sweep(grid: Mapping[str, Sequence[object]], work: Path, preset: str | No
 
 
 def _run_shared(base: Path, preset: str | None, source: str | None, parameters: Mapping[str, object]) -> None:
-    """Notebooks 01 to 03 in a folder of their own."""
-    for number in (1, 2, 3):
-        known = {name: value for name, value in parameters.items() if name in declared(number)}
-        run_series(preset, source if number == 1 else None, base, only=number, parameters=known)
+    """Notebooks 01 to 03 in a folder of their own, unless they have run there; BratsError where that was for other data."""
+    known = {number: {name: value for name, value in parameters.items() if name in declared(number)} for number in (1, 2, 3)}
+    asked = {"preset": preset, "source": source, **known[1], **known[2], **known[3]}
+    note = base / "asked.json"
+    if note.is_file() and (before := read_json(note, "the sweep")) != asked:
+        raise BratsError(f"{base} holds the patients of another sweep ({before}; now {asked}): name another folder with "
+                         "--work, or delete that one.")
+    if (base / "preprocessed" / "dataset.json").is_file():
+        return
+    base.mkdir(parents=True, exist_ok=True)
+    write_json(note, asked)
+    for number, chosen in known.items():
+        run_series(preset, source if number == 1 else None, base, only=number, parameters=chosen)
 
 
 def _link(base: Path, place: Path) -> None:

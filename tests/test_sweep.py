@@ -61,6 +61,12 @@ def test_a_failing_point_is_a_row_and_a_finished_one_is_not_run_again(shared: Pa
     assert links >= 2                                     # prepared once, and no copy
 
 
+def test_a_folder_of_other_patients_is_not_taken_for_these(shared: Path) -> None:
+    for other in ({"fixed": {**TINY, "spacing_mm": 7.0}}, {"preset": "full"}, {"source": "wide"}):
+        with pytest.raises(BratsError, match="holds the patients of another sweep.*--work"):
+            run_sweep({"learning_rate": [1e-3]}, shared, **{"fixed": TINY, **other})
+
+
 def test_a_dask_worker_that_dies_loses_no_run_and_counts_none_twice(shared: Path) -> None:
     distributed = pytest.importorskip("distributed", reason="dask.distributed is not installed")
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
