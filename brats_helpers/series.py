@@ -12,6 +12,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 import papermill
+from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
@@ -129,6 +130,10 @@ def execute(number: int, folder: Path, parameters: Mapping[str, object], source:
     except PapermillExecutionError as error:
         raise BratsError(f"notebook {name} stopped at cell {error.exec_count}: {error.ename}: {error.evalue}\n"
                          f"What it had done is in {target}; run the same command again to go on.") from error
+    except DeadKernelError as error:
+        raise BratsError(f"notebook {name} stopped because its process was killed, most often for want of memory: close "
+                         "other programs, run fewer notebooks at once or lower patch and batch, and run the same command "
+                         "again to go on.") from error
     render(target)
     return target
 

@@ -72,6 +72,13 @@ def test_a_notebook_that_stops_is_named_with_cell_and_error(tmp_path: Path) -> N
     assert (tmp_path / "notebooks" / "02_extraction.ipynb").is_file()
 
 
+def test_a_kernel_that_is_killed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import os; os.kill(os.getpid(), 9)")])
+    nbformat.write(book, tmp_path / "01_setup.ipynb")
+    with pytest.raises(BratsError, match="01_setup stopped because its process was killed, most often for want of memory"):
+        series.execute(1, tmp_path / "out", {}, tmp_path)
+
+
 def test_a_twin_stops_02_and_a_damaged_patient_too_unless_the_user_says_skip(tmp_path: Path) -> None:
     hostile = "<script>alert(1)<b>$x_{$"
     for index, name in enumerate([hostile, "P1", "P2", "TWIN"]):
@@ -144,4 +151,5 @@ def test_real_patients_go_through_all_five(tmp_path: Path) -> None:
     metrics = json.loads((work / "metrics.json").read_text())
     assert metrics["set"] == "validation" and metrics["checkpoint"] == "last.pt" and metrics["cases"] == 2
     assert (work / "pretraining" / "checkpoints" / "last.pt").is_file()               # ten are few: phantoms come first
-    assert "6 synthetic patients first" in (work / "notebooks" / "05_training_evaluation.html").read_text()
+    said = (work / "notebooks" / "05_training_evaluation.html").read_text()
+    assert "6 synthetic ones are made, and the network learns from most of them first" in said
