@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import logging
 import sys
@@ -26,9 +27,9 @@ RUN_EXAMPLES = """examples:
 """
 SWEEP_EXAMPLES = """examples:
   python -m brats_helpers sweep --grid learning_rate=1e-3,4e-3 --grid seed=0,1,2 --jobs 2
-  python -m brats_helpers sweep --folds 5 --source BraTS2021_Training_Data.tar --preset kaggle
-  python -m brats_helpers predict data/ --out masks --checkpoint runs/sweep/points/fold=0/checkpoints/best.pt \\
-      --checkpoint runs/sweep/points/fold=1/checkpoints/best.pt
+  python -m brats_helpers sweep --folds 5 --source BraTS2021_Training_Data.tar --preset kaggle --work runs/folds
+  python -m brats_helpers predict data/ --out masks --checkpoint runs/folds/points/fold=0/checkpoints/last.pt \\
+      --checkpoint runs/folds/points/fold=1/checkpoints/last.pt
 """
 TRAIN_EXAMPLES = """trains on what notebooks 01 to 03 left, as notebook 05 does, and goes on where it was stopped
 examples:
@@ -177,7 +178,7 @@ def _train_alone_or_in_a_group(options: argparse.Namespace) -> int:
     with distributed.group():
         if not options.config:                        # else notebook 05 has settled it
             cohort = read_cohort(options.work)
-            learnt = cohort.learnt(config, options.everyone)
+            learnt = cohort.learnt(config)            # the recipe that was measured, though it learns from everyone
             config = for_few_patients(config, len(learnt), cohort.synthetic, parameters)
         device = describe_device()
         if options.precision:
@@ -189,12 +190,14 @@ def _train_alone_or_in_a_group(options: argparse.Namespace) -> int:
 
 
 def number_or_text(value: str) -> object:
-    """A parameter's value as YAML reads it, and 3e-4 as the number that YAML takes for text."""
-    parsed = yaml.safe_load(value)
+    """A parameter's value as YAML reads it, with 3e-4 and 1e3 as the numbers that YAML takes for text."""
+    with contextlib.suppress(ValueError):
+        number = float(value)
+        return int(number) if number.is_integer() else number
     try:
-        return float(parsed) if isinstance(parsed, str) else parsed
-    except ValueError:
-        return parsed
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
 
 
 def _export(options: argparse.Namespace) -> int:

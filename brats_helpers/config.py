@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Integral, Real
 from pathlib import Path
 
 from .errors import BratsError
 from .files import read_json, write_json
 
 OWN_NETWORK = "unet"
+KINDS = {"int": (Integral, "a whole number"), "float": (Real, "a number"), "bool": (bool, "true or false"),
+         "str": (str, "text")}
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,10 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work, naming the field and what it may be."""
+        for f in fields(self):
+            value, (kind, wanted) = getattr(self, f.name), KINDS.get(str(f.type), (object, ""))
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+                raise BratsError(f"{f.name}={value!r} cannot work: it must be {wanted}.")
         ours = self.network == OWN_NETWORK            # another network has rules of its own, and says so itself
         depth = 2 ** (len(self.filters) - 1) if ours else 1
         rules = [
@@ -72,7 +79,7 @@ class Config:
             *((name, getattr(self, name) > 0, "above 0") for name in
               ("spacing_mm", "patients", "batch", "epochs", "steps", "learning_rate", "clip", "validate_every")),
             *((name, getattr(self, name) >= 0, "0 or more") for name in
-              ("test_patients", "pretrain", "warmup", "weight_decay")),
+              ("seed", "test_patients", "pretrain", "warmup", "weight_decay")),
         ]
         for name, holds, wanted in rules:
             if not holds:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import small_volumes, write_case
 
+from brats_helpers.__main__ import number_or_text
 from brats_helpers.cases import check_case, find_cases, read_case
 from brats_helpers.checkpoints import load_checkpoint, write_checkpoint
 from brats_helpers.config import PRESETS, Config
@@ -285,8 +286,15 @@ def test_a_checkpoint_runs_nothing(tmp_path: Path, faults) -> None:
     ("patch", 60), ("patch", 8), ("validation", 0), ("validation", 1.5), ("folds", 1), ("fold", 5), ("foreground", -0.1),
     ("overlap", 1), ("ema", 1), ("spacing_mm", 0), ("patients", 0), ("batch", 0), ("epochs", -1), ("steps", 0),
     ("learning_rate", 0), ("clip", -1), ("validate_every", 0), ("test_patients", -1), ("warmup", -5), ("weight_decay", -1),
-    ("on_nan", "ignore")])
+    ("on_nan", "ignore"), ("seed", -1), ("steps", 2.5), ("epochs", "abc"), ("batch", True), ("learning_rate", "fast"),
+    ("tta", "yes"), ("network", 3)])
 def test_settings_that_cannot_work_are_refused_by_name(name: str, value: object, faults) -> None:
     with pytest.raises(BratsError, match=f"{name}={value!r} cannot work: it must be"):
         PRESETS["quick"].with_(**{name: value})
     faults("impossible settings")
+
+
+def test_what_is_typed_is_read_as_it_is_meant_and_odd_words_stay_words() -> None:
+    typed = {"1e3": 1000, "3e-4": 3e-4, "2.0": 2, "true": True, "abc": "abc", "{": "{", "-1": -1}
+    for text, meant in typed.items():
+        assert number_or_text(text) == meant and type(number_or_text(text)) is type(meant)
