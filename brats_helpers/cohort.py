@@ -97,4 +97,8 @@ def read_cohort(work: Path) -> Cohort:
     for key, folder in patients["folders"].items():
         sound = {row["name"] for row in patients["rows"][key] if not row["problems"]}
         cases[key] = [case for case in patients_in(Path(folder)) if case.name in sound] if folder else []
+        if gone := sorted(sound - {case.name for case in cases[key]}):
+            raise BratsError(f"{len(gone)} patient(s) that notebook 02 has found are no longer in {folder} "
+                             f"({', '.join(gone[:3])}{', ...' if len(gone) > 3 else ''}): put them back, or run notebooks 02 "
+                             "and 03 again, which split the others anew.")
     return Cohort(source["synthetic"], cases, patients["rows"], splits)

@@ -47,6 +47,10 @@ def test_what_is_written_is_read_and_another_seed_or_source_is_noticed(tmp_path:
         assert sorted(cohort.learnt(chosen) + cohort.held_out(chosen)) == ["A", "B", "C"]
     with pytest.raises(BratsError, match="fold=4 cannot work.*0 to 2"):
         cohort.held_out(config.with_(fold=4))
+    (raw / "B").rename(tmp_path / "B")
+    with pytest.raises(BratsError, match=r"1 patient.* no longer in .*raw \(B\): put them back, or run notebooks 02"):
+        read_cohort(tmp_path / "work")
+    (tmp_path / "B").rename(raw / "B")
     for other, source in ((config.with_(seed=1), raw), (config, raw / "A")):
         write_source(tmp_path / "work", other, str(source), source, None)
         with pytest.raises(BratsError, match="run notebooks 02 and 03 again"):
