@@ -44,9 +44,10 @@ def train_here(config: Config, work: Path, processes: int | None = None,
         arguments = ["train", "--work", str(work), "--config", str(settings), "--history", str(epochs), "--precision",
                      str(device.dtype).removeprefix("torch.")]
         stopped = run_processes(arguments, processes, device.kind == "cuda", Watch(epochs, on_epoch))
+        begun = epochs.is_file()                      # else what lies there may be of other settings
     content = newest(work / "checkpoints", device)
     history = content["history"] if content else []
-    if stopped and not (history and history[-1]["epoch"] == config.epochs):
+    if stopped and not (begun and history and history[-1]["epoch"] == config.epochs):
         raise Stopped("stopped before the first step; run it again.")
     return history
 

@@ -16,7 +16,7 @@ import torch
 from conftest import write_case
 
 from benchmarks.scaling import on_processes
-from brats_helpers import distributed
+from brats_helpers import distributed, launch
 from brats_helpers.checkpoints import read_checkpoint
 from brats_helpers.config import PRESETS, Config
 from brats_helpers.device import Device
@@ -90,6 +90,13 @@ def same(history: list[dict], work: Path, whole: tuple[list[dict], dict[str, tor
         assert mine["dice"] == pytest.approx(other["dice"], abs=2e-3)
     start = {f"model {k}": v for k, v in new_state(CONFIG, CPU).model.state_dict().items()}
     assert moved(weights(work), whole[1]) < 0.03 * moved(start, whole[1])
+
+
+def test_a_stop_before_the_first_step_does_not_bring_back_an_earlier_training(work: Path, monkeypatch) -> None:
+    train_here(CONFIG, work, device=CPU)
+    monkeypatch.setattr(launch, "run_processes", lambda *_: True)
+    with pytest.raises(Stopped, match="stopped before the first step"):
+        train_here(CONFIG.with_(learning_rate=1e-4), work, 2, device=CPU)
 
 
 def test_two_processes_stopped_and_gone_on_are_one_with_the_same_batch(whole, work: Path, faults) -> None:
