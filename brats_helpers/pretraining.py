@@ -17,7 +17,8 @@ from . import distributed
 from .archive import patients_in
 from .cases import check_cohort
 from .cohort import write_patients, write_source
-from .config import PRESETS, Config
+from .config import Config
+from .config import preset as preset_of
 from .phantom import LOOKS, build_cohort, make_patient
 from .preprocessing import Prepared, prepare, preprocess_cohort
 from .splits import make_splits
@@ -49,23 +50,25 @@ def for_few_patients(config: Config, patients: int, synthetic: bool, asked: Coll
     """
     if synthetic or patients >= FEW or ("pretrain" in asked and not config.pretrain):
         return config
-    preset = PRESETS[config.preset]
+    preset = preset_of(config.preset)
     chosen = {"pretrain": PHANTOMS, "learning_rate": preset.learning_rate * GENTLER,
               "epochs": max(1, min(preset.epochs, MOST_STEPS // config.steps))}
     chosen = {name: value for name, value in chosen.items() if name not in asked}
     config = config.with_(**chosen)
     if chosen and distributed.rank() == 0:
-        print(f"{patients} real patients to learn from are few (fewer than {FEW}): the network learns from "
-              f"{config.pretrain} synthetic patients first, and then from yours and these in turn with a learning "
-              f"rate of {config.learning_rate:g}, {config.epochs * config.steps} steps each. pretrain=0 leaves that out; "
-              "what it is worth: benchmarks/real_cohort.md.")
+        print(f"{patients} real patients to learn from are few (fewer than {FEW}): {config.pretrain} synthetic ones "
+              "are made, and the network learns from most of them first, and then from yours and these in turn with a "
+              f"learning rate of {config.learning_rate:g}, {config.epochs * config.steps} steps each. pretrain=0 leaves that "
+              "out; what it is worth: benchmarks/real_cohort.md.")
     return config
 
 
 def on_phantoms(config: Config) -> Config:
-    """The settings of the training that comes first: the full learning rate, and nothing before it."""
+    """The settings of the training that comes first: nothing before it, and the full learning rate, which is no higher than
+    the preset's or the patients' own."""
+    highest = max(config.learning_rate, preset_of(config.preset).learning_rate)
     return config.with_(pretrain=0, fold=-1, patients=config.pretrain, test_patients=0,
-                        learning_rate=config.learning_rate / GENTLER)
+                        learning_rate=min(config.learning_rate / GENTLER, highest))
 
 
 def some_phantoms(kind: str, number: int, spacing_mm: float, seed: int = 9) -> list[Prepared]:

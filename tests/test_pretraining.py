@@ -13,7 +13,7 @@ from brats_helpers import pretraining, training
 from brats_helpers.__main__ import main
 from brats_helpers.checkpoints import read_checkpoint
 from brats_helpers.cohort import read_cohort
-from brats_helpers.config import PRESETS
+from brats_helpers.config import PRESETS, Config
 from brats_helpers.phantom import make_patient
 from brats_helpers.preprocessing import load
 from brats_helpers.pretraining import Start, fill_work_folder, for_few_patients, on_phantoms, rehearsal
@@ -33,6 +33,8 @@ def test_few_real_patients_bring_phantoms_and_a_word_and_others_change_nothing(n
     said = capsys.readouterr().out
     assert said.startswith("8 real patients") and str(few.pretrain) in said and f"{few.learning_rate:g}" in said
     assert on_phantoms(few).learning_rate == config.learning_rate and not on_phantoms(few).pretrain
+    assert on_phantoms(config.with_(pretrain=7)).learning_rate == config.learning_rate         # asked for, with many patients
+    assert on_phantoms(few.with_(learning_rate=3 * config.learning_rate)).learning_rate == 3 * config.learning_rate
 
 
 def test_what_was_asked_for_stays(capsys) -> None:
@@ -107,7 +109,7 @@ def test_a_work_folder_of_few_patients_is_trained_on_phantoms_first_and_again_to
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
 
 
-def test_everyone_is_learnt_from_apart_from_what_is_measured(tmp_path: Path, capsys) -> None:
+def test_everyone_is_learnt_from_apart_from_what_is_measured(tmp_path: Path, capsys, monkeypatch) -> None:
     for index in range(4):
         patient = make_patient(5, index, 8.0)
         write_case(tmp_path / "raw", f"P{index}", patient.images, patient.reference, patient.affine)
@@ -115,7 +117,15 @@ def test_everyone_is_learnt_from_apart_from_what_is_measured(tmp_path: Path, cap
     fill_work_folder(work, TINY, str(tmp_path / "raw"), tmp_path / "raw", jobs=1)
     learnt, held_out = training_files(TINY, work, everyone=True)
     assert [path.stem for path in learnt] == ["P0", "P1", "P2", "P3"] and not held_out
+    asked: list[int] = []                             # patients that the recipe is chosen for: those of what is measured
+
+    def noted(config: Config, patients: int, *others: object) -> Config:
+        asked.append(patients)
+        return for_few_patients(config, patients, *others)
+
+    monkeypatch.setattr(pretraining, "for_few_patients", noted)
     assert main(["train", "--work", str(work), "--everyone", "-p", "pretrain", "0"]) == 0
+    assert asked == [len(training_files(TINY, work)[0])] != [4]
     assert "measured on nobody" in capsys.readouterr().out
     history = read_checkpoint(work / "everyone" / "last.pt", CPU)["history"]
     assert [row["dice"] for row in history] == [None] and not (work / "everyone" / "best.pt").exists()
