@@ -212,15 +212,16 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def disk_budget(config: Config, patients: int, work: Path, unpack: bool = True) -> dict:
+def disk_budget(config: Config, patients: int, work: Path, unpack: bool = True, phantoms: int = 0) -> dict:
     """GB that a series needs and has: {"raw_gb", "prepared_gb", "other_gb", "needed_gb", "free_gb", "fits"}.
 
-    unpack: whether the scans are written, too; those of a folder are read where they are.
+    unpack: whether the scans are written, too; those of a folder are read where they are. phantoms: that are made to learn
+    from first (`pretraining`), with a training of their own.
     """
     nearest = min(RAW_MB, key=lambda mm: abs(mm - config.spacing_mm))
-    raw, prepared = (patients * table[nearest] / 1000 for table in (RAW_MB, PREPARED_MB))
-    raw *= unpack
-    other = OTHER_MB / 1000 if config.preset != "quick" else 0.1
+    raw = (patients * unpack + phantoms) * RAW_MB[nearest] / 1000
+    prepared = (patients + phantoms) * PREPARED_MB[nearest] / 1000
+    other = (OTHER_MB / 1000 if config.preset != "quick" else 0.1) * (2 if phantoms else 1)
     existing = next(p for p in (Path(work).absolute(), *Path(work).absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free / 1e9
     needed = raw + prepared + other
