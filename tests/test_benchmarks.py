@@ -152,12 +152,14 @@ def test_what_phantoms_are_worth_is_read_off_the_folds_that_all_trainings_share(
 
 def test_the_page_of_real_patients_says_what_the_stored_scores_say_and_what_they_do_not_reach() -> None:
     folder = Path(real_cohort.__file__).parent
-    results = json.loads((folder / "real_cohort.json").read_text())["results"]
+    results, earlier = (json.loads((folder / f"{name}.json").read_text())["results"]
+                        for name in ("real_cohort", "real_cohort_earlier"))
     page = (folder / "real_cohort.md").read_text()
-    whole = [r for r in results if r["learnt"] == 8]
-    assert real_cohort.table(whole) in page and real_cohort.trainings(whole) in page
+    now = [r for r in results if r["learnt"] == 8]
+    assert all(make(part) in page for part in (now, earlier) for make in (real_cohort.table, real_cohort.trainings))
     assert real_cohort.by_patients(results) in page
-    prose = " ".join(page.split())
+    prose, whole = " ".join(page.split()), [*now, *earlier]
+    readme = " ".join((folder.parent / "README.md").read_text().split())
     dices = {(r["system"], r["seed"], name): np.array([row[region]["dice"] for region in ("WT", "TC", "ET")])
              for r in whole for name, row in r["patients"].items()}
     names, seeds = sorted({key[2] for key in dices}), sorted({key[1] for key in dices})
@@ -165,11 +167,21 @@ def test_the_page_of_real_patients_says_what_the_stored_scores_say_and_what_they
     def gains(seed: int, system: str = "ours") -> np.ndarray:
         return np.array([dices[system, seed, name] - dices["nnunet-small", seed, name] for name in names])
 
+    for system in ("ours", "nnunet-small"):
+        wt, tc, et = np.mean([dices[system, 2, name] for name in names], 0)
+        assert f"{wt:.3f}, {tc:.3f} and {et:.3f}" in readme
     for seed in seeds:
         gain, low, high = bootstrap_ci(gains(seed).mean(1))
         assert gain >= 0.03 and gains(seed).mean(0).min() >= -0.01 and f"{gain:.3f} above ({low:.3f} to {high:.3f})" in prose
         assert f"Seed {seed} reaches all three" in prose if low > 0 else f"Seed {seed} does not reach the second" in prose
-    over_seeds = np.mean([gains(seed).mean(1) for seed in seeds], axis=0)
+    assert (gains(2).mean(1) > 0).all() and "ahead in each of the ten patients" in prose
+    mine, *theirs = (np.mean([dices[system, seed, name] for name in names]) for system, seed in (
+        ("ours", 2), ("nnunet-small", 0), ("nnunet-small", 1)))
+    assert f"would be by {mine - theirs[0]:.3f} and {mine - theirs[1]:.3f}" in prose
+    wt = np.array([[dices["ours", seed, name][0] for name in names] for seed in (2, 0, 1)])
+    assert f"WT is {(wt[1:].mean(0) - wt[0]).mean():.3f} lower than the mean of the two" in prose
+    assert (wt[1:].mean(0) - wt[0])[names.index("BraTS2021_00014")] / len(names) > (wt[1:].mean(0) - wt[0]).mean()
+    over_seeds = np.mean([gains(seed).mean(1) for seed in sorted({r["seed"] for r in earlier})], axis=0)
     gain, low, high = bootstrap_ci(over_seeds)
     assert low > 0 and f"{gain:.3f} above ({low:.3f} to {high:.3f})" in prose
     assert f"ahead in {np.sum(over_seeds > 0)} of {len(names)} patients" in prose
