@@ -22,7 +22,7 @@
 # |---|---|
 # | reads | nothing, or the archive or folder of BraTS patients that you name as `source` |
 # | writes | `config.json`, `cohort.json` and, for the synthetic cohort, `data/*.tar` in the work folder |
-# | takes | 1 minute on two CPU cores (quick preset, measured: [README](../README.md#results)), no longer with a GPU; to read and to do the exercises 40 minutes, an estimate |
+# | takes | 1 minute on two CPU cores (quick preset, measured: [README](../README.md#results)); not timed on a GPU yet; to read and to do the exercises 40 minutes, an estimate |
 
 # %% [markdown]
 # ## By the end you can
@@ -144,7 +144,7 @@ for dtype in (torch.float32, torch.float16, torch.bfloat16):
 # ### Exercise 1: the next number
 #
 # How large is the smallest bf16 number above 1? (All exercises work like this one: put your answer in the place of the
-# blank, run the cell, and read what the check says. Nothing later depends on it.)
+# solution or the blank, run the cell, and read what the check says. Nothing later depends on it.)
 #
 # <details><summary>Hint</summary>
 #
@@ -414,11 +414,13 @@ checks.check_float_gigabytes(gigabytes, box, 1251)
 # %%
 from brats_helpers.cases import find_cases
 from brats_helpers.device import disk_budget, where_am_i
+from brats_helpers.pretraining import FEW, PHANTOMS
 
 packed = is_archive(training)
 found = summarise(list_archive(training)) if packed else find_cases(training)
 everyone = len(found) + (config.test_patients if test else 0)
-budget = disk_budget(config, everyone, work, unpack=packed and where_am_i() != "kaggle")
+few = PHANTOMS if not synthetic and everyone < FEW else 0  # notebook 05 then learns from phantoms first
+budget = disk_budget(config, everyone, work, packed and where_am_i() != "kaggle", few)
 print(", ".join(f"{name} {value:.2f}" for name, value in budget.items() if name != "fits"))
 if not budget["fits"]:
     print("WARNING: that is more than is free: choose another work folder, or fewer patients.")

@@ -22,7 +22,7 @@
 # |---|---|
 # | reads | `config.json`, `cohort.json` and the archive or folder that they name |
 # | writes | `cases/`, `patients.json`, `splits.json` in the work folder |
-# | takes | 1 minute on two CPU cores (quick preset, measured: [README](../README.md#results)), no longer with a GPU; to read and to do the exercises 50 minutes, an estimate |
+# | takes | 1 minute on two CPU cores (quick preset, measured: [README](../README.md#results)); not timed on a GPU yet; to read and to do the exercises 50 minutes, an estimate |
 #
 # ## By the end you can
 #
@@ -429,8 +429,8 @@ histograms(patient.images, patient.reference, "intensity, scanner units", synthe
 # A network is judged on patients that it has not seen. Most patients are learnt from. The others, **validation**, are scored
 # again and again during training, and the version of the network that does best on them (a **checkpoint**: its weights in
 # a file) is kept. It was picked *because* it does well on them, so its score on them is too good. The synthetic cohort
-# therefore brings a third group in an archive of its own, the **test** set, which decides nothing: it is scored once, at
-# the end of notebook 05.
+# therefore brings a third group in an archive of its own, the **test** set, which decides nothing: the network meets it once,
+# at the end of notebook 05.
 #
 # Whole patients are split, never slices: two neighbouring slices of one brain are nearly the same picture. And a patient
 # who is in the cohort twice, under two names, must not end up on both sides:
@@ -449,9 +449,9 @@ print(f"{len(splits['training'])} to learn from, {len(splits['validation'])} to 
 print(f"{len(sound['test'])} for the test; {len(splits['folds'])} folds")
 
 # %% [markdown]
-# *Stratified by size* means: the patients are sorted by tumor volume, and of each few in a row one goes to each group, so
-# that every group has small and large tumors. The **folds** are groups of this kind, for a *cross-validation*, which trains
-# once for each fold and holds it out; by default we train once. The two groups below should look alike.
+# *Stratified by size* means: the patients are sorted by tumor volume, and of every few in a row one, drawn at random, is held
+# out, so that both groups have small and large tumors. The **folds** are dealt in the same way, for a *cross-validation*, which
+# trains once for each fold and holds it out; by default we train once. The two groups below should look alike.
 
 # %%
 import matplotlib.pyplot as plt

@@ -22,7 +22,7 @@
 # |---|---|
 # | reads | `config.json`, `patients.json`, `splits.json` and the patients' files |
 # | writes | `preprocessed/<patient>.b2nd`, `preprocessed/dataset.json`, `nnunet/Dataset021_BraTS/` |
-# | takes | 1 minute on two CPU cores (quick preset, measured: [README](../README.md#results)), no longer with a GPU; to read and to do the exercises 50 minutes, an estimate |
+# | takes | 1 minute on two CPU cores (quick preset, measured: [README](../README.md#results)); not timed on a GPU yet; to read and to do the exercises 50 minutes, an estimate |
 
 # %% [markdown]
 # ## By the end you can
@@ -351,7 +351,8 @@ print(f"stored {volume.shape} as {volume.dtype}; a patch {patch.shape} in {took:
 #
 # A block is decompressed as a whole, so with larger ones more is read than the patch needs. Of cubes fewer are touched, but a
 # patch's rows are then cut into short pieces, and copying the pieces can take longer than decompressing them. And the less
-# there is in a block, the less of it repeats itself. That is a choice to be measured, not argued: `benchmarks/` does.
+# there is in a block, the less of it repeats itself. That is to be measured, not argued: `benchmarks/README.md` says
+# what came out.
 # </details>
 
 # %% [markdown]

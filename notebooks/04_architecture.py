@@ -22,7 +22,7 @@
 # |---|---|
 # | reads | `config.json` and one prepared patient |
 # | writes | `architecture.json` in the work folder |
-# | takes | 1 minute on two CPU cores (quick preset, measured: [README](../README.md#results)), no longer with a GPU; to read and to do the exercises 60 minutes, an estimate |
+# | takes | 1 minute on two CPU cores (quick preset, measured: [README](../README.md#results)); not timed on a GPU yet; to read and to do the exercises 60 minutes, an estimate |
 
 # %% [markdown]
 # ## By the end you can
@@ -269,7 +269,7 @@ show_source(losses.batch_dice_loss, losses.region_loss)
 # %% [markdown]
 # ### Why two terms?
 #
-# **Question.** A small tumor is missed completely, every logit at -8. Which of the two losses pulls harder?
+# **Question.** A small tumor is missed completely, its logits at -8, all others at -6. Which of the two losses pulls harder?
 # A ball of a few voxels in a volume of 32 x 32 x 32, and the network's answer slides from "surely not" to "surely":
 
 # %%
@@ -571,8 +571,8 @@ curves({"the same patch": {n: (range(few), h) for n, h in sweep.items()}}, "step
 # ## 7. Bring your own architecture
 #
 # Loss, augmentation, windows and verdict ask one thing of a network: 5 channels in, 3 logits a voxel out. `SegResNet`
-# (Myronenko 2018), MONAI's winner of BraTS 2018 without its second branch, adds what a skip brings instead of laying it
-# beside, and uses group norm.
+# (Myronenko 2018), MONAI's version of the winner of BraTS 2018 without its autoencoder, adds what a skip brings instead of
+# concatenating it, and uses group norm.
 #
 # ### Exercise 4: another network
 #

@@ -40,7 +40,7 @@
 # %% tags=["parameters"]
 work: str = ""  # folder that notebooks 01 to 04 wrote to; empty: the usual place on this machine
 seed: int = None  # of initial weights, patches and augmentation; None: as in notebook 01
-pretrain: int = None  # phantoms to learn from before the patients; None: 120 for fewer than 40 real patients, else none
+pretrain: int = None  # phantoms to make, and learn from first; None: 120 for fewer than 40 real patients, else none
 fold: int = None  # -1: the 80/20 split; 0 to 4: that fold of the cross-validation is held out; None: the preset's
 network: str = None  # "unet", or another as "module:Class", from 5 to 3 channels: notebook 04, section 7
 epochs: int = None  # None: the preset's, as for all below
@@ -421,7 +421,7 @@ checks.check_threshold_chain(labels_from)
 # %% [markdown]
 # ## 6. The verdict
 #
-# Only now are the test patients scored, once, with the checkpoint that the *validation* patients have chosen. Every
+# Only now does the network meet the test patients, once, with the checkpoint that the *validation* patients have chosen. Every
 # score is computed on the scan's own grid. A cohort without a test set of its own is judged on its validation patients;
 # then the last checkpoint is taken, because the best one was chosen on just them.
 #
@@ -550,7 +550,7 @@ def show(row: dict, title: str):
 show(order[0], "worst")
 
 # %% [markdown]
-# Half of the patients are better than this one:
+# About half are better than this one:
 
 # %% tags=["readme"]
 show(order[len(order) // 2], "median")
@@ -588,8 +588,8 @@ curves(panels, "probability that it gave (left), threshold on it (right)")
 # z-scores by compartment, beside phantoms of another kind, and above each panel how far the two are apart (Wasserstein's
 # distance, in deviations). Given real patients, it shows what phantoms lack.
 #
-# A checkpoint keeps what its patients looked like, and `predict` warns of others: printed is in how many ways each phantom is
-# unlike; tumors differ where brains do not. **Question.** You have four patients. Start from phantoms, or from nothing?
+# A checkpoint keeps what its patients looked like, and `predict` warns of others: printed is how many figures of each phantom's
+# brain lie far outside; its tumor may be unlike without that. **Question.** You have four patients. Start from phantoms, or from nothing?
 #
 # <details><summary>Answer</summary>
 #
@@ -638,7 +638,7 @@ card = work / "checkpoints" / "MODEL_CARD.md"
 Markdown(write_model_card(card, metrics, config, len(learnt), synthetic, device))
 
 # %% [markdown]
-# To segment a patient without a reference (without `--tta`, four mirrored views instead of eight, half of the work):
+# To segment a patient without a reference (`last.pt` for your own cohort; without `--tta`, four mirrored views, half of the work):
 #
 # `python -m brats_helpers predict CASE_FOLDER --checkpoint runs/quick/checkpoints/best.pt --out masks --tta`
 #
