@@ -550,7 +550,7 @@ def show(row: dict, title: str):
 show(order[0], "worst")
 
 # %% [markdown]
-# About half are better than this one:
+# About half are better:
 
 # %% tags=["readme"]
 show(order[len(order) // 2], "median")
@@ -593,7 +593,7 @@ curves(panels, "probability that it gave (left), threshold on it (right)")
 #
 # <details><summary>Answer</summary>
 #
-# From phantoms, kept in half of the patches, as here with fewer than 40 real patients: [measured](../benchmarks/real_cohort.md).
+# From phantoms, kept in half the patches, as here with fewer than 40 real patients: [measured](../benchmarks/real_cohort.md).
 # </details>
 
 # %%
