@@ -72,7 +72,7 @@ def test_a_notebook_that_stops_is_named_with_cell_and_error(tmp_path: Path) -> N
     assert (tmp_path / "notebooks" / "02_extraction.ipynb").is_file()
 
 
-def test_a_kernel_that_is_killed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_is_killed_is_said(tmp_path: Path) -> None:
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import os; os.kill(os.getpid(), 9)")])
     nbformat.write(book, tmp_path / "01_setup.ipynb")
     with pytest.raises(BratsError, match="01_setup stopped because its process was killed, most often for want of memory"):
