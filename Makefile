@@ -48,8 +48,8 @@ audit: .venv/ready                     # known vulnerabilities and licences of w
 	-$(subst .venv,.venv-audit,$(BIN))/pip-audit --path .venv/lib/python3.*/site-packages --format=markdown \
 		--output=runs/audit/vulnerabilities.md
 
-lab: .venv/ready
-	$(BIN)/python -m jupyter lab notebooks
+lab: .venv/ready                       # in a container one is root, which Jupyter refuses unless it is told
+	$(BIN)/python -m jupyter lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 notebooks: .venv/ready                 # regenerate the committed .ipynb from the .py, with the quick preset's outputs
 	rm -rf runs/notebooks/checkpoints  # a training that is there would be kept, and not be of this code
