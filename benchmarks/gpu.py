@@ -1,67 +1,97 @@
 """`python -m benchmarks.gpu`: the full network on a GPU beside MONAI's DynUNet and nnU-Net's PlainConvUNet.
 
-Steps a second and peak memory at batch 1 and 2, in fp16 and bf16; whether batch 1 fits into a T4's 14 GiB; 200 steps of
-both networks from the same weights on the same data; inference with 8 flips; and whether the loader keeps up.
+Steps a second and peak memory at batch 1 and 2, in fp16 and bf16; whether the kaggle preset fits into a T4's 14 GiB;
+200 steps of both networks from the same weights on the same data; whether the loader keeps up; a patient with 8 flips.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from brats_helpers import inference, losses, training
+from brats_helpers.cases import Patient
 from brats_helpers.config import PRESETS, Config
-from brats_helpers.device import Device, describe_device
-from brats_helpers.files import write_json
+from brats_helpers.device import GIB, Device, describe_device
+from brats_helpers.files import atomic_path, read_json, write_json
 from brats_helpers.loaders import PatchDataset, batches
+from brats_helpers.networks import WORTH_COMPILING, compile_for_training, for_inference
 from brats_helpers.phantom import make_patient
-from brats_helpers.preprocessing import prepare, save
+from brats_helpers.preprocessing import Prepared, prepare, save
 from brats_helpers.unet import UNet
 
 from . import peers
 
 T4_GIB = 14.0
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+NVIDIA_SECONDS = 639 / 219                            # a patient with 8 flips on an A100: its BraTS21 notebook
+PATIENTS = (1, 2, 3)                                  # phantoms that, as real patients, need eight windows
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def networks(filters: Sequence[int]) -> dict[str, Callable[[], torch.nn.Module]]:
-    """What is compared, by name; ours once more with recomputed activations."""
-    return {"ours": lambda: UNet(filters), "ours, checkpointing": lambda: UNet(filters, checkpointing=True),
-            "DynUNet": lambda: peers.dynunet(filters), "PlainConvUNet": lambda: peers.plain_conv_unet(filters)}
+class Case:
+    """One line of the table: a network, how it is made ready, the precision and the batch."""
+
+    def __init__(self, name: str, make: Callable[[], nn.Module], dtype: torch.dtype, batch: int) -> None:
+        self.name, self.make, self.dtype, self.batch = name, make, dtype, batch
 
 
-def main_loss(outputs: object, target: torch.Tensor) -> torch.Tensor:
+def ours(filters: Sequence[int], device: Device) -> nn.Module:
+    """Our network as `training.new_state` makes it ready for a long training."""
+    model = UNet(filters).to(device.torch_device)
+    compile_for_training(model, device, WORTH_COMPILING)
+    return model
+
+
+def cases(device: Device, filters: Sequence[int]) -> list[Case]:
+    """All lines: three networks in two precisions and at two batches; and what the compiler does, for ours and the peer's."""
+    def compiled_peer() -> nn.Module:
+        model = peers.dynunet(filters)
+        model.compile(dynamic=False)
+        return model
+    networks = {"ours": lambda: ours(filters, device), "DynUNet": lambda: peers.dynunet(filters),
+                "PlainConvUNet": lambda: peers.plain_conv_unet(filters)}
+    dtypes = (torch.float16, torch.bfloat16) if device.kind == "cuda" else (device.dtype,)
+    lines = [Case(name, make, dtype, batch) for dtype in dtypes for batch in (1, 2) for name, make in networks.items()]
+    lines.append(Case("ours, not compiled", lambda: UNet(filters), dtypes[0], 1))
+    if device.compiles:
+        lines.append(Case("DynUNet, compiled", compiled_peer, dtypes[0], 1))
+    return lines
+
+
+def main_loss(outputs: object, target: Tensor) -> Tensor:
     """The loss of the full-resolution head alone, which is the same number for the same weights in every network."""
-    return losses.region_loss(outputs[:, 0] if isinstance(outputs, torch.Tensor) else outputs[0], target)
+    return losses.region_loss(outputs[:, 0] if isinstance(outputs, Tensor) else outputs[0], target)
 
 
-def supervised_loss(outputs: object, target: torch.Tensor) -> torch.Tensor:
+def supervised_loss(outputs: object, target: Tensor) -> Tensor:
     """With deep supervision: on a list of resolutions, or on DynUNet's stack of them at full resolution."""
-    if isinstance(outputs, torch.Tensor):             # (B, heads, 3, D, H, W)
+    if isinstance(outputs, Tensor):                   # (B, heads, 3, D, H, W)
         heads = outputs.unbind(1)
         weights = [0.5**i for i in range(len(heads))]
         return sum(w * losses.region_loss(h, target) for w, h in zip(weights, heads, strict=True)) / sum(weights)
     return losses.deep_supervision_loss(outputs, target)
 
 
-def stream(device: Device, batch: int, patch: int, seed: int = 0):
-    """Endless batches, the same for the same seed: noise, and as target what is brighter than 1 in it, smoothed."""
-    generator = torch.Generator().manual_seed(seed)
+def stream(device: Device, batch: int, patch: int, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless batches, the same for the same seed: noise, and as target what is bright in it, smoothed."""
+    generator = torch.Generator(device.torch_device).manual_seed(seed)
     while True:
-        x = torch.randn(batch, 5, patch, patch, patch, generator=generator)
-        smooth = torch.nn.functional.avg_pool3d(x[:, :3], 5, 1, 2)
-        yield x.to(device.torch_device), (smooth > 0.1).float().to(device.torch_device)
+        x = torch.randn(batch, 5, patch, patch, patch, generator=generator, device=device.torch_device)
+        yield x, (torch.nn.functional.avg_pool3d(x[:, :3], 5, 1, 2) > 0.1).float()
 
 
-def train_steps(model: torch.nn.Module, device: Device, batch: int, patch: int, steps: int, fixed: bool = True,
+def train_steps(model: nn.Module, device: Device, batch: int, patch: int, steps: int, fixed: bool = True,
                 loss_of: Loss = supervised_loss) -> dict:
     """Train for some steps; steps a second (after 3 that do not count), peak memory in GiB, the losses."""
     model = model.to(device.torch_device).train()
@@ -71,8 +101,7 @@ def train_steps(model: torch.nn.Module, device: Device, batch: int, patch: int, 
     first = next(source)
     for step in range(steps + 3):
         if step == 3:
-            _wait(device, reset=True)
-            begin = time.perf_counter()
+            begin = _wait(device, reset=True)
         x, target = first if fixed else next(source)
         with device.autocast():
             outputs = model(x)
@@ -82,126 +111,203 @@ def train_steps(model: torch.nn.Module, device: Device, batch: int, patch: int, 
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
         seen.append(loss.detach())
-    _wait(device)
-    seconds = time.perf_counter() - begin
-    peak = torch.cuda.max_memory_allocated() / 2**30 if device.kind == "cuda" else float("nan")
-    return {"steps_per_second": steps / seconds, "peak_gib": peak, "losses": torch.stack(seen).float().tolist()}
+    return {"steps_per_second": steps / (_wait(device) - begin), "peak_gib": _peak(device),
+            "losses": torch.stack(seen).float().tolist()}
 
 
-def _wait(device: Device, reset: bool = False) -> None:
+def _wait(device: Device, reset: bool = False) -> float:
     if device.kind == "cuda":
         torch.cuda.synchronize()
         if reset:
             torch.cuda.reset_peak_memory_stats()
+    return time.perf_counter()
+
+
+def _peak(device: Device) -> float:
+    return torch.cuda.max_memory_allocated() / GIB if device.kind == "cuda" else float("nan")
+
+
+def _half(device: Device) -> Device:
+    return replace(device, dtype=torch.float16) if device.kind == "cuda" else device
+
+
+def _clear(device: Device) -> None:
+    """Forget what was compiled and allocated for the line before."""
+    torch.compiler.reset()
+    if device.kind == "cuda":
+        torch.cuda.empty_cache()
 
 
 def throughput(device: Device, filters: Sequence[int], patch: int, steps: int) -> list[dict]:
-    """A row for each network, precision and batch; one that does not fit says so."""
+    """A row for each case; one that does not fit says so."""
     rows = []
-    dtypes = (torch.float16, torch.bfloat16) if device.kind == "cuda" else (device.dtype,)
-    plans = [(n, make, t, b) for n, make in networks(filters).items() for t in dtypes for b in (1, 2)]
-    for name, make, dtype, batch in tqdm(plans, desc="throughput"):
-        chosen = Device(device.kind, device.name, device.memory_gib, dtype)
-        row = {"network": name, "dtype": str(dtype).removeprefix("torch."), "batch": batch}
+    for case in tqdm(cases(device, filters), desc="throughput"):
+        row = {"network": case.name, "dtype": str(case.dtype).removeprefix("torch."), "batch": case.batch}
+        begin = time.perf_counter()
         try:
             torch.manual_seed(0)
-            done = train_steps(make(), chosen, batch, patch, steps)
-            rows.append(row | {k: round(done[k], 3) for k in ("steps_per_second", "peak_gib")})
+            done = train_steps(case.make(), replace(device, dtype=case.dtype), case.batch, patch, steps)
+            row |= {k: round(done[k], 3) for k in ("steps_per_second", "peak_gib")}
+            row["ready_seconds"] = round(time.perf_counter() - begin - steps / done["steps_per_second"], 1)
         except torch.cuda.OutOfMemoryError:
-            rows.append(row | {"steps_per_second": None, "peak_gib": None})
-        if device.kind == "cuda":
-            torch.cuda.empty_cache()
+            row |= {"steps_per_second": None, "peak_gib": None}
+        rows.append(row)
+        _clear(device)
     return rows
 
 
-def fits_a_t4(device: Device, filters: Sequence[int], patch: int) -> dict:
-    """Batch 1 in fp16 with checkpointing, under a cap of 14 GiB that the allocator enforces."""
+def loss_curves(device: Device, filters: Sequence[int], patch: int, steps: int) -> dict:
+    """The same weights and data in both networks: the losses of every tenth step, and how far they are apart."""
+    torch.manual_seed(0)
+    model, theirs = (network.to(device.torch_device) for network in (UNet(filters), peers.dynunet(filters)))
+    peers.copy_weights(model, theirs, patch)
+    compile_for_training(model, device, WORTH_COMPILING)
+    curves, half = {}, _half(device)
+    for name, network in (("ours", model), ("DynUNet", theirs)):
+        curves[name] = train_steps(network, half, 1, patch, steps, False, main_loss)["losses"]
+    gap, last = np.abs(np.subtract(*curves.values())), max(1, len(curves["ours"]) // 10)
+    _clear(device)
+    return {name: [round(v, 4) for v in values[::10]] for name, values in curves.items()} | {
+        "dtype": str(half.dtype).removeprefix("torch."), "first_gap": float(gap[0]),
+        "mean_gap_last_tenth": float(gap[-last:].mean())}
+
+
+def fits_a_t4(device: Device, config: Config, paths: Sequence[Path], steps: int) -> dict:
+    """The kaggle preset's own training steps in fp16, under a cap of 14 GiB that the allocator enforces."""
     if device.kind == "cuda":
-        torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction(min(1.0, T4_GIB / device.memory_gib))
-    half = Device(device.kind, device.name, device.memory_gib, torch.float16 if device.kind == "cuda" else device.dtype)
     rows = {}
-    for checkpointing in (False, True):
+    for name, long in (("compiled", True), ("not compiled", False)):
         try:
-            done = train_steps(UNet(filters, checkpointing=checkpointing), half, 1, patch, 3)
-            rows["checkpointing" if checkpointing else "plain"] = {"fits": True, "peak_gib": round(done["peak_gib"], 2)}
+            rate = _steps_a_second(config.with_(epochs=WORTH_COMPILING if long else 1), _half(device), paths, steps, 0, False)
+            rows[name] = {"fits": True, "peak_gib": round(_peak(device), 2), "steps_per_second": round(rate, 2)}
         except torch.cuda.OutOfMemoryError:
-            rows["checkpointing" if checkpointing else "plain"] = {"fits": False}
+            rows[name] = {"fits": False}
+        _clear(device)
     if device.kind == "cuda":
         torch.cuda.set_per_process_memory_fraction(1.0)
     return rows
 
 
-def loss_curves(device: Device, filters: Sequence[int], patch: int, steps: int) -> dict:
-    """The same weights and data in both networks: the losses of every tenth step, and their largest difference."""
-    torch.manual_seed(0)
-    ours, theirs = UNet(filters), peers.dynunet(filters)
-    peers.copy_weights(ours, theirs)
-    curves = {name: train_steps(model, device, 1, patch, steps, False, main_loss)["losses"]
-              for name, model in (("ours", ours), ("DynUNet", theirs))}
-    gap = np.abs(np.subtract(*curves.values()))
-    return {name: [round(v, 4) for v in values[::10]] for name, values in curves.items()} | {
-        "first_gap": float(gap[0]), "mean_gap_last_tenth": float(gap[-max(1, len(gap) // 10):].mean())}
+def loader_share(device: Device, config: Config, paths: Sequence[Path], steps: int, workers: int) -> dict:
+    """Training steps a second when patches come from disk, and with the same patches in memory: equal if nothing waits."""
+    long = config.with_(epochs=WORTH_COMPILING)
+    rates = {name: round(_steps_a_second(long, device, paths, steps, workers, name == "from disk"), 3)
+             for name in ("from disk", "from memory")}
+    _clear(device)
+    return rates | {"batch": config.batch, "workers": workers}
 
 
-def infer_seconds(device: Device, filters: Sequence[int], patch: int, spacing_mm: float) -> dict:
-    """Seconds for a whole patient with 8 flips, windows overlapping by half, raw scan in memory to labels."""
-    patient = make_patient(0, 0, spacing_mm)
-    config = Config(filters=tuple(filters), patch=patch, spacing_mm=spacing_mm)
-    model, taken = UNet(filters).to(device.torch_device).eval(), []
-    for _ in range(3):
-        begin = time.perf_counter()
-        inference.segment([model], patient, config, True, device)
-        taken.append(time.perf_counter() - begin)
-    return {"seconds": round(min(taken), 3)}
+def _steps_a_second(config: Config, device: Device, paths: Sequence[Path], steps: int, workers: int, disk: bool) -> float:
+    """Of `training.train_step`, augmentation and all; three that do not count come first."""
+    state = training.new_state(config, device)
+    source = batches(PatchDataset(paths, config.patch, config.foreground, 0), config.batch, 0, steps + 3, workers)
+    ahead = training.Ahead(source if disk else iter(list(source)), config, device)
+    for number, batch in enumerate(ahead):
+        if number == 3:
+            begin = _wait(device, reset=True)
+        training.train_step(state, batch, config, device, ahead.look)
+    return steps / (_wait(device) - begin)
 
 
-def loader_share(device: Device, filters: Sequence[int], patch: int, spacing_mm: float, steps: int, workers: int) -> dict:
-    """Steps a second when patches come from disk, and with the same patch again and again: equal if nothing waits."""
-    config = Config(filters=tuple(filters), patch=patch, batch=2, spacing_mm=spacing_mm, steps=steps, epochs=1, warmup=1)
-    rates = {}
+def infer_seconds(device: Device, config: Config, patients: Sequence[Patient]) -> dict:
+    """Seconds a patient, windows overlapping by half: the median over patients, each one's second time.
+
+    From a prepared patient to probabilities on the scan's grid, with 8 flips and with 4 views; and from the scan in memory.
+    """
+    model = for_inference(UNet(config.filters).to(device.torch_device), device, WORTH_COMPILING)
+    taken: dict[str, list[float]] = {"8 flips": [], "4 views": [], "8 flips, from the scan": []}
+    for patient in tqdm(patients, desc="inference"):
+        prepared = prepare(patient, config.spacing_mm)
+
+        def probabilities(ready: Prepared, tta: bool) -> np.ndarray:
+            return inference.predict_prepared([model], ready, config.patch, config.overlap, tta, device)
+
+        ways = (lambda p=prepared: probabilities(p, True), lambda p=prepared: probabilities(p, False),
+                lambda p=patient: probabilities(prepare(p, config.spacing_mm), True))
+        for times, way in zip(taken.values(), ways, strict=True):
+            way()
+            begin = _wait(device)
+            way()
+            times.append(_wait(device) - begin)
+    return {name: round(statistics.median(times), 3) for name, times in taken.items()}
+
+
+def parts(device: Device, filters: Sequence[int], patch: int, spacing_mm: float, steps: int, workers: int,
+          folder: Path) -> dict[str, Callable[[], object]]:
+    """What is measured, by the name that it has in the results; phantoms are prepared in `folder`."""
+    patients = [make_patient(0, number, spacing_mm) for number in PATIENTS]
+    paths = [folder / f"{patient.name}.b2nd" for patient in patients]
+    for patient, path in zip(patients, paths, strict=True):
+        save(prepare(patient, spacing_mm), path)
+    kaggle, full = (PRESETS[name].with_(filters=tuple(filters), patch=patch, spacing_mm=spacing_mm)
+                    for name in ("kaggle", "full"))
+    return {"inference_seconds": lambda: infer_seconds(device, full, patients),
+            "training": lambda: loader_share(device, full, paths, 2 * steps, workers),
+            "t4": lambda: fits_a_t4(device, kaggle, paths, steps),
+            "loss_curves": lambda: loss_curves(device, filters, patch, 10 * steps),
+            "throughput": lambda: throughput(device, filters, patch, steps)}
+
+
+def measure(device: Device, filters: Sequence[int], patch: int, spacing_mm: float, steps: int, workers: int,
+            path: Path, only: Sequence[str] = ()) -> dict:
+    """All parts, or only some and the others as `path` has them; written there after each."""
+    found = read_json(path, "python -m benchmarks.gpu, all of it") if only else {}
+    found |= {"device": device.name, "torch": torch.__version__, "filters": list(filters), "patch": patch}
     with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / f"P{i}.b2nd" for i in range(4)]
-        for index, path in enumerate(paths):
-            save(prepare(make_patient(0, index, spacing_mm), spacing_mm), path)
-        dataset = PatchDataset(paths, patch, 0.4, 0)
-        for name in ("from disk", "from memory"):
-            state = training.new_state(config, device)
-            source = batches(dataset, 2, 0, steps + 3, workers)
-            first = next(source)
-            training.train_step(state, first, config, device)
-            _wait(device)
-            begin = time.perf_counter()
-            for batch in (source if name == "from disk" else [first] * (steps + 2)):
-                training.train_step(state, batch, config, device)
-            _wait(device)
-            rates[name] = round((steps + 2) / (time.perf_counter() - begin), 3)
-    return rates
+        for name, part in parts(device, filters, patch, spacing_mm, steps, workers, Path(folder)).items():
+            if not only or name in only:
+                found[name] = part()
+                write_json(path, found)
+    return found
 
 
-def measure(device: Device, filters: Sequence[int], patch: int, spacing_mm: float, steps: int, workers: int) -> dict:
-    """Everything, as one dictionary."""
-    return {"device": device.name, "torch": torch.__version__, "filters": list(filters), "patch": patch,
-            "throughput": throughput(device, filters, patch, steps), "t4": fits_a_t4(device, filters, patch),
-            "loss_curves": loss_curves(device, filters, patch, 10 * steps),
-            "inference_8_flips": infer_seconds(device, filters, patch, spacing_mm),
-            "training": loader_share(device, filters, patch, spacing_mm, steps, workers)}
+def table(found: dict) -> str:
+    """Markdown: the networks' throughput and memory beside DynUNet's of the same precision and batch, then the rest."""
+    rows = found["throughput"]
+    peer = {(r["dtype"], r["batch"]): r for r in rows if r["network"] == "DynUNet"}
+    lines = [f"{found['device']}, torch {found['torch']}, patches of {found['patch']}³", "",
+             "| network | precision | batch | steps a second | in DynUNet's | peak GiB | in DynUNet's | ready after, s |",
+             "|---|---|--:|--:|--:|--:|--:|--:|"]
+    for r in rows:
+        base, start = peer[r["dtype"], r["batch"]], f"| {r['network']} | {r['dtype']} | {r['batch']} |"
+        lines.append(f"{start} does not fit | | | | |" if r["steps_per_second"] is None else
+                     f"{start} {r['steps_per_second']:.1f} | {r['steps_per_second'] / base['steps_per_second']:.2f} | "
+                     f"{r['peak_gib']:.2f} | {r['peak_gib'] / base['peak_gib']:.2f} | {r['ready_seconds']:.0f} |")
+    curves, loader, seconds = found["loss_curves"], found["training"], found["inference_seconds"]
+    fits = "; ".join(f"{name}: {row['peak_gib']:.1f} GiB, {row['steps_per_second']:.1f} steps a second" if row["fits"] else
+                     f"{name}: does not fit" for name, row in found["t4"].items())
+    return "\n".join([
+        *lines, "",
+        f"- Equal learning: from the same weights on the same data ({curves['dtype']}) the first loss differs by "
+        f"{curves['first_gap']:.1g}, the last tenth of the steps by {curves['mean_gap_last_tenth']:.2g} on average, at a "
+        f"loss of {curves['ours'][-1]:.3f}.",
+        f"- The kaggle preset (batch 1, fp16) under a cap of {T4_GIB:.0f} GiB: {fits}.",
+        f"- The loader, {loader['workers']} processes, batch {loader['batch']}: {loader['from disk']:.1f} steps a second "
+        f"from disk, {loader['from memory']:.1f} with the same patches in memory; augmentation is in both.",
+        f"- A patient, from the prepared file to probabilities: {seconds['8 flips']:.2f} s with 8 flips, "
+        f"{seconds['4 views']:.2f} s with 4 views; from the scan in memory {seconds['8 flips, from the scan']:.2f} s with 8 "
+        f"flips. NVIDIA's notebook, on an A100: {NVIDIA_SECONDS:.1f} s with 8 flips, "
+        f"{NVIDIA_SECONDS / seconds['8 flips']:.1f} times as long.", ""])
 
 
 def main() -> int:
-    """Measure and write gpu_<name>.json; a clear word where there is no GPU."""
+    """Measure and write gpu_<name>.json and .md; a clear word where there is no GPU."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder for the results")
-    out = parser.parse_args().out
+    parser.add_argument("--only", nargs="+", default=(), metavar="PART", help="inference_seconds, training, t4, loss_curves "
+                        "or throughput; what else the file has stays as it is")
+    arguments = parser.parse_args()
     device = describe_device()
     if device.kind != "cuda":
         print(f"No GPU here ({device.name}): nothing was measured.")
         return 0
     torch.backends.cudnn.benchmark = True
-    found = measure(device, PRESETS["full"].filters, 128, 1.0, 20, 4)
-    path = out / f"gpu_{device.name.lower().replace(' ', '_')}.json"
-    write_json(path, found)
-    print(f"wrote {path}")
+    path = arguments.out / f"gpu_{device.name.lower().replace(' ', '_')}.json"
+    found = measure(device, PRESETS["full"].filters, 128, 1.0, 20, 4, path, arguments.only)
+    with atomic_path(path.with_suffix(".md")) as temporary:
+        temporary.write_text(table(found), encoding="utf-8")
+    print(table(found))
     return 0
 
 

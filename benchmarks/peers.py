@@ -124,10 +124,11 @@ def dynunet(filters: Sequence[int]) -> torch.nn.Module:
                    deep_supervision=True, deep_supr_num=min(2, n - 2))
 
 
-def copy_weights(ours: torch.nn.Module, theirs: torch.nn.Module) -> None:
-    """Give MONAI's network our weights: both meet their layers in the same order."""
+def copy_weights(ours: torch.nn.Module, theirs: torch.nn.Module, edge: int = 64) -> None:
+    """Give MONAI's network our weights: both meet their layers in the same order, on a patch of that edge."""
+    patch = torch.zeros(1, 5, *[edge] * 3, device=next(ours.parameters()).device)
     auxiliary = {m for head in theirs.deep_supervision_heads for m in head.modules()}
-    met = [[layer for layer in layers_in_use(model.eval(), torch.zeros(1, 5, 64, 64, 64)) if layer not in auxiliary]
+    met = [[layer for layer in layers_in_use(model.eval(), patch) if layer not in auxiliary]
            for model in (ours, theirs)]
     for a, b in zip(*met, strict=True):
         b.load_state_dict(a.state_dict())

@@ -111,7 +111,7 @@ PRESETS: dict[str, Config] = {
     "quick": Config(
         preset="quick", spacing_mm=2.0, filters=(8, 16, 32, 64), patch=64, batch=2, epochs=6, steps=100,
         learning_rate=4e-3, warmup=60, ema=0.99, validate_every=2),
-    "kaggle": Config(preset="kaggle", batch=1, checkpointing=True, epochs=30, steps=1000),
+    "kaggle": Config(preset="kaggle", batch=1, epochs=30, steps=1000),
     "full": Config(),
 }
 

@@ -60,6 +60,12 @@ class Device:
         """Whether gradients need loss scaling: fp16's smallest numbers are too large for them."""
         return self.dtype == torch.float16
 
+    @property
+    def compiles(self) -> bool:
+        """Whether `torch.compile` can write programs for it: Triton knows the GPU, and a C compiler is there to bind them."""
+        return (self.kind == "cuda" and torch.cuda.get_device_capability() >= (7, 0) and any(map(shutil.which, ("cc", "gcc")))
+                and importlib.util.find_spec("triton") is not None)
+
     def autocast(self) -> torch.autocast:
         """A context in which convolutions run in `dtype`; it does nothing for float32."""
         return torch.autocast(self.kind, self.dtype, enabled=self.dtype != torch.float32)

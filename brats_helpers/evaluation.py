@@ -18,9 +18,9 @@ from .constants import CHANNELS, DISK_LABELS, NOT_FOR_DIAGNOSIS, REGION_TITLES, 
 from .device import Device
 from .errors import BratsError
 from .files import atomic_path, read_json, sweep, write_json
-from .inference import POSTPROCESSING, segment
+from .inference import POSTPROCESSING, passes, segment
 from .metrics import interval_text, score_case, summarise
-from .networks import build_network
+from .networks import build_network, for_inference
 from .preprocessing import fingerprint
 from .pretraining import FOLDER as PRETRAINING
 from .unet import count_parameters
@@ -134,13 +134,14 @@ def _score_all(cases: Sequence[Case], model: nn.Module, config: Config, work: Pa
     done = before["rows"] if before.get("tag") == tag else {}
     for name in set(before["rows"]) - {case.name for case in cases}:      # masks of patients who are no longer judged
         (work / "predictions" / f"{name}.nii.gz").unlink(missing_ok=True)
+    network = for_inference(model, device, passes(len(cases), config.tta))
     for case in tqdm(cases, desc="evaluate", unit="patient"):
         target = work / "predictions" / f"{case.name}.nii.gz"
         source = fingerprint(case, config.spacing_mm)
         if done.get(case.name, {}).get("source") == source and target.is_file():
             continue
         patient = _with_reference(case)
-        labels, _ = segment([model], patient, config, device=device)
+        labels, _ = segment([network], patient, config, device=device)
         write_mask(target, labels, patient.affine, case)
         done[case.name] = {"source": source, "scores": score_case(labels, patient.reference, patient.spacing)}
         write_json(notes, {"tag": tag, "rows": done})

@@ -25,13 +25,15 @@ from .config import Config
 from .constants import ED, ET, NCR, REGION_THRESHOLDS, SMALL_COMPONENT_MM3, SMALL_PROBABILITY, SMALL_TOTAL_MM3
 from .device import Device, describe_device
 from .errors import BratsError
-from .networks import first
-from .preprocessing import Prepared, brain_mask, prepare, restore
+from .networks import first, for_inference
+from .preprocessing import Prepared, brain_box, brain_mask, prepare, restore
 from .shift import unlike, widest
 
 FLIPS = [axes for n in range(4) for axes in itertools.combinations((2, 3, 4), n)]      # all 8, none first
 EVEN_FLIPS = [axes for axes in FLIPS if len(axes) % 2 == 0]      # half of them, in which each axis is mirrored half the time
 POSTPROCESSING = (REGION_THRESHOLDS, SMALL_COMPONENT_MM3, SMALL_TOTAL_MM3, SMALL_PROBABILITY)
+WINDOWS = 8                                           # of a patient at 1 mm
+VIEWS_AT_ONCE, ROOM_GIB = 4, 32                       # mirrored views in one batch, where a GPU has so much memory
 SIGMA = 1 / 8                                         # of the Gaussian weight, in window edges
 
 
@@ -54,10 +56,10 @@ def sliding_window(model: nn.Module, image: Tensor, patch: int, overlap: float, 
                    device: Device | None = None) -> Tensor:
     """Probabilities of the three regions, (3, D, H, W) float32, averaged over windows and flips.
 
-    image (5, D, H, W), z-scored; smaller volumes are padded with background to one window.
+    image (5, D, H, W), z-scored; smaller volumes are padded with background to one window. The result lies where image does.
     """
     device = device or describe_device()
-    shape = image.shape[1:]
+    shape, home = image.shape[1:], image.device
     image = F.pad(image, [p for s in reversed(shape) for p in (0, max(0, patch - s))]).to(device.torch_device)
     weight = gaussian_weight(patch).to(image.device)
     total = torch.zeros(3, *image.shape[1:], device=image.device)
@@ -66,16 +68,16 @@ def sliding_window(model: nn.Module, image: Tensor, patch: int, overlap: float, 
         place = (slice(None), *(slice(c, c + patch) for c in corner))
         total[place] += weight * flip_average(model, image[place][None], flips, device)[0]
         norm[place[1:]] += weight
-    return (total / norm)[:, :shape[0], :shape[1], :shape[2]].cpu()
+    return (total / norm)[:, :shape[0], :shape[1], :shape[2]].to(home)
 
 
 def flip_average(model: nn.Module, x: Tensor, flips: Sequence[tuple], device: Device) -> Tensor:
     """Probabilities (1, 3, D, H, W), the mean over mirrored views of x (1, 5, D, H, W), each mirrored back."""
-    views = []
-    for axes in flips:
+    views, at_once = [], VIEWS_AT_ONCE if device.kind == "cuda" and device.memory_gib >= ROOM_GIB else 1
+    for batch in (flips[i:i + at_once] for i in range(0, len(flips), at_once)):
         with device.autocast():
-            logits = first(model(x.flip(axes) if axes else x))
-        views.append(torch.sigmoid(logits.float()).flip(axes))
+            logits = first(model(torch.cat([x.flip(axes) if axes else x for axes in batch])))
+        views += [view.flip(axes) for view, axes in zip(torch.sigmoid(logits.float()).split(1), batch, strict=True)]
     return torch.stack(views).mean(0)
 
 
@@ -85,13 +87,14 @@ def predict_prepared(models: Sequence[nn.Module], prepared: Prepared, patch: int
 
     tta: all 8 mirrored views instead of 4, which take half of the time (benchmarks/README.md has what that costs).
     """
-    images, mean, std = (torch.from_numpy(np.ascontiguousarray(a))[None] for a in (
+    device = device or describe_device()
+    images, mean, std = (torch.from_numpy(np.ascontiguousarray(a))[None].to(device.torch_device) for a in (
         prepared.volume[:4], np.float32(prepared.meta.mean), np.float32(prepared.meta.std)))
     image = normalise_batch(images, mean, std)[0]
     flips = FLIPS if tta else EVEN_FLIPS
-    means = torch.stack([sliding_window(model.eval(), image, patch, overlap, flips, device) for model in models])
-    inside = means.mean(0) * image[4]                 # what is not brain is not tumor
-    return np.asarray(restore(inside.numpy(), prepared.meta))
+    mean = sum(sliding_window(model.eval(), image, patch, overlap, flips, device) for model in models) / len(models)
+    inside = mean * image[4]                          # what is not brain is not tumor
+    return np.asarray(restore(inside.cpu().numpy(), prepared.meta))
 
 
 def postprocess(probabilities: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
@@ -100,8 +103,13 @@ def postprocess(probabilities: np.ndarray, spacing_mm: Sequence[float]) -> np.nd
     A chain of thresholds: not WT, background; else not TC, edema; else not ET, necrosis; else ET.
     Then ET that is too small and too unsure becomes necrosis, by component and as a whole.
     """
-    whole, core, enhancing = probabilities
-    labels = np.where(enhancing < REGION_THRESHOLDS["ET"], NCR, ET).astype(np.uint8)
+    found = np.zeros(probabilities.shape[1:], np.uint8)
+    tumor = probabilities[0] >= REGION_THRESHOLDS["WT"]
+    if not tumor.any():
+        return found
+    box = tuple(slice(*edge) for edge in brain_box(tumor))                # all that follows happens inside
+    labels, (whole, core, enhancing) = found[box], probabilities[:, *box]
+    labels[:] = np.where(enhancing < REGION_THRESHOLDS["ET"], NCR, ET)
     labels[core < REGION_THRESHOLDS["TC"]] = ED
     labels[whole < REGION_THRESHOLDS["WT"]] = 0
     voxel = float(np.prod(spacing_mm))                # mm3
@@ -114,7 +122,12 @@ def postprocess(probabilities: np.ndarray, spacing_mm: Sequence[float]) -> np.nd
     rest = labels == ET
     if 0 < rest.sum() * voxel < SMALL_TOTAL_MM3 and enhancing[rest].mean() < SMALL_PROBABILITY:
         labels[rest] = NCR
-    return labels
+    return found
+
+
+def passes(patients: int, tta: bool) -> int:
+    """About how often a network runs to segment so many patients."""
+    return patients * WINDOWS * len(FLIPS if tta else EVEN_FLIPS)
 
 
 def segment(models: Sequence[nn.Module], patient: Patient, config: Config, tta: bool | None = None,
@@ -152,9 +165,10 @@ def predict_cases(folders: Sequence[Path], checkpoints: Sequence[Path], out: Pat
     cases = [case for folder in folders for case in find_cases(Path(folder))]
     if twice := sorted({case.name for case in cases if sum(other.name == case.name for other in cases) > 1}):
         raise BratsError(f"two patients are called {', '.join(twice)}: their masks would overwrite each other.")
+    models = [for_inference(model, device, passes(len(cases), tta)) for model, _ in loaded]
     for case in tqdm(cases, desc="predict", unit="patient"):
         patient = read_case(case)
-        labels, _ = segment([model for model, _ in loaded], patient, config, tta, device, seen)
+        labels, _ = segment(models, patient, config, tta, device, seen)
         target = Path(out) / f"{case.name}.nii.gz"
         write_mask(target, labels, patient.affine, case)
         yield target

@@ -6,6 +6,7 @@ MONAI's, or of a module that its reader has imported himself; only a training im
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import sys
@@ -20,6 +21,8 @@ from .device import Device
 from .errors import BratsError
 from .unet import UNet
 
+WORTH_COMPILING = 2000                                # passes: fewer take less time than the compiler does
+KEPT = 0.8                                            # largest share of the activations' memory that is not computed anew
 TRUSTED = "monai.networks.nets"                       # whose classes a checkpoint may name, imported or not
 
 
@@ -51,6 +54,35 @@ def build_network(config: Config, device: Device, from_checkpoint: bool = False)
         raise BratsError(f"network={config.network} makes {output} of (1, {len(CHANNELS)}, P, P, P), P = {config.patch}; "
                          f"needed: (1, {len(REGIONS)}, P, P, P), a logit for each region and voxel.")
     return model
+
+
+def compile_for_training(model: nn.Module, device: Device, steps: int) -> None:
+    """Compile the U-Net, in place, where the GPU has a compiler and there are steps enough ahead to be worth it.
+
+    Norm and activation become one program, which runs once more in the backward pass where keeping its result would take
+    much memory (https://pytorch.org/blog/activation-checkpointing-techniques/).
+    """
+    if compilable(model, device, steps):
+        _compile(model)
+
+
+def for_inference(model: nn.Module, device: Device, passes: int) -> nn.Module:
+    """The network in evaluation mode or, where that is worth it, a compiled copy with weights in the device's precision."""
+    model = model.eval()
+    return _compile(copy.deepcopy(model).to(device.dtype)) if compilable(model, device, passes) else model
+
+
+def _compile(model: nn.Module) -> nn.Module:
+    from torch._functorch import config
+    config.activation_memory_budget = KEPT
+    config.enable_autograd_cache = False              # before torch 2.13 it mixes up precisions (pytorch, pull 181564)
+    model.to(memory_format=torch.channels_last_3d).compile(dynamic=False)
+    return model                                      # what is compiled serves all networks of this shape
+
+
+def compilable(model: nn.Module, device: Device, passes: int) -> bool:
+    """Whether to compile this network for so many passes: ours, on a GPU that has a compiler."""
+    return isinstance(model, UNet) and passes >= WORTH_COMPILING and device.compiles
 
 
 def network_class(name: str, from_checkpoint: bool) -> type[nn.Module]:

@@ -8,12 +8,13 @@ NVIDIA's (Futrega et al. 2021, arXiv:2110.03352) with the warm-up that its text 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -36,7 +37,7 @@ from .inference import sliding_window
 from .loaders import PatchDataset, batches
 from .losses import deep_supervision_loss, labels_to_regions
 from .metrics import dice, regions
-from .networks import build_network
+from .networks import build_network, compile_for_training, for_inference
 from .preprocessing import load, open_volume, prepared_files
 from .pretraining import Start, make_phantoms, on_phantoms, rehearsal
 from .shift import ranges
@@ -81,15 +82,39 @@ def new_state(config: Config, device: Device) -> State:
     """A freshly initialised network and optimizer; the same for the same seed."""
     torch.manual_seed(config.seed)
     model = build_network(config, device)
+    compile_for_training(model, device, config.epochs * config.steps)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay,
                                   fused=device.kind != "mps")
     return State(model, average, optimizer, torch.amp.GradScaler(device.kind, enabled=device.scaler))
 
 
-def train_step(state: State, batch: dict, config: Config, device: Device) -> float:
-    """One optimizer step on one batch of `loaders.batches`; returns the loss."""
-    images, target = prepare_batch(batch, config.seed, device)
+class Ahead(Iterator):
+    """Batches of `loaders.batches` with what `prepare_batch` makes of them, which `look` has made while a GPU was busy."""
+
+    def __init__(self, source: Iterator[dict], config: Config, device: Device) -> None:
+        self.source, self.ready, self.config, self.device = source, [], config, device
+
+    def look(self) -> None:
+        """Make the next batch ready, if there is one."""
+        if not self.ready:
+            self.ready += [batch | {"prepared": prepare_batch(batch, self.config.seed, self.device)}
+                           for batch in itertools.islice(self.source, 1)]
+
+    def __next__(self) -> dict:
+        self.look()
+        if not self.ready:
+            raise StopIteration
+        return self.ready.pop()
+
+
+def train_step(state: State, batch: dict, config: Config, device: Device,
+               meanwhile: Callable[[], None] | None = None) -> float:
+    """One optimizer step on one batch of `loaders.batches` or `Ahead`; returns the loss.
+
+    meanwhile: called when a GPU has been told what to do, and before its results are waited for.
+    """
+    images, target = batch.get("prepared") or prepare_batch(batch, config.seed, device)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(state.step, config) * state.rate_factor
     with device.autocast():
@@ -98,6 +123,8 @@ def train_step(state: State, batch: dict, config: Config, device: Device) -> flo
     state.scaler.scale(loss).backward()
     state.scaler.unscale_(state.optimizer)
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.clip)
+    if meanwhile:
+        meanwhile()
     loss = distributed.mean(loss)                     # of cross-entropy's parts; Dice is that of the whole batch already
     # Loss scaling tries scales that are too large, and leaves out those steps itself.
     if sound := bool(torch.isfinite(loss) and (device.scaler or torch.isfinite(norm))):
@@ -160,10 +187,11 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
     started, saved = time.monotonic() - state.seconds, time.monotonic()
     with stop_button() as stopped, tqdm(total=total, initial=state.step, desc="train", unit="step", mininterval=1,
                                         disable=who[0] > 0) as bar:
-        for batch in batches(dataset, config.batch, state.step, total, workers, *who):
+        source = Ahead(batches(dataset, config.batch, state.step, total, workers, *who), config, device)
+        for batch in source:
             state.model.train()
             try:
-                loss = train_step(state, batch, config, device)
+                loss = train_step(state, batch, config, device, source.look)
             except BratsError:
                 save(state, folder, config, tag)
                 raise
@@ -255,7 +283,8 @@ def finish_epoch(state: State, config: Config, validation: Sequence[Path], folde
     epoch = state.step // config.steps
     dice = None
     if validation and (epoch % config.validate_every == 0 or epoch == config.epochs):
-        dice = validate(state.average.module, validation, config, device)
+        network = for_inference(state.average.module, device, config.epochs * config.steps)
+        dice = validate(network, validation, config, device)
         mean = sum(dice.values()) / len(dice)
     state.history.append({
         "step": state.step, "epoch": epoch, "loss": sum(state.losses) / max(1, len(state.losses)),

@@ -18,9 +18,14 @@ from .constants import CHANNELS, REGIONS
 SLOPE = 0.01                                          # of LeakyReLU below zero
 
 
+def compiled(x: Tensor) -> bool:
+    """Whether this is a pass through a network that is compiled for x's GPU (`networks.compile_network`)."""
+    return x.device.type == "cuda" and torch.compiler.is_compiling()
+
+
 def lay(x: Tensor) -> Tensor:
-    """The same (B, C, D, H, W), channels last in memory on a CPU, where a convolution of it is quicker so."""
-    return x.contiguous(memory_format=torch.channels_last_3d) if x.device.type == "cpu" else x
+    """The same (B, C, D, H, W), channels last in memory where a convolution is quicker so: on a CPU, and compiled."""
+    return x.contiguous(memory_format=torch.channels_last_3d) if x.device.type == "cpu" or compiled(x) else x
 
 
 class Conv3d(nn.Conv3d):
@@ -31,13 +36,25 @@ class Conv3d(nn.Conv3d):
         return super().forward(lay(x))
 
 
+class InstanceNorm3d(nn.InstanceNorm3d):
+    """Torch's instance norm; for the compiler written out, so that it leaves the channels last and joins the activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, D, H, W), each channel of each patch to mean 0 and variance 1 over its voxels, then scaled and shifted."""
+        if not compiled(x):
+            return super().forward(x)
+        variance, mean = torch.var_mean(x.float(), (2, 3, 4), correction=0, keepdim=True)
+        scale, shift = (p.view(-1, 1, 1, 1) for p in (self.weight, self.bias))
+        return ((x - mean) * (variance + self.eps).rsqrt() * scale + shift).to(x.dtype)
+
+
 class ConvNormAct(nn.Sequential):
     """A 3x3x3 convolution, instance norm (affine) and LeakyReLU; stride 2 halves the volume."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__(
             Conv3d(inputs, outputs, 3, stride, padding=1, bias=False),      # the norm's shift stands in for a bias
-            nn.InstanceNorm3d(outputs, affine=True),
+            InstanceNorm3d(outputs, affine=True),
             nn.LeakyReLU(SLOPE, inplace=True),
         )
 
