@@ -33,7 +33,6 @@ FLIPS = [axes for n in range(4) for axes in itertools.combinations((2, 3, 4), n)
 EVEN_FLIPS = [axes for axes in FLIPS if len(axes) % 2 == 0]      # half of them, in which each axis is mirrored half the time
 POSTPROCESSING = (REGION_THRESHOLDS, SMALL_COMPONENT_MM3, SMALL_TOTAL_MM3, SMALL_PROBABILITY)
 WINDOWS = 8                                           # of a patient at 1 mm
-VIEWS_AT_ONCE, ROOM_GIB = 4, 32                       # mirrored views in one batch, where a GPU has so much memory
 SIGMA = 1 / 8                                         # of the Gaussian weight, in window edges
 
 
@@ -73,11 +72,11 @@ def sliding_window(model: nn.Module, image: Tensor, patch: int, overlap: float, 
 
 def flip_average(model: nn.Module, x: Tensor, flips: Sequence[tuple], device: Device) -> Tensor:
     """Probabilities (1, 3, D, H, W), the mean over mirrored views of x (1, 5, D, H, W), each mirrored back."""
-    views, at_once = [], VIEWS_AT_ONCE if device.kind == "cuda" and device.memory_gib >= ROOM_GIB else 1
-    for batch in (flips[i:i + at_once] for i in range(0, len(flips), at_once)):
+    views = []
+    for axes in flips:
         with device.autocast():
-            logits = first(model(torch.cat([x.flip(axes) if axes else x for axes in batch])))
-        views += [view.flip(axes) for view, axes in zip(torch.sigmoid(logits.float()).split(1), batch, strict=True)]
+            logits = first(model(x.flip(axes) if axes else x))
+        views.append(torch.sigmoid(logits.float()).flip(axes))
     return torch.stack(views).mean(0)
 
 
@@ -92,8 +91,8 @@ def predict_prepared(models: Sequence[nn.Module], prepared: Prepared, patch: int
         prepared.volume[:4], np.float32(prepared.meta.mean), np.float32(prepared.meta.std)))
     image = normalise_batch(images, mean, std)[0]
     flips = FLIPS if tta else EVEN_FLIPS
-    mean = sum(sliding_window(model.eval(), image, patch, overlap, flips, device) for model in models) / len(models)
-    inside = mean * image[4]                          # what is not brain is not tumor
+    total = sum(sliding_window(model.eval(), image, patch, overlap, flips, device) for model in models)
+    inside = total / len(models) * image[4]           # what is not brain is not tumor
     return np.asarray(restore(inside.cpu().numpy(), prepared.meta))
 
 

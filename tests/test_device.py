@@ -42,6 +42,17 @@ def test_binaries_run_on_later_minors_and_ptx_on_later_gpus() -> None:
     assert device.supported(9, 0, ["sm_90a"])
 
 
+@pytest.mark.parametrize(("capability", "there", "compiles"), [
+    ((7, 5), {"gcc", "triton"}, True), ((6, 0), {"gcc", "triton"}, False),
+    ((9, 0), {"triton"}, False), ((9, 0), {"cc"}, False)])
+def test_a_gpu_compiles_where_triton_knows_it_and_has_a_c_compiler(monkeypatch, capability, there, compiles) -> None:
+    pretend(monkeypatch, "GPU", capability, ["sm_60", "sm_75", "sm_90"])
+    monkeypatch.setattr(device.shutil, "which", lambda name: name if name in there else None)
+    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: name if name in there else None)
+    assert device.describe_device().compiles == compiles
+    assert not device.Device("cpu", "test", 1.0, torch.float32).compiles
+
+
 def test_budget_says_what_does_not_fit(monkeypatch, tmp_path: Path) -> None:
     kaggle = device.disk_budget(PRESETS["kaggle"], 1251, tmp_path / "not yet there")
     assert 8 < kaggle["prepared_gb"] < 11             # 1,251 patients are inside Kaggle's 20 GB

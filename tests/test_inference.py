@@ -90,6 +90,14 @@ def test_the_chain_of_thresholds() -> None:
     assert postprocess(p.reshape(3, 4, 1, 1), (5, 5, 5)).ravel().tolist() == [0, ED, NCR, ET]
 
 
+@given(st.integers(0, 2**32 - 1), st.tuples(*[st.tuples(st.integers(0, 4), st.integers(0, 4))] * 3))
+def test_background_around_the_tumor_changes_nothing(seed: int, around: tuple) -> None:
+    p = np.random.default_rng(seed).random((3, 6, 5, 7), np.float32)
+    wide = np.pad(p, [(0, 0), *around])
+    assert np.array_equal(postprocess(wide, (3, 3, 3)), np.pad(postprocess(p, (3, 3, 3)), around))
+    assert not postprocess(0 * p, (3, 3, 3)).any()
+
+
 def test_segment_returns_to_the_scans_grid(model) -> None:
     images, labels = small_volumes(shape=(33, 26, 17))
     for spacing in (1.0, 2.0):

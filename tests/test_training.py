@@ -62,6 +62,19 @@ def test_patches_are_a_function_of_seed_and_number(prepared) -> None:
     assert any(not np.array_equal(item["volume"], other[i]["volume"]) for i, item in enumerate(alone))
 
 
+def test_batches_made_ready_ahead_are_the_same_ones_in_the_same_order(prepared) -> None:
+    data = PatchDataset(prepared, 16, 0.4, seed=1)
+    ahead = training.Ahead(batches(data, 2, 0, 3), CONFIG, CPU)
+    for plain in batches(data, 2, 0, 3):
+        batch = next(ahead)
+        ahead.look()
+        ahead.look()                                  # looks no further than one batch
+        assert batch["number"] == plain["number"]
+        for a, b in zip(batch["prepared"], training.prepare_batch(plain, CONFIG.seed, CPU), strict=True):
+            assert torch.equal(a, b)
+    assert list(ahead) == []
+
+
 def test_integer_and_floating_point_patients_share_a_batch(prepared, tmp_path: Path) -> None:
     other = load(prepared[1])
     other.volume = other.volume.astype(np.float32)
@@ -135,14 +148,14 @@ def test_a_stop_is_heeded_after_the_step_and_goes_on_to_the_same_bits(prepared, 
     for number in range(1, 4):                        # pressed within the second step, and in the two sessions after it
         with monkeypatch.context() as patch:
             press = iter([False] * number + [True])
-            real = training.prepare_batch
+            real = training.deep_supervision_loss
 
             def pressed(*arguments: object, real=real, press=press) -> object:
                 if next(press, False):
                     os.kill(os.getpid(), signal.SIGINT)
                 return real(*arguments)
 
-            patch.setattr(training, "prepare_batch", pressed)
+            patch.setattr(training, "deep_supervision_loss", pressed)
             with pytest.raises(Stopped, match=f"after step {sum(range(2, number + 2))} of 12; all is saved in"):
                 train(CONFIG, prepared[:3], prepared[3:], tmp_path / "stopped", device=CPU)
     assert signal.getsignal(signal.SIGINT) is before

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+from functools import partialmethod
+
 import pytest
 import torch
 from monai.networks.nets import DynUNet
+from torch import nn
 
+from brats_helpers import unet
 from brats_helpers.config import PRESETS, Config
+from brats_helpers.device import Device
 from brats_helpers.errors import BratsError
+from brats_helpers.networks import WORTH_COMPILING, compile_for_training, for_inference
 from brats_helpers.unet import UNet, count_parameters, level_table
 
 
@@ -66,6 +73,54 @@ def test_checkpointing_changes_nothing_but_memory() -> None:
         sum(o.square().sum() for o in model.train()(x)).backward()
     for a, b in zip(plain.parameters(), frugal.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
+
+
+@pytest.fixture
+def compiling(monkeypatch) -> Device:
+    """A CPU that is taken for a GPU with a compiler: torch's, up to where it would write programs."""
+    monkeypatch.setattr(unet, "compiled", lambda _: torch.compiler.is_compiling())
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
+    monkeypatch.setattr(Device, "compiles", True)
+    torch.compiler.reset()
+    return Device("cpu", "test", 1.0, torch.bfloat16)
+
+
+def programs() -> int:
+    """How many the compiler has been asked for."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def test_what_is_compiled_for_a_gpu_learns_the_same(compiling: Device) -> None:
+    torch.manual_seed(0)
+    plain = UNet((4, 8, 16)).train()
+    for p in plain.parameters():                      # scale and shift of the norm are 1 and 0 before training
+        p.data += 0.1 * torch.randn_like(p)
+    short, long = copy.deepcopy(plain), copy.deepcopy(plain)
+    compile_for_training(short, compiling, WORTH_COMPILING - 1)
+    compile_for_training(long, compiling, WORTH_COMPILING)
+    x, before = torch.randn(2, 5, 8, 16, 8), programs()
+    outputs = [model(x) for model in (plain, short, long)]
+    assert programs() == before + 1                   # the long training's alone
+    for loss in (sum(o.square().mean() for o in found) for found in outputs):
+        loss.backward()
+    for a, b in zip(outputs[0], outputs[2], strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    for a, b in zip(plain.parameters(), long.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-3)
+
+
+def test_a_compiled_copy_for_inference_rounds_once_and_serves_the_next_network(compiling: Device) -> None:
+    torch.manual_seed(0)
+    models, x = [UNet((4, 8, 16)), UNet((4, 8, 16))], torch.randn(1, 5, 16, 16, 16)
+    assert for_inference(models[0], compiling, WORTH_COMPILING - 1) is models[0]
+    before = programs()
+    with torch.inference_mode(), compiling.autocast():
+        for model in models:
+            twin = for_inference(model, compiling, WORTH_COMPILING)
+            exact = model.float()(x).float()
+            assert next(twin.parameters()).dtype == torch.bfloat16 and next(model.parameters()).dtype == torch.float32
+            torch.testing.assert_close(torch.sigmoid(twin(x).float()), torch.sigmoid(exact), atol=0.02, rtol=0)
+    assert programs() == before + 1
 
 
 def test_level_table_counts_every_parameter_and_doubles_the_field() -> None:
