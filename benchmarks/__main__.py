@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import os
 import platform
 import sys
 from pathlib import Path
 
+import torch
+from tqdm import tqdm
+
+from brats_helpers.device import describe_device, keep_memory
+
+from . import cohort, peers
+from .items import ITEMS, Bench
+from .report import write
+
 HERE = Path(__file__).resolve().parent
-# glibc's allocator keeps its memory, for everybody: it helps the peers as much as us.
-KEEP = {"MALLOC_TRIM_THRESHOLD_": "8589934592", "MALLOC_MMAP_THRESHOLD_": "8589934592"}
 
 
 def main() -> int:
     """Run the items, and write results.json, results.md and results.png."""
-    if any(os.environ.get(key) != value for key, value in KEEP.items()):
-        os.execve(sys.executable, [sys.executable, "-m", "benchmarks", *sys.argv[1:]], {**os.environ, **KEEP})
-    import torch
-    from tqdm import tqdm
-
-    from brats_helpers.device import describe_device
-
-    from . import cohort, peers
-    from .items import ITEMS, Bench
-    from .report import write
+    keep_memory()                                     # for everybody: it helps the peers as much as us
     options = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     options.add_argument("--only", choices=ITEMS, help="run one item")
     options.add_argument("--rounds", type=int, default=3, help="times that each way is run (3)")

@@ -165,7 +165,7 @@ def _train_alone_or_in_a_group(options: argparse.Namespace) -> int:
 
     from . import distributed
     from .cohort import read_cohort
-    from .device import describe_device
+    from .device import describe_device, keep_memory
     from .pretraining import for_few_patients
     from .training import checkpoint_folder, train_work
     parameters = {name: number_or_text(value) for name, value in options.parameters}
@@ -183,6 +183,7 @@ def _train_alone_or_in_a_group(options: argparse.Namespace) -> int:
         device = describe_device()
         if options.precision:
             device = replace(device, dtype=getattr(torch, options.precision))
+        keep_memory()
         last = train_work(config, options.work.absolute(), note, device, options.everyone)[-1]
         measured = f"validation Dice {last['dice']}" if last["dice"] else "measured on nobody"
         print(f"loss {last['loss']:.3f}, {measured}; checkpoints in {checkpoint_folder(options.work, options.everyone)}")
@@ -236,7 +237,9 @@ def parse_grid(text: str) -> tuple[str, list]:
 
 
 def _predict(options: argparse.Namespace) -> int:
+    from .device import keep_memory
     from .inference import predict_cases
+    keep_memory()
     written = list(predict_cases(options.cases, options.checkpoint, options.out, options.tta))
     print(f"{len(written)} segmentation(s) in {options.out}: {NOT_FOR_DIAGNOSIS}.")
     return 0

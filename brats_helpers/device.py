@@ -6,6 +6,7 @@ AVX512-BF16), fp16 with loss scaling on older GPUs (Micikevicius et al. 2018, ar
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import importlib.util
 import os
@@ -31,6 +32,7 @@ PACKAGES = ("torch", "monai", "nibabel", "numpy", "scipy", "blosc2", "nilearn", 
             "papermill", "jupytext")
 GIB = 2**30
 KAGGLE_INPUT = Path("/kaggle/input")
+MALLOC, MOST = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3}, 2**31 - 1     # bytes; numbers from malloc.h
 # What one notebook leaves for the next, at the top of the work folder.
 HANDED_ON = {"config.json", "cohort.json", "patients.json", "splits.json", "architecture.json", "data", "cases",
              "preprocessed", "checkpoints", "pretraining"}
@@ -135,6 +137,18 @@ def work_folder(work: str = "") -> Path:
     return Path(work).expanduser().absolute() if work else usual.get(where_am_i(), home / "runs" / "quick")
 
 
+def keep_memory() -> None:
+    """Tell glibc to keep the memory of freed tensors, here and in processes started from here; no other C library is told.
+
+    It gives it back to the system after every large tensor otherwise, and pays a page fault a page to have it again: more
+    than a third of a training step on a CPU (benchmarks/README.md).
+    """
+    if platform.libc_ver()[0] == "glibc":
+        for variable, option in MALLOC.items():
+            os.environ.setdefault(variable, str(MOST))
+            ctypes.CDLL(None).mallopt(option, MOST)
+
+
 def start(work: str = "") -> tuple[Path, Device]:
     """What every notebook begins with: the look of figures and errors, the work folder and the device, said in two lines.
 
@@ -143,6 +157,7 @@ def start(work: str = "") -> tuple[Path, Device]:
     from .plots import use_style
     use_style()
     short_messages()
+    keep_memory()
     folder = work_folder(work)
     if where_am_i() == "kaggle":
         install_wheels(KAGGLE_INPUT)

@@ -14,13 +14,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .constants import CHANNELS, REGIONS
+from .norm import InstanceNorm3d, compiled
 
 SLOPE = 0.01                                          # of LeakyReLU below zero
-
-
-def compiled(x: Tensor) -> bool:
-    """Whether this is a pass through a network that is compiled for x's GPU (`networks.compile_network`)."""
-    return x.device.type == "cuda" and torch.compiler.is_compiling()
 
 
 def lay(x: Tensor) -> Tensor:
@@ -34,18 +30,6 @@ class Conv3d(nn.Conv3d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, D, H, W) to (B, outputs, ...), as `nn.Conv3d`."""
         return super().forward(lay(x))
-
-
-class InstanceNorm3d(nn.InstanceNorm3d):
-    """Torch's instance norm; for the compiler written out, so that it leaves the channels last and joins the activation."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, D, H, W), each channel of each patch to mean 0 and variance 1 over its voxels, then scaled and shifted."""
-        if not compiled(x):
-            return super().forward(x)
-        variance, mean = torch.var_mean(x.float(), (2, 3, 4), correction=0, keepdim=True)
-        scale, shift = (p.view(-1, 1, 1, 1) for p in (self.weight, self.bias))
-        return ((x - mean) * (variance + self.eps).rsqrt() * scale + shift).to(x.dtype)
 
 
 class ConvNormAct(nn.Sequential):

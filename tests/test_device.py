@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
 import types
 from pathlib import Path
 
@@ -51,6 +55,24 @@ def test_a_gpu_compiles_where_triton_knows_it_and_has_a_c_compiler(monkeypatch, 
     monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: name if name in there else None)
     assert device.describe_device().compiles == compiles
     assert not device.Device("cpu", "test", 1.0, torch.float32).compiles
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_memory_that_is_kept_costs_no_page_faults() -> None:
+    script = """import resource, torch
+from brats_helpers.device import keep_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(2**25)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+usual = faults()
+keep_memory()
+print(usual, [faults() for _ in range(4)][-1])"""
+    bare = {k: v for k, v in os.environ.items() if k not in device.MALLOC}
+    done = subprocess.run([sys.executable, "-c", script], env=bare, capture_output=True, text=True, check=True)
+    usual, kept = map(int, done.stdout.split())
+    assert usual > 1000 and kept < usual / 100
 
 
 def test_budget_says_what_does_not_fit(monkeypatch, tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_a_compiled_copy_for_inference_rounds_once_and_serves_the_next_network(c
             twin = for_inference(model, compiling, WORTH_COMPILING)
             exact = model.float()(x).float()
             assert next(twin.parameters()).dtype == torch.bfloat16 and next(model.parameters()).dtype == torch.float32
-            torch.testing.assert_close(torch.sigmoid(twin(x).float()), torch.sigmoid(exact), atol=0.02, rtol=0)
+            torch.testing.assert_close(torch.sigmoid(twin(x).float()), torch.sigmoid(exact), atol=0.03, rtol=0)
     assert programs() == before + 1
 
 
