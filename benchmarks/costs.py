@@ -1,9 +1,9 @@
 """What the series costs on paper, for 1,251 patients: `python -m benchmarks.costs` prints the README's table.
 
-No GPU was at hand. All GPU rows are computed from one published time, NVIDIA's on an A100, by the ratio of what the data
+One GPU was timed, an H200 (`python -m benchmarks.gpu`). The others are computed from it by the ratio of what the data
 sheets promise: matrix products (fp16 or bf16, dense) and memory traffic, the two things that a training can wait for.
-The V100 tests the method: NVIDIA's own 3D U-Net trains 11.4 patches of 128^3 a second on it and 24.6 on an A100 of 80 GB
-(its README, "Training performance", batch 1), a ratio of 0.46; the data sheets have 0.40 and 0.44.
+NVIDIA's own figures test the method: its 3D U-Net trains 11.4 patches of 128^3 a second on a V100 and 24.6 on an A100 of
+80 GB (its README, "Training performance", batch 1), a ratio of 0.46; the data sheets have 0.40 and 0.44.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from pathlib import Path
 from brats_helpers.device import OTHER_MB, PREPARED_MB
 
 PATIENTS, EPOCHS, PATCHES, FOLDS, LONG = 1251, 30, 1000, 5, 150          # LONG: epochs of a fold for a submission
-RESULTS = Path(__file__).with_name("results.json")
-QUARTER_SECONDS = 7.9             # the full network on 128 x 64 x 64, forward and backward, two cores: notebook 04's output
-BACKWARD = 3.0                    # forward and backward, in forward passes (checkpointing: 4)
+HELD_OUT = PATIENTS // FOLDS + 1                                         # validated on after each epoch
+RESULTS, TIMED = (Path(__file__).with_name(name) for name in ("results.json", "gpu_nvidia_h200.json"))
+QUARTER_SECONDS = 2.9             # the full network on 128 x 64 x 64, forward and backward, two cores: notebook 04's output
 A100_EPOCH = 173.0                # s for 1,000 patches and 251 validation patients: NVIDIA's BraTS21 notebook
-A100_SEGMENT = 639 / 219          # s a patient, 8 flips: the same
 PUBLISHED = {"V100": 11.38, "A100": 24.61}                               # patches a second: its README, November 2022
 
 
@@ -30,25 +29,40 @@ class Gpu:
     tflops: float                 # of matrix products, fp16 or bf16, dense
     gigabytes: float              # a second, of memory
     cards: int = 1
-    recompute: bool = False       # 16 GB: activations are computed twice (the kaggle preset)
+    small: bool = False           # 16 GB: the kaggle preset
+    compiles: bool = True         # Triton knows it
 
 
 # NVIDIA's data sheets of T4, P100 (PCIe), A100 (80 GB, SXM), H200 (SXM, half of what it names with sparsity) and V100 (SXM2).
-GPUS = {"T4": Gpu(65, 320, recompute=True), "T4 x2": Gpu(65, 320, 2, recompute=True),
-        "P100": Gpu(18.7, 732, recompute=True), "A100": Gpu(312, 2039), "H200": Gpu(989, 4800)}
-V100 = Gpu(125, 900)
+H200, V100 = Gpu(989, 4800), Gpu(125, 900)
+GPUS = {"T4": Gpu(65, 320, small=True), "T4 x2": Gpu(65, 320, 2, small=True),
+        "P100": Gpu(18.7, 732, small=True, compiles=False), "A100": Gpu(312, 2039), "H200": H200}
 
 
-def relative(gpu: Gpu) -> tuple[float, float]:
-    """The speed of one card in A100s, at worst and at best."""
-    ratios = gpu.tflops / GPUS["A100"].tflops, gpu.gigabytes / GPUS["A100"].gigabytes
+def relative(gpu: Gpu, unit: Gpu = H200) -> tuple[float, float]:
+    """The speed of one card in units of another, at worst and at best."""
+    ratios = gpu.tflops / unit.tflops, gpu.gigabytes / unit.gigabytes
     return min(ratios), max(ratios)
+
+
+def timed(gpu: Gpu) -> tuple[float, float, float]:
+    """On the H200: seconds for an epoch of a card's preset with its validation, seconds a patient with 8 flips, peak GiB."""
+    found = json.loads(TIMED.read_text())
+    flips, views = (found["inference_seconds"][name] for name in ("8 flips", "4 views"))
+    held_out = HELD_OUT * (2 * views - flips + (flips - views) / 4)       # what is not the network, and a single view
+    if gpu.small:
+        row = found["t4"]["compiled" if gpu.compiles else "not compiled"]
+        return PATCHES / row["steps_per_second"] + held_out, flips, row["peak_gib"]
+    loader = found["training"]
+    peak = next(row["peak_gib"] for row in found["throughput"]
+                if (row["network"], row["dtype"], row["batch"]) == ("ours", "bfloat16", loader["batch"]))
+    return PATCHES / (loader["batch"] * loader["from disk"]) + held_out, flips, peak
 
 
 def epoch_seconds(gpu: Gpu) -> tuple[float, float]:
     """An epoch's time, at best and at worst; two cards are taken for twice as fast, which is the most they can be."""
     slow, fast = relative(gpu)
-    once = A100_EPOCH / gpu.cards * ((BACKWARD + 1) / BACKWARD if gpu.recompute else 1)
+    once = timed(gpu)[0] / gpu.cards
     return once / fast, once / slow
 
 
@@ -62,10 +76,11 @@ def row(name: str, gpu: Gpu) -> str:
     """A line of the table."""
     low, high = epoch_seconds(gpu)
     fold, five = ([count * seconds / 3600 for seconds in (low, high)] for count in (EPOCHS, FOLDS * LONG * gpu.cards))
-    segment = [FOLDS * A100_SEGMENT / speed for speed in reversed(relative(gpu))]
-    epoch = f"{A100_EPOCH:.0f} (published)" if name == "A100" else f"{span(low, high)} (computed)"
-    return (f"| {name} | {epoch} | {span(*fold, 1)} | {span(*five)} | {span(*segment)} | "
-            f"{'16 GB a card, batch 1, untimed' if gpu.recompute else '15 GB at batch 2 (published)'} |")
+    _, flips, peak = timed(gpu)
+    segment = [FOLDS * flips / speed for speed in reversed(relative(gpu))]
+    how = {"H200": "from what was measured", "A100": f"computed; NVIDIA's {A100_EPOCH:.0f}"}.get(name, "computed")
+    return (f"| {name} | {span(low, high)} ({how}) | {span(*fold, 1)} | {span(*five)} | {span(*segment)} | "
+            f"{peak:.1f} GiB at batch {1 if gpu.small else 2} |")
 
 
 def table() -> str:

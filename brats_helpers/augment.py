@@ -54,7 +54,11 @@ def augment(images: Tensor, labels: Tensor, generators: Sequence[torch.Generator
     A CPU generator for each patch, so that what happens to a patch does not depend on those beside it.
     """
     pairs = [augment_one(*patch) for patch in zip(images, labels, generators, strict=True)]
-    return torch.stack([image for image, _ in pairs]), torch.stack([label for _, label in pairs])
+    return _batch([image for image, _ in pairs]), _batch([label for _, label in pairs])
+
+
+def _batch(patches: Sequence[Tensor]) -> Tensor:
+    return torch.stack(patches) if len(patches) > 1 else patches[0][None]
 
 
 def augment_one(image: Tensor, label: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -66,7 +70,15 @@ def augment_one(image: Tensor, label: Tensor, generator: torch.Generator) -> tup
         image, label = resample(image, label, sampling_grid(image.shape[1:], zoom, angles, elastic, generator, image.device))
     axes = [axis for axis in (1, 2, 3) if chance(generator, FLIP_PROBABILITY)]
     image, label = image.flip(axes), label.flip(axes)
-    return torch.cat((change_intensities(image[:4], generator) * image[4:], image[4:])), label
+    return inside(change_intensities(image[:4], generator), image[4:]), label
+
+
+def inside(x: Tensor, brain: Tensor) -> Tensor:
+    """x, (4, D, H, W) or D in slabs, in the brain (1, D, H, W), else 0; and the brain as fifth channel: all written once."""
+    out = torch.empty(len(x) + 1, *brain.shape[1:], device=x.device)
+    torch.mul(x, brain.view(1, *x.shape[1:]), out=out[:-1].view(x.shape))
+    out[-1:] = brain
+    return out
 
 
 def change_intensities(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -122,22 +134,24 @@ def rotation(degrees: list[float]) -> Tensor:
 def resample(image: Tensor, label: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
     """Image (5, D, H, W) linearly, its brain mask and the label (1, D, H, W) by the nearest voxel; outside is 0."""
     places = label.float() + 4 * image[4:]            # both in one: labels are below 4
-    moved, nearest = sample(image[:4], grid, "bilinear"), sample(places, grid, "nearest")
+    moved, nearest = sample(image[:4], grid, "bilinear"), sample(places, grid, "nearest").view(label.shape)
     brain = nearest >= 4
-    return torch.cat((moved.mul_(brain), brain.to(moved.dtype))), (nearest - 4 * brain).to(label.dtype)
+    return inside(moved, brain), (nearest - 4 * brain).to(label.dtype)
 
 
 def sample(volume: Tensor, grid: Tensor, mode: str) -> Tensor:
-    """`grid_sample` of one volume, (C, D, H, W), at a grid (1, D, H, W, 3).
+    """`grid_sample` of one volume, (C, D, H, W), at a grid (1, D, H, W, 3): (C, slabs, D / slabs, H, W).
 
     On a CPU it gives each of its threads some volumes of a batch, and a single volume to one of them: so the result is
-    asked for in slabs, as if they were a batch.
+    asked for in slabs, as if they were a batch. And it jumps to a voxel once for all channels, where they lie side by side.
     """
-    shape = grid.shape[1:4]
-    slabs = math.gcd(shape[0], SLABS) if volume.device.type == "cpu" else 1
+    shape, slabs = grid.shape[1:4], 1
+    if volume.device.type == "cpu":
+        slabs = math.gcd(shape[0], SLABS)
+        volume = volume.movedim(0, -1).contiguous().movedim(-1, 0)
     found = F.grid_sample(volume.expand(slabs, *volume.shape), grid.view(slabs, -1, *shape[1:], 3), mode=mode,
                           align_corners=False)
-    return found.transpose(0, 1).reshape(len(volume), *shape)
+    return found.transpose(0, 1)
 
 
 def add_noise(x: Tensor, sigma: float, generator: torch.Generator) -> Tensor:

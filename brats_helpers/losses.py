@@ -53,7 +53,7 @@ def region_loss(logits: Tensor, target: Tensor, region_weights: Sequence[float] 
     logits, target (B, 3, D, H, W). `smoothing` s moves the cross-entropy's targets from 0 and 1 to
     s/2 and 1 - s/2 (Szegedy et al. 2016, arXiv:1512.00567); Dice keeps the true ones.
     """
-    # Sums over a million voxels need more than bf16's 8 bits, and are quicker where both lie alike.
+    # In fp32: sums over a million voxels need more than bf16's 8 bits; channels first, as the target's are.
     logits = logits.to(torch.float32, memory_format=torch.contiguous_format)
     soft = target * (1 - smoothing) + smoothing / 2 if smoothing else target
     each = batch_dice_loss(logits, target) + cross_entropy_loss(logits, soft, class_weight)

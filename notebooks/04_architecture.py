@@ -403,7 +403,9 @@ bars(kept, "MiB of activations kept", "MiB")
 # **Mixed precision** stores most activations in 16 bits, at the price of some rounding. **Gradient checkpointing** keeps only
 # each stage's input and computes the rest again in the backward pass: less memory for one more forward pass (Chen et al.
 # 2016), and the same gradients ([tested](../tests/test_unet.py)). A smaller batch makes noisier steps, a smaller patch costs
-# context: hence the order.
+# context: hence the order. On a GPU, a long training is **compiled**: norm and activation become one program, and its results
+# are computed again, too; on an H200 that took 0.6 of the memory and 0.5 of the time
+# ([measured](../benchmarks/gpu_nvidia_h200.md)).
 #
 # ### What short numbers cannot hold
 #
@@ -440,7 +442,7 @@ curves({"Dice of a perfect prediction": lines}, "voxels of the tumor")
 
 # %% [markdown]
 # The orange line ends where the sum of two sizes is more than 65,504, and infinity is divided by infinity. The cure: only the convolutions run in short numbers, the loss is
-# computed in fp32 (`region_loss` above begins with `.float()`). On a GPU with fp16 the same happens to a bad gradient; the
+# computed in fp32 (`region_loss` above begins with that). On a GPU with fp16 the same happens to a bad gradient; the
 # scaler then leaves out the step. What notebook 05 does with a NaN from a damaged patient, it shows there.
 #
 # ## 5. Against the reference

@@ -56,6 +56,24 @@ def test_the_gpus_part_runs_on_a_cpu_and_both_networks_learn_alike(tmp_path: Pat
     assert "| ours | float32 | 2 |" in gpu.table(again)
 
 
+def test_the_page_on_gpus_says_what_was_measured() -> None:
+    folder = Path(gpu.__file__).parent
+    found = json.loads((folder / "gpu_nvidia_h200.json").read_text())
+    assert gpu.table(found) == (folder / "gpu_nvidia_h200.md").read_text()
+    rows = {(r["network"], r["dtype"], r["batch"]): r for r in found["throughput"]}
+    plans = [(dtype, batch) for dtype in ("float16", "bfloat16") for batch in (1, 2)]
+    times, share = ([rows["ours", *plan][what] / rows["DynUNet", *plan][what] for plan in plans]
+                    for what in ("steps_per_second", "peak_gib"))
+    page = (folder / "README.md").read_text().partition("## On a GPU")[2].partition("\n## ")[0]
+    assert "| {:.2f} and {:.2f} in fp16 (batch 1 and 2), {:.2f} and {:.2f} in bf16 |".format(*times) in page
+    assert f"| {min(share):.2f} to {max(share):.2f} |" in page
+    assert f"| {found['t4']['compiled']['peak_gib']:.1f} GiB, under a cap" in page
+    assert f"| {found['training']['from disk']:.1f} steps a second from disk and from memory |" in page
+    assert abs(found["training"]["from disk"] / found["training"]["from memory"] - 1) < 0.02
+    assert f"**{found['inference_seconds']['8 flips']:.2f} s: not reached**" in page
+    assert f"{found['loss_curves']['mean_gap_last_tenth']:.2g} apart in the last tenth, at a loss of" in page
+
+
 class Knowing:
     """A system that gives the reference of the coarse patient as its probabilities."""
 
@@ -247,5 +265,5 @@ def test_the_readme_and_the_page_say_of_few_patients_what_is_stored() -> None:
 
 def test_the_readmes_costs_are_what_is_computed_and_the_method_holds_where_it_can_be_tested() -> None:
     assert costs.table() in (Path(__file__).parent.parent / "README.md").read_text()
-    slow, fast = costs.relative(costs.V100)
+    slow, fast = costs.relative(costs.V100, costs.GPUS["A100"])
     assert 0.9 * slow < costs.PUBLISHED["V100"] / costs.PUBLISHED["A100"] < 1.1 * fast
