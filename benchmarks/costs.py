@@ -17,7 +17,7 @@ from brats_helpers.device import OTHER_MB, PREPARED_MB
 PATIENTS, EPOCHS, PATCHES, FOLDS, LONG = 1251, 30, 1000, 5, 150          # LONG: epochs of a fold for a submission
 HELD_OUT = PATIENTS // FOLDS + 1                                         # validated on after each epoch
 RESULTS, TIMED = (Path(__file__).with_name(name) for name in ("results.json", "gpu_nvidia_h200.json"))
-QUARTER_SECONDS = 2.9             # the full network on 128 x 64 x 64, forward and backward, two cores: notebook 04's output
+QUARTER_SECONDS = 3.8             # the full network on 128 x 64 x 64, forward and backward, two cores: notebook 04's output
 A100_EPOCH = 173.0                # s for 1,000 patches and 251 validation patients: NVIDIA's BraTS21 notebook
 PUBLISHED = {"V100": 11.38, "A100": 24.61}                               # patches a second: its README, November 2022
 

@@ -20,7 +20,7 @@ from .series import FOLDER, NAMES, ROOT, check_repository, page_of
 
 GUIDES = {"index": ("Start", "README.md"), "teaching": ("For teachers", "docs/teaching.md"),
           "benchmarks": ("Benchmarks", "benchmarks/README.md"), "measured": ("", "benchmarks/results.md"),
-          "patients": ("", "benchmarks/real_cohort.md"),
+          "patients": ("", "benchmarks/real_cohort.md"), "gpu": ("", "benchmarks/gpu_nvidia_h200.md"),
           "contributing": ("Contributing", "CONTRIBUTING.md")}           # a page without a title is not in the bar
 STYLE = """
 body{margin:0;color:#222;font:16px/1.55 system-ui,sans-serif}

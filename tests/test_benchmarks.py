@@ -265,5 +265,7 @@ def test_the_readme_and_the_page_say_of_few_patients_what_is_stored() -> None:
 
 def test_the_readmes_costs_are_what_is_computed_and_the_method_holds_where_it_can_be_tested() -> None:
     assert costs.table() in (Path(__file__).parent.parent / "README.md").read_text()
+    notebook = (Path(__file__).parent.parent / "notebooks" / "04_architecture.ipynb").read_text()
+    assert f'"{costs.QUARTER_SECONDS} s, forward and backward' in notebook
     slow, fast = costs.relative(costs.V100, costs.GPUS["A100"])
     assert 0.9 * slow < costs.PUBLISHED["V100"] / costs.PUBLISHED["A100"] < 1.1 * fast

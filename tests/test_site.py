@@ -12,7 +12,7 @@ from brats_helpers.site import build_site
 
 def test_links_lead_somewhere_and_the_search_knows_every_page(tmp_path: Path) -> None:
     pages = build_site(tmp_path / "site")
-    assert len(pages) == 12
+    assert len(pages) == 13
     for page in pages:
         text = page.read_text()
         for target in re.findall(r"(?:href|src)=[\"']([^\"'#]+)", text):
