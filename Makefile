@@ -71,7 +71,7 @@ bench-real: .venv-bench/ready          # DATA=folder of ten labelled patients or
 	$(subst .venv,.venv-bench,$(BIN))/python -m benchmarks.real_cohort $(DATA) --minutes $(BUDGET) $(ARGS)
 
 bench-gpu: .venv-bench/ready           # says so and does nothing where there is no GPU
-	$(subst .venv,.venv-bench,$(BIN))/python -m benchmarks.gpu
+	$(subst .venv,.venv-bench,$(BIN))/python -m benchmarks.gpu $(ARGS)
 
 lint: .venv/ready-dev
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,11 +40,13 @@ PATIENTS = (1, 2, 3)                                  # phantoms that, as real p
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-class Case:
+class Case(NamedTuple):
     """One line of the table: a network, how it is made ready, the precision and the batch."""
 
-    def __init__(self, name: str, make: Callable[[], nn.Module], dtype: torch.dtype, batch: int) -> None:
-        self.name, self.make, self.dtype, self.batch = name, make, dtype, batch
+    name: str
+    make: Callable[[], nn.Module]
+    dtype: torch.dtype
+    batch: int
 
 
 def ours(filters: Sequence[int], device: Device) -> nn.Module:

@@ -74,7 +74,8 @@ def for_inference(model: nn.Module, device: Device, passes: int) -> nn.Module:
 
 def _compile(model: nn.Module) -> nn.Module:
     from torch._functorch import config
-    config.activation_memory_budget = KEPT
+    if hasattr(config, "activation_memory_budget"):   # not before torch 2.5, which keeps all
+        config.activation_memory_budget = KEPT
     config.enable_autograd_cache = False              # before torch 2.13 it mixes up precisions (pytorch, pull 181564)
     model.to(memory_format=torch.channels_last_3d).compile(dynamic=False)
     return model                                      # what is compiled serves all networks of this shape
