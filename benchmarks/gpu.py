@@ -24,7 +24,7 @@ from tqdm import tqdm
 from brats_helpers import inference, losses, training
 from brats_helpers.cases import Patient
 from brats_helpers.config import PRESETS, Config
-from brats_helpers.device import GIB, Device, describe_device
+from brats_helpers.device import GIB, Device, describe_device, keep_memory
 from brats_helpers.files import atomic_path, read_json, write_json
 from brats_helpers.loaders import PatchDataset, batches
 from brats_helpers.networks import WORTH_COMPILING, compile_for_training, for_inference
@@ -182,7 +182,8 @@ def fits_a_t4(device: Device, config: Config, paths: Sequence[Path], steps: int)
     rows = {}
     for name, long in (("compiled", True), ("not compiled", False)):
         try:
-            rate = _steps_a_second(config.with_(epochs=WORTH_COMPILING if long else 1), _half(device), paths, steps, 0, False)
+            state = training.new_state(config.with_(epochs=WORTH_COMPILING if long else 1), _half(device))
+            rate = _steps_a_second(state, config, _half(device), paths, steps, 0, False)
             rows[name] = {"fits": True, "peak_gib": round(_peak(device), 2), "steps_per_second": round(rate, 2)}
         except torch.cuda.OutOfMemoryError:
             rows[name] = {"fits": False}
@@ -193,17 +194,21 @@ def fits_a_t4(device: Device, config: Config, paths: Sequence[Path], steps: int)
 
 
 def loader_share(device: Device, config: Config, paths: Sequence[Path], steps: int, workers: int) -> dict:
-    """Training steps a second when patches come from disk, and with the same patches in memory: equal if nothing waits."""
-    long = config.with_(epochs=WORTH_COMPILING)
-    rates = {name: round(_steps_a_second(long, device, paths, steps, workers, name == "from disk"), 3)
-             for name in ("from disk", "from memory")}
+    """Training steps a second when patches come from disk, and with the same patches in memory: equal if nothing waits.
+
+    The medians of three runs each, by turns.
+    """
+    state, rates = training.new_state(config.with_(epochs=WORTH_COMPILING), device), {"from disk": [], "from memory": []}
+    for name, found in [*rates.items()] * 3:
+        found.append(_steps_a_second(state, config, device, paths, steps, workers, name == "from disk"))
     _clear(device)
-    return rates | {"batch": config.batch, "workers": workers}
+    return {name: round(statistics.median(found), 3) for name, found in rates.items()} | {
+        "batch": config.batch, "workers": workers}
 
 
-def _steps_a_second(config: Config, device: Device, paths: Sequence[Path], steps: int, workers: int, disk: bool) -> float:
+def _steps_a_second(state: training.State, config: Config, device: Device, paths: Sequence[Path], steps: int, workers: int,
+                    disk: bool) -> float:
     """Of `training.train_step`, augmentation and all; three that do not count come first."""
-    state = training.new_state(config, device)
     source = batches(PatchDataset(paths, config.patch, config.foreground, 0), config.batch, 0, steps + 3, workers)
     ahead = training.Ahead(source if disk else iter(list(source)), config, device)
     for number, batch in enumerate(ahead):
@@ -301,6 +306,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=(), metavar="PART", help="inference_seconds, training, t4, loss_curves "
                         "or throughput; what else the file has stays as it is")
     arguments = parser.parse_args()
+    keep_memory()                                     # for everybody, as in `make bench`
     device = describe_device()
     if device.kind != "cuda":
         print(f"No GPU here ({device.name}): nothing was measured.")

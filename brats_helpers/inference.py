@@ -33,6 +33,7 @@ FLIPS = [axes for n in range(4) for axes in itertools.combinations((2, 3, 4), n)
 EVEN_FLIPS = [axes for axes in FLIPS if len(axes) % 2 == 0]      # half of them, in which each axis is mirrored half the time
 POSTPROCESSING = (REGION_THRESHOLDS, SMALL_COMPONENT_MM3, SMALL_TOTAL_MM3, SMALL_PROBABILITY)
 WINDOWS = 8                                           # of a patient at 1 mm
+VIEWS_AT_ONCE = 2                                     # that a GPU is given as one batch (benchmarks/README.md)
 SIGMA = 1 / 8                                         # of the Gaussian weight, in window edges
 
 
@@ -72,11 +73,11 @@ def sliding_window(model: nn.Module, image: Tensor, patch: int, overlap: float, 
 
 def flip_average(model: nn.Module, x: Tensor, flips: Sequence[tuple], device: Device) -> Tensor:
     """Probabilities (1, 3, D, H, W), the mean over mirrored views of x (1, 5, D, H, W), each mirrored back."""
-    views = []
-    for axes in flips:
+    views, at_once = [], VIEWS_AT_ONCE if device.kind == "cuda" else 1
+    for some in (flips[i:i + at_once] for i in range(0, len(flips), at_once)):
         with device.autocast():
-            logits = first(model(x.flip(axes) if axes else x))
-        views.append(torch.sigmoid(logits.float()).flip(axes))
+            logits = first(model(torch.cat([x.flip(axes) if axes else x for axes in some])))
+        views += [view.flip(axes) for view, axes in zip(torch.sigmoid(logits.float()).split(1), some, strict=True)]
     return torch.stack(views).mean(0)
 
 

@@ -34,6 +34,7 @@ def build_network(config: Config, device: Device, from_checkpoint: bool = False)
     configuration was read from a file, and may have nothing imported. BratsError where the class is not to be had, or
     does not fit.
     """
+    torch.backends.cudnn.benchmark = True             # patches have one shape: search once for a GPU's quickest kernels
     if config.network == OWN_NETWORK:
         return UNet(config.filters, checkpointing=config.checkpointing).to(device.torch_device)
     kind = network_class(config.network, from_checkpoint)

@@ -73,12 +73,6 @@ def to_lps(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return nib.apply_orientation(array, turn).T
 
 
-def from_lps(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """The inverse of `to_lps`: (D, H, W) in LPS to (X, Y, Z) in the orientation of `affine`."""
-    turn = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt(ORIENTATION), nib.io_orientation(affine))
-    return nib.apply_orientation(array.T, turn)
-
-
 def lps_spacing(spacing: Sequence[float], affine: np.ndarray) -> tuple[float, ...]:
     """Voxel edges in mm, given for the file's axes, in the order x y z of the body."""
     axes = nib.io_orientation(affine)[:, 0].astype(int)                   # the file's axis i is the body's axes[i]
@@ -203,9 +197,11 @@ def restore(array: np.ndarray, meta: Meta) -> np.ndarray:
     size = [stop - start for start, stop in meta.box]
     if max(meta.factor) > 1:
         array = rescale(array, meta.factor) if array.dtype.kind == "f" else _repeat(array, meta.factor, size)
-    full = np.zeros((len(array), *reversed(_lps_shape(meta))), array.dtype)
-    full[:, *(slice(*edge) for edge in meta.box)] = array[:, :size[0], :size[1], :size[2]]
-    return np.stack([from_lps(channel, np.array(meta.affine)) for channel in full])
+    full = np.zeros((len(array), *meta.shape[::-1]), array.dtype).transpose(0, 3, 2, 1)     # laid out as the scan's voxels
+    box = tuple(slice(*edge) for edge in meta.box)
+    for channel, whole in zip(array, full, strict=True):
+        to_lps(whole, np.array(meta.affine))[box] = channel[:size[0], :size[1], :size[2]]   # a view: whole is written to
+    return full
 
 
 def _repeat(array: np.ndarray, factor: Sequence[float], size: Sequence[int]) -> np.ndarray:
@@ -213,14 +209,6 @@ def _repeat(array: np.ndarray, factor: Sequence[float], size: Sequence[int]) -> 
         nearest = np.minimum(((np.arange(n) + 0.5) / f).astype(int), array.shape[axis] - 1)
         array = array.take(nearest, axis)
     return array
-
-
-def _lps_shape(meta: Meta) -> list[int]:
-    axes = nib.io_orientation(np.array(meta.affine))[:, 0].astype(int)
-    shape = [0, 0, 0]
-    for i, axis in enumerate(axes):
-        shape[axis] = meta.shape[i]
-    return shape
 
 
 # ---------------------------------------------------------------- files

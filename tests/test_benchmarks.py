@@ -70,9 +70,11 @@ def test_the_page_on_gpus_says_what_was_measured() -> None:
     assert "| {:.2f} and {:.2f} in fp16 (batch 1 and 2), {:.2f} and {:.2f} in bf16 |".format(*times) in page
     assert f"| {min(share):.2f} to {max(share):.2f} |" in page
     assert f"| {found['t4']['compiled']['peak_gib']:.1f} GiB, under a cap" in page
-    assert f"| {found['training']['from disk']:.1f} steps a second from disk and from memory |" in page
-    assert abs(found["training"]["from disk"] / found["training"]["from memory"] - 1) < 0.02
-    assert f"**{found['inference_seconds']['8 flips']:.2f} s: not reached**" in page
+    disk, memory, flips = (*(found["training"][f"from {name}"] for name in ("disk", "memory")),
+                           found["inference_seconds"]["8 flips"])
+    for reached, measured in ((disk > 0.98 * memory, f"{disk:.1f} steps a second from disk, {memory:.1f} from memory"),
+                              (flips <= gpu.NVIDIA_SECONDS / 5, f"{flips:.3f} s")):
+        assert f"| {measured} |" in page if reached else f"| **{measured}: not reached** |" in page
     assert f"{found['loss_curves']['mean_gap_last_tenth']:.2g} apart in the last tenth, at a loss of" in page
 
 

@@ -20,7 +20,7 @@ from brats_helpers.config import Config
 from brats_helpers.constants import ED, ET, NCR
 from brats_helpers.device import Device
 from brats_helpers.evaluation import evaluate, read_prediction, verify_masks, write_model_card
-from brats_helpers.inference import FLIPS, postprocess, segment, sliding_window, window_starts
+from brats_helpers.inference import FLIPS, flip_average, postprocess, segment, sliding_window, window_starts
 from brats_helpers.metrics import dice
 from brats_helpers.phantom import brats_affine
 from brats_helpers.unet import UNet
@@ -83,6 +83,20 @@ def _blocks(*blocks: tuple[int, int, float]) -> np.ndarray:
 def test_small_and_doubtful_et_becomes_necrosis(blocks, spacing: float, et: int) -> None:
     labels = postprocess(_blocks(*blocks), [spacing] * 3)
     assert (labels == ET).sum() == et and (labels > 0).sum() == 1000 and set(np.unique(labels)) <= {0, NCR, ET}
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_views_that_a_gpu_is_given_in_pairs_are_those_that_a_cpu_takes_one_by_one(model, count: int) -> None:
+    x, seen = torch.randn(1, 5, 16, 16, 16), []
+
+    def watched(views: torch.Tensor) -> torch.Tensor:
+        seen.append(len(views))
+        return model(views)
+
+    with torch.inference_mode():
+        pairs = flip_average(watched, x, FLIPS[:count], Device("cuda", "test", 1.0, torch.float32))
+        torch.testing.assert_close(pairs, flip_average(model, x, FLIPS[:count], CPU), atol=1e-6, rtol=0)
+    assert seen == [2] * (count // 2) + [1] * (count % 2)
 
 
 def test_the_chain_of_thresholds() -> None:

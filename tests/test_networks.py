@@ -52,7 +52,8 @@ def module(tmp_path: Path, monkeypatch) -> str:
 
 
 def test_one_parameter_changes_the_network_and_the_default_is_ours() -> None:
-    assert isinstance(build_network(CONFIG, CPU), UNet)
+    torch.backends.cudnn.benchmark = False
+    assert isinstance(build_network(CONFIG, CPU), UNet) and torch.backends.cudnn.benchmark
     torch.manual_seed(0)
     model = build_network(CONFIG.with_(network=SEGRESNET), CPU)
     assert type(model).__name__ == "SegResNet" and model.training
