@@ -37,16 +37,20 @@ class Result:
                 "ratio": {k: round(v, 2) for k, v in self.ratio.items()}, "goals": self.goals, "equal": self.equal}
 
 
-def race(ours: Way, peers: Mapping[str, Way], rounds: int) -> tuple[float, dict[str, float]]:
-    """Median milliseconds of each way; every round runs all of them once, after one round that is not counted."""
+def race(ours: Way, peers: Mapping[str, Way], rounds: int, in_a_row: int = 1) -> tuple[float, dict[str, float]]:
+    """Median milliseconds of each way; every round runs all of them, after one round that is not counted.
+
+    A round runs each so many times in a row and takes the mean, where one run differs from the next by what chance draws.
+    """
     ways = {"ours": ours, **peers}
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, way in ways.items():
             begin = time.perf_counter()
-            way()
+            for _ in range(in_a_row):
+                way()
             if number:
-                taken[name].append(1000 * (time.perf_counter() - begin))
+                taken[name].append(1000 * (time.perf_counter() - begin) / in_a_row)
     medians = {name: float(np.median(values)) for name, values in taken.items()}
     return medians.pop("ours"), medians
 

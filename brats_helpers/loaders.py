@@ -14,31 +14,32 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from .preprocessing import Meta, open_volume
+from .preprocessing import Meta, open_volume, read_patch
 
 
 class PatchDataset(Dataset):
-    """Patch number i of an endless, seeded stream that shows every patient as often as `paths` names him.
+    """Patches of an endless, seeded stream that shows every patient as often as `paths` names him.
 
-    An item is {"volume": (5, P, P, P), four modalities and the reference as stored; "mean", "std":
-    (4,) float32; "name": str; "number": i}. With probability `foreground` the patch is centred on a tumor voxel,
-    the label chosen first, so that a small compartment is met as often as a large one (Isensee et
-    al. 2021); otherwise it lies anywhere in the brain's box.
+    `stream[numbers]` are the patches of these numbers, a batch: {"volume": (B, 5, P, P, P), four modalities and the reference
+    as stored; "mean", "std": (B, 4) float32; "name", "number": lists}. With probability `foreground` a patch is centred on a
+    tumor voxel, the label chosen first, so that a small compartment is met as often as a large one (Isensee et al. 2021);
+    otherwise it lies anywhere in the brain's box.
     """
 
     def __init__(self, paths: Sequence[Path], patch: int, foreground: float, seed: int) -> None:
         self.paths, self.patch, self.foreground, self.seed = list(paths), patch, foreground, seed
 
-    def __getitem__(self, index: int) -> dict:
-        path = self.paths[patient_of(index, len(self.paths), self.seed)]
-        volume, meta = open_volume(path)
-        rng = np.random.default_rng([self.seed, 1, index])
-        corner = choose_corner(meta, volume.shape[1:], self.patch, self.foreground, rng)
-        return {"volume": read_patch(volume, corner, self.patch), "name": meta.name, "number": index,
-                "mean": np.asarray(meta.mean, np.float32), "std": np.asarray(meta.std, np.float32)}
-
-    def __len__(self) -> int:
-        return np.iinfo(np.int64).max                 # the stream has no end; the sampler says which numbers are wanted
+    def __getitem__(self, numbers: Sequence[int]) -> dict:
+        opened = [open_volume(self.paths[patient_of(n, len(self.paths), self.seed)]) for n in numbers]
+        arrays, metas = zip(*opened, strict=True)
+        # Integers, or floating point where one of the patients needs it.
+        volume = np.empty((len(numbers), arrays[0].shape[0], *[self.patch] * 3), np.result_type(*arrays))
+        for number, array, meta, patch in zip(numbers, arrays, metas, volume, strict=True):
+            rng = np.random.default_rng([self.seed, 1, number])
+            read_patch(array, choose_corner(meta, array.shape[1:], self.patch, self.foreground, rng), patch)
+        mean, std = (torch.tensor([getattr(meta, key) for meta in metas]) for key in ("mean", "std"))
+        return {"volume": torch.from_numpy(volume), "mean": mean, "std": std,
+                "name": [meta.name for meta in metas], "number": list(numbers)}
 
 
 def patient_of(index: int, patients: int, seed: int) -> int:
@@ -56,20 +57,9 @@ def choose_corner(meta: Meta, shape: Sequence[int], patch: int, foreground: floa
     voxels = [v for v in meta.tumor_voxels.values() if len(v)]
     if voxels and rng.random() < foreground:
         of_label = voxels[rng.integers(len(voxels))]
-        return np.clip(np.asarray(of_label[rng.integers(len(of_label))]) - patch // 2, low, high)
+        voxel = np.unravel_index(of_label[rng.integers(len(of_label))], shape)
+        return np.clip(np.array(voxel) - patch // 2, low, high)
     return rng.integers(low, high + 1)
-
-
-def read_patch(volume: np.ndarray, corner: Sequence[int], patch: int) -> np.ndarray:
-    """(C, P, P, P) from `corner` on; zeros, which are background, where the volume ends."""
-    first = np.maximum(corner, 0)
-    last = np.minimum(np.add(corner, patch), volume.shape[1:])
-    inside = volume[:, first[0]:last[0], first[1]:last[1], first[2]:last[2]]
-    if inside.shape[1:] == (patch,) * 3:
-        return inside
-    before = first - corner
-    around = [(0, 0), *zip(before, patch - before - inside.shape[1:], strict=True)]
-    return np.pad(inside, around)
 
 
 def batches(dataset: PatchDataset, batch: int, first: int, last: int, workers: int = 0, rank: int = 0,
@@ -78,12 +68,5 @@ def batches(dataset: PatchDataset, batch: int, first: int, last: int, workers: i
 
     Of several training processes each deals itself every so-manieth patch and reads no other; B is then its share.
     """
-    mine = range(first * batch + rank, last * batch, processes)
-    return iter(DataLoader(dataset, batch // processes, sampler=mine, num_workers=workers, collate_fn=collate,
-                           pin_memory=torch.cuda.is_available()))
-
-
-def collate(items: Sequence[dict]) -> dict:
-    """A batch of `PatchDataset` items; integers, or floating point where one of the patients needs it."""
-    arrays = {key: torch.from_numpy(np.stack([item[key] for item in items])) for key in ("volume", "mean", "std")}
-    return {**arrays, **{key: [item[key] for item in items] for key in ("name", "number")}}
+    mine = (range(number * batch + rank, (number + 1) * batch, processes) for number in range(first, last))
+    return iter(DataLoader(dataset, None, sampler=mine, num_workers=workers, pin_memory=torch.cuda.is_available()))

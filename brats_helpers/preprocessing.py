@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import mmap
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from joblib import Parallel, delayed
-from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
 from .cases import Case, Patient, file_state, read_case
@@ -31,13 +31,13 @@ from .errors import BratsError
 from .files import atomic_path, isal_zlib, sweep
 from .shift import describe
 
-FORMAT = 3                                            # of a prepared file
+FORMAT = 4                                            # of a prepared file
 AGAIN = "run notebook 03 again, which makes it anew"
 FINER = 1.25                                          # a scan is resampled where its voxels are finer by this factor
 SAMPLES = 500                                         # tumor voxels kept a label, to centre patches on
 # A seventh more bytes than zstd, and a patch in two thirds of the time (benchmarks/README.md).
 COMPRESSION = {"codec": blosc2.Codec.LZ4HC, "clevel": 1, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1}
-SLICES = 16                                           # decompressed at once, whole: long rows are copied quickly
+ROWS = 8                                              # of a channel, in all slices: a block, decompressed as a whole
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Meta:
     std: tuple[float, ...]
     has_reference: bool
     source: str                                       # fingerprint of the files
-    tumor_voxels: dict[str, list] = field(default_factory=dict)   # label's short name -> (n, 3) d h w
+    tumor_voxels: dict[str, list[int]] = field(default_factory=dict)   # label's short name -> places in the flat (D, H, W)
     figures: dict[str, float] = field(default_factory=dict)       # of `shift.describe`
 
 
@@ -148,15 +148,14 @@ def prepare(patient: Patient, spacing_mm: float, source: str = "") -> Prepared:
         sample_voxels(volume[-1], patient.name), describe(volume[:-1], mean, std, np.multiply(factor, spacing), spacing)))
 
 
-def sample_voxels(labels: np.ndarray, name: str) -> dict[str, list]:
-    """At most SAMPLES voxels of each tumor label, (n, 3) in d h w, drawn with the patient's name as the seed."""
+def sample_voxels(labels: np.ndarray, name: str) -> dict[str, list[int]]:
+    """At most SAMPLES voxels of each tumor label, places in the flat array, drawn with the patient's name as the seed."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     marked, found = np.flatnonzero(labels != 0), {}
     kinds = labels.ravel()[marked]
     for label, short in LABEL_SHORT.items():
         voxels = marked[kinds == label]
-        chosen = np.sort(rng.permutation(len(voxels))[:SAMPLES])
-        found[short] = np.stack(np.unravel_index(voxels[chosen], labels.shape), axis=1).tolist()
+        found[short] = voxels[np.sort(rng.permutation(len(voxels))[:SAMPLES])].tolist()
     return found
 
 
@@ -215,12 +214,11 @@ def _repeat(array: np.ndarray, factor: Sequence[float], size: Sequence[int]) -> 
 
 def save(prepared: Prepared, path: Path) -> None:
     """Write a prepared patient as one Blosc2 array: LZ4 over shuffled integers, its Meta among the metadata."""
-    shape = prepared.volume.shape
-    blocks = (1, min(SLICES, shape[1]), *shape[2:])
+    _, depth, height, width = prepared.volume.shape
     with atomic_path(path) as temporary:
         temporary.unlink()                            # Blosc2 makes the file itself
-        array = blosc2.asarray(prepared.volume, urlpath=str(temporary), chunks=(1, *shape[1:]), blocks=blocks,
-                               cparams=COMPRESSION)
+        array = blosc2.asarray(prepared.volume, urlpath=str(temporary), chunks=(1, depth, height, width),
+                               blocks=(1, depth, min(ROWS, height), width), cparams=COMPRESSION)
         # As JSON: Blosc2's own encoding of nested lists fails on empty ones before some 4.x.
         array.schunk.vlmeta["meta"] = json.dumps({"format": FORMAT, "checksum": checksum(prepared), **vars(prepared.meta)})
 
@@ -243,16 +241,45 @@ def _open(path: Path) -> tuple[blosc2.NDArray, dict]:
     if not Path(path).is_file():
         raise BratsError(f"{path} is missing: run notebook 03 first, which prepares the patients.")
     try:
-        # A loader's worker is one of many; elsewhere nothing else is computed while a patch is waited for.
-        threads = 1 if get_worker_info() else torch.get_num_threads()
-        array = blosc2.open(str(path), mode="r", mmap_mode="r", dparams={"nthreads": threads})
+        with open(path, "rb") as file:
+            frame = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        array = blosc2.ndarray_from_cframe(frame)     # what `blosc2.open` does too, after much else
+        array.frame = frame                           # kept as long as the array, by old versions as well
+        if array.chunks != (1, *array.shape[1:]) or array.schunk.nchunks != len(array):
+            raise ValueError(f"a shape of {array.shape}")
         text = array.schunk.vlmeta["meta"]
         stored = json.loads(text) if isinstance(text, str) else {}
-    except (RuntimeError, ValueError, KeyError, AttributeError, IndexError) as error:
+    # SyntaxError: of NumPy, from what should be the name of a type.
+    except (OSError, RuntimeError, ValueError, KeyError, AttributeError, IndexError, SyntaxError) as error:
         raise BratsError(f"{path} is damaged ({error}): {AGAIN}.") from error
     if stored.pop("format", None) != FORMAT:
         raise BratsError(f"{path} was written by another version: {AGAIN}.")
     return array, stored
+
+
+def read_patch(array: blosc2.NDArray, corner: Sequence[int], into: np.ndarray) -> None:
+    """Fill (5, d, h, w) with the voxels from `corner` on, (3,) in d h w; with 0, the background, outside of the volume.
+
+    Slicing the array gives the same, later: here each block is still in the processor's cache when what is wanted of it
+    is copied to its place.
+    """
+    _, depth, height, width = array.shape
+    rows, blocks, schunk = array.blocks[2], ceil(height / array.blocks[2]), array.schunk
+    first, last = np.maximum(corner, 0).tolist(), np.minimum(np.add(corner, into.shape[1:]), array.shape[1:]).tolist()
+    d, h, w = (slice(a - c, b - c) for a, b, c in zip(first, last, corner, strict=True))
+    block = np.empty((depth, rows, width), array.dtype)
+    wanted = block[first[0]:last[0], :, first[2]:last[2]]
+    narrow = wanted.shape[::2] != into.shape[1::2]
+    into[:, :, :h.start] = into[:, :, h.stop:] = 0
+    for channel, place in enumerate(into):
+        for number in range(first[1] // rows, ceil(last[1] / rows)):
+            begin = (channel * blocks + number) * block.size
+            schunk.get_slice(begin, begin + block.size, block)
+            low, high = max(number * rows, first[1]), min((number + 1) * rows, last[1])
+            there = place[:, low - corner[1]:high - corner[1]]
+            if narrow:                                # while it is in the cache, too
+                there[:] = 0
+            there[d, :, w] = wanted[:, low - number * rows:high - number * rows]
 
 
 def _meta(stored: dict) -> Meta:
@@ -264,7 +291,9 @@ def load(path: Path) -> Prepared:
     """Read a whole prepared patient into memory; BratsError where it is not what was written."""
     try:
         array, stored = _open(path)
-        prepared, written = Prepared(array[:], _meta(stored)), stored["checksum"]
+        volume = np.empty(array.shape, array.dtype)
+        read_patch(array, (0, 0, 0), volume)
+        prepared, written = Prepared(volume, _meta(stored)), stored["checksum"]
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         raise BratsError(f"{path} is damaged ({error}): {AGAIN}.") from error
     if checksum(prepared) != written:

@@ -326,7 +326,7 @@ bars(megabytes, "MB for one patient of this cohort", "", (grey, red, orange, gre
 # %%
 import time
 
-from brats_helpers.preprocessing import open_volume, preprocess_cohort
+from brats_helpers.preprocessing import open_volume, preprocess_cohort, read_patch
 
 everyone = cases["training"] + cases["test"]
 metas = preprocess_cohort(everyone, work / "preprocessed", config.spacing_mm, jobs)
@@ -339,20 +339,22 @@ print(f"{len(files)} patients, {total / 1e6:.1f} MB, {total / 1e6 / len(files):.
 
 # %%
 volume, meta = open_volume(files[patient.name])
+patch = np.empty((5, 32, 32, 32), volume.dtype)
 begin = time.perf_counter()
-patch = volume[:, 10:42, 10:42, 10:42]
+read_patch(volume, (10, 10, 10), patch)
 took = 1000 * (time.perf_counter() - begin)
 print(f"stored {volume.shape} as {volume.dtype}; a patch {patch.shape} in {took:.1f} ms")
 
 # %% [markdown]
-# **Question.** A block is sixteen whole slices of one modality. What would be lost with larger ones, and what with small cubes?
+# **Question.** A block is eight rows of one modality, through all slices. What would be lost with larger ones, and what with
+# small cubes?
 #
 # <details><summary>Answer</summary>
 #
-# A block is decompressed as a whole, so with larger ones more is read than the patch needs. Of cubes fewer are touched, but a
-# patch's rows are then cut into short pieces, and copying the pieces can take longer than decompressing them. And the less
-# there is in a block, the less of it repeats itself. That is to be measured, not argued: `benchmarks/README.md` says
-# what came out.
+# A block is decompressed as a whole, so with larger ones more is read than the patch needs, and less of it is still in the
+# processor's cache when the patch's part is copied. Of cubes fewer are touched, but a patch's rows are then cut into short
+# pieces, and copying the pieces can take longer than decompressing them. And the less there is in a block, the less of it
+# repeats itself. That is to be measured, not argued: `benchmarks/README.md` says what came out.
 # </details>
 
 # %% [markdown]

@@ -50,16 +50,16 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 def test_patches_are_a_function_of_seed_and_number(prepared) -> None:
     data = PatchDataset(prepared, 16, 0.4, seed=1)
-    alone = [data[i] for i in range(8)]
+    alone = [data[[i]] for i in range(8)]
     served = list(batches(data, 2, 0, 4, workers=1))
     for i, item in enumerate(alone):
-        assert np.array_equal(item["volume"], served[i // 2]["volume"][i % 2])
-        assert item["name"] == served[i // 2]["name"][i % 2]
-        assert item["volume"].shape == (5, 16, 16, 16)
+        assert torch.equal(item["volume"][0], served[i // 2]["volume"][i % 2])
+        assert (item["name"], item["number"]) == ([served[i // 2]["name"][i % 2]], [i])
+        assert item["volume"].shape == (1, 5, 16, 16, 16)
     later = next(batches(data, 2, 3, 4))
     assert torch.equal(later["volume"], served[3]["volume"])
     other = PatchDataset(prepared, 16, 0.4, seed=2)
-    assert any(not np.array_equal(item["volume"], other[i]["volume"]) for i, item in enumerate(alone))
+    assert any(not torch.equal(item["volume"], other[[i]]["volume"]) for i, item in enumerate(alone))
 
 
 def test_batches_made_ready_ahead_are_the_same_ones_in_the_same_order(prepared) -> None:
@@ -86,13 +86,15 @@ def test_integer_and_floating_point_patients_share_a_batch(prepared, tmp_path: P
 def test_every_patient_is_shown_equally_often_and_tumor_as_often_as_asked(prepared) -> None:
     assert sorted(patient_of(i, 4, 0) for i in range(400)) == sorted(list(range(4)) * 100)
     always = PatchDataset(prepared, 8, 1.0, 0)
-    assert all(always[i]["volume"][4].any() for i in range(20))
+    assert always[range(20)]["volume"][:, 4].flatten(1).any(1).all()
 
 
 def test_a_patch_larger_than_the_brain_is_padded_with_background(prepared) -> None:
-    item = PatchDataset(prepared[:1], 48, 0.0, 0)[0]["volume"]
     whole = load(prepared[0]).volume
-    assert item.shape == (5, 48, 48, 48) and item.astype(int).sum() == whole.astype(int).sum()
+    item = PatchDataset(prepared[:1], 48, 0.0, 0)[[0]]["volume"][0].numpy()
+    low = np.rint((48 - np.array(whole.shape[1:])) / 2).astype(int)                 # in the middle
+    around = [(0, 0), *((a, 48 - a - n) for a, n in zip(low, whole.shape[1:], strict=True))]
+    assert np.array_equal(item, np.pad(whole, around))
 
 
 def test_learning_rate_warms_up_and_falls_to_nothing() -> None:
