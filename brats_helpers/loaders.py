@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import blosc2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -28,10 +29,10 @@ class PatchDataset(Dataset):
 
     def __init__(self, paths: Sequence[Path], patch: int, foreground: float, seed: int) -> None:
         self.paths, self.patch, self.foreground, self.seed = list(paths), patch, foreground, seed
+        self.metas: dict[Path, Meta] = {}             # of the patients met before
 
     def __getitem__(self, numbers: Sequence[int]) -> dict:
-        opened = [open_volume(self.paths[patient_of(n, len(self.paths), self.seed)]) for n in numbers]
-        arrays, metas = zip(*opened, strict=True)
+        arrays, metas = zip(*[self._open(self.paths[patient_of(n, len(self.paths), self.seed)]) for n in numbers], strict=True)
         # Integers, or floating point where one of the patients needs it.
         volume = np.empty((len(numbers), arrays[0].shape[0], *[self.patch] * 3), np.result_type(*arrays))
         for number, array, meta, patch in zip(numbers, arrays, metas, volume, strict=True):
@@ -40,6 +41,10 @@ class PatchDataset(Dataset):
         mean, std = (torch.tensor([getattr(meta, key) for meta in metas]) for key in ("mean", "std"))
         return {"volume": torch.from_numpy(volume), "mean": mean, "std": std,
                 "name": [meta.name for meta in metas], "number": list(numbers)}
+
+    def _open(self, path: Path) -> tuple[blosc2.NDArray, Meta]:
+        array, self.metas[path] = open_volume(path, self.metas.get(path))
+        return array, self.metas[path]
 
 
 def patient_of(index: int, patients: int, seed: int) -> int:

@@ -33,6 +33,8 @@ from .shift import describe
 
 FORMAT = 4                                            # of a prepared file
 AGAIN = "run notebook 03 again, which makes it anew"
+# What reading a damaged file may raise; a SyntaxError is NumPy's, from what should be the name of a type.
+DAMAGE = (OSError, RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, SyntaxError)
 FINER = 1.25                                          # a scan is resampled where its voxels are finer by this factor
 SAMPLES = 500                                         # tumor voxels kept a label, to centre patches on
 # A seventh more bytes than zstd, and a patch in two thirds of the time (benchmarks/README.md).
@@ -228,16 +230,17 @@ def checksum(prepared: Prepared) -> int:
     return isal_zlib.crc32(np.ascontiguousarray(prepared.volume), zlib.crc32(json.dumps(vars(prepared.meta)).encode()))
 
 
-def open_volume(path: Path) -> tuple[blosc2.NDArray, Meta]:
-    """A prepared file, opened: an array (5, D, H, W) that decompresses what is sliced from it, and its Meta.
+def open_volume(path: Path, known: Meta | None = None) -> tuple[blosc2.NDArray, Meta]:
+    """A prepared file, opened: an array (5, D, H, W) that decompresses what is asked of it, and its Meta.
 
-    Patches are read from it unchecked, for speed; `prepared_files` and `load` compare the checksum.
+    known: its Meta, where it has been read before. Patches are read unchecked, for speed; `prepared_files` and `load`
+    compare the checksum.
     """
-    array, stored = _open(path)
-    return array, _meta(stored)
+    array = _open(path)
+    return array, known or _meta(_stored(array, path))
 
 
-def _open(path: Path) -> tuple[blosc2.NDArray, dict]:
+def _open(path: Path) -> blosc2.NDArray:
     if not Path(path).is_file():
         raise BratsError(f"{path} is missing: run notebook 03 first, which prepares the patients.")
     try:
@@ -247,14 +250,20 @@ def _open(path: Path) -> tuple[blosc2.NDArray, dict]:
         array.frame = frame                           # kept as long as the array, by old versions as well
         if array.chunks != (1, *array.shape[1:]) or array.schunk.nchunks != len(array):
             raise ValueError(f"a shape of {array.shape}")
+    except DAMAGE as error:
+        raise BratsError(f"{path} is damaged ({error}): {AGAIN}.") from error
+    return array
+
+
+def _stored(array: blosc2.NDArray, path: Path) -> dict:
+    try:
         text = array.schunk.vlmeta["meta"]
         stored = json.loads(text) if isinstance(text, str) else {}
-    # SyntaxError: of NumPy, from what should be the name of a type.
-    except (OSError, RuntimeError, ValueError, KeyError, AttributeError, IndexError, SyntaxError) as error:
+    except DAMAGE as error:
         raise BratsError(f"{path} is damaged ({error}): {AGAIN}.") from error
     if stored.pop("format", None) != FORMAT:
         raise BratsError(f"{path} was written by another version: {AGAIN}.")
-    return array, stored
+    return stored
 
 
 def read_patch(array: blosc2.NDArray, corner: Sequence[int], into: np.ndarray) -> None:
@@ -264,22 +273,24 @@ def read_patch(array: blosc2.NDArray, corner: Sequence[int], into: np.ndarray) -
     is copied to its place.
     """
     _, depth, height, width = array.shape
-    rows, blocks, schunk = array.blocks[2], ceil(height / array.blocks[2]), array.schunk
+    rows, schunk = array.blocks[2], array.schunk
     first, last = np.maximum(corner, 0).tolist(), np.minimum(np.add(corner, into.shape[1:]), array.shape[1:]).tolist()
     d, h, w = (slice(a - c, b - c) for a, b, c in zip(first, last, corner, strict=True))
     block = np.empty((depth, rows, width), array.dtype)
     wanted = block[first[0]:last[0], :, first[2]:last[2]]
     narrow = wanted.shape[::2] != into.shape[1::2]
+    pieces = []                                       # a block's number, what is wanted of its rows, and where that goes
+    for number in range(first[1] // rows, ceil(last[1] / rows)):
+        low, high = max(number * rows, first[1]), min((number + 1) * rows, last[1])
+        pieces.append((number, slice(low - number * rows, high - number * rows), slice(low - corner[1], high - corner[1])))
     into[:, :, :h.start] = into[:, :, h.stop:] = 0
     for channel, place in enumerate(into):
-        for number in range(first[1] // rows, ceil(last[1] / rows)):
-            begin = (channel * blocks + number) * block.size
+        for number, some, there in pieces:
+            begin = (channel * ceil(height / rows) + number) * block.size
             schunk.get_slice(begin, begin + block.size, block)
-            low, high = max(number * rows, first[1]), min((number + 1) * rows, last[1])
-            there = place[:, low - corner[1]:high - corner[1]]
             if narrow:                                # while it is in the cache, too
-                there[:] = 0
-            there[d, :, w] = wanted[:, low - number * rows:high - number * rows]
+                place[:, there] = 0
+            place[d, there, w] = wanted[:, some]
 
 
 def _meta(stored: dict) -> Meta:
@@ -289,12 +300,13 @@ def _meta(stored: dict) -> Meta:
 
 def load(path: Path) -> Prepared:
     """Read a whole prepared patient into memory; BratsError where it is not what was written."""
+    array = _open(path)
+    stored = _stored(array, path)
     try:
-        array, stored = _open(path)
         volume = np.empty(array.shape, array.dtype)
         read_patch(array, (0, 0, 0), volume)
         prepared, written = Prepared(volume, _meta(stored)), stored["checksum"]
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+    except DAMAGE as error:
         raise BratsError(f"{path} is damaged ({error}): {AGAIN}.") from error
     if checksum(prepared) != written:
         raise BratsError(f"{path} is damaged (its checksum is not that of its content): {AGAIN}.")
