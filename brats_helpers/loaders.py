@@ -32,7 +32,8 @@ class PatchDataset(Dataset):
         self.metas: dict[Path, Meta] = {}             # of the patients met before
 
     def __getitem__(self, numbers: Sequence[int]) -> dict:
-        arrays, metas = zip(*[self._open(self.paths[patient_of(n, len(self.paths), self.seed)]) for n in numbers], strict=True)
+        paths = [self.paths[patient_of(number, len(self.paths), self.seed)] for number in numbers]
+        arrays, metas = zip(*map(self._open, paths), strict=True)
         # Integers, or floating point where one of the patients needs it.
         volume = np.empty((len(numbers), arrays[0].shape[0], *[self.patch] * 3), np.result_type(*arrays))
         for number, array, meta, patch in zip(numbers, arrays, metas, volume, strict=True):
