@@ -12,7 +12,7 @@ import hashlib
 import json
 import mmap
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
@@ -33,8 +33,6 @@ from .shift import describe
 
 FORMAT = 4                                            # of a prepared file
 AGAIN = "run notebook 03 again, which makes it anew"
-# What reading a damaged file may raise; a SyntaxError is NumPy's, from what should be the name of a type.
-DAMAGE = (OSError, RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, SyntaxError)
 FINER = 1.25                                          # a scan is resampled where its voxels are finer by this factor
 SAMPLES = 500                                         # tumor voxels kept a label, to centre patches on
 # A seventh more bytes than zstd, and a patch in two thirds of the time (benchmarks/README.md).
@@ -240,29 +238,34 @@ def open_volume(path: Path, known: Meta | None = None) -> tuple[blosc2.NDArray, 
     return array, known or _meta(_stored(array, path))
 
 
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever a damaged file raises becomes a BratsError; a SyntaxError is NumPy's, from what should name a type."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, SyntaxError) as error:
+        raise BratsError(f"{path} is damaged ({error}): {AGAIN}.") from error
+
+
 def _open(path: Path) -> blosc2.NDArray:
     if not Path(path).is_file():
         raise BratsError(f"{path} is missing: run notebook 03 first, which prepares the patients.")
-    try:
+    with _reading(path):
         with open(path, "rb") as file:
             frame = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         array = blosc2.ndarray_from_cframe(frame)     # what `blosc2.open` does too, after much else
         array.frame = frame                           # kept as long as the array, by old versions as well
         if array.chunks != (1, *array.shape[1:]) or array.schunk.nchunks != len(array):
             raise ValueError(f"a shape of {array.shape}")
-    except DAMAGE as error:
-        raise BratsError(f"{path} is damaged ({error}): {AGAIN}.") from error
     return array
 
 
 def _stored(array: blosc2.NDArray, path: Path) -> dict:
-    try:
+    with _reading(path):
         text = array.schunk.vlmeta["meta"]
         stored = json.loads(text) if isinstance(text, str) else {}
-    except DAMAGE as error:
-        raise BratsError(f"{path} is damaged ({error}): {AGAIN}.") from error
-    if stored.pop("format", None) != FORMAT:
-        raise BratsError(f"{path} was written by another version: {AGAIN}.")
+        if stored.pop("format", None) != FORMAT:
+            raise BratsError(f"{path} was written by another version: {AGAIN}.")
     return stored
 
 
@@ -302,12 +305,10 @@ def load(path: Path) -> Prepared:
     """Read a whole prepared patient into memory; BratsError where it is not what was written."""
     array = _open(path)
     stored = _stored(array, path)
-    try:
+    with _reading(path):
         volume = np.empty(array.shape, array.dtype)
         read_patch(array, (0, 0, 0), volume)
         prepared, written = Prepared(volume, _meta(stored)), stored["checksum"]
-    except DAMAGE as error:
-        raise BratsError(f"{path} is damaged ({error}): {AGAIN}.") from error
     if checksum(prepared) != written:
         raise BratsError(f"{path} is damaged (its checksum is not that of its content): {AGAIN}.")
     return prepared
