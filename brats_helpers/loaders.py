@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from .preprocessing import Meta, open_volume, read_patch
+from .preprocessing import Meta, open_mapped, open_volume, read_patch
 
 
 class PatchDataset(Dataset):
@@ -29,7 +29,7 @@ class PatchDataset(Dataset):
 
     def __init__(self, paths: Sequence[Path], patch: int, foreground: float, seed: int) -> None:
         self.paths, self.patch, self.foreground, self.seed = list(paths), patch, foreground, seed
-        self.metas: dict[Path, Meta] = {}             # of the patients met before
+        self.known: dict[Path, tuple[np.ndarray, Meta]] = {}          # of the patients met before: the file, mapped
 
     def __getitem__(self, numbers: Sequence[int]) -> dict:
         paths = [self.paths[patient_of(number, len(self.paths), self.seed)] for number in numbers]
@@ -44,8 +44,15 @@ class PatchDataset(Dataset):
                 "name": [meta.name for meta in metas], "number": list(numbers)}
 
     def _open(self, path: Path) -> tuple[blosc2.NDArray, Meta]:
-        array, self.metas[path] = open_volume(path, self.metas.get(path))
-        return array, self.metas[path]
+        if path in self.known:                        # mapping a file anew takes a twelfth of a patch's time
+            mapped, meta = self.known[path]
+            return open_mapped(mapped, path), meta
+        array, meta = open_volume(path)
+        self.known[path] = array.mapped, meta
+        return array, meta
+
+    def __getstate__(self) -> dict:
+        return vars(self) | {"known": {}}             # a worker process maps the files itself
 
 
 def patient_of(index: int, patients: int, seed: int) -> int:

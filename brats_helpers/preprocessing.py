@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import mmap
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -228,14 +227,13 @@ def checksum(prepared: Prepared) -> int:
     return isal_zlib.crc32(np.ascontiguousarray(prepared.volume), zlib.crc32(json.dumps(vars(prepared.meta)).encode()))
 
 
-def open_volume(path: Path, known: Meta | None = None) -> tuple[blosc2.NDArray, Meta]:
+def open_volume(path: Path) -> tuple[blosc2.NDArray, Meta]:
     """A prepared file, opened: an array (5, D, H, W) that decompresses what is asked of it, and its Meta.
 
-    known: its Meta, where it has been read before. Patches are read unchecked, for speed; `prepared_files` and `load`
-    compare the checksum.
+    Patches are read unchecked, for speed; `prepared_files` and `load` compare the checksum.
     """
     array = _open(path)
-    return array, known or _meta(_stored(array, path))
+    return array, _meta(_stored(array, path))
 
 
 @contextlib.contextmanager
@@ -247,17 +245,26 @@ def _reading(path: Path) -> Iterator[None]:
         raise BratsError(f"{path} is damaged ({error}): {AGAIN}.") from error
 
 
-def _open(path: Path) -> blosc2.NDArray:
+def map_file(path: Path) -> np.ndarray:
+    """The bytes of a prepared file, (N,) uint8, read from disk where they are looked at; no file stays open."""
     if not Path(path).is_file():
         raise BratsError(f"{path} is missing: run notebook 03 first, which prepares the patients.")
     with _reading(path):
-        with open(path, "rb") as file:
-            frame = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        array = blosc2.ndarray_from_cframe(frame)     # what `blosc2.open` does too, after much else
-        array.frame = frame                           # kept as long as the array, by old versions as well
+        return torch.from_file(str(path), size=Path(path).stat().st_size, dtype=torch.uint8).numpy()
+
+
+def open_mapped(mapped: np.ndarray, path: Path) -> blosc2.NDArray:
+    """The array in what `map_file` gave; a copy of it is not made."""
+    with _reading(path):
+        array = blosc2.ndarray_from_cframe(mapped)    # what `blosc2.open` does too, after much else
+        array.mapped = mapped                         # kept as long as the array, by old versions as well
         if array.chunks != (1, *array.shape[1:]) or array.schunk.nchunks != len(array):
             raise ValueError(f"a shape of {array.shape}")
     return array
+
+
+def _open(path: Path) -> blosc2.NDArray:
+    return open_mapped(map_file(path), path)
 
 
 def _stored(array: blosc2.NDArray, path: Path) -> dict:

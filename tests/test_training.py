@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import time
@@ -73,6 +75,16 @@ def test_batches_made_ready_ahead_are_the_same_ones_in_the_same_order(prepared) 
         for a, b in zip(batch["prepared"], training.prepare_batch(plain, CONFIG.seed, CPU), strict=True):
             assert torch.equal(a, b)
     assert list(ahead) == []
+
+
+def test_patients_met_before_keep_no_file_open_and_do_not_travel_to_another_process(prepared) -> None:
+    data = PatchDataset(prepared, 16, 0.4, seed=1)
+    files, size = len(os.listdir("/dev/fd")), len(pickle.dumps(data))
+    patches = data[range(8)]["volume"]
+    assert len(data.known) == 4 and len(os.listdir("/dev/fd")) == files
+    assert len(pickle.dumps(data)) == size
+    for stream in (data, copy.copy(data)):            # copied as a pickle is
+        assert torch.equal(stream[range(8)]["volume"], patches)
 
 
 def test_integer_and_floating_point_patients_share_a_batch(prepared, tmp_path: Path) -> None:
