@@ -117,9 +117,9 @@ class Bench:
         turn = iter(i % len(entries) for i in range(10**9))
         for index in range(len(entries)):
             persistent[index]
-        volume, _ = preprocessing.open_volume(files[0])
+        volume, meta = preprocessing.open_volume(files[0])
         patch = np.empty((5, 99, 99, 99), volume.dtype)
-        preprocessing.read_patch(volume, (9, 9, 9), patch)
+        preprocessing.read_patch(volume, meta, (9, 9, 9), patch)
         assert np.array_equal(preprocessing.load(files[0]).volume, volume[:])
         assert np.array_equal(patch, volume[:, 9:108, 9:108, 9:108])
         equal = "a patch is bit by bit the stored volume's; ours is int16 and is z-scored on the device (see train-step)"

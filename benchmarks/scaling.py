@@ -1,4 +1,4 @@
-"""`python -m benchmarks.scaling`: more processes, a Dask cluster, and memory that does not grow with the cohort."""
+"""`python -m benchmarks.scaling`: more processes, a Dask cluster, the loader alone, and memory that stays flat in a cohort."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from brats_helpers.config import PRESETS, Config
+from brats_helpers.device import keep_memory
 from brats_helpers.files import read_json, write_json
 
 COUNTS = (10, 100, 400)                               # patients, small ones: what grows with their number shows
@@ -89,6 +90,28 @@ def on_processes(work: Path, config: Config, counts: Sequence[int] = (1, 2), cor
     return rows
 
 
+def on_loaders(folder: Path, spacing_mm: float = 1.0, patch: int = 128, count: int = 200) -> list[dict]:
+    """Batches of two patches a second, by the number of loader processes, where nobody does anything with them.
+
+    Of prepared phantoms that the page cache has; the first ten are not counted.
+    """
+    from brats_helpers.loaders import PatchDataset, batches
+    from brats_helpers.phantom import make_patient
+    from brats_helpers.preprocessing import prepare, save
+    paths, rows = [folder / f"{index}.b2nd" for index in range(2)], []
+    for index, path in enumerate(paths):
+        save(prepare(make_patient(0, index, spacing_mm), spacing_mm), path)
+    for workers in (0, 1, 2):
+        stream = batches(PatchDataset(paths, patch, 0.4, 0), 2, 0, count + 10, workers)
+        for _ in range(10):
+            next(stream)
+        begin = time.perf_counter()
+        for _ in stream:
+            pass
+        rows.append({"processes": workers, "batches_per_second": round(count / (time.perf_counter() - begin), 1)})
+    return rows
+
+
 def main() -> int:
     """Measure, and write scaling.json."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
@@ -105,8 +128,10 @@ def main() -> int:
         from brats_helpers.pretraining import fill_work_folder
         fill_work_folder(folder / "work", config, "phantom", folder / "cohort10", jobs=1)
         processes = on_processes(folder / "work", config)
+        keep_memory()                                 # as notebook 05 does
+        loaders = on_loaders(folder)
     total = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    write_json(out / "scaling.json", {"memory": rows, "dask": dask, "processes": processes,
+    write_json(out / "scaling.json", {"memory": rows, "dask": dask, "processes": processes, "loader": loaders,
                                       "peak_of_this_process_mib": round(total)})
     print(f"wrote {out / 'scaling.json'}")
     return 0

@@ -38,7 +38,7 @@ class PatchDataset(Dataset):
         volume = np.empty((len(numbers), arrays[0].shape[0], *[self.patch] * 3), np.result_type(*arrays))
         for number, array, meta, patch in zip(numbers, arrays, metas, volume, strict=True):
             rng = np.random.default_rng([self.seed, 1, number])
-            read_patch(array, choose_corner(meta, array.shape[1:], self.patch, self.foreground, rng), patch)
+            read_patch(array, meta, choose_corner(meta, array.shape[1:], self.patch, self.foreground, rng), patch)
         mean, std = (torch.tensor([getattr(meta, key) for meta in metas]) for key in ("mean", "std"))
         return {"volume": torch.from_numpy(volume), "mean": mean, "std": std,
                 "name": [meta.name for meta in metas], "number": list(numbers)}

@@ -30,7 +30,7 @@ from .errors import BratsError
 from .files import atomic_path, isal_zlib, sweep
 from .shift import describe
 
-FORMAT = 4                                            # of a prepared file
+FORMAT = 5                                            # of a prepared file
 AGAIN = "run notebook 03 again, which makes it anew"
 FINER = 1.25                                          # a scan is resampled where its voxels are finer by this factor
 SAMPLES = 500                                         # tumor voxels kept a label, to centre patches on
@@ -52,6 +52,7 @@ class Meta:
     std: tuple[float, ...]
     has_reference: bool
     source: str                                       # fingerprint of the files
+    tumor_rows: tuple[int, int] = (0, 0)              # of h, that the tumor is in: first and one past the last
     tumor_voxels: dict[str, list[int]] = field(default_factory=dict)   # label's short name -> places in the flat (D, H, W)
     figures: dict[str, float] = field(default_factory=dict)       # of `shift.describe`
 
@@ -143,8 +144,13 @@ def prepare(patient: Patient, spacing_mm: float, source: str = "") -> Prepared:
     mean, std = statistics(volume[:-1], mask, patient.name)
     return Prepared(volume, Meta(
         patient.name, patient.images.shape[1:], tuple(map(tuple, patient.affine.tolist())), box, factor,
-        tuple(mean.tolist()), tuple(std.tolist()), patient.reference is not None, source,
+        tuple(mean.tolist()), tuple(std.tolist()), patient.reference is not None, source, tumor_rows(volume[-1]),
         sample_voxels(volume[-1], patient.name), describe(volume[:-1], mean, std, np.multiply(factor, spacing), spacing)))
+
+
+def tumor_rows(labels: np.ndarray) -> tuple[int, int]:
+    """The rows of (D, H, W), along H, that a tumor is in: first and one past the last; (0, 0) where there is none."""
+    return brain_box(labels != 0)[1] if labels.any() else (0, 0)
 
 
 def sample_voxels(labels: np.ndarray, name: str) -> dict[str, list[int]]:
@@ -276,11 +282,11 @@ def _stored(array: blosc2.NDArray, path: Path) -> dict:
     return stored
 
 
-def read_patch(array: blosc2.NDArray, corner: Sequence[int], into: np.ndarray) -> None:
+def read_patch(array: blosc2.NDArray, meta: Meta, corner: Sequence[int], into: np.ndarray) -> None:
     """Fill (5, d, h, w) with the voxels from `corner` on, (3,) in d h w; with 0, the background, outside of the volume.
 
     Slicing the array gives the same, later: here each block is still in the processor's cache when what is wanted of it
-    is copied to its place.
+    is copied to its place, and what has no tumor in the reference is not read.
     """
     _, depth, height, width = array.shape
     rows, schunk = array.blocks[2], array.schunk
@@ -289,6 +295,7 @@ def read_patch(array: blosc2.NDArray, corner: Sequence[int], into: np.ndarray) -
     block = np.empty((depth, rows, width), array.dtype)
     wanted = block[first[0]:last[0], :, first[2]:last[2]]
     narrow = wanted.shape[::2] != into.shape[1::2]
+    tumor = range(meta.tumor_rows[0] // rows, ceil(meta.tumor_rows[1] / rows))
     pieces = []                                       # a block's number, what is wanted of its rows, and where that goes
     for number in range(first[1] // rows, ceil(last[1] / rows)):
         low, high = max(number * rows, first[1]), min((number + 1) * rows, last[1])
@@ -296,6 +303,9 @@ def read_patch(array: blosc2.NDArray, corner: Sequence[int], into: np.ndarray) -
     into[:, :, :h.start] = into[:, :, h.stop:] = 0
     for channel, place in enumerate(into):
         for number, some, there in pieces:
+            if channel == len(MODALITIES) and number not in tumor:
+                place[:, there] = 0
+                continue
             begin = (channel * ceil(height / rows) + number) * block.size
             schunk.get_slice(begin, begin + block.size, block)
             if narrow:                                # while it is in the cache, too
@@ -313,9 +323,8 @@ def load(path: Path) -> Prepared:
     array = _open(path)
     stored = _stored(array, path)
     with _reading(path):
-        volume = np.empty(array.shape, array.dtype)
-        read_patch(array, (0, 0, 0), volume)
-        prepared, written = Prepared(volume, _meta(stored)), stored["checksum"]
+        prepared, written = Prepared(np.empty(array.shape, array.dtype), _meta(stored)), stored["checksum"]
+        read_patch(array, prepared.meta, (0, 0, 0), prepared.volume)
     if checksum(prepared) != written:
         raise BratsError(f"{path} is damaged (its checksum is not that of its content): {AGAIN}.")
     return prepared

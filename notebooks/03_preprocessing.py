@@ -341,7 +341,7 @@ print(f"{len(files)} patients, {total / 1e6:.1f} MB, {total / 1e6 / len(files):.
 volume, meta = open_volume(files[patient.name])
 patch = np.empty((5, 32, 32, 32), volume.dtype)
 begin = time.perf_counter()
-read_patch(volume, (10, 10, 10), patch)
+read_patch(volume, meta, (10, 10, 10), patch)
 took = 1000 * (time.perf_counter() - begin)
 print(f"stored {volume.shape} as {volume.dtype}; a patch {patch.shape} in {took:.1f} ms")
 

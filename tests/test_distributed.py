@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import write_case
 
-from benchmarks.scaling import on_processes
+from benchmarks.scaling import on_loaders, on_processes
 from brats_helpers import distributed, launch
 from brats_helpers.checkpoints import read_checkpoint
 from brats_helpers.config import PRESETS, Config
@@ -218,9 +218,11 @@ def test_alone_everything_is_what_it_was() -> None:
     assert distributed.total(value) is value and distributed.gather([1, 2]) == [1, 2] and distributed.agreed(True) == [True]
 
 
-def test_throughput_is_measured(work: Path) -> None:
+def test_throughput_is_measured(work: Path, tmp_path: Path) -> None:
     rows = on_processes(work, CONFIG.with_(steps=2), counts=(1,))
     assert rows[0]["processes"] == 1 and rows[0]["steps_per_second"] > 0
+    rows = on_loaders(tmp_path, spacing_mm=8.0, patch=16, count=2)
+    assert [row["processes"] for row in rows] == [0, 1, 2] and all(row["batches_per_second"] > 0 for row in rows)
 
 
 def test_two_gpus_train_the_preset_of_one_with_a_patch_each(monkeypatch, capsys) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -32,6 +33,7 @@ from brats_helpers.preprocessing import (
     restore,
     save,
     statistics,
+    tumor_rows,
     verify_prepared,
 )
 
@@ -116,6 +118,7 @@ def test_brain_box_is_the_smallest(points) -> None:
     mask[tuple(np.array(points).T)] = True
     where = np.argwhere(mask)
     assert brain_box(mask) == tuple(zip(where.min(0).tolist(), (where.max(0) + 1).tolist()))
+    assert tumor_rows(mask.astype(np.int16)) == brain_box(mask)[1] and tumor_rows(np.zeros((9, 9, 9))) == (0, 0)
 
 
 @settings(max_examples=25, deadline=None)
@@ -137,11 +140,13 @@ def test_save_and_load_lose_nothing(shape: tuple[int, int, int], dtype: type, se
 def test_a_patch_is_what_slicing_would_give_with_zeros_around(shape: tuple[int, int, int], seed: int, data) -> None:
     patch = data.draw(st.tuples(*[st.integers(1, 45)] * 3))
     corner = data.draw(st.tuples(*[st.integers(1 - p, n - 1) for p, n in zip(patch, shape, strict=True)]))
+    rows = sorted(data.draw(st.tuples(*[st.integers(0, shape[1])] * 2)))               # that have a tumor, or none
     volume = np.random.default_rng(seed).integers(-9, 900, (5, *shape)).astype(np.int16)
+    volume[4, :, :rows[0]] = volume[4, :, rows[1]:] = 0
     with tempfile.TemporaryDirectory() as folder:
-        save(Prepared(volume, META), Path(folder) / "P.b2nd")
+        save(Prepared(volume, replace(META, tumor_rows=tumor_rows(volume[4]))), Path(folder) / "P.b2nd")
         into = np.full((5, *patch), 7, np.int16)
-        read_patch(open_volume(Path(folder) / "P.b2nd")[0], corner, into)
+        read_patch(*open_volume(Path(folder) / "P.b2nd"), corner, into)
     wide = np.pad(volume, [(0, 0), *((p, p) for p in patch)])
     wanted = tuple(slice(p + c, 2 * p + c) for p, c in zip(patch, corner, strict=True))
     assert np.array_equal(into, wide[:, *wanted])
