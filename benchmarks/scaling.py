@@ -1,10 +1,9 @@
-"""`python -m benchmarks.scaling`: more processes, a Dask cluster, the loader alone, and memory that stays flat in a cohort."""
+"""`python -m benchmarks.scaling`: more processes, a Dask cluster, the loader alone, and memory while a cohort grows."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -21,18 +20,20 @@ COUNTS = (10, 100, 400)                               # patients, small ones: wh
 
 
 def prepare_many(folder: Path) -> tuple[float, float]:
-    """Prepare the patients of a folder in a process of its own: seconds, and peak memory in MiB."""
+    """Prepare the patients of a folder in a process of its own: seconds, and peak memory in MiB (Linux).
+
+    `getrusage` would not do: its peak is that of the process that started this one, where that was higher.
+    """
     code = f"""
-import resource
 from pathlib import Path
 from brats_helpers.cases import find_cases
 from brats_helpers.preprocessing import preprocess_cohort
 preprocess_cohort(find_cases(Path({str(folder)!r})), Path({str(folder) + '.out'!r}), 8.0, jobs=1)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
     begin = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return time.perf_counter() - begin, float(done.stdout.split()[-1])
+    return time.perf_counter() - begin, int(done.stdout.split()[-1]) / 1024
 
 
 def copies(folder: Path, count: int) -> Path:
@@ -130,9 +131,7 @@ def main() -> int:
         processes = on_processes(folder / "work", config)
         keep_memory()                                 # as notebook 05 does
         loaders = on_loaders(folder)
-    total = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    write_json(out / "scaling.json", {"memory": rows, "dask": dask, "processes": processes, "loader": loaders,
-                                      "peak_of_this_process_mib": round(total)})
+    write_json(out / "scaling.json", {"memory": rows, "dask": dask, "processes": processes, "loader": loaders})
     print(f"wrote {out / 'scaling.json'}")
     return 0
 
