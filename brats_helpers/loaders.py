@@ -7,7 +7,11 @@ integers of the scan; the device that trains turns them into z-scores (`augment.
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import signal
 from collections.abc import Iterator, Sequence
+from math import ceil
 from pathlib import Path
 
 import blosc2
@@ -15,7 +19,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from .constants import MODALITIES
+from .errors import BratsError
 from .preprocessing import Meta, open_mapped, open_volume, read_patch
+
+SHARED = Path("/dev/shm")                             # Linux's shared memory, through which processes hand tensors over
 
 
 class PatchDataset(Dataset):
@@ -82,4 +90,55 @@ def batches(dataset: PatchDataset, batch: int, first: int, last: int, workers: i
     Of several training processes each deals itself every so-manieth patch and reads no other; B is then its share.
     """
     mine = (range(number * batch + rank, (number + 1) * batch, processes) for number in range(first, last))
-    return iter(DataLoader(dataset, None, sampler=mine, num_workers=workers, pin_memory=torch.cuda.is_available()))
+    workers = affordable(workers, ceil(batch / processes) * dataset.patch**3, processes)
+    for served in DataLoader(_Served(dataset), None, sampler=mine, num_workers=workers, worker_init_fn=_ignore_stop,
+                             pin_memory=torch.cuda.is_available()):
+        if isinstance(served, BratsError):
+            raise served
+        yield served
+
+
+class _Served(Dataset):
+    """Batches as a loader's process hands them over: our errors too, which torch would raise with the process's traceback."""
+
+    def __init__(self, dataset: PatchDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, numbers: Sequence[int]) -> dict | BratsError:
+        try:
+            return self.dataset[numbers]
+        except BratsError as error:
+            return error
+
+
+def _ignore_stop(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)      # Ctrl-C reaches every process; training ends its loader's itself
+
+
+def affordable(workers: int, voxels: int, processes: int = 1) -> int:
+    """As many loader processes as there is shared memory for, at most `workers`; says so where they are fewer.
+
+    A container often has 64 MB of it, and a process that gets none hands nothing over and says nothing. Of each, two batches
+    of `voxels` are under way, and two more in use; voxels may be float32.
+    """
+    if not workers or not SHARED.is_dir():
+        return workers
+    free, size = shutil.disk_usage(SHARED).free, 2 * 4 * (len(MODALITIES) + 1) * voxels * processes
+    enough = max(0, min(workers, free // size - 1))
+    if enough < workers:
+        print(f"{workers} processes that read patches need {(workers + 1) * size / 1e6:.0f} MB of {SHARED}, where "
+              f"{free / 1e6:.0f} are free: {enough} will read, and a GPU may wait. "
+              "A container gets more with docker run --shm-size=2g.")
+    return enough
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+    """A loader process that somebody has ended becomes a BratsError; torch interrupts whatever is under way."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise BratsError(f"a process that reads patches was ended from outside ({error}), most often because memory ran out. "
+                         "What was saved is kept: close other programs, and run it again to go on.") from error

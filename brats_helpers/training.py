@@ -34,7 +34,7 @@ from .device import Device, describe_device
 from .errors import BratsError, Stopped
 from .files import stop_button, sweep
 from .inference import sliding_window
-from .loaders import PatchDataset, batches
+from .loaders import PatchDataset, batches, watched
 from .losses import deep_supervision_loss, labels_to_regions
 from .metrics import dice, regions
 from .networks import build_network, compile_for_training, for_inference
@@ -185,8 +185,8 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
     total = config.epochs * config.steps
     workers, who = 4 if device.kind == "cuda" else 0, (distributed.rank(), distributed.size())
     started, saved = time.monotonic() - state.seconds, time.monotonic()
-    with stop_button() as stopped, tqdm(total=total, initial=state.step, desc="train", unit="step", mininterval=1,
-                                        disable=who[0] > 0) as bar:
+    with stop_button() as stopped, watched(), tqdm(total=total, initial=state.step, desc="train", unit="step", mininterval=1,
+                                                   disable=who[0] > 0) as bar:
         source = Ahead(batches(dataset, config.batch, state.step, total, workers, *who), config, device)
         for batch in source:
             state.model.train()

@@ -14,12 +14,13 @@ import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from brats_helpers import training
+from brats_helpers import loaders, training
 from brats_helpers.checkpoints import load_checkpoint, read_checkpoint
 from brats_helpers.config import Config
 from brats_helpers.device import Device, describe_device
@@ -93,6 +94,52 @@ def test_integer_and_floating_point_patients_share_a_batch(prepared, tmp_path: P
     save(other, tmp_path / "F.b2nd")
     served = next(batches(PatchDataset([prepared[0], tmp_path / "F.b2nd"], 16, 0.4, 0), 2, 0, 1, workers=1))
     assert served["volume"].dtype == torch.float32 and served["volume"].shape == (2, 5, 16, 16, 16)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_patient_is_named_whoever_reads_him(prepared, tmp_path: Path, workers: int) -> None:
+    (tmp_path / "D.b2nd").write_bytes(prepared[1].read_bytes()[:-1000])
+    with pytest.raises(BratsError, match=r"D\.b2nd is damaged .*: run notebook 03 again, which makes it anew\.$") as error:
+        list(batches(PatchDataset([prepared[0], tmp_path / "D.b2nd"], 16, 0.4, 0), 2, 0, 2, workers))
+    assert "Traceback" not in str(error.value)
+
+
+def test_no_more_processes_read_than_the_shared_memory_has_room_for(prepared, tmp_path: Path, monkeypatch, capsys) -> None:
+    need = 2 * 5 * 16**3 * 4                          # a batch of two, as float32
+    monkeypatch.setattr(loaders, "SHARED", tmp_path)
+    for free, enough in ((10 * need, 4), (10 * need - 1, 3), (4 * need, 1), (4 * need - 1, 0), (0, 0)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        assert loaders.affordable(4, 2 * 16**3) == enough
+        assert (f"{enough} will read" in capsys.readouterr().out) == (enough < 4)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10 * need))
+    assert loaders.affordable(4, 16**3, processes=2) == 4 and loaders.affordable(4, 2 * 16**3, processes=2) == 1
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=need))
+    stream = batches(PatchDataset(prepared, 16, 0.4, 0), 2, 0, 2, workers=4)
+    assert next(stream)["number"] == [0, 1] and not multiprocessing.active_children()
+    monkeypatch.setattr(loaders, "SHARED", tmp_path / "nowhere")                     # not Linux
+    assert loaders.affordable(4, 16**3) == 4 and loaders.affordable(0, 16**3) == 0
+
+
+def send(number: int) -> None:
+    """A signal to the one process that reads patches."""
+    os.kill(multiprocessing.active_children()[0].pid, number)
+
+
+def test_a_reading_process_is_deaf_to_ctrl_c_and_missed_when_killed(prepared, tmp_path: Path, monkeypatch, faults) -> None:
+    stream = batches(PatchDataset(prepared, 16, 0.4, 0), 2, 0, 40, workers=1)
+    next(stream)
+    send(signal.SIGINT)
+    assert len(list(stream)) == 39
+    train(CONFIG, prepared[:3], prepared[3:], tmp_path / "whole", device=CPU)
+    monkeypatch.setattr(training, "batches", lambda *known: batches(*known[:4], 1, *known[5:]))
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0)
+    with pytest.raises(BratsError, match="a process that reads patches was ended from outside .*memory ran out"):
+        train(CONFIG, prepared[:3], prepared[3:], tmp_path / "c", lambda _: send(signal.SIGKILL), CPU)
+    assert {"last.pt", "before.pt"} & set(os.listdir(tmp_path / "c"))                 # torch interrupts a saving, too
+    train(CONFIG, prepared[:3], prepared[3:], tmp_path / "c", device=CPU)
+    one, other = weights(tmp_path / "whole" / "last.pt"), weights(tmp_path / "c" / "last.pt")
+    assert all(torch.equal(one[k], other[k]) for k in one)
+    faults("signals to reading processes", 2)
 
 
 def test_every_patient_is_shown_equally_often_and_tumor_as_often_as_asked(prepared) -> None:
