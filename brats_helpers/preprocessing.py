@@ -251,26 +251,22 @@ def _reading(path: Path) -> Iterator[None]:
         raise BratsError(f"{path} is damaged ({error}): {AGAIN}.") from error
 
 
-def map_file(path: Path) -> np.ndarray:
-    """The bytes of a prepared file, (N,) uint8, read from disk where they are looked at; no file stays open."""
+def _open(path: Path) -> blosc2.NDArray:
     if not Path(path).is_file():
         raise BratsError(f"{path} is missing: run notebook 03 first, which prepares the patients.")
-    with _reading(path):
-        return torch.from_file(str(path), size=Path(path).stat().st_size, dtype=torch.uint8).numpy()
+    with _reading(path):                              # mapped: read where it is looked at, and the file does not stay open
+        mapped = torch.from_file(str(path), size=Path(path).stat().st_size, dtype=torch.uint8).numpy()
+    return open_mapped(mapped, path)
 
 
 def open_mapped(mapped: np.ndarray, path: Path) -> blosc2.NDArray:
-    """The array in what `map_file` gave; a copy of it is not made."""
+    """The array in a prepared file's bytes, (N,) uint8, which are not copied: what `open_volume` keeps as its `mapped`."""
     with _reading(path):
         array = blosc2.ndarray_from_cframe(mapped)    # what `blosc2.open` does too, after much else
         array.mapped = mapped                         # kept as long as the array, by old versions as well
         if array.chunks != (1, *array.shape[1:]) or array.schunk.nchunks != len(array):
             raise ValueError(f"a shape of {array.shape}")
     return array
-
-
-def _open(path: Path) -> blosc2.NDArray:
-    return open_mapped(map_file(path), path)
 
 
 def _stored(array: blosc2.NDArray, path: Path) -> dict:
