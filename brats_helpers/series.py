@@ -22,7 +22,7 @@ from .config import preset as preset_of
 from .constants import REGIONS
 from .device import keep_memory
 from .errors import BratsError
-from .files import atomic_path, read_json
+from .files import atomic_path, read_json, sweep
 from .metrics import interval_text
 from .phantom import LOOKS
 
@@ -96,6 +96,7 @@ def run_series(preset: str | None = None, source: str | None = None, work: Path 
         source = str(Path(source).expanduser().absolute())
     common = {"preset": preset or "quick", "source": source or "phantom", "work": str(work)}
     given = match_parameters(numbers, parameters or {})
+    sweep(work / "notebooks")
     with tqdm(numbers, desc="series", unit="notebook") as bar:
         for number in bar:
             bar.set_postfix_str(NAMES[number - 1])
@@ -137,9 +138,9 @@ def execute(number: int, folder: Path, parameters: Mapping[str, object], source:
 
 def render(notebook: Path) -> Path:
     """Write the HTML page of an executed notebook beside it; returns its path."""
-    target = notebook.with_suffix(".html")
+    target, page = notebook.with_suffix(".html"), page_of(notebook)
     with atomic_path(target) as temporary:
-        temporary.write_text(page_of(notebook), encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8")
     return target
 
 

@@ -66,10 +66,12 @@ def test_options_that_would_be_ignored_are_refused(arguments: list[str], message
     assert main(["run", *arguments]) == 1 and message in capsys.readouterr().err
 
 
-def test_a_notebook_that_stops_is_named_with_cell_and_error(tmp_path: Path) -> None:
+def test_a_notebook_that_stops_is_named_and_what_a_killed_series_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / ".part-killed.html").touch()
     with pytest.raises(BratsError, match="02_extraction stopped at cell .*run notebook 01 first"):
         series.run_series(work=tmp_path, only=2)
-    assert (tmp_path / "notebooks" / "02_extraction.ipynb").is_file()
+    assert [path.name for path in (tmp_path / "notebooks").iterdir()] == ["02_extraction.ipynb"]
 
 
 def test_a_kernel_that_is_killed_is_said(tmp_path: Path) -> None:
