@@ -29,7 +29,7 @@ test-low: .venv-low/ready              # the lowest versions that requirements.t
 		-k "not ($(SLOW))" $(ARGS)
 
 FAULTS := interruptions bad_input training archive dicom fuzz_corpus endurance official_metrics
-test-faults: .venv/ready-dev           # kills twenty times and more where the quick tests kill twice; 20 minutes
+test-faults: .venv/ready-dev           # kills twenty times and more where the quick tests kill twice; half an hour
 	BRATS_KILLS=40 $(BIN)/python -m pytest $(FAULTS:%=tests/test_%.py) $(ARGS)
 
 FUZZ_SECONDS ?= 600

@@ -115,14 +115,20 @@ def test_no_more_processes_read_than_the_shared_memory_has_room_for(prepared, tm
     assert loaders.affordable(4, 16**3, processes=2) == 4 and loaders.affordable(4, 2 * 16**3, processes=2) == 1
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=need))
     stream = batches(PatchDataset(prepared, 16, 0.4, 0), 2, 0, 2, workers=4)
-    assert next(stream)["number"] == [0, 1] and not multiprocessing.active_children()
+    assert next(stream)["number"] == [0, 1] and not reading_processes()
     monkeypatch.setattr(loaders, "SHARED", tmp_path / "nowhere")                     # not Linux
     assert loaders.affordable(4, 16**3) == 4 and loaders.affordable(0, 16**3) == 0
 
 
+def reading_processes() -> list[multiprocessing.Process]:
+    """The processes that read patches for this one; joblib's, which other tests have left, are of another kind."""
+    return [child for child in multiprocessing.active_children() if type(child) is multiprocessing.Process]
+
+
 def send(number: int) -> None:
     """A signal to the one process that reads patches."""
-    os.kill(multiprocessing.active_children()[0].pid, number)
+    (reader,) = reading_processes()
+    os.kill(reader.pid, number)
 
 
 def test_a_reading_process_is_deaf_to_ctrl_c_and_missed_when_killed(prepared, tmp_path: Path, monkeypatch, faults) -> None:
