@@ -138,7 +138,10 @@ def watched() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        first: BaseException | None = error
+        while first and "DataLoader worker" not in str(first):
+            first = first.__context__                 # a saving that is interrupted raises an error of its own
+        if not first:
             raise
-        raise BratsError(f"a process that reads patches was ended from outside ({error}), most often because memory ran out. "
+        raise BratsError(f"a process that reads patches was ended from outside ({first}), most often because memory ran out. "
                          "What was saved is kept: close other programs, and run it again to go on.") from error

@@ -114,38 +114,46 @@ def test_no_more_processes_read_than_the_shared_memory_has_room_for(prepared, tm
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10 * need))
     assert loaders.affordable(4, 16**3, processes=2) == 4 and loaders.affordable(4, 2 * 16**3, processes=2) == 1
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=need))
-    stream = batches(PatchDataset(prepared, 16, 0.4, 0), 2, 0, 2, workers=4)
-    assert next(stream)["number"] == [0, 1] and not reading_processes()
+    stream, before = batches(PatchDataset(prepared, 16, 0.4, 0), 2, 0, 2, workers=4), reading_processes()
+    assert next(stream)["number"] == [0, 1] and set(reading_processes()) <= set(before)
     monkeypatch.setattr(loaders, "SHARED", tmp_path / "nowhere")                     # not Linux
     assert loaders.affordable(4, 16**3) == 4 and loaders.affordable(0, 16**3) == 0
 
 
 def reading_processes() -> list[multiprocessing.Process]:
-    """The processes that read patches for this one; joblib's, which other tests have left, are of another kind."""
-    return [child for child in multiprocessing.active_children() if type(child) is multiprocessing.Process]
+    """The processes that read patches for this one, the newest last: an earlier test's may just be ending.
 
-
-def send(number: int) -> None:
-    """A signal to the one process that reads patches."""
-    (reader,) = reading_processes()
-    os.kill(reader.pid, number)
+    Joblib's, which other tests leave, are of another kind.
+    """
+    mine = [child for child in multiprocessing.active_children() if type(child) is multiprocessing.Process]
+    return sorted(mine, key=lambda child: int(child.name.rpartition("-")[2]))
 
 
 def test_a_reading_process_is_deaf_to_ctrl_c_and_missed_when_killed(prepared, tmp_path: Path, monkeypatch, faults) -> None:
     stream = batches(PatchDataset(prepared, 16, 0.4, 0), 2, 0, 40, workers=1)
     next(stream)
-    send(signal.SIGINT)
+    os.kill(reading_processes()[-1].pid, signal.SIGINT)
     assert len(list(stream)) == 39
     train(CONFIG, prepared[:3], prepared[3:], tmp_path / "whole", device=CPU)
     monkeypatch.setattr(training, "batches", lambda *known: batches(*known[:4], 1, *known[5:]))
     monkeypatch.setattr(training, "SAVE_SECONDS", 0)
     with pytest.raises(BratsError, match="a process that reads patches was ended from outside .*memory ran out"):
-        train(CONFIG, prepared[:3], prepared[3:], tmp_path / "c", lambda _: send(signal.SIGKILL), CPU)
+        train(CONFIG, prepared[:3], prepared[3:], tmp_path / "c", lambda _: reading_processes()[-1].kill(), CPU)
     assert {"last.pt", "before.pt"} & set(os.listdir(tmp_path / "c"))                 # torch interrupts a saving, too
     train(CONFIG, prepared[:3], prepared[3:], tmp_path / "c", device=CPU)
     one, other = weights(tmp_path / "whole" / "last.pt"), weights(tmp_path / "c" / "last.pt")
     assert all(torch.equal(one[k], other[k]) for k in one)
     faults("signals to reading processes", 2)
+
+
+def test_an_error_that_hides_a_readers_end_says_so_and_any_other_stays() -> None:
+    with pytest.raises(BratsError, match=r"\(DataLoader worker \(pid 7\) is killed\)"), loaders.watched():
+        try:
+            raise RuntimeError("DataLoader worker (pid 7) is killed")
+        finally:
+            raise RuntimeError("inline_container: unexpected pos")
+    with pytest.raises(RuntimeError, match="^out of memory$"), loaders.watched():
+        raise RuntimeError("out of memory")
 
 
 def test_every_patient_is_shown_equally_often_and_tumor_as_often_as_asked(prepared) -> None:
