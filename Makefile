@@ -22,22 +22,22 @@ test-browser: .venv/ready-dev          # widgets and pages in Chromium, which ha
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt playwright
 	$(BIN)/python -m pytest tests/test_browser.py -s $(ARGS)
 
-LOW := preprocessing metrics augment losses splits checks formats phantom pictures unet networks tracking training series
+LOW := preprocessing metrics augmentation losses splits checks formats phantom pictures unet build tensorboard loop series
 SLOW := killed or heeded or no_number or full_network or five_notebooks or decathlon or twin or stops or real
 test-low: .venv-low/ready              # the lowest versions that requirements.txt allows, on what is quick: two minutes
-	$(subst .venv,.venv-low,$(BIN))/python -m pytest -p no:cacheprovider -W ignore $(LOW:%=tests/test_%.py) \
+	$(subst .venv,.venv-low,$(BIN))/python -m pytest -p no:cacheprovider -W ignore $(foreach n,$(LOW),$(wildcard tests/test_$n.py tests/*/test_$n.py)) \
 		-k "not ($(SLOW))" $(ARGS)
 
-FAULTS := interruptions bad_input training archive dicom fuzz_corpus endurance official_metrics
+FAULTS := interruptions bad_input loop archive dicom fuzz_corpus endurance official_metrics
 test-faults: .venv/ready-dev           # kills twenty times and more where the quick tests kill twice; half an hour
-	BRATS_KILLS=40 $(BIN)/python -m pytest $(FAULTS:%=tests/test_%.py) $(ARGS)
+	BRATS_KILLS=40 $(BIN)/python -m pytest $(foreach n,$(FAULTS),$(wildcard tests/test_$n.py tests/*/test_$n.py)) $(ARGS)
 
 FUZZ_SECONDS ?= 600
 fuzz: .venv/ready-dev                  # look for bytes that crash the readers of archives and of scans (Linux)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt atheris
 	mkdir -p runs/fuzz
 	cd runs/fuzz && for target in archive nifti; do \
-		../../$(BIN)/python -W ignore ../../tests/fuzz $$target -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 || exit 1; done
+		../../$(BIN)/python -W ignore ../../tests/data/fuzz $$target -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 || exit 1; done
 
 audit: .venv/ready                     # known vulnerabilities and licences of what the series imports (needs the network)
 	$(PYTHON) -m venv .venv-audit

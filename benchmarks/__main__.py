@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from brats_helpers.device import describe_device, keep_memory
+from brats_helpers.basics.device import describe_device, keep_memory
 
 from . import cohort, peers
 from .items import ITEMS, Bench

@@ -8,11 +8,11 @@ import os
 import tarfile
 from pathlib import Path
 
-from brats_helpers.archive import extract
-from brats_helpers.cases import Case, find_cases
-from brats_helpers.files import atomic_path, write_json
-from brats_helpers.formats import write_nnunet
-from brats_helpers.phantom import build_cohort
+from brats_helpers.basics.files import atomic_path, write_json
+from brats_helpers.data.archive import extract
+from brats_helpers.data.cases import Case, find_cases
+from brats_helpers.data.formats import write_nnunet
+from brats_helpers.phantoms.archive import build_cohort
 
 PATIENTS = 4
 

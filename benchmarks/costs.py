@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from brats_helpers.device import OTHER_MB, PREPARED_MB
+from brats_helpers.lessons.session import OTHER_MB, PREPARED_MB
 
 PATIENTS, EPOCHS, PATCHES, FOLDS, LONG = 1251, 30, 1000, 5, 150          # LONG: epochs of a fold for a submission
 HELD_OUT = PATIENTS // FOLDS + 1                                         # validated on after each epoch

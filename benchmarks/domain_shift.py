@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from brats_helpers.cases import find_cases, read_case
-from brats_helpers.phantom import LOOKS
-from brats_helpers.preprocessing import prepare
-from brats_helpers.pretraining import some_phantoms
-from brats_helpers.shift import distances
+from brats_helpers.data.cases import find_cases, read_case
+from brats_helpers.data.preprocessing import prepare
+from brats_helpers.lessons.compare_cohorts import distances
+from brats_helpers.phantoms.kinds import LOOKS
+from brats_helpers.phantoms.patient import some_phantoms
 
 SPACING_MM, PHANTOMS = 2.0, 40
 

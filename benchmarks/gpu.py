@@ -21,16 +21,19 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from brats_helpers import inference, losses, training
-from brats_helpers.cases import Patient
-from brats_helpers.config import PRESETS, Config
-from brats_helpers.device import GIB, Device, describe_device, keep_memory
-from brats_helpers.files import atomic_path, read_json, write_json
-from brats_helpers.loaders import PatchDataset, batches
-from brats_helpers.networks import WORTH_COMPILING, compile_for_training, for_inference
-from brats_helpers.phantom import make_patient
-from brats_helpers.preprocessing import Prepared, prepare, save
-from brats_helpers.unet import UNet
+from brats_helpers.basics.config import PRESETS, Config
+from brats_helpers.basics.device import GIB, Device, describe_device, keep_memory
+from brats_helpers.basics.files import atomic_path, read_json, write_json
+from brats_helpers.data.cases import Patient
+from brats_helpers.data.loaders import PatchDataset, batches
+from brats_helpers.data.preprocessing import Prepared, prepare
+from brats_helpers.data.storage import save
+from brats_helpers.evaluation import sliding_window
+from brats_helpers.evaluation.build import WORTH_COMPILING, compile_for_training, for_inference
+from brats_helpers.network import losses
+from brats_helpers.network.unet import UNet
+from brats_helpers.phantoms.patient import make_patient
+from brats_helpers.training import step as training_step
 
 from . import peers
 
@@ -50,7 +53,7 @@ class Case(NamedTuple):
 
 
 def ours(filters: Sequence[int], device: Device) -> nn.Module:
-    """Our network as `training.new_state` makes it ready for a long training."""
+    """Our network as `training_step.new_state` makes it ready for a long training."""
     model = UNet(filters).to(device.torch_device)
     compile_for_training(model, device, WORTH_COMPILING)
     return model
@@ -182,7 +185,7 @@ def fits_a_t4(device: Device, config: Config, paths: Sequence[Path], steps: int)
     rows = {}
     for name, long in (("compiled", True), ("not compiled", False)):
         try:
-            state = training.new_state(config.with_(epochs=WORTH_COMPILING if long else 1), _half(device))
+            state = training_step.new_state(config.with_(epochs=WORTH_COMPILING if long else 1), _half(device))
             rate = _steps_a_second(state, config, _half(device), paths, steps, 0, False)
             rows[name] = {"fits": True, "peak_gib": round(_peak(device), 2), "steps_per_second": round(rate, 2)}
         except torch.cuda.OutOfMemoryError:
@@ -198,7 +201,7 @@ def loader_share(device: Device, config: Config, paths: Sequence[Path], steps: i
 
     The medians of three runs each, by turns.
     """
-    state, rates = training.new_state(config.with_(epochs=WORTH_COMPILING), device), {"from disk": [], "from memory": []}
+    state, rates = training_step.new_state(config.with_(epochs=WORTH_COMPILING), device), {"from disk": [], "from memory": []}
     for name, found in [*rates.items()] * 3:
         found.append(_steps_a_second(state, config, device, paths, steps, workers, name == "from disk"))
     _clear(device)
@@ -206,15 +209,15 @@ def loader_share(device: Device, config: Config, paths: Sequence[Path], steps: i
         "batch": config.batch, "workers": workers}
 
 
-def _steps_a_second(state: training.State, config: Config, device: Device, paths: Sequence[Path], steps: int, workers: int,
-                    disk: bool) -> float:
-    """Of `training.train_step`, augmentation and all; three that do not count come first."""
+def _steps_a_second(state: training_step.State, config: Config, device: Device, paths: Sequence[Path],
+                    steps: int, workers: int, disk: bool) -> float:
+    """Of `training_step.train_step`, augmentation and all; three that do not count come first."""
     source = batches(PatchDataset(paths, config.patch, config.foreground, 0), config.batch, 0, steps + 3, workers)
-    ahead = training.Ahead(source if disk else iter(list(source)), config, device)
+    ahead = training_step.Ahead(source if disk else iter(list(source)), config, device)
     for number, batch in enumerate(ahead):
         if number == 3:
             begin = _wait(device, reset=True)
-        training.train_step(state, batch, config, device, ahead.look)
+        training_step.train_step(state, batch, config, device, ahead.look)
     return steps / (_wait(device) - begin)
 
 
@@ -229,7 +232,7 @@ def infer_seconds(device: Device, config: Config, patients: Sequence[Patient]) -
         prepared = prepare(patient, config.spacing_mm)
 
         def probabilities(ready: Prepared, tta: bool) -> np.ndarray:
-            return inference.predict_prepared([model], ready, config.patch, config.overlap, tta, device)
+            return sliding_window.predict_prepared([model], ready, config.patch, config.overlap, tta, device)
 
         ways = (lambda p=prepared: probabilities(p, True), lambda p=prepared: probabilities(p, False),
                 lambda p=patient: probabilities(prepare(p, config.spacing_mm), True))

@@ -13,16 +13,20 @@ import numpy as np
 import torch
 from monai import transforms as mt
 
-from brats_helpers import augment as ours_augment
-from brats_helpers import inference, losses, metrics, preprocessing, training
-from brats_helpers.archive import extract as extract_archive
-from brats_helpers.cases import Case, check_cohort, find_cases, read_case
-from brats_helpers.checkpoints import load_checkpoint
-from brats_helpers.config import PRESETS, Config
-from brats_helpers.constants import REGIONS
-from brats_helpers.device import describe_device
-from brats_helpers.loaders import PatchDataset, batches
-from brats_helpers.unet import UNet
+from brats_helpers.basics.config import PRESETS, Config
+from brats_helpers.basics.constants import REGIONS
+from brats_helpers.basics.device import describe_device
+from brats_helpers.data import pipeline, preprocessing, storage
+from brats_helpers.data.archive import extract as extract_archive
+from brats_helpers.data.cases import Case, check_cohort, find_cases, read_case
+from brats_helpers.data.loaders import PatchDataset, batches
+from brats_helpers.evaluation import metrics, sliding_window
+from brats_helpers.evaluation import prediction as inference
+from brats_helpers.evaluation.checkpoints import load_checkpoint
+from brats_helpers.network import losses
+from brats_helpers.network.unet import UNet
+from brats_helpers.training import augmentation as ours_augment
+from brats_helpers.training import step
 
 from . import cohort, peers
 from .timing import Result, one_core, race
@@ -45,7 +49,7 @@ class Bench:
 
     def our_files(self) -> list[Path]:
         """All patients in this project's format, made on demand."""
-        preprocessing.preprocess_cohort(self.cases, self.prepared, 1.0, jobs=1)
+        pipeline.preprocess_cohort(self.cases, self.prepared, 1.0, jobs=1)
         return [self.prepared / f"{case.name}.b2nd" for case in self.cases]
 
     def preprocess(self) -> Result:
@@ -56,7 +60,7 @@ class Bench:
         load = peers.monai_preprocessing()
 
         def ours() -> None:
-            preprocessing.save(preprocessing.prepare(read_case(case), 1.0), out / "ours.b2nd")
+            storage.save(preprocessing.prepare(read_case(case), 1.0), out / "ours.b2nd")
 
         def monai() -> None:
             done = load(peers.monai_entry(case))
@@ -66,13 +70,13 @@ class Bench:
         ways = {"nnU-Net": lambda: self.nnunet.preprocess(case.name), "MONAI": monai,
                 "NVIDIA": lambda: peers.nvidia_preprocess(case, out)}
         ours(), ways["NVIDIA"]()
-        prepared = preprocessing.load(out / "ours.b2nd")
+        prepared = storage.load(out / "ours.b2nd")
         scored = preprocessing.normalise(prepared.volume[:4], prepared.meta.mean, prepared.meta.std)
         brain = scored[4] == 1
         difference = np.abs(scored[:4] - np.load(out / "x.npy")[:4])[:, brain]
         equal = (f"z-scores in the brain against NVIDIA's: median difference {np.median(difference):.4f} (its mean is over "
                  "each modality's own non-zero voxels, ours over the brain); our voxels: bit by bit the scan's")
-        assert not preprocessing.verify_prepared(case, out / "ours.b2nd") and np.median(difference) < 0.05
+        assert not pipeline.verify_prepared(case, out / "ours.b2nd") and np.median(difference) < 0.05
         with one_core():
             times = race(ours, ways, self.rounds)
         return Result("preprocess", *times, equal, goals={"nnU-Net": 5, "MONAI": 4, "NVIDIA": 7})
@@ -92,7 +96,7 @@ class Bench:
             sizes["NVIDIA"].append(megabytes([out / "x.npy", out / "y.npy"]))
         ours = megabytes(files) / len(files)
         equal = "all are lossless but for float32's rounding; ours restored and compared with the scan, voxel by voxel"
-        assert not any(preprocessing.verify_prepared(*pair) for pair in zip(self.cases, files, strict=True))
+        assert not any(pipeline.verify_prepared(*pair) for pair in zip(self.cases, files, strict=True))
         return Result("storage", ours, {k: float(np.mean(v)) for k, v in sizes.items()}, equal, "MB",
                       goals={"nnU-Net": 2, "NVIDIA": 1 / 0.15})
 
@@ -117,10 +121,10 @@ class Bench:
         turn = iter(i % len(entries) for i in range(10**9))
         for index in range(len(entries)):
             persistent[index]
-        volume, meta = preprocessing.open_volume(files[0])
+        volume, meta = storage.open_volume(files[0])
         patch = np.empty((5, 99, 99, 99), volume.dtype)
-        preprocessing.read_patch(volume, meta, (9, 9, 9), patch)
-        assert np.array_equal(preprocessing.load(files[0]).volume, volume[:])
+        storage.read_patch(volume, meta, (9, 9, 9), patch)
+        assert np.array_equal(storage.load(files[0]).volume, volume[:])
         assert np.array_equal(patch, volume[:, 9:108, 9:108, 9:108])
         equal = "a patch is bit by bit the stored volume's; ours is int16 and is z-scored on the device (see train-step)"
         ways = {"nnU-Net": loader.generate_train_batch,
@@ -138,7 +142,7 @@ class Bench:
         stream = PatchDataset(self.our_files(), PATCH, 1.0, 0)
         item = stream[[0]]
         label = item["volume"][:, 4:]
-        image = ours_augment.normalise_batch(item["volume"][:, :4], item["mean"], item["std"])
+        image = preprocessing.normalise_batch(item["volume"][:, :4], item["mean"], item["std"])
         generator = torch.Generator().manual_seed(0)
         same = ours_augment.resample(image[0], label[0], ours_augment.sampling_grid((PATCH,) * 3, 1.0, None, 0.0, generator))
         assert torch.allclose(same[0], image[0], atol=1e-3) and torch.equal(same[1], label[0])
@@ -190,16 +194,16 @@ class Bench:
         @torch.inference_mode()
         def monai() -> torch.Tensor:
             total = 0
-            for axes in inference.FLIPS:
+            for axes in sliding_window.FLIPS:
                 out = sliding_window_inference(image[None].flip(axes), (64,) * 3, 1, theirs, overlap=0.5, mode="gaussian")
                 total = total + torch.sigmoid(out.flip(axes))
             return total[0] / 8
 
         def ours() -> torch.Tensor:
-            return inference.sliding_window(model, image, 64, 0.5, inference.FLIPS, self.device)
+            return sliding_window.sliding_window_inference(model, image, 64, 0.5, sliding_window.FLIPS, self.device)
 
         def four_views() -> torch.Tensor:
-            return inference.sliding_window(model, image, 64, 0.5, inference.EVEN_FLIPS, self.device)
+            return sliding_window.sliding_window_inference(model, image, 64, 0.5, sliding_window.EVEN_FLIPS, self.device)
 
         predictor = peers.nnunet_predictor(theirs, self.nnunet, 64)
         difference = (monai() - ours()).abs()
@@ -277,11 +281,11 @@ class Bench:
             shutil.rmtree(out, ignore_errors=True)
             extract_archive(many, out / "cases")
             cases = find_cases(out / "cases")
-            preprocessing.preprocess_cohort(cases, out / "prepared", 1.0, jobs=2)
+            pipeline.preprocess_cohort(cases, out / "prepared", 1.0, jobs=2)
             config = Config(filters=filters, patch=PATCH, batch=1, epochs=1, steps=len(cases), warmup=1, foreground=0.4)
-            state, files = training.new_state(config, self.device), sorted((out / "prepared").glob("*.b2nd"))
+            state, files = step.new_state(config, self.device), sorted((out / "prepared").glob("*.b2nd"))
             for batch in batches(PatchDataset(files, PATCH, config.foreground, 0), 1, 0, len(cases)):
-                training.train_step(state, batch, config, self.device)
+                step.train_step(state, batch, config, self.device)
 
         def tutorial() -> None:
             shutil.rmtree(out, ignore_errors=True)

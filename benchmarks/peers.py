@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from monai import transforms as mt
 
-from brats_helpers.cases import Case
-from brats_helpers.unet import layers_in_use
+from brats_helpers.data.cases import Case
+from brats_helpers.network.unet import layers_in_use
 
 os.environ.setdefault("nnUNet_n_proc_DA", "2")            # also the threads that its planner uses
 
@@ -164,7 +164,7 @@ def monai_scores(predicted: np.ndarray, reference: np.ndarray) -> dict[str, dict
     """Dice and HD95 of the three regions by MONAI."""
     from monai.metrics import compute_dice, compute_hausdorff_distance
 
-    from brats_helpers.metrics import regions
+    from brats_helpers.evaluation.metrics import regions
     a, b = (torch.from_numpy(regions(mask))[None] for mask in (predicted, reference))
     dice = compute_dice(a, b)[0]
     distance = compute_hausdorff_distance(a, b, include_background=True, percentile=95)[0]
@@ -175,7 +175,7 @@ def surface_distance_scores(predicted: np.ndarray, reference: np.ndarray) -> dic
     """Dice and HD95 of the three regions by DeepMind's package."""
     import surface_distance as sd
 
-    from brats_helpers.metrics import regions
+    from brats_helpers.evaluation.metrics import regions
     found = {}
     for name, a, b in zip(("WT", "TC", "ET"), regions(predicted), regions(reference), strict=True):
         distances = sd.compute_surface_distances(b, a, (1.0, 1.0, 1.0))

@@ -26,14 +26,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from brats_helpers.cases import Case, find_cases, read_case, write_mask
-from brats_helpers.constants import MODALITIES, REGIONS
-from brats_helpers.device import describe_device
-from brats_helpers.errors import BratsError
-from brats_helpers.files import atomic_path, read_json, write_json
-from brats_helpers.metrics import bootstrap_ci, dice, lesion_wise, regions, score_case
-from brats_helpers.preprocessing import coarsen, coarsen_labels, rescale
-from brats_helpers.splits import make_splits
+from brats_helpers.basics.constants import MODALITIES, REGIONS
+from brats_helpers.basics.device import describe_device
+from brats_helpers.basics.errors import BratsError
+from brats_helpers.basics.files import atomic_path, read_json, write_json
+from brats_helpers.data.cases import Case, find_cases, read_case, write_mask
+from brats_helpers.data.preprocessing import coarsen, coarsen_labels, rescale
+from brats_helpers.data.splits import make_splits
+from brats_helpers.evaluation.metrics import bootstrap_ci, dice, lesion_wise, regions, score_case
 
 from .real_systems import EPOCHS, NnUNet, Ours, cores, real_settings
 
@@ -211,7 +211,7 @@ def draw(results: Sequence[dict], path: Path) -> None:
     """Mean Dice of the unseen patients against minutes, a thin line a fold, where all regions count the same."""
     import matplotlib.pyplot as plt
 
-    from brats_helpers.plots import LINES, use_style
+    from brats_helpers.lessons.plots import LINES, use_style
     use_style()
     figure, ax = plt.subplots(figsize=(6.4, 3))
     for colour, name in zip(LINES, [name for name in SYSTEMS if any(r["system"] == name for r in results)], strict=False):

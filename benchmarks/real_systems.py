@@ -18,16 +18,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from brats_helpers.cases import Case, read_case
-from brats_helpers.checkpoints import load_checkpoint
-from brats_helpers.config import PRESETS, Config
-from brats_helpers.device import describe_device
-from brats_helpers.files import read_json, write_json
-from brats_helpers.inference import postprocess, predict_prepared
-from brats_helpers.loaders import PatchDataset, batches
-from brats_helpers.preprocessing import prepare, preprocess_cohort
-from brats_helpers.pretraining import Start, for_few_patients, make_phantoms, on_phantoms
-from brats_helpers.training import new_state, train, train_step, training_files
+from brats_helpers.basics.config import PRESETS, Config
+from brats_helpers.basics.device import describe_device
+from brats_helpers.basics.files import read_json, write_json
+from brats_helpers.data.cases import Case, read_case
+from brats_helpers.data.loaders import PatchDataset, batches
+from brats_helpers.data.pipeline import preprocess_cohort
+from brats_helpers.data.preprocessing import prepare
+from brats_helpers.evaluation.checkpoints import load_checkpoint
+from brats_helpers.evaluation.postprocessing import postprocess
+from brats_helpers.evaluation.sliding_window import predict_prepared
+from brats_helpers.training.loop import train
+from brats_helpers.training.resume import Start
+from brats_helpers.training.stages import for_few_patients, make_phantoms, on_phantoms, training_files
+from brats_helpers.training.step import new_state, train_step
 
 from .cohort import nnunet_dataset
 

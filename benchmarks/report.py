@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from brats_helpers.files import atomic_path, write_json
+from brats_helpers.basics.files import atomic_path, write_json
 
 from .timing import Result
 
@@ -37,7 +37,7 @@ def draw(results: Sequence[Result], machine: dict, path: Path) -> None:
     """Ratios on a logarithmic axis: right of 1 the peer needs more than we do."""
     import matplotlib.pyplot as plt
 
-    from brats_helpers.plots import INK, use_style
+    from brats_helpers.lessons.plots import INK, use_style
     use_style()
     rows = [(f"{r.item}: {name}", ratio, r.goals.get(name)) for r in results for name, ratio in r.ratio.items()]
     figure, ax = plt.subplots(figsize=(7, 0.28 * len(rows) + 1))

@@ -12,9 +12,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from brats_helpers.config import PRESETS, Config
-from brats_helpers.device import keep_memory
-from brats_helpers.files import read_json, write_json
+from brats_helpers.basics.config import PRESETS, Config
+from brats_helpers.basics.device import keep_memory
+from brats_helpers.basics.files import read_json, write_json
 
 COUNTS = (10, 100, 400)                               # patients, small ones: what grows with their number shows
 
@@ -38,8 +38,8 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 def copies(folder: Path, count: int) -> Path:
     """`count` patients on disk, all the same voxels, as hard links."""
-    from brats_helpers.archive import extract
-    from brats_helpers.phantom import build_cohort
+    from brats_helpers.data.archive import extract
+    from brats_helpers.phantoms.archive import build_cohort
     archive, _ = build_cohort(folder / "data", 0, 1, 0, 8.0, jobs=1)
     extract(archive, folder / "one")
     source = next(p for p in (folder / "one").iterdir() if p.is_dir())
@@ -57,8 +57,8 @@ def on_dask(cohort: Path, folder: Path) -> dict:
     from dask.distributed import Client, LocalCluster
     from joblib import parallel_config
 
-    from brats_helpers.cases import find_cases
-    from brats_helpers.preprocessing import preprocess_cohort
+    from brats_helpers.data.cases import find_cases
+    from brats_helpers.data.pipeline import preprocess_cohort
     cases, taken = find_cases(cohort), {}
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster):
         for backend in ("loky", "dask"):
@@ -96,9 +96,10 @@ def on_loaders(folder: Path, spacing_mm: float = 1.0, patch: int = 128, count: i
 
     Of prepared phantoms that the page cache has; the first ten are not counted.
     """
-    from brats_helpers.loaders import PatchDataset, batches
-    from brats_helpers.phantom import make_patient
-    from brats_helpers.preprocessing import prepare, save
+    from brats_helpers.data.loaders import PatchDataset, batches
+    from brats_helpers.data.preprocessing import prepare
+    from brats_helpers.data.storage import save
+    from brats_helpers.phantoms.patient import make_patient
     paths, rows = [folder / f"{index}.b2nd" for index in range(2)], []
     for index, path in enumerate(paths):
         save(prepare(make_patient(0, index, spacing_mm), spacing_mm), path)
@@ -126,8 +127,8 @@ def main() -> int:
         dask = on_dask(folder / "cohort100", folder)
         shutil.rmtree(folder / "dask")
         config = PRESETS["quick"].with_(spacing_mm=8.0, patch=32, filters=(8, 16, 32), steps=100)
-        from brats_helpers.pretraining import fill_work_folder
-        fill_work_folder(folder / "work", config, "phantom", folder / "cohort10", jobs=1)
+        from brats_helpers.data.pipeline import fill_work_folder
+        fill_work_folder(folder / "work", config, "phantom", folder / "cohort10", jobs=1, synthetic=True)
         processes = on_processes(folder / "work", config)
         keep_memory()                                 # as notebook 05 does
         loaders = on_loaders(folder)

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from brats_helpers.cases import find_cases, read_case
-from brats_helpers.checkpoints import load_checkpoint
-from brats_helpers.constants import REGIONS
-from brats_helpers.device import describe_device
-from brats_helpers.inference import segment
-from brats_helpers.metrics import bootstrap_ci, dice, regions
+from brats_helpers.basics.constants import REGIONS
+from brats_helpers.basics.device import describe_device
+from brats_helpers.data.cases import find_cases, read_case
+from brats_helpers.evaluation.checkpoints import load_checkpoint
+from brats_helpers.evaluation.metrics import bootstrap_ci, dice, regions
+from brats_helpers.evaluation.prediction import segment
 
 
 def main(checkpoint: Path, folder: Path) -> None:

@@ -1,0 +1,18 @@
+"""From an archive of BraTS patients to measured segmentations, in eight rooms.
+
+basics/      what everybody may use: constants, settings, errors, files, the device
+data/        an archive or folder to checked cases, to prepared files, to patches
+phantoms/    patients that we make ourselves
+network/     tensors in, logits and loss out; knows no files and no processes
+evaluation/  a trained network to masks and scores
+training/    patches to a checkpoint
+lessons/     what only the notebooks call
+tools/       what only a person at a terminal calls
+
+Imports run one way: basics <- data <- phantoms; basics <- network; evaluation uses data and
+network; training uses all of these. Nobody imports lessons or tools.
+
+An afternoon's reading, in this order: network/unet, network/losses, data/preprocessing,
+data/loaders, training/augmentation, training/step, training/loop, evaluation/sliding_window,
+evaluation/metrics.
+"""

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import yaml
 
-from .config import PRESETS, Config
-from .constants import NOT_FOR_DIAGNOSIS
-from .errors import BratsError, Stopped
-from .files import write_json
+from .basics.config import PRESETS, Config
+from .basics.constants import NOT_FOR_DIAGNOSIS
+from .basics.errors import BratsError, Stopped
+from .basics.files import write_json
 
 RUN_EXAMPLES = """examples:
   python -m brats_helpers run
@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from .series import results_table, run_series  # papermill takes a second to import: not for --help
+    from .tools.series import results_table, run_series
     parameters = {name: number_or_text(value) for name, value in options.parameters}
     work = run_series(options.preset, options.source, options.work, options.start, options.only, parameters)
     print(f"\nnotebooks and HTML  {work / 'notebooks'}")
@@ -156,18 +156,17 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from .distributed import as_worker
+    from .training.distributed import as_worker
     return as_worker(lambda: _train_alone_or_in_a_group(options))
 
 
 def _train_alone_or_in_a_group(options: argparse.Namespace) -> int:
     import torch
 
-    from . import distributed
-    from .cohort import read_cohort
-    from .device import describe_device, keep_memory
-    from .pretraining import for_few_patients
-    from .training import checkpoint_folder, train_work
+    from .basics.device import describe_device, keep_memory
+    from .data.cohort import read_cohort
+    from .training import distributed
+    from .training.stages import checkpoint_folder, for_few_patients, train_work
     parameters = {name: number_or_text(value) for name, value in options.parameters}
     config = Config.load(options.config or options.work / "config.json").with_(**parameters)
 
@@ -202,7 +201,7 @@ def number_or_text(value: str) -> object:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from .export import export_bundle, export_onnx
+    from .tools.export import export_bundle, export_onnx
     if options.only != "onnx":
         print(f"{export_bundle(options.checkpoint, options.out / 'bundle')}: {NOT_FOR_DIAGNOSIS}")
     if options.only != "bundle":
@@ -211,7 +210,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from .sweep import run_sweep, write_report
+    from .tools.sweep import run_sweep, write_report
     grid = dict(parse_grid(text) for text in options.grid)
     if options.folds:
         grid["fold"] = list(range(options.folds))
@@ -237,8 +236,8 @@ def parse_grid(text: str) -> tuple[str, list]:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from .device import keep_memory
-    from .inference import predict_cases
+    from .basics.device import keep_memory
+    from .evaluation.prediction import predict_cases
     keep_memory()
     written = list(predict_cases(options.cases, options.checkpoint, options.out, options.tta))
     print(f"{len(written)} segmentation(s) in {options.out}: {NOT_FOR_DIAGNOSIS}.")
@@ -246,14 +245,14 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _editions(options: argparse.Namespace) -> int:
-    from .editions import write_editions
+    from .tools.editions import write_editions
     for path in write_editions(options.out):
         print(path)
     return 0
 
 
 def _kaggle(options: argparse.Namespace) -> int:
-    from . import kaggle
+    from .tools import kaggle
     client = kaggle.sign_in() if options.what == "push" else None
     folders = kaggle.build(options.out, options.owner)
     print(*folders, sep="\n")
@@ -263,13 +262,13 @@ def _kaggle(options: argparse.Namespace) -> int:
 
 
 def _site(options: argparse.Namespace) -> int:
-    from .site import build_site
+    from .tools.site import build_site
     print(f"{len(build_site(options.out))} pages in {options.out}: open {options.out / 'index.html'}")
     return 0
 
 
 def _notebooks(options: argparse.Namespace) -> int:
-    from .series import regenerate, sync
+    from .tools.series import regenerate, sync
     sync() if options.sync else regenerate(options.work.absolute())
     return 0
 

@@ -68,12 +68,12 @@ from pathlib import Path
 
 folders = [*(Path.cwd() / "here").parents, *Path("/content").glob("*"), *Path("/kaggle/input").glob("*")]
 sys.path[:0] = [str(p) for p in folders if (p / "brats_helpers").is_dir()][:1]
-from brats_helpers.device import start
+from brats_helpers.lessons.session import start
 
 work, device = start(work)
 
 # %%
-from brats_helpers.plots import series_map
+from brats_helpers.lessons.plots import series_map
 
 series_map(1)
 
@@ -95,7 +95,7 @@ series_map(1)
 # NIfTI files, `blosc2` compresses, `monai` is the medical imaging library that our own code is tested against.
 
 # %%
-from brats_helpers.device import package_versions
+from brats_helpers.lessons.session import package_versions
 
 for name, version in package_versions().items():
     print(f"{name:<12} {version}")
@@ -152,7 +152,7 @@ for dtype in (torch.float32, torch.float16, torch.bfloat16):
 # </details>
 
 # %% tags=["exercise"]
-from brats_helpers import checks
+from brats_helpers.lessons import checks
 
 next_number = 1 + 1 / 2**7  # solution
 checks.check_next_bf16(next_number)
@@ -163,7 +163,7 @@ checks.check_next_bf16(next_number)
 # %%
 import time
 
-from brats_helpers.plots import bars
+from brats_helpers.lessons.plots import bars
 
 
 def milliseconds(dtype: torch.dtype, size: int = 1024) -> float:
@@ -194,7 +194,7 @@ import inspect
 
 from IPython.display import Code
 
-from brats_helpers import config as settings
+from brats_helpers.basics import config as settings
 
 text = inspect.getsource(settings.Config)
 Code(text[: text.index("def __post_init__")], language="python")
@@ -217,7 +217,7 @@ config
 # *levels*, so it halves its input three times. **Question.** Can its patch be 60 voxels wide?
 
 # %%
-from brats_helpers.errors import BratsError
+from brats_helpers.basics.errors import BratsError
 
 try:
     settings.preset("quick").with_(patch=60)
@@ -254,8 +254,9 @@ checks.check_patches(they_fit, candidates)
 # patients differ from each other as scanners and tumors do: harder to learn, and nearer to real ones (the README says how near).
 
 # %%
-from brats_helpers.archive import is_archive, list_archive, resolve_source, summarise
-from brats_helpers.phantom import LOOKS, build_cohort
+from brats_helpers.data.archive import is_archive, list_archive, resolve_source, summarise
+from brats_helpers.phantoms.kinds import LOOKS
+from brats_helpers.phantoms.archive import build_cohort
 
 synthetic = source in LOOKS
 if synthetic:
@@ -285,8 +286,8 @@ print(training, test, sep="\n")
 # (all of this: Menze et al. 2015; Baid et al. 2021).
 
 # %% tags=["readme"]
-from brats_helpers.phantom import make_patient
-from brats_helpers.plots import show_modalities
+from brats_helpers.phantoms.patient import make_patient
+from brats_helpers.lessons.plots import show_modalities
 
 patient = make_patient(config.seed, 0, config.spacing_mm)  # synthetic, whatever the source
 show_modalities(patient, synthetic=True)
@@ -314,7 +315,7 @@ show_modalities(patient, plane="sagittal", synthetic=True)
 # ### Where is it?
 
 # %%
-from brats_helpers.plots import tumor_3d, upright
+from brats_helpers.lessons.plots import tumor_3d, upright
 
 labels, brain = (upright(v, patient.affine) for v in (patient.reference, patient.images[0] > 0))
 tumor_3d(labels, brain, patient.spacing, patient.name, synthetic=True)
@@ -325,8 +326,8 @@ tumor_3d(labels, brain, patient.spacing, patient.name, synthetic=True)
 # %%
 import numpy as np
 
-from brats_helpers.constants import MODALITIES
-from brats_helpers.plots import compare_slices
+from brats_helpers.basics.constants import MODALITIES
+from brats_helpers.lessons.plots import compare_slices
 
 quiz = make_patient(config.seed, 2, config.spacing_mm)
 order = [MODALITIES[i] for i in (2, 0, 3, 1)]  # look away
@@ -375,7 +376,7 @@ compare_slices(flair, spacing=patient.spacing, synthetic=True, title="FLAIR, mid
 # histogram shows it, too, and how much the tissues of one patient overlap:
 
 # %%
-from brats_helpers.plots import histograms
+from brats_helpers.lessons.plots import histograms
 
 histograms(patient.images, patient.reference, "intensity", synthetic=True)
 
@@ -412,9 +413,10 @@ checks.check_float_gigabytes(gigabytes, box, 1251)
 # integers of the published files, compressed without loss; notebook 03 shows how, and counts. The budget of this run, from sizes that were measured with this module:
 
 # %%
-from brats_helpers.cases import find_cases
-from brats_helpers.device import disk_budget, where_am_i
-from brats_helpers.pretraining import FEW, PHANTOMS
+from brats_helpers.data.cases import find_cases
+from brats_helpers.lessons.session import disk_budget
+from brats_helpers.basics.device import where_am_i
+from brats_helpers.training.stages import FEW, PHANTOMS
 
 packed = is_archive(training)
 found = summarise(list_archive(training)) if packed else find_cases(training)
@@ -435,9 +437,9 @@ bars(sizes, f"GB that the series will write for {everyone} patients", "GB")
 # The next notebooks read these two files and nothing from this one's memory.
 
 # %%
-from brats_helpers.cohort import write_source
+from brats_helpers.data.cohort import write_source
 
-write_source(work, config, source, training, test)
+write_source(work, config, source, training, test, synthetic=source in LOOKS)
 assert settings.Config.load(work / "config.json") == config
 print(f"wrote config.json ({config.preset}, seed {config.seed}) and cohort.json")
 print("next: 02_extraction reads both")

@@ -60,14 +60,14 @@ from pathlib import Path
 
 folders = [*(Path.cwd() / "here").parents, *Path("/content").glob("*"), *Path("/kaggle/input").glob("*")]
 sys.path[:0] = [str(p) for p in folders if (p / "brats_helpers").is_dir()][:1]
-from brats_helpers.device import start
+from brats_helpers.lessons.session import start
 
 work, device = start(work)
 
 # %%
-from brats_helpers.config import Config
-from brats_helpers.files import read_json
-from brats_helpers.plots import series_map
+from brats_helpers.basics.config import Config
+from brats_helpers.basics.files import read_json
+from brats_helpers.lessons.plots import series_map
 
 config = Config.load(work / "config.json")
 cohort = read_json(work / "cohort.json", "notebook 01")
@@ -93,7 +93,7 @@ series_map(2)
 # **Question.** How many files does a patient have in BraTS?
 
 # %%
-from brats_helpers.archive import extract, is_archive, list_archive, summarise
+from brats_helpers.data.archive import extract, is_archive, list_archive, summarise
 
 places = [Path(cohort[key]) for key in ("training", "test") if cohort[key]]
 for archive in filter(is_archive, places):
@@ -118,7 +118,7 @@ import io
 import tarfile
 import tempfile
 
-from brats_helpers.errors import BratsError
+from brats_helpers.basics.errors import BratsError
 
 with tempfile.TemporaryDirectory() as folder:
     hostile = Path(folder) / "hostile.tar"
@@ -139,8 +139,8 @@ with tempfile.TemporaryDirectory() as folder:
 # file is a run of bytes in it, and is read there.
 
 # %%
-from brats_helpers.archive import patients_in, readable_in_place
-from brats_helpers.device import where_am_i
+from brats_helpers.data.archive import patients_in, readable_in_place
+from brats_helpers.basics.device import where_am_i
 
 folders = {key: cohort[key] and Path(cohort[key]) for key in ("training", "test")}
 keep_packed = where_am_i() == "kaggle" if unpack is None else not unpack
@@ -161,7 +161,7 @@ print({key: f"{len(found)} patients" for key, found in cases.items()})
 # %%
 import nibabel as nib
 
-from brats_helpers.cases import check_case, find_cases, on_disk
+from brats_helpers.data.cases import check_case, find_cases, on_disk
 
 sane = (c for c in cases["training"] if c.reference and not check_case(c)["problems"])
 first = next(sane, None)
@@ -202,7 +202,7 @@ print(f"first voxel at {corner[:3]} mm, last voxel at {opposite[:3]} mm")
 # </details>
 
 # %% tags=["exercise"]
-from brats_helpers import checks
+from brats_helpers.lessons import checks
 
 position = (scan.affine @ [10, 20, 30, 1])[:3]  # solution
 checks.check_position(position, scan.affine, (10, 20, 30))
@@ -213,8 +213,8 @@ checks.check_position(position, scan.affine, (10, 20, 30))
 # %%
 import numpy as np
 
-from brats_helpers.cases import read_case
-from brats_helpers.plots import show_modalities
+from brats_helpers.data.cases import read_case
+from brats_helpers.lessons.plots import show_modalities
 
 patient = read_case(first)
 show_modalities(patient, synthetic=synthetic)
@@ -234,7 +234,7 @@ show_modalities(patient, plane="coronal", synthetic=synthetic)
 # %%
 import pydicom
 
-from brats_helpers.dicom import convert_series, write_series
+from brats_helpers.data.dicom import convert_series, write_series
 
 with tempfile.TemporaryDirectory() as folder:
     pixels = np.clip(patient.images[0], 0, 32767).astype(np.int16)
@@ -304,8 +304,8 @@ checks.check_to_disk(to_disk)
 # sizes. 1 is perfect, 0 is nothing in common.
 
 # %%
-from brats_helpers.metrics import dice
-from brats_helpers.plots import pictures, upright, widest
+from brats_helpers.evaluation.metrics import dice
+from brats_helpers.lessons.plots import pictures, upright, widest
 
 raw = np.asarray(nib.load(first.reference).dataobj)
 at = widest(upright(patient.reference, patient.affine))
@@ -327,7 +327,7 @@ pictures({name: view[:, :, at].T for name, view in views.items()}, synthetic)
 # the middle of a night's training.
 
 # %%
-from brats_helpers.cases import check_cohort
+from brats_helpers.data.cases import check_cohort
 
 rows = {key: check_cohort(found) for key, found in cases.items()}
 checked = rows["training"] + rows["test"]
@@ -378,7 +378,7 @@ sound = {key: [row for row in rows[key] if not row["problems"]] for key in rows}
 # ## 5. How large are the tumors?
 
 # %%
-from brats_helpers.plots import volume_distribution
+from brats_helpers.lessons.plots import volume_distribution
 
 labelled = [row for row in everyone if row["volumes_ml"]]
 whole = {row["name"]: sum(row["volumes_ml"].values()) for row in labelled}
@@ -419,7 +419,7 @@ checks.check_tumor_volume(tumor_ml, patient.reference, patient.spacing)
 # MRI has no unit. The axes below are this scanner's own scales; the next one has others (Nyúl and Udupa 1999).
 
 # %%
-from brats_helpers.plots import histograms
+from brats_helpers.lessons.plots import histograms
 
 histograms(patient.images, patient.reference, "intensity, scanner units", synthetic=synthetic)
 
@@ -436,8 +436,8 @@ histograms(patient.images, patient.reference, "intensity, scanner units", synthe
 # who is in the cohort twice, under two names, must not end up on both sides:
 
 # %%
-from brats_helpers.cases import find_twins
-from brats_helpers.splits import make_splits
+from brats_helpers.data.cases import find_twins
+from brats_helpers.data.splits import make_splits
 
 twins = find_twins(cases["training"] + cases["test"])
 if twins:
@@ -519,7 +519,7 @@ checks.check_shared_patients(shared_patients)
 # of it runs in the browser, so it works in an exported page, too.
 
 # %%
-from brats_helpers.viewers import slice_viewer
+from brats_helpers.lessons.viewers import slice_viewer
 
 slice_viewer(patient, synthetic=synthetic)
 
@@ -527,7 +527,7 @@ slice_viewer(patient, synthetic=synthetic)
 # ## 8. Save and verify
 
 # %%
-from brats_helpers.cohort import read_cohort, write_patients
+from brats_helpers.data.cohort import read_cohort, write_patients
 
 write_patients(work, folders, rows, splits)
 written = read_cohort(work)

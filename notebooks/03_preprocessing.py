@@ -59,18 +59,18 @@ from pathlib import Path
 
 folders = [*(Path.cwd() / "here").parents, *Path("/content").glob("*"), *Path("/kaggle/input").glob("*")]
 sys.path[:0] = [str(p) for p in folders if (p / "brats_helpers").is_dir()][:1]
-from brats_helpers.device import start
+from brats_helpers.lessons.session import start
 
 work, device = start(work)
 
 # %%
 import numpy as np
 
-from brats_helpers.cases import file_state, read_case
-from brats_helpers.cohort import read_cohort
-from brats_helpers.config import Config
-from brats_helpers.files import write_json
-from brats_helpers.plots import series_map
+from brats_helpers.data.cases import file_state, read_case
+from brats_helpers.data.cohort import read_cohort
+from brats_helpers.basics.config import Config
+from brats_helpers.basics.files import write_json
+from brats_helpers.lessons.plots import series_map
 
 config, cohort = Config.load(work / "config.json"), read_cohort(work)
 cases, synthetic = cohort.cases, cohort.synthetic
@@ -101,7 +101,7 @@ series_map(3)
 # </details>
 
 # %%
-from brats_helpers.preprocessing import to_lps
+from brats_helpers.data.preprocessing import to_lps
 
 patient = read_case(next(case for case in cases["training"] if case.reference))
 images = np.stack([to_lps(image, patient.affine) for image in patient.images])
@@ -119,7 +119,7 @@ print("before:", patient.images.shape, patient.orientation)
 # </details>
 
 # %% tags=["exercise"]
-from brats_helpers import checks
+from brats_helpers.lessons import checks
 
 shape = (4, *patient.images.shape[:0:-1])  # solution
 checks.check_shape(shape, patient.images)
@@ -128,7 +128,7 @@ checks.check_shape(shape, patient.images)
 # Is front still front? Three slices through the middle of the turned array, one for each of its axes:
 
 # %%
-from brats_helpers.plots import pictures
+from brats_helpers.lessons.plots import pictures
 
 d, h, w = (n // 2 for n in images.shape[1:])
 cuts = {"along z (head)": images[0, d], "along y (front)": images[0, ::-1, h]}
@@ -149,7 +149,7 @@ views = {"scan": images[0, z], "affine read": turned[z], "affine ignored": bare[
 pictures(views, synthetic)
 
 # %%
-from brats_helpers.metrics import dice
+from brats_helpers.evaluation.metrics import dice
 
 wrong = dice(labels[:, :, ::-1] > 0, labels > 0)
 print(f"Dice of a perfect segmentation that was mirrored on the way: {wrong:.2f}")
@@ -161,8 +161,8 @@ print(f"Dice of a perfect segmentation that was mirrored on the way: {wrong:.2f}
 # there anything in this plane? **Question.** What share of the voxels is left?
 
 # %%
-from brats_helpers.preprocessing import brain_box, brain_mask
-from brats_helpers.viewers import show_source
+from brats_helpers.data.preprocessing import brain_box, brain_mask
+from brats_helpers.lessons.viewers import show_source
 
 show_source(brain_mask, brain_box)
 
@@ -235,7 +235,7 @@ checks.check_zscore(zscore)
 # channel that says where the brain is. That is simple, if it is done in the right order. Here is the module's version:
 
 # %%
-from brats_helpers.preprocessing import normalise, statistics
+from brats_helpers.data.preprocessing import normalise, statistics
 
 show_source(normalise)
 
@@ -251,7 +251,7 @@ print(f"five channels {scored.shape}: mean 0 and deviation 1 in the brain, 0 out
 # Compare these with the histograms of notebook 02: all four now share one axis.
 
 # %%
-from brats_helpers.plots import histograms
+from brats_helpers.lessons.plots import histograms
 
 brain_only = np.where(within, scored[:4], 0).transpose(0, 3, 2, 1)
 histograms(brain_only, cropped_labels.T, "standard deviations", synthetic=synthetic)
@@ -304,8 +304,9 @@ print(measured, "becomes", np.abs(measured.astype(np.int64).astype(np.int16)))
 # new voxel is lost. ([Benchmarks](../benchmarks/README.md) has the sizes at 1 mm, beside other tools'.)
 
 # %%
-from brats_helpers.plots import bars
-from brats_helpers.preprocessing import prepare, save
+from brats_helpers.lessons.plots import bars
+from brats_helpers.data.preprocessing import prepare
+from brats_helpers.data.storage import save
 
 prepared = prepare(patient, config.spacing_mm)
 path = work / "preprocessed" / "example.b2nd"
@@ -326,7 +327,8 @@ bars(megabytes, "MB for one patient of this cohort", "", (grey, red, orange, gre
 # %%
 import time
 
-from brats_helpers.preprocessing import open_volume, preprocess_cohort, read_patch
+from brats_helpers.data.storage import open_volume, read_patch
+from brats_helpers.data.pipeline import preprocess_cohort
 
 everyone = cases["training"] + cases["test"]
 metas = preprocess_cohort(everyone, work / "preprocessed", config.spacing_mm, jobs)
@@ -388,7 +390,7 @@ checks.check_paste(paste)
 # The module's version does all three steps back:
 
 # %%
-from brats_helpers.preprocessing import restore
+from brats_helpers.data.preprocessing import restore
 
 back = restore(prepared.volume[4:], prepared.meta)[0]
 same = dice(back > 0, patient.reference > 0)
@@ -414,7 +416,7 @@ pictures(pair | {"differs": differs}, synthetic)
 # %%
 from tqdm import tqdm
 
-from brats_helpers.preprocessing import verify_prepared
+from brats_helpers.data.pipeline import verify_prepared
 
 picked = np.random.default_rng(config.seed).permutation(len(everyone))[:6]
 sample = [everyone[i] for i in picked]
@@ -465,7 +467,7 @@ import json
 
 from monai.data import load_decathlon_datalist
 
-from brats_helpers.formats import exportable, write_nnunet
+from brats_helpers.data.formats import exportable, write_nnunet
 
 chosen = [case for case in cases["training"] if exportable(case)]
 if chosen:  # 4D files are in the Decathlon's format already, and a tar is not read by others

@@ -62,7 +62,7 @@ from pathlib import Path
 
 folders = [*(Path.cwd() / "here").parents, *Path("/content").glob("*"), *Path("/kaggle/input").glob("*")]
 sys.path[:0] = [str(p) for p in folders if (p / "brats_helpers").is_dir()][:1]
-from brats_helpers.device import start
+from brats_helpers.lessons.session import start
 
 work, device = start(work)
 
@@ -70,10 +70,10 @@ work, device = start(work)
 import numpy as np
 import torch
 
-from brats_helpers.cohort import read_cohort
-from brats_helpers.config import PRESETS, Config
-from brats_helpers.files import write_json
-from brats_helpers.plots import series_map
+from brats_helpers.data.cohort import read_cohort
+from brats_helpers.basics.config import PRESETS, Config
+from brats_helpers.basics.files import write_json
+from brats_helpers.lessons.plots import series_map
 
 config, cohort = Config.load(work / "config.json").with_(network=network), read_cohort(work)
 synthetic = cohort.synthetic
@@ -98,8 +98,8 @@ series_map(4)
 # is how far the convolution moves at a time. Two of these blocks are a *stage*, all that happens at one level:
 
 # %%
-from brats_helpers import unet
-from brats_helpers.viewers import show_source
+from brats_helpers.network import unet
+from brats_helpers.lessons.viewers import show_source
 
 show_source(unet.ConvNormAct, unet.Stage)
 
@@ -114,7 +114,7 @@ show_source(unet.ConvNormAct, unet.Stage)
 # </details>
 
 # %% tags=["exercise"]
-from brats_helpers import checks
+from brats_helpers.lessons import checks
 
 bottom = 128 / 2**6  # solution
 checks.check_bottom_edge(bottom, patch=128, levels=7)
@@ -129,8 +129,8 @@ checks.check_bottom_edge(bottom, patch=128, levels=7)
 
 # %%
 show_source(unet.UNet)
-from brats_helpers.plots import diagram_unet
-from brats_helpers.unet import UNet, count_parameters, layers_in_use, level_table
+from brats_helpers.lessons.plots import diagram_unet
+from brats_helpers.network.unet import UNet, count_parameters, layers_in_use, level_table
 
 rows = level_table(PRESETS["full"].filters, PRESETS["full"].patch)
 diagram_unet(rows)
@@ -141,7 +141,7 @@ diagram_unet(rows)
 # **Question.** Which level has the most, the one with the largest volume or the one with the smallest?
 
 # %%
-from brats_helpers.plots import bars
+from brats_helpers.lessons.plots import bars
 
 bars({row["level"]: row["parameters"] / 1e6 for row in rows}, "million parameters")
 
@@ -180,7 +180,7 @@ print({name: f"{count:,}" for name, count in counts.items()})
 # where it arrives. Here at the bottom of a network of three levels, along one axis:
 
 # %%
-from brats_helpers.plots import curves
+from brats_helpers.lessons.plots import curves
 
 torch.manual_seed(0)
 probe = UNet((4, 4, 4), in_channels=1).eval()
@@ -258,7 +258,7 @@ checks.check_soft_dice(soft_dice)
 # cross-entropy:
 
 # %%
-from brats_helpers import losses
+from brats_helpers.network import losses
 
 logits = torch.logit(torch.tensor([0.9, 0.6, 0.2, 0.0]), eps=1e-6).reshape(1, 1, 1, 1, 4)
 truth = torch.tensor([1.0, 1.0, 0.0, 0.0]).reshape(1, 1, 1, 1, 4)
@@ -345,7 +345,7 @@ curves(
 # thinner than a coarse voxel would vanish or swell by taking the nearest:
 
 # %%
-from brats_helpers.plots import pictures
+from brats_helpers.lessons.plots import pictures
 
 rim = ((grid - 16).norm(dim=0) < 9) & ((grid - 16).norm(dim=0) > 7.4)
 averaged = torch.nn.functional.adaptive_avg_pool3d(rim.float()[None, None], 8)
@@ -402,7 +402,7 @@ bars(kept, "MiB of activations kept", "MiB")
 # %% [markdown]
 # **Mixed precision** stores most activations in 16 bits, at the price of some rounding. **Gradient checkpointing** keeps only
 # each stage's input and computes the rest again in the backward pass: less memory for one more forward pass (Chen et al.
-# 2016), and the same gradients ([tested](../tests/test_unet.py)). A smaller batch makes noisier steps, a smaller patch costs
+# 2016), and the same gradients ([tested](../tests/network/test_unet.py)). A smaller batch makes noisier steps, a smaller patch costs
 # context: hence the order. On a GPU, a long training is **compiled**: norm and activation become one program, and its results
 # are computed again, too; on an H200 that took 0.6 of the memory and 0.5 of the time
 # ([measured](../benchmarks/gpu_nvidia_h200.md)).
@@ -497,10 +497,10 @@ if full_size:
 # matters. (This is not a result: the score on voxels that were learnt from says nothing about a patient.)
 
 # %%
-from brats_helpers.augment import normalise_batch
-from brats_helpers.loaders import PatchDataset, batches
-from brats_helpers.losses import deep_supervision_loss, labels_to_regions
-from brats_helpers.preprocessing import prepared_files
+from brats_helpers.data.preprocessing import normalise_batch
+from brats_helpers.data.loaders import PatchDataset, batches
+from brats_helpers.network.losses import deep_supervision_loss, labels_to_regions
+from brats_helpers.data.pipeline import prepared_files
 
 edge = min(48, config.patch) if len(config.filters) <= 5 else config.patch
 patients = [cohort.by_name[name] for name in cohort.splits["training"]]
@@ -601,7 +601,7 @@ checks.check_own_network(own_network)
 # One parameter puts such a class into the series. Here it is built from its name, as notebook 05 would:
 
 # %%
-from brats_helpers.networks import build_network
+from brats_helpers.evaluation.build import build_network
 
 name = config.network if network else "monai.networks.nets:SegResNet"
 other = build_network(config.with_(network=name), device).eval()

@@ -74,7 +74,7 @@ from pathlib import Path
 
 folders = [*(Path.cwd() / "here").parents, *Path("/content").glob("*"), *Path("/kaggle/input").glob("*")]
 sys.path[:0] = [str(p) for p in folders if (p / "brats_helpers").is_dir()][:1]
-from brats_helpers.device import start
+from brats_helpers.lessons.session import start
 
 work, device = start(work)
 
@@ -82,12 +82,12 @@ work, device = start(work)
 import numpy as np
 import torch
 
-from brats_helpers.cohort import read_cohort
-from brats_helpers.config import Config
-from brats_helpers.launch import for_all_gpus, train_here
-from brats_helpers.plots import bars, curves, dice_boxplot, series_map
-from brats_helpers.preprocessing import prepared_files
-from brats_helpers.pretraining import for_few_patients
+from brats_helpers.data.cohort import read_cohort
+from brats_helpers.basics.config import Config
+from brats_helpers.training.launch import for_all_gpus, train_here
+from brats_helpers.lessons.plots import bars, curves, dice_boxplot, series_map
+from brats_helpers.data.pipeline import prepared_files
+from brats_helpers.training.stages import for_few_patients
 
 config = Config.load(work / "config.json")
 asked = {name: globals().get(name) for name in vars(config)}  # the parameters above, by name
@@ -123,8 +123,9 @@ series_map(5)
 # chosen on (at most sixteen of) the training patients. **Question.** What Dice will the whole tumor get?
 
 # %%
-from brats_helpers.metrics import threshold_baseline
-from brats_helpers.preprocessing import load, normalise
+from brats_helpers.evaluation.metrics import threshold_baseline
+from brats_helpers.data.storage import load
+from brats_helpers.data.preprocessing import normalise
 
 
 def scored_flair(names: list[str]) -> tuple[list, list]:
@@ -163,8 +164,8 @@ plt.show()
 # that is drawn (the deformation half as strong again):
 
 # %%
-from brats_helpers import augment
-from brats_helpers.plots import compare_slices, draw_slice, finish, widest
+from brats_helpers.training import augmentation as augment
+from brats_helpers.lessons.plots import compare_slices, draw_slice, finish, widest
 
 generator, example = torch.Generator().manual_seed(1), load(prepared[held_out[0]])
 z = normalise(example.volume[:4], example.meta.mean, example.meta.std)
@@ -223,7 +224,7 @@ compare_slices(shown, index=at, shared_window=True, synthetic=synthetic, columns
 # as published now has no warm-up, and moves along a cosine of period 4,096 once an *epoch*. Both, drawn from their formulas:
 
 # %%
-from brats_helpers.training import learning_rate as rate
+from brats_helpers.training.step import learning_rate as rate
 
 total = config.epochs * config.steps
 theirs = 8e-5 + 2.2e-4 * 0.5 * (1 + np.cos(np.pi * np.arange(150) / 4096))  # 3e-4 down to 8e-5
@@ -243,7 +244,7 @@ curves(ours | copied, "step (left), epoch (right)", "learning rate")
 # </details>
 
 # %% tags=["exercise"]
-from brats_helpers import checks
+from brats_helpers.lessons import checks
 
 half_way = config.learning_rate / 2  # solution
 checks.check_half_rate(half_way, config)
@@ -254,15 +255,15 @@ checks.check_half_rate(half_way, config)
 # One step is short enough to read:
 
 # %%
-from brats_helpers import training
-from brats_helpers.viewers import show_source
+from brats_helpers.training.step import train_step
+from brats_helpers.lessons.viewers import show_source
 
-show_source(training.train_step)
+show_source(train_step)
 
 # %% [markdown]
 # Everything random is a function of the seed and the patch's number: which patient, which corner, which augmentation. So
 # a run that is killed goes on from `last.pt` and ends with the same weights, to the last bit on a CPU
-# ([tested](../tests/test_training.py)). Beside the weights
+# ([tested](../tests/training/test_loop.py)). Beside the weights
 # themselves a running average of them is kept, which is what is validated and used.
 #
 # Of several GPUs each has a process and its share of every batch; Dice's sums and the gradients are added up.
@@ -271,8 +272,8 @@ show_source(training.train_step)
 # rising?
 
 # %%
-from brats_helpers.plots import learning_curves
-from brats_helpers.viewers import Dashboard
+from brats_helpers.lessons.plots import learning_curves
+from brats_helpers.lessons.viewers import Dashboard
 
 history = train_here(config, work, processes, on_epoch=Dashboard(), device=device)
 
@@ -288,17 +289,18 @@ learning_curves(history)
 # %%
 import time
 
-from brats_helpers.loaders import PatchDataset, batches
-from brats_helpers.losses import deep_supervision_loss
+from brats_helpers.data.loaders import PatchDataset, batches
+from brats_helpers.network.losses import deep_supervision_loss
+from brats_helpers.training.step import new_state, prepare_batch
 
-state = training.new_state(config, device)
+state = new_state(config, device)
 stream = PatchDataset([prepared[n] for n in learnt], config.patch, config.foreground, config.seed)
 ticks = []
 for step in range(5):
     begin = time.perf_counter()
     item = next(batches(stream, config.batch, step, step + 1))
     read = time.perf_counter()
-    images, target = training.prepare_batch(item, config.seed, device)
+    images, target = prepare_batch(item, config.seed, device)
     augmented = time.perf_counter()
     with device.autocast():
         loss = deep_supervision_loss(state.model(images), target)
@@ -320,13 +322,13 @@ bars(dict(zip(("read", "augment", "forward", "backward"), spent)), "ms of a step
 # One damaged patient is enough: here the z-score divides by a deviation of 0.
 
 # %%
-from brats_helpers.errors import BratsError
+from brats_helpers.basics.errors import BratsError
 
 item["std"] = torch.zeros_like(item["std"])
 before = [p.clone() for p in state.model.parameters()]
 for choice in ("stop", "halve"):
     try:
-        training.train_step(state, item, config.with_(on_nan=choice), device)
+        train_step(state, item, config.with_(on_nan=choice), device)
     except BratsError as error:
         print(error)
 assert all(torch.equal(a, b) for a, b in zip(before, state.model.parameters()))
@@ -343,7 +345,7 @@ print(f"weights untouched; step {state.step}; the rate is now times {state.rate_
 # sum of the weights if all windows counted the same?
 
 # %%
-from brats_helpers.inference import gaussian_weight, window_starts
+from brats_helpers.evaluation.sliding_window import gaussian_weight, window_starts
 
 edge, length = config.patch, max(config.patch, *example.volume.shape[1:])
 starts = window_starts(length, edge, config.overlap)
@@ -393,9 +395,10 @@ checks.check_mirror_average(second_opinion)
 # the place of voxels:
 
 # %%
-from brats_helpers import inference
+from brats_helpers.evaluation import prediction as inference
+from brats_helpers.evaluation.postprocessing import postprocess
 
-show_source(inference.postprocess)
+show_source(postprocess)
 
 # %% [markdown]
 # ### Exercise 3: a chain of thresholds
@@ -430,8 +433,8 @@ checks.check_threshold_chain(labels_from)
 # 1 for almost any mask, because nearly all voxels are background.
 
 # %%
-from brats_helpers.evaluation import evaluate
-from brats_helpers.metrics import bootstrap_ci, interval_text
+from brats_helpers.evaluation.scoring import evaluate
+from brats_helpers.evaluation.metrics import bootstrap_ci, interval_text
 
 which, checkpoint = ("test", "best.pt") if test_names else ("validation", "last.pt")
 chosen = [cases[name] for name in judged_names]
@@ -493,7 +496,7 @@ checks.check_hd95(hausdorff_95)
 # Each region of each patient, its size against its Dice. A border of one voxel is nearly all of a small tumor.
 
 # %%
-from brats_helpers.constants import REGION_COLOURS
+from brats_helpers.basics.constants import REGION_COLOURS
 
 figure, ax = plt.subplots(figsize=(4.6, 3))
 for name, colour in REGION_COLOURS.items():
@@ -511,8 +514,8 @@ finish(figure, synthetic)
 # one, tiny ones left out.)
 
 # %%
-from brats_helpers.evaluation import read_prediction
-from brats_helpers.metrics import lesion_wise, regions
+from brats_helpers.evaluation.scoring import read_prediction
+from brats_helpers.evaluation.metrics import lesion_wise, regions
 
 
 each = []
@@ -530,8 +533,8 @@ print({kind: sum(scores[kind] for scores in each) for kind in ("found", "missed"
 # A mean is not a patient. Look at the worst first.
 
 # %%
-from brats_helpers.plots import three_planes, upright
-from brats_helpers.preprocessing import lps_spacing
+from brats_helpers.lessons.plots import three_planes, upright
+from brats_helpers.data.preprocessing import lps_spacing
 
 order = sorted(rows, key=lambda row: np.mean([row[name]["dice"] for name in ("WT", "TC", "ET")]))
 
@@ -562,8 +565,8 @@ show(order[len(order) // 2], "median")
 # voxels, sorted by what the network said, against how often it was so:
 
 # %%
-from brats_helpers.checkpoints import load_checkpoint
-from brats_helpers.metrics import calibration, dice
+from brats_helpers.evaluation.checkpoints import load_checkpoint
+from brats_helpers.evaluation.metrics import calibration, dice
 
 model, trained = load_checkpoint(path, device)
 patient, prediction = read_prediction(cases[order[len(order) // 2]["name"]], work)
@@ -597,10 +600,13 @@ curves(panels, "probability that it gave (left), threshold on it (right)")
 # </details>
 
 # %%
-from brats_helpers import plots, preprocessing, pretraining, shift
+from brats_helpers.lessons import plots
+from brats_helpers.data.storage import open_volume
+from brats_helpers.phantoms.patient import some_phantoms
+from brats_helpers.evaluation import domain_shift as shift
 
-others = pretraining.some_phantoms("wide" if synthetic else "phantom", 4, config.spacing_mm)
-seen = shift.ranges([preprocessing.open_volume(prepared[n])[1].figures for n in learnt])
+others = some_phantoms("wide" if synthetic else "phantom", 4, config.spacing_mm)
+seen = shift.ranges([open_volume(prepared[n])[1].figures for n in learnt])
 print("unlike:", [len(shift.unlike(p.meta.figures, seen)) for p in others])
 judged = [load(prepared[name]) for name in judged_names[:8]]
 plots.two_cohorts(judged, others, ("judged above", "other phantoms"), synthetic)
@@ -614,7 +620,7 @@ plots.two_cohorts(judged, others, ("judged above", "other phantoms"), synthetic)
 # %%
 from IPython.display import display
 
-from brats_helpers import viewers
+from brats_helpers.lessons import viewers
 
 display(viewers.comparison_viewer(rows, lambda n: read_prediction(cases[n], work), synthetic))
 display(viewers.threshold_explorer(patient, said, synthetic=synthetic))
@@ -630,7 +636,7 @@ viewers.slice_viewer(patient, prediction, synthetic)
 # %%
 from IPython.display import Markdown
 
-from brats_helpers.evaluation import verify_masks, write_model_card
+from brats_helpers.evaluation.scoring import verify_masks, write_model_card
 
 verify_masks(chosen, work)
 print(f"{len(chosen)} masks in {work / 'predictions'}: labels 0, 1, 2, 4, the scans' geometry")

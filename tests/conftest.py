@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import tarfile
 import threading
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,16 +14,26 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from tqdm import tqdm
 
-from brats_helpers.cases import Case, find_cases
-from brats_helpers.phantom import brats_affine
+from brats_helpers.basics.config import Config
+from brats_helpers.basics.device import Device
+from brats_helpers.data.cases import Case, find_cases
+from brats_helpers.data.preprocessing import prepare
+from brats_helpers.data.storage import save
+from brats_helpers.evaluation.checkpoints import read_checkpoint
+from brats_helpers.phantoms.anatomy import brats_affine
+from brats_helpers.phantoms.patient import make_patient
 
 SIDE_BY_SIDE = "PYTEST_XDIST_WORKER" in os.environ     # then each process has one core, and so has what it starts
 torch.set_num_threads(1 if SIDE_BY_SIDE else 2)
 if SIDE_BY_SIDE:
     os.environ["OMP_NUM_THREADS"] = "1"
 NOTEBOOKS = ("test_series", "test_sweep", "test_kaggle", "test_editions")
+CPU = Device("cpu", "test", 1.0, torch.float32)
+CONFIG = Config(preset="quick", filters=(4, 6, 8), patch=16, batch=2, epochs=3, steps=4, warmup=2, learning_rate=2e-3,
+                ema=0.9, spacing_mm=8.0)
 tqdm.set_lock(threading.RLock())     # its own is shared with forked children, and one that is killed may take it along
 
 
@@ -96,3 +108,42 @@ def real_cases() -> list[Case]:
     if not folder:
         pytest.skip("BRATS_REAL_DATA is not set: no real scans to test on")
     return find_cases(Path(folder))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> list[Path]:
+    """Four prepared phantoms of 8 mm."""
+    folder = tmp_path_factory.mktemp("prepared")
+    paths = []
+    for index in range(4):
+        paths.append(folder / f"P{index}.b2nd")
+        save(prepare(make_patient(0, index, 8.0), 8.0), paths[-1])
+    return paths
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    """The weights in a checkpoint, by kind and name."""
+    content = read_checkpoint(path, CPU)
+    return {f"{kind} {k}": v for kind in ("model", "average") for k, v in content[kind].items()}
+
+
+def pack(folder: Path, path: Path) -> Path:
+    """All of a folder in an archive, of the kind that the name says."""
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in files:
+                archive.write(file, file.relative_to(folder))
+    else:
+        with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as archive:
+            for file in files:
+                archive.add(file, str(file.relative_to(folder)))
+    return path
+
+
+def blobs(seed: int) -> np.ndarray:
+    """Labels 0 to 3 of an odd shape: smooth nested blobs, sometimes touching the border, sometimes tiny."""
+    rng = np.random.default_rng(seed)
+    field = ndimage.gaussian_filter(rng.standard_normal((23, 31, 19)), rng.uniform(1, 3))
+    cuts = np.quantile(field, np.sort(rng.uniform(0.6, 0.9995, 3)))
+    return np.searchsorted(cuts, field).astype(np.uint8)

@@ -18,13 +18,13 @@ from conftest import write_case
 from benchmarks import costs, gpu, real_cohort, real_systems
 from benchmarks.report import table
 from benchmarks.timing import Result, race
-from brats_helpers.cases import Case, find_cases, read_case
-from brats_helpers.config import Config
-from brats_helpers.device import Device
-from brats_helpers.errors import BratsError
-from brats_helpers.inference import postprocess
-from brats_helpers.metrics import bootstrap_ci, regions
-from brats_helpers.phantom import make_patient
+from brats_helpers.basics.config import Config
+from brats_helpers.basics.device import Device
+from brats_helpers.basics.errors import BratsError
+from brats_helpers.data.cases import Case, find_cases, read_case
+from brats_helpers.evaluation.metrics import bootstrap_ci, regions
+from brats_helpers.evaluation.postprocessing import postprocess
+from brats_helpers.phantoms.patient import make_patient
 
 CPU = Device("cpu", "test", 1.0, torch.float32)
 

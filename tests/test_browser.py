@@ -18,14 +18,15 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from brats_helpers import series
+from brats_helpers.tools import series
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-browser does that")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed here")
-SHOW = """from brats_helpers.cases import Patient
-from brats_helpers.phantom import brats_affine, make_patient
-from brats_helpers import viewers
+SHOW = """from brats_helpers.data.cases import Patient
+from brats_helpers.phantoms.anatomy import brats_affine
+from brats_helpers.phantoms.patient import make_patient
+from brats_helpers.lessons import viewers
 import numpy as np
 small = make_patient(0, 0, 4.0)
 def enlarged(volume):
@@ -149,8 +150,8 @@ def use_slice_viewer(page: object) -> None:
 
 @pytest.mark.parametrize("width", [1280, 400])
 def test_the_slice_viewer_needs_no_kernel(browser, tmp_path: Path, width: int) -> None:
-    from brats_helpers.phantom import make_patient
-    from brats_helpers.viewers import slice_viewer
+    from brats_helpers.lessons.viewers import slice_viewer
+    from brats_helpers.phantoms.patient import make_patient
     patient = make_patient(0, 0, 4.0)
     (tmp_path / "viewer.html").write_text(slice_viewer(patient, patient.reference, synthetic=True).data)
     page, problems = browser.new_page(viewport={"width": width, "height": 900}), []
@@ -184,7 +185,7 @@ def test_the_threshold_explorer_changes_scores_and_picture(browser, lab) -> None
 
 
 def test_the_comparison_shows_the_worst_patient_and_then_the_one_that_is_chosen(browser, lab) -> None:
-    page = opened(browser, lab, "comparison", "from brats_helpers.metrics import score_case\n"
+    page = opened(browser, lab, "comparison", "from brats_helpers.evaluation.metrics import score_case\n"
                   "empty = np.zeros_like(patient.reference)\n"
                   "score = lambda mask: score_case(mask, patient.reference, patient.spacing)\n"
                   "rows = [{'name': 'good', **score(patient.reference)}, {'name': 'bad', **score(empty)}]\n"
@@ -197,7 +198,7 @@ def test_the_comparison_shows_the_worst_patient_and_then_the_one_that_is_chosen(
 
 
 def test_every_slider_of_the_playground_moves_by_key_and_mouse(browser, lab) -> None:
-    page = opened(browser, lab, "playground", "from brats_helpers.preprocessing import prepare\n"
+    page = opened(browser, lab, "playground", "from brats_helpers.data.preprocessing import prepare\n"
                   "viewers.augmentation_playground(prepare(patient, 2.0), synthetic=True)")
     handles, rails = page.locator(".noUi-handle"), page.locator(".noUi-base")
     for n in range(handles.count()):
@@ -226,7 +227,7 @@ def test_pages_are_legible_whole_and_folded(browser, tmp_path: Path, name: str, 
 
 
 def test_the_site_is_searched_and_fits_a_phone(browser, tmp_path: Path) -> None:
-    from brats_helpers.site import build_site
+    from brats_helpers.tools.site import build_site
     pages = build_site(tmp_path)
     page = browser.new_page(viewport={"width": 400, "height": 800})
     for path in pages:

@@ -17,14 +17,13 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import small_volumes, write_case
-from test_archive import pack
+from conftest import pack, small_volumes, write_case
 
-from brats_helpers import series
-from brats_helpers.checkpoints import read_checkpoint, write_checkpoint
-from brats_helpers.config import Config
-from brats_helpers.device import Device
-from brats_helpers.unet import UNet
+from brats_helpers.basics.config import Config
+from brats_helpers.basics.device import Device
+from brats_helpers.evaluation.checkpoints import read_checkpoint, write_checkpoint
+from brats_helpers.network.unet import UNet
+from brats_helpers.tools import series
 
 KILLS = int(os.environ.get("BRATS_KILLS", "0")) // 2
 pytestmark = pytest.mark.skipif(KILLS < 20, reason="takes ten minutes: make test-faults runs it")

@@ -16,19 +16,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import small_volumes, write_case
-from test_archive import pack
+from conftest import pack, small_volumes, write_case
 
-from brats_helpers.archive import extract
-from brats_helpers.cases import Patient, find_cases, write_mask
-from brats_helpers.checkpoints import load_checkpoint, write_checkpoint
-from brats_helpers.config import Config
-from brats_helpers.device import Device
-from brats_helpers.errors import BratsError
-from brats_helpers.evaluation import evaluate
-from brats_helpers.files import atomic_path
-from brats_helpers.preprocessing import prepare, preprocess_cohort, save
-from brats_helpers.unet import UNet
+from brats_helpers.basics.config import Config
+from brats_helpers.basics.device import Device
+from brats_helpers.basics.errors import BratsError
+from brats_helpers.basics.files import atomic_path
+from brats_helpers.data.archive import extract
+from brats_helpers.data.cases import Patient, find_cases, write_mask
+from brats_helpers.data.pipeline import preprocess_cohort
+from brats_helpers.data.preprocessing import prepare
+from brats_helpers.data.storage import save
+from brats_helpers.evaluation.checkpoints import load_checkpoint, write_checkpoint
+from brats_helpers.evaluation.scoring import evaluate
+from brats_helpers.network.unet import UNet
 
 SMALL = Config(filters=(4, 6, 8), patch=16, spacing_mm=2.0, preset="quick")
 CPU = Device("cpu", "test", 1.0, torch.float32)

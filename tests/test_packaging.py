@@ -15,7 +15,7 @@ import jupytext
 import pytest
 import yaml
 
-from brats_helpers.series import FOLDER, NAMES, ROOT
+from brats_helpers.tools.series import FOLDER, NAMES, ROOT
 
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 OFFLINE = ["--no-index", "--no-build-isolation"]          # all that it needs is here already
@@ -41,14 +41,14 @@ def test_installing_brings_the_module_and_does_not_touch_torch(source: Path) -> 
 def test_installed_it_runs_from_any_folder_and_says_where_it_needs_the_repository(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "site"
     subprocess.run([*PIP, "install", *OFFLINE, "--no-deps", "--target", str(target), str(source)], check=True)
-    assert (target / "brats_helpers" / "viewer.js").is_file()
+    assert (target / "brats_helpers" / "lessons" / "viewer.js").is_file()
 
     def run(*arguments: str) -> subprocess.CompletedProcess:
         return subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True,
                               env={**os.environ, "PYTHONPATH": str(target)})
 
     assert "predict" in run("-m", "brats_helpers", "--help").stdout
-    code = ("import brats_helpers.viewers as v, brats_helpers.device as d, sys\n"
+    code = ("import brats_helpers.lessons.viewers as v, brats_helpers.basics.device as d, sys\n"
             "assert v.__file__.startswith(sys.argv[1]) and d.work_folder() == d.Path.cwd() / 'runs' / 'quick'")
     assert run("-c", code, str(target)).returncode == 0
     for command in (["run"], ["editions"], ["kaggle", "build"]):

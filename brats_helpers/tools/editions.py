@@ -1,0 +1,89 @@
+"""The student's and the teacher's edition of the notebooks, both made from the same source.
+
+In a cell tagged "exercise", what a student has to find ends in `# solution`. The student's edition has a blank in its
+place, and the solution folded away below; the teacher's has solutions, outputs, and the notes "For teachers".
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbformat import NotebookNode
+from nbformat.v4 import new_markdown_cell
+
+from ..basics.files import atomic_path
+from .series import FOLDER, NAMES, check_repository
+
+MARK = re.compile(r"\s*# solution$")
+NOTES = re.compile(r"<details><summary>For teachers</summary>.*?</details>", re.DOTALL)
+ANSWER = re.compile(r"^(\w+) = ")                     # a name at the left margin; within a function the body is blank
+
+
+def blank(source: str) -> str:
+    """An exercise without its solution: `name = ...`, or `...` for lines of a function."""
+    lines: list[str] = []
+    inside = False
+    for line in source.splitlines():
+        if not MARK.search(line):
+            lines.append(line)
+        elif found := ANSWER.match(line):
+            lines.append(f"{found[1]} = ...  # your turn")
+        elif not inside:
+            lines.append(line[:len(line) - len(line.lstrip())] + "...  # your turn")
+        inside = bool(MARK.search(line))
+    return "\n".join(lines)
+
+
+def solved(source: str) -> str:
+    """An exercise with its solution, without the marks."""
+    return "\n".join(MARK.sub("", line) for line in source.splitlines())
+
+
+def student(notebook: NotebookNode) -> NotebookNode:
+    """A copy for learning: blanks, solutions folded away, no outputs, no notes for teachers."""
+    cells = []
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        cell.source = NOTES.sub("", cell.source).strip()
+        if not cell.source:
+            continue
+        cells.append(cell)
+        if "exercise" in tags:
+            text = f"<details><summary>Solution</summary>\n\n```python\n{solved(cell.source)}\n```\n</details>"
+            cells.append(new_markdown_cell(text))
+            cell.source = blank(cell.source)
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    notebook.cells = cells
+    return numbered(notebook)
+
+
+def teacher(notebook: NotebookNode) -> NotebookNode:
+    """A copy for teaching: all as it is in the series, the solutions without their marks."""
+    for cell in notebook.cells:
+        if "exercise" in cell.metadata.get("tags", []):
+            cell.source = solved(cell.source)
+    return numbered(notebook)
+
+
+def numbered(notebook: NotebookNode) -> NotebookNode:
+    """The same with cell ids in order, so that two runs write the same file."""
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number:03d}"
+    return notebook
+
+
+def write_editions(folder: Path) -> list[Path]:
+    """Write both editions, `folder`/student and `folder`/teacher; returns the paths."""
+    check_repository()
+    written = []
+    for name in NAMES:
+        for edition in (student, teacher):
+            path = Path(folder) / edition.__name__ / f"{name}.ipynb"
+            with atomic_path(path) as temporary:
+                temporary.write_text(jupytext.writes(edition(nbformat.read(FOLDER / f"{name}.ipynb", 4)), "ipynb"), "utf-8")
+            written.append(path)
+    return written

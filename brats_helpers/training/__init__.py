@@ -1,0 +1,10 @@
+"""Patches to a checkpoint."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
+    "launch": ["for_all_gpus", "train_here"],
+    "loop": ["train"],
+    "stages": ["for_few_patients", "train_work"],
+    "step": ["learning_rate", "new_state", "prepare_batch", "train_step"],
+})

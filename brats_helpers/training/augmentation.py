@@ -1,0 +1,187 @@
+"""Augmentation of a whole batch on the device that trains: one resampling, then intensities.
+
+The recipe is NVIDIA's for BraTS21 (Futrega et al. 2021, arXiv:2110.03352, section 3.3) with rotation, gamma and
+a draw of intensities for each contrast as in nnU-Net (Isensee et al. 2021), and a mild elastic deformation.
+Rotation, zoom and deformation are fused into one `grid_sample`, so that a patch is interpolated once. Every draw
+comes from a generator that the caller seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PROBABILITY = 0.15                                    # of each transform but those below
+FLIP_PROBABILITY = 0.5                                # an axis
+SCANNER_PROBABILITY = 0.3                             # of brightness, contrast, gamma and shift (benchmarks/real_cohort.md)
+ZOOM = (1.0, 1.4)
+ROTATION_DEGREES = 30.0                               # largest angle about each axis
+ELASTIC_VOXELS = 4.0                                  # largest shift, at the nodes of a coarse grid
+ELASTIC_NODES = 5
+SLABS = 8                                             # that a resampling is cut into, for as many threads
+NOISE_SIGMA = 0.33                                    # in standard deviations of the brain, as are all intensities
+BLUR_SIGMA = (0.5, 1.5)                               # voxels
+BRIGHTNESS = (0.7, 1.3)
+CONTRAST = (0.65, 1.5)
+GAMMA = (0.7, 1.5)
+SHIFT = (-0.5, 0.5)
+
+
+def augment(images: Tensor, labels: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+    """Images (B, 5, D, H, W) from `normalise_batch` and labels (B, 1, D, H, W), each patch changed in its own way.
+
+    A CPU generator for each patch, so that what happens to a patch does not depend on those beside it.
+    """
+    pairs = [augment_one(*patch) for patch in zip(images, labels, generators, strict=True)]
+    return _batch([image for image, _ in pairs]), _batch([label for _, label in pairs])
+
+
+def _batch(patches: Sequence[Tensor]) -> Tensor:
+    return torch.stack(patches) if len(patches) > 1 else patches[0][None]
+
+
+def augment_one(image: Tensor, label: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """One patch, (5, D, H, W) and (1, D, H, W): perhaps resampled, perhaps flipped, perhaps with other intensities."""
+    zoom = uniform(generator, *ZOOM) if chance(generator) else 1.0
+    angles = [uniform(generator, -ROTATION_DEGREES, ROTATION_DEGREES) for _ in range(3)] if chance(generator) else None
+    elastic = ELASTIC_VOXELS if chance(generator) else 0.0
+    if zoom != 1 or angles or elastic:
+        image, label = resample(image, label, sampling_grid(image.shape[1:], zoom, angles, elastic, generator, image.device))
+    axes = [axis for axis in (1, 2, 3) if chance(generator, FLIP_PROBABILITY)]
+    image, label = image.flip(axes), label.flip(axes)
+    return inside(change_intensities(image[:4], generator), image[4:]), label
+
+
+def inside(x: Tensor, brain: Tensor) -> Tensor:
+    """x, (4, D, H, W) or D in slabs, in the brain (1, D, H, W), else 0; and the brain as fifth channel: all written once."""
+    out = torch.empty(len(x) + 1, *brain.shape[1:], device=x.device)
+    torch.mul(x, brain.view(1, *x.shape[1:]), out=out[:-1].view(x.shape))
+    out[-1:] = brain
+    return out
+
+
+def change_intensities(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Noise, blur, brightness, contrast, gamma and shift of (4, D, H, W), each with its probability.
+
+    From brightness on, each contrast has a draw of its own: another scanner changes one without the others.
+    """
+    if chance(generator):
+        x = add_noise(x, uniform(generator, 0, NOISE_SIGMA), generator)
+    if chance(generator):
+        x = blur(x, uniform(generator, *BLUR_SIGMA))
+    if chance(generator, SCANNER_PROBABILITY):
+        x = x * for_each(x, generator, *BRIGHTNESS)
+    if chance(generator, SCANNER_PROBABILITY):
+        x = change_contrast(x, for_each(x, generator, *CONTRAST))
+    if chance(generator, SCANNER_PROBABILITY):
+        x = change_gamma(x, for_each(x, generator, *GAMMA))
+    if chance(generator, SCANNER_PROBABILITY):
+        x = x + for_each(x, generator, *SHIFT)
+    return x
+
+
+def sampling_grid(shape: torch.Size, zoom: float, angles: list[float] | None, elastic: float,
+                  generator: torch.Generator, device: torch.device | None = None) -> Tensor:
+    """Where each voxel of the result is taken from: (1, D, H, W, 3), in `grid_sample`'s coordinates (x y z, -1 to 1).
+
+    zoom above 1 enlarges; angles in degrees about the three axes; elastic in voxels, the largest shift.
+    """
+    half = torch.tensor([s / 2 for s in reversed(shape)])               # rotate in voxels, or a box would shear
+    matrix = torch.diag(1 / half) @ rotation(angles or [0, 0, 0]) @ torch.diag(half) / zoom
+    z, y, x = ((2 * torch.arange(n, device=device) + 1) / n - 1 for n in shape)             # the voxels' centres
+    grid = torch.empty(*shape, 3, device=device)
+    for axis, (a, b, c) in enumerate(matrix.tolist()):
+        grid[..., axis] = a * x + (b * y)[:, None] + (c * z)[:, None, None]                 # the largest sum comes last
+    if elastic:
+        nodes = (torch.rand(1, 3, *[ELASTIC_NODES] * 3, generator=generator) * 2 - 1) * elastic / half.view(3, 1, 1, 1)
+        grid += F.interpolate(nodes.to(device), shape, mode="trilinear", align_corners=True)[0].permute(1, 2, 3, 0)
+    return grid[None]
+
+
+def rotation(degrees: list[float]) -> Tensor:
+    """The rotation matrix, (3, 3), about the x, then the y, then the z axis."""
+    matrix = torch.eye(3)
+    for axis, angle in enumerate(degrees):
+        a, b = [i for i in range(3) if i != axis]
+        cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+        step = torch.eye(3)
+        step[a, a], step[a, b], step[b, a], step[b, b] = cos, -sin, sin, cos
+        matrix = step @ matrix
+    return matrix
+
+
+def resample(image: Tensor, label: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+    """Image (5, D, H, W) linearly, its brain mask and the label (1, D, H, W) by the nearest voxel; outside is 0."""
+    places = label.float() + 4 * image[4:]            # both in one: labels are below 4
+    moved, nearest = sample(image[:4], grid, "bilinear"), sample(places, grid, "nearest").view(label.shape)
+    brain = nearest >= 4
+    return inside(moved, brain), (nearest - 4 * brain).to(label.dtype)
+
+
+def sample(volume: Tensor, grid: Tensor, mode: str) -> Tensor:
+    """`grid_sample` of one volume, (C, D, H, W), at a grid (1, D, H, W, 3): (C, slabs, D / slabs, H, W).
+
+    On a CPU it gives each of its threads some volumes of a batch, and a single volume to one of them: so the result is
+    asked for in slabs, as if they were a batch. And it jumps to a voxel once for all channels, where they lie side by side.
+    """
+    shape, slabs = grid.shape[1:4], 1
+    if volume.device.type == "cpu":
+        slabs = math.gcd(shape[0], SLABS)
+        volume = volume.movedim(0, -1).contiguous().movedim(-1, 0)
+    found = F.grid_sample(volume.expand(slabs, *volume.shape), grid.view(slabs, -1, *shape[1:], 3), mode=mode,
+                          align_corners=False)
+    return found.transpose(0, 1)
+
+
+def add_noise(x: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
+    """Gaussian noise, drawn where x is; `generator` gives the seed."""
+    there = torch.Generator(x.device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
+    return torch.randn(x.shape, generator=there, device=x.device).mul_(sigma).add_(x)
+
+
+def blur(x: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of (C, D, H, W), sigma in voxels: a product with a banded matrix along each axis."""
+    depth, height, width = (gaussian_matrix(n, sigma).to(x) for n in x.shape[1:])
+    return height @ (depth @ x.flatten(2)).view_as(x) @ width.T
+
+
+def gaussian_matrix(length: int, sigma: float) -> Tensor:
+    """(length, length): row i holds the weights of all voxels in voxel i's mean, cut off at 3 sigma, the edge repeated."""
+    radius = math.ceil(3 * sigma)
+    steps = torch.arange(-radius, radius + 1)
+    weights = torch.exp(-0.5 * (steps.double() / sigma) ** 2)
+    source = (torch.arange(length)[:, None] + steps).clamp(0, length - 1)
+    rows = (weights / weights.sum()).expand(length, -1)
+    return torch.zeros(length, length, dtype=torch.float64).scatter_add(1, source, rows)
+
+
+def change_contrast(x: Tensor, factor: float | Tensor) -> Tensor:
+    """Stretch each channel of (C, D, H, W) about 0, the brain's mean, and keep its old range."""
+    low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
+    return (x * factor).clamp_(low, high)
+
+
+def change_gamma(x: Tensor, gamma: float | Tensor) -> Tensor:
+    """Bend each channel's intensities between its smallest and its largest: t -> t ** gamma."""
+    low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
+    span = (high - low).clamp_min(1e-6)
+    return (x - low).div_(span).pow_(gamma).mul_(span).add_(low)
+
+
+def chance(generator: torch.Generator, probability: float = PROBABILITY) -> bool:
+    """True with that probability."""
+    return torch.rand((), generator=generator).item() < probability
+
+
+def uniform(generator: torch.Generator, low: float, high: float) -> float:
+    """A number between low and high."""
+    return low + (high - low) * torch.rand((), generator=generator).item()
+
+
+def for_each(x: Tensor, generator: torch.Generator, low: float, high: float) -> Tensor:
+    """A number between low and high for each channel of (C, D, H, W): (C, 1, 1, 1), where x is."""
+    return torch.tensor([uniform(generator, low, high) for _ in x], device=x.device).view(-1, 1, 1, 1)

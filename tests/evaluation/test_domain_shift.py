@@ -1,0 +1,105 @@
+"""What training saw, and the warning for a patient who is unlike it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CONFIG, CPU, write_case
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import wasserstein_distance
+
+from brats_helpers.data import fingerprint
+from brats_helpers.data.cases import read_case
+from brats_helpers.data.preprocessing import prepare
+from brats_helpers.data.storage import load
+from brats_helpers.evaluation import domain_shift as shift
+from brats_helpers.evaluation.checkpoints import read_checkpoint, write_checkpoint
+from brats_helpers.evaluation.prediction import predict_cases
+from brats_helpers.lessons import compare_cohorts
+from brats_helpers.network.unet import UNet
+from brats_helpers.phantoms.patient import make_patient
+from brats_helpers.training.loop import train
+
+
+@pytest.fixture(scope="module")
+def patients() -> list:
+    return [prepare(make_patient(0, index, 4.0), 4.0) for index in range(16)]
+
+
+def changed(patient, order: tuple[int, ...] = (0, 1, 2, 3), spacing: float = 4.0, scale: int = 1) -> dict[str, float]:
+    """The figures of a patient with contrasts in another order, larger intensities, or voxels said to be of another size."""
+    mean, std = (scale * np.array(values)[list(order)] for values in (patient.meta.mean, patient.meta.std))
+    images = patient.volume[:-1][list(order)].astype(np.int32) * scale
+    return fingerprint.describe(images, mean, std, (spacing,) * 3, (spacing,) * 3)
+
+
+def test_patients_of_the_same_kind_are_not_warned_of_and_strange_ones_are(patients: list) -> None:
+    seen = shift.ranges([p.meta.figures for p in patients[:12]])
+    assert [shift.unlike(p.meta.figures, seen) for p in patients[12:]] == [[]] * 4
+    for patient in patients[12:]:
+        assert changed(patient) == pytest.approx(patient.meta.figures)
+        assert changed(patient, scale=7) == pytest.approx(patient.meta.figures)        # a scanner's units mean nothing
+        swapped = shift.unlike(changed(patient, (0, 3, 2, 1)), seen)                   # T1 and T2 mixed up
+        assert swapped and any("T1" in text or "T2" in text for text in swapped)
+        coarse = shift.unlike(changed(patient, spacing=8.0), seen)
+        assert any("voxels' longest edge in mm is 8, and was 4 to 4" in text for text in coarse)
+        assert any("volume" in text for text in coarse)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(st.floats(-100, 100), min_size=3, max_size=3), min_size=5, max_size=8))
+def test_who_was_in_the_training_is_never_strange(rows: list[list[float]]) -> None:
+    figures = [dict(zip(("ml brain", "z t1 0.5", "r t1 t2"), row, strict=True)) for row in rows]
+    seen = shift.ranges(figures)
+    assert not any(shift.unlike(row, seen) for row in figures)
+    both = shift.widest([seen, {key: [0.0, 0.0] for key in seen}])
+    assert all(low <= 0 <= high for low, high in both.values())
+    assert shift.ranges(figures[:4]) == {} and shift.widest([seen, {}]) == {}
+
+
+def test_distances_are_scipys_on_all_voxels_and_none_to_oneself(patients: list) -> None:
+    apart = compare_cohorts.distances(patients[:2], patients[2:4])
+    for label, name in ((2, "ED"), (3, "ET")):
+        values = [[] for _ in range(2)]
+        for side, cohort in zip(values, (patients[:2], patients[2:4]), strict=True):
+            for p in cohort:
+                flair = p.volume[0].astype(float)
+                side.extend((flair[p.volume[-1] == label] - p.meta.mean[0]) / p.meta.std[0])
+        assert apart[name]["FLAIR"] == pytest.approx(wasserstein_distance(*values), abs=0.05)
+    assert all(value == 0 for row in compare_cohorts.distances(patients[:2], patients[:2]).values() for value in row.values())
+
+
+def test_training_notes_what_it_saw(prepared, tmp_path: Path) -> None:  # noqa: F811
+    paths = [*prepared, *prepared[:1]]
+    train(CONFIG, paths, prepared[:1], tmp_path, device=CPU)
+    seen = shift.ranges([load(path).meta.figures for path in paths])
+    assert seen and all(read_checkpoint(tmp_path / name, CPU)["seen"] == seen for name in ("best.pt", "last.pt"))
+
+
+def test_predict_warns_and_segments_all_the_same(patients: list, tmp_path: Path, capsys) -> None:
+    config = CONFIG.with_(spacing_mm=4.0, patch=32)
+    torch.manual_seed(0)
+    content = {"average": UNet(config.filters).state_dict(), "seen": shift.ranges([p.meta.figures for p in patients[:12]])}
+    write_checkpoint(tmp_path / "c.pt", config, content)
+    write_checkpoint(tmp_path / "old.pt", config, {"average": content["average"]})
+    usual = make_patient(0, 14, 4.0)
+    write_case(tmp_path / "in", "usual", usual.images, None, usual.affine)
+    write_case(tmp_path / "in", "mixed", usual.images[[0, 3, 2, 1]], None, usual.affine)
+    done = list(predict_cases([tmp_path / "in"], [tmp_path / "c.pt"], tmp_path / "out"))
+    said = capsys.readouterr().out
+    assert "patient mixed is unlike those" in said and "usual" not in said
+    assert sorted(path.name for path in done) == ["mixed.nii.gz", "usual.nii.gz"]
+    list(predict_cases([tmp_path / "in" / "usual"], [tmp_path / "old.pt"], tmp_path / "out"))
+    assert "not checked" in capsys.readouterr().out
+
+
+def test_real_patients_are_like_each_other_and_not_when_contrasts_are_mixed_up(real_cases) -> None:
+    labelled = [prepare(read_case(case), 2.0) for case in real_cases if case.reference]
+    held_out, rest = labelled[:2], labelled[2:]
+    seen = shift.ranges([p.meta.figures for p in rest])
+    assert not any(shift.unlike(p.meta.figures, seen) for p in held_out)
+    assert all(shift.unlike(changed(p, (0, 1, 3, 2), 2.0), seen) for p in held_out)      # T1CE and T2

@@ -1,0 +1,167 @@
+"""Figures and widgets: drawn, oriented, and moving."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from PIL import Image
+
+from brats_helpers.data.cases import Patient
+from brats_helpers.data.preprocessing import prepare
+from brats_helpers.evaluation.metrics import score_case
+from brats_helpers.lessons import plots
+from brats_helpers.lessons.viewers import (
+    Dashboard,
+    agreement,
+    augmentation_playground,
+    comparison_viewer,
+    slice_viewer,
+    threshold_explorer,
+)
+from brats_helpers.network.unet import level_table
+from brats_helpers.phantoms.patient import make_patient
+
+
+@pytest.fixture(scope="module")
+def patient() -> Patient:
+    return make_patient(0, 0, 6.0)
+
+
+def marked(corner: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
+    """A volume of 4 x 5 x 6 with one voxel, brought upright."""
+    volume = np.zeros((4, 5, 6))
+    volume[corner] = 1
+    return plots.upright(volume, affine)
+
+
+@pytest.mark.parametrize("affine", [np.diag([-1.0, -1, 1, 1]), np.diag([1.0, 1, 1, 1]), np.diag([1.0, -1, -1, 1])])
+def test_right_is_left_front_is_up_and_head_is_up(affine: np.ndarray) -> None:
+    ends = [0 if affine[axis, axis] * sign < 0 else n - 1 for axis, (sign, n) in enumerate(zip((1, 1, 1), (4, 5, 6)))]
+    upright = marked(tuple(ends), affine)             # the voxel at the patient's right, front and top
+    axial = plots.cut(upright, "axial", int(np.argwhere(upright)[0][2]))
+    coronal = plots.cut(upright, "coronal", int(np.argwhere(upright)[0][1]))
+    sagittal = plots.cut(upright, "sagittal", int(np.argwhere(upright)[0][0]))
+    for view in (axial, coronal, sagittal):           # right on the left; front up, or to the left; head up
+        assert view[0, 0] == 1
+
+
+def test_every_figure_draws_and_says_synthetic(patient: Patient) -> None:
+    scores = [{"name": "a", **score_case(patient.reference, patient.reference, patient.spacing)}] * 3
+    rows = [{"volumes_ml": {"NCR": 1.0 + i, "ED": 20.0, "ET": float(i)}} for i in range(4)]
+    labels = patient.reference
+    figures = [
+        plots.show_modalities(patient, synthetic=True), plots.show_modalities(patient, "sagittal", synthetic=True),
+        plots.compare_slices({"a": patient.images[0], "b": patient.images[1]}, labels=labels, synthetic=True),
+        plots.three_planes(patient.images[0], {"reference": labels}, patient.spacing, synthetic=True),
+        plots.tumor_3d(labels, patient.images[0] > 0, patient.spacing, synthetic=True),
+        plots.histograms(patient.images, labels, "intensity", synthetic=True),
+        plots.volume_distribution(rows, synthetic=True), plots.dice_boxplot(scores, synthetic=True)]
+    for figure in figures:
+        figure.canvas.draw()
+        assert any(text.get_text().endswith("synthetic") for text in figure.texts)
+    overlays = {"reference": labels, "prediction": labels}
+    predicted = [plots.three_planes(patient.images[0], overlays, patient.spacing),
+                 plots.compare_slices({"a": patient.images[0]}, prediction=True)]
+    assert all("not for diagnosis" in " ".join(text.get_text() for text in figure.texts) for figure in predicted)
+    first = {"epoch": 1, "step": 5, "loss": 1.0, "learning_rate": 1e-3, "dice": None, "seconds": 2.0}
+    history = [first, first | {"epoch": 2, "step": 9, "dice": {"WT": 0.5, "TC": 0.4, "ET": 0.3}}]
+    plots.learning_curves(history).canvas.draw()
+    plots.diagram_unet(level_table((8, 16, 32, 64), 64)).canvas.draw()
+    Dashboard()(history)
+    assert not plt.get_fignums()                      # nothing is left open, and nothing is drawn twice
+
+
+def test_no_curve_is_left_out_however_many_there_are() -> None:
+    figure = plots.curves({"all": {str(n): ((0, 1), (n, n)) for n in range(12)} | {"one point": ((0,), (5,))}}, "x")
+    looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in figure.axes[0].lines}
+    assert len(figure.axes[0].lines) == len(looks) == 13 and figure.axes[0].lines[-1].get_marker() == "o"
+
+
+def test_a_name_with_a_dollar_sign_is_no_formula(patient: Patient) -> None:
+    plots.show_modalities(replace(patient, name="$x_{$")).canvas.draw()
+
+
+def held(page: str) -> dict:
+    """The data that a slice viewer carries, its mosaics decoded into volumes (x, y, z)."""
+    data = json.JSONDecoder().raw_decode(page[page.rindex("showPatient(root, ") + len("showPatient(root, "):])[0]
+    x, y, z = data["shape"]
+    for kind in ("images", "masks"):
+        for item in data[kind]:
+            pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(item["source"].split(",")[1]))))
+            rows, columns = pixels.shape[0] // y, pixels.shape[1] // x
+            item["volume"] = pixels.reshape(rows, y, columns, x).swapaxes(1, 2).reshape(-1, y, x)[:z].T
+    return data
+
+
+def test_the_slice_viewer_carries_the_patient_whole(patient: Patient) -> None:
+    predicted = patient.reference * np.uint8(patient.reference != 2)
+    page = slice_viewer(patient, predicted, synthetic=True).data
+    data = held(page)
+    box = tuple(slice(o, o + n) for o, n in zip(data["offset"], data["shape"]))
+    for mask, labels in zip(data["masks"], (patient.reference, predicted), strict=True):
+        np.testing.assert_array_equal(mask["volume"], plots.upright(labels, patient.affine)[box])
+        assert mask["volume"].sum() == labels.sum()                  # nothing of the tumor is cut off
+    for image, scan in zip(data["images"], patient.images, strict=True):
+        scan = plots.upright(scan, patient.affine)
+        brain, seen = scan[box] != 0, image["volume"].astype(float)
+        assert brain.sum() == (scan != 0).sum() and data["start"][2] + data["offset"][2] == plots.widest(
+            plots.upright(patient.reference, patient.affine))
+        intensity = image["low"] + (seen - data["floor"]) * (image["high"] - image["low"]) / (255 - data["floor"])
+        assert np.abs(intensity - scan[box])[brain].mean() < 0.05 * (image["high"] - image["low"])
+        assert (seen[brain] > data["floor"] / 2).mean() > 0.98 and (seen[~brain] < data["floor"] / 2).mean() > 0.98
+    assert "not for diagnosis; synthetic" in page and "alt='" in page and len(page) < 1_000_000
+    assert "http" not in page and page == slice_viewer(patient, predicted, synthetic=True).data
+    assert not held(slice_viewer(replace(patient, reference=None)).data)["masks"]
+
+
+def test_moving_the_threshold_changes_mask_and_scores(patient: Patient) -> None:
+    probability = np.where(patient.reference > 0, 0.6, 0.3)
+    explorer = threshold_explorer(patient, probability)
+    threshold, index, line, image = explorer.children
+    seen = set()
+    for value, said in ((0.5, "Dice 1.000, sensitivity 1.000"), (0.7, "Dice 0.000, sensitivity 0.000, volume 0.0 ml")):
+        threshold.value = value
+        assert said in line.value
+        seen.add((line.value, image.value))
+    index.value += 3
+    assert image.value not in {picture for _, picture in seen} and len(seen) == 2
+
+
+def test_the_comparison_begins_with_the_worst_and_shows_another_when_asked(patient: Patient) -> None:
+    good, bad = (score_case(labels, patient.reference, patient.spacing)
+                 for labels in (patient.reference, np.zeros_like(patient.reference)))
+    rows, asked = [{"name": "good", **good}, {"name": "bad", **bad}], []
+
+    def read(name: str) -> tuple[Patient, np.ndarray]:
+        asked.append(name)
+        return patient, patient.reference * np.uint8(name == "good")
+
+    viewer = comparison_viewer(rows, read)
+    (who, index), image = viewer.children[0].children, viewer.children[1]
+    assert asked == ["bad"] and [value for _, value in who.options] == ["bad", "good"]
+    first = bytes(image.value)
+    who.value = "good"
+    assert asked == ["bad", "good"] and bytes(image.value) != first
+    index.value += 2
+    assert bytes(image.value) != first
+
+
+def test_each_slider_of_the_playground_changes_the_picture(patient: Patient) -> None:
+    controls, image = augmentation_playground(prepare(patient, 6.0)).children
+    seen = {bytes(image.value)}
+    for slider in controls.children:
+        slider.value = slider.max
+        assert bytes(image.value) not in seen, slider.description
+        seen.add(bytes(image.value))
+    assert len(controls.children) == 9
+
+
+def test_agreement_has_a_colour_for_each_kind() -> None:
+    predicted, truth = np.array([True, True, False, False]), np.array([True, False, True, False])
+    assert agreement(predicted, truth).tolist() == [2, 3, 1, 0]

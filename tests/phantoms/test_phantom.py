@@ -1,0 +1,96 @@
+"""The synthetic cohort: reproducible, laid out as BraTS, and neither trivial nor absurd."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from brats_helpers.basics.constants import ED, ET, NCR
+from brats_helpers.data.archive import extract, list_archive
+from brats_helpers.data.cases import find_cases, read_case
+from brats_helpers.data.preprocessing import brain_mask, normalise, statistics
+from brats_helpers.evaluation.metrics import threshold_baseline
+from brats_helpers.phantoms.anatomy import brats_affine
+from brats_helpers.phantoms.archive import TEST, TRAINING, build_cohort
+from brats_helpers.phantoms.kinds import LOOKS
+from brats_helpers.phantoms.lesions import plan_lesions
+from brats_helpers.phantoms.patient import make_patient
+
+
+@pytest.fixture(scope="module")
+def patients() -> list:
+    return [make_patient(3, index, 4.0) for index in range(12)]
+
+
+def test_archives_are_the_same_bytes_for_the_same_seed_and_laid_out_as_brats(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        build_cohort(tmp_path / folder, seed=5, patients=2, test_patients=1, spacing_mm=8.0, jobs=1)
+    for name in (TRAINING, TEST):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert list_archive(tmp_path / "a" / TRAINING)[0].name == "BraTS2021_00000/BraTS2021_00000_flair.nii.gz"
+    for name in (TRAINING, TEST):
+        extract(tmp_path / "a" / name, tmp_path / "out" / name.split(".")[0])
+    cases = find_cases(tmp_path / "out")
+    assert len(cases) == 3 and len({case.name for case in cases}) == 3
+    patient, made = read_case(cases[0]), make_patient(5, 0, 8.0)
+    assert np.array_equal(patient.images, made.images) and np.array_equal(patient.reference, made.reference)
+    assert np.array_equal(patient.affine, brats_affine(8.0)) and patient.orientation == "LPS"
+
+
+def test_another_seed_builds_anew_and_the_same_one_does_not(tmp_path: Path) -> None:
+    first = build_cohort(tmp_path, 0, 1, 0, 8.0, jobs=1)[0].stat().st_mtime_ns
+    assert build_cohort(tmp_path, 0, 1, 0, 8.0, jobs=1)[0].stat().st_mtime_ns == first
+    content = (tmp_path / TRAINING).read_bytes()
+    build_cohort(tmp_path, 1, 1, 0, 8.0, jobs=1)
+    assert (tmp_path / TRAINING).read_bytes() != content
+
+
+def test_intensities_are_what_a_radiologist_expects(patients: list) -> None:
+    def level(patient, modality: int, label: int) -> float:
+        image = patient.images[modality]
+        return image[patient.reference == label].mean() / np.median(image[(patient.reference == 0) & (image > 0)])
+
+    whole = [p for p in patients if all((p.reference == n).sum() > 8 for n in (NCR, ED, ET))]
+    assert len(whole) >= 4
+    for p in whole:
+        assert p.images.dtype == np.int16 and (p.images[:, ~brain_mask(p.images)] == 0).all()
+        assert level(p, 2, ET) > 1.2 and level(p, 2, ET) > level(p, 2, NCR)          # the rim takes up contrast
+        assert level(p, 0, ED) > 1.1 and level(p, 3, ED) > 1.1                       # edema: bright on FLAIR and T2
+        assert level(p, 3, NCR) > level(p, 3, ET) and level(p, 2, NCR) < 1           # necrosis: bright T2, dark T1CE
+
+
+def test_tumors_of_every_kind_and_of_sizes_over_two_orders_of_magnitude() -> None:
+    plans = [plan_lesions(np.random.default_rng(i), (i * 0.618) % 1) for i in range(400)]
+    rims = np.array([plan[0].rim for plan in plans])
+    radii = np.array([plan[0].radius for plan in plans])
+    assert 0.03 < (rims == 0).mean() < 0.15 and 0.03 < np.isinf(rims).mean() < 0.2
+    assert 0.05 < np.mean([len(plan) == 2 for plan in plans]) < 0.3
+    assert (radii.max() / radii.min()) ** 3 > 100
+
+
+def test_a_threshold_on_flair_does_not_solve_it(patients: list) -> None:
+    flair = [normalise(p.images, *statistics(p.images, brain_mask(p.images)))[0] for p in patients]
+    scores = threshold_baseline(flair, [p.reference for p in patients], np.linspace(0.2, 3, 15))
+    assert 0.3 < scores.mean(0).max() < 0.75
+
+
+def test_wide_patients_differ_more_than_the_narrow_ones_and_still_show_their_tumors(tmp_path: Path, patients: list) -> None:
+    def levels(cohort: list) -> np.ndarray:
+        """z-scores of edema on FLAIR and T2 and of enhancing tumor on T1CE, a row a patient."""
+        rows = []
+        for p in cohort:
+            z = normalise(p.images, *statistics(p.images, brain_mask(p.images)))
+            rows.append([z[m][p.reference == label].mean() for m, label in ((0, ED), (3, ED), (2, ET))
+                         if (p.reference == label).sum() > 8])
+        return np.array([row for row in rows if len(row) == 3])
+
+    wide = [make_patient(3, index, 4.0, LOOKS["wide"]) for index in range(12)]
+    narrow_levels, wide_levels = levels(patients), levels(wide)
+    spread = [levels.std(0) / np.abs(np.median(levels, 0)) for levels in (wide_levels, narrow_levels)]
+    assert (spread[0] > spread[1]).all() and (wide_levels.std(0) > narrow_levels.std(0))[:2].all()
+    assert np.median(wide_levels[:, 0]) > 0.8 and np.median(wide_levels[:, 2]) > 1          # seen on FLAIR, and on T1CE
+    first, _ = build_cohort(tmp_path, 0, 1, 0, 8.0, jobs=1)
+    content = first.read_bytes()
+    assert build_cohort(tmp_path, 0, 1, 0, 8.0, jobs=1, kind="wide")[0].read_bytes() != content
