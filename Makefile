@@ -39,12 +39,12 @@ fuzz: .venv/ready-dev                  # look for bytes that crash the readers o
 	cd runs/fuzz && for target in archive nifti; do \
 		../../$(BIN)/python -W ignore ../../tests/data/fuzz $$target -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 || exit 1; done
 
-audit: .venv/ready                     # known vulnerabilities and licences of what the series imports (needs the network)
+audit: .venv/ready                     # known vulnerabilities and licenses of what the series imports (needs the network)
 	$(PYTHON) -m venv .venv-audit
 	$(subst .venv,.venv-audit,$(BIN))/python -m pip install --quiet --disable-pip-version-check pip-audit pip-licenses
 	mkdir -p runs/audit
 	$(subst .venv,.venv-audit,$(BIN))/pip-licenses --python $(BIN)/python --from=mixed --format=markdown \
-		--output-file=runs/audit/licences.md
+		--output-file=runs/audit/licenses.md
 	-$(subst .venv,.venv-audit,$(BIN))/pip-audit --path .venv/lib/python3.*/site-packages --format=markdown \
 		--output=runs/audit/vulnerabilities.md
 
@@ -67,7 +67,7 @@ bench: .venv-bench/ready
 	$(subst .venv,.venv-bench,$(BIN))/python -m benchmarks.scaling
 
 BUDGET ?= 20
-bench-real: .venv-bench/ready          # DATA=folder of ten labelled patients or more, BUDGET=minutes of each training
+bench-real: .venv-bench/ready          # DATA=folder of ten labeled patients or more, BUDGET=minutes of each training
 	$(subst .venv,.venv-bench,$(BIN))/python -m benchmarks.real_cohort $(DATA) --minutes $(BUDGET) $(ARGS)
 
 bench-gpu: .venv-bench/ready           # says so and does nothing where there is no GPU

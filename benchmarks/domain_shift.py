@@ -2,7 +2,7 @@
 
     python -m benchmarks.domain_shift FOLDER_OF_PATIENTS
 
-Wasserstein distances, in standard deviations of a brain, between the labelled patients of a folder and phantoms of each kind,
+Wasserstein distances, in standard deviations of a brain, between the labeled patients of a folder and phantoms of each kind,
 all at 2 mm. Writes nothing.
 """
 

@@ -212,8 +212,8 @@ def loader_share(device: Device, config: Config, paths: Sequence[Path], steps: i
 def _steps_a_second(state: training_step.State, config: Config, device: Device, paths: Sequence[Path],
                     steps: int, workers: int, disk: bool) -> float:
     """Of `training_step.train_step`, augmentation and all; three that do not count come first."""
-    source = batches(PatchDataset(paths, config.patch, config.foreground, 0), config.batch, 0, steps + 3, workers)
-    ahead = training_step.Ahead(source if disk else iter(list(source)), config, device)
+    source = batches(PatchDataset(paths, config.patch, config.oversample_foreground, 0), config.batch, 0, steps + 3, workers)
+    ahead = training_step.PrefetchedBatches(source if disk else iter(list(source)), config, device)
     for number, batch in enumerate(ahead):
         if number == 3:
             begin = _wait(device, reset=True)

@@ -71,7 +71,7 @@ class Bench:
                 "NVIDIA": lambda: peers.nvidia_preprocess(case, out)}
         ours(), ways["NVIDIA"]()
         prepared = storage.load(out / "ours.b2nd")
-        scored = preprocessing.normalise(prepared.volume[:4], prepared.meta.mean, prepared.meta.std)
+        scored = preprocessing.normalize(prepared.volume[:4], prepared.meta.mean, prepared.meta.std)
         brain = scored[4] == 1
         difference = np.abs(scored[:4] - np.load(out / "x.npy")[:4])[:, brain]
         equal = (f"z-scores in the brain against NVIDIA's: median difference {np.median(difference):.4f} (its mean is over "
@@ -142,7 +142,7 @@ class Bench:
         stream = PatchDataset(self.our_files(), PATCH, 1.0, 0)
         item = stream[[0]]
         label = item["volume"][:, 4:]
-        image = preprocessing.normalise_batch(item["volume"][:, :4], item["mean"], item["std"])
+        image = preprocessing.normalize_batch(item["volume"][:, :4], item["mean"], item["std"])
         generator = torch.Generator().manual_seed(0)
         same = ours_augment.resample(image[0], label[0], ours_augment.sampling_grid((PATCH,) * 3, 1.0, None, 0.0, generator))
         assert torch.allclose(same[0], image[0], atol=1e-3) and torch.equal(same[1], label[0])
@@ -187,7 +187,7 @@ class Bench:
         model, theirs = UNet(filters).eval(), peers.dynunet(filters).eval()
         peers.copy_weights(model, theirs)
         prepared = preprocessing.prepare(read_case(self.case), 2.0)
-        image = torch.from_numpy(preprocessing.normalise(prepared.volume[:4], prepared.meta.mean, prepared.meta.std))
+        image = torch.from_numpy(preprocessing.normalize(prepared.volume[:4], prepared.meta.mean, prepared.meta.std))
         short = [p for s in reversed(image.shape[1:]) for p in (0, max(0, 64 - s))]
         image = torch.nn.functional.pad(image, short)     # here, because MONAI would pad at both ends and we at one
 
@@ -282,9 +282,10 @@ class Bench:
             extract_archive(many, out / "cases")
             cases = find_cases(out / "cases")
             pipeline.preprocess_cohort(cases, out / "prepared", 1.0, jobs=2)
-            config = Config(filters=filters, patch=PATCH, batch=1, epochs=1, steps=len(cases), warmup=1, foreground=0.4)
+            config = Config(filters=filters, patch=PATCH, batch=1, epochs=1, steps=len(cases), warmup=1,
+                            oversample_foreground=0.4)
             state, files = step.new_state(config, self.device), sorted((out / "prepared").glob("*.b2nd"))
-            for batch in batches(PatchDataset(files, PATCH, config.foreground, 0), 1, 0, len(cases)):
+            for batch in batches(PatchDataset(files, PATCH, config.oversample_foreground, 0), 1, 0, len(cases)):
                 step.train_step(state, batch, config, self.device)
 
         def tutorial() -> None:

@@ -45,7 +45,7 @@ class NnUNet:
                                    self.description)
 
     def loader(self, patch: int) -> object:
-        """Its loader of random patches, batch 1, a third of them centred on tumor."""
+        """Its loader of random patches, batch 1, a third of them centered on tumor."""
         from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
         from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
         labels = self.plans.get_label_manager(self.description)

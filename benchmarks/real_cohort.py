@@ -44,11 +44,11 @@ MEASURES = ("dice", "hd95_mm", "lesion_dice")
 CURVE = (0, 1, 3, 7, 11, 15, 19)                      # snapshots that the learning curve is drawn from, with few views
 
 
-def labelled_cases(folder: Path) -> list[Case]:
+def labeled_cases(folder: Path) -> list[Case]:
     """The patients with a reference; BratsError for fewer than ten, which five folds of two need."""
     cases = sorted((case for case in find_cases(folder) if case.reference), key=lambda case: case.name)
     if len(cases) < 10:
-        raise BratsError(f"{folder} holds {len(cases)} labelled patients: five folds need ten.")
+        raise BratsError(f"{folder} holds {len(cases)} labeled patients: five folds need ten.")
     return cases
 
 
@@ -103,7 +103,7 @@ def run_one(options: argparse.Namespace, system_name: str, fold: int) -> None:
     """Train one system on one fold and score it; `result.json` in its folder is the sign that all is done."""
     kind = f"{options.minutes:g}min-{options.spacing:g}mm-{options.patients or 'all'}-{cores()}cores"
     place = options.work / f"seed{options.seed}" / f"fold{fold}" / kind / system_name
-    cases = labelled_cases(options.folder)
+    cases = labeled_cases(options.folder)
     held_out = folds(cases)[fold]
     coarse = {case.name: coarse_case(case, options.work / "cases", options.spacing) for case in cases}
     system = build(system_name, place, options.spacing)
@@ -214,10 +214,10 @@ def draw(results: Sequence[dict], path: Path) -> None:
     from brats_helpers.lessons.plots import LINES, use_style
     use_style()
     figure, ax = plt.subplots(figsize=(6.4, 3))
-    for colour, name in zip(LINES, [name for name in SYSTEMS if any(r["system"] == name for r in results)], strict=False):
+    for color, name in zip(LINES, [name for name in SYSTEMS if any(r["system"] == name for r in results)], strict=False):
         for number, result in enumerate(r for r in results if r["system"] == name):
             minutes, *dices = np.array(result["curve"]).T
-            ax.plot(minutes, np.mean(dices, 0), "o-", color=colour, lw=1, ms=3, label=name if not number else None)
+            ax.plot(minutes, np.mean(dices, 0), "o-", color=color, lw=1, ms=3, label=name if not number else None)
     ax.set(xlabel="minutes, preparation included", ylabel="mean Dice, unseen patients", ylim=(0, 1), xlim=(0, None))
     ax.legend()
     with atomic_path(path) as temporary:
@@ -265,7 +265,7 @@ def run_apart(options: argparse.Namespace, name: str, fold: int) -> None:
 def main() -> int:
     """Run what is not done, each training in a process of its own; then write real_cohort.json and print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.real_cohort", description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="labelled patients in BraTS's layout")
+    parser.add_argument("folder", type=Path, help="labeled patients in BraTS's layout")
     parser.add_argument("--minutes", type=float, default=20, help="wall-clock budget of a training (20)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--patients", type=int, help="to learn from in each fold, at most (all but the fold)")
@@ -282,7 +282,7 @@ def main() -> int:
     if options.one:
         run_one(options, options.systems[0], options.folds[0])
         return 0
-    cases = labelled_cases(options.folder)
+    cases = labeled_cases(options.folder)
     learnt = [len(cases) - len(fold) for fold in folds(cases)]
     learnt = [min(options.patients or n, n) for n in learnt]
     shares, each = shares_of_cores(options.at_once), cores() // options.at_once

@@ -29,7 +29,7 @@ from brats_helpers.evaluation.checkpoints import load_checkpoint
 from brats_helpers.evaluation.postprocessing import postprocess
 from brats_helpers.evaluation.sliding_window import predict_prepared
 from brats_helpers.training.loop import train
-from brats_helpers.training.resume import Start
+from brats_helpers.training.resume import InitialWeights
 from brats_helpers.training.stages import for_few_patients, make_phantoms, on_phantoms, training_files
 from brats_helpers.training.step import new_state, train_step
 
@@ -110,7 +110,7 @@ class Ours:
             files, first = training_files(on_phantoms(config), work), on_phantoms(config)
             first = self._fitted(first, self._trial(first, files[0]), clock, PRETRAINING)
             history = train(first, *files, work / "checkpoints", device=describe_device())
-            start, before = Start(work / "checkpoints" / "last.pt", files[0]), first.epochs * first.steps
+            start, before = InitialWeights(work / "checkpoints" / "last.pt", files[0]), first.epochs * first.steps
             seconds = history[-1]["seconds"] / before
         config = self._fitted(config, seconds or self._trial(config, paths), clock, 1.0)
         checkpoints, reached = self.folder / "checkpoints", []
@@ -130,7 +130,7 @@ class Ours:
         """Seconds of a step, from a network that is thrown away; its first steps are not counted."""
         device = describe_device()
         state, taken = new_state(config, device), []
-        stream = batches(PatchDataset(paths, config.patch, config.foreground, config.seed), config.batch, 0, 10**6)
+        stream = batches(PatchDataset(paths, config.patch, config.oversample_foreground, config.seed), config.batch, 0, 10**6)
         while len(taken) < TRIAL_STEPS + 1 or sum(taken) < TRIAL_SECONDS:
             begin = time.monotonic()
             train_step(state, next(stream), config, device)

@@ -232,7 +232,7 @@ except BratsError as error:
 # <details><summary>Hint</summary>
 #
 # Halve each one three times. All three results must be whole numbers, and the last must be more than 1, because a
-# single voxel cannot be normalised (notebook 04). Powers of two are not the only ones.
+# single voxel cannot be normalized (notebook 04). Powers of two are not the only ones.
 # </details>
 
 # %% tags=["exercise"]
@@ -254,7 +254,7 @@ checks.check_patches(they_fit, candidates)
 # patients differ from each other as scanners and tumors do: harder to learn, and nearer to real ones (the README says how near).
 
 # %%
-from brats_helpers.data.archive import is_archive, list_archive, resolve_source, summarise
+from brats_helpers.data.archive import is_archive, list_archive, resolve_source, summarize
 from brats_helpers.phantoms.kinds import LOOKS
 from brats_helpers.phantoms.archive import build_cohort
 
@@ -276,7 +276,7 @@ print(training, test, sep="\n")
 # | contrast | CSF is | what a radiologist reads from it |
 # |---|---|---|
 # | **FLAIR** | dark, suppressed | edema and infiltrated tissue, bright |
-# | **T1** | dark | anatomy: white matter brighter than grey |
+# | **T1** | dark | anatomy: white matter brighter than gray |
 # | **T1CE** | dark | where gadolinium crosses a damaged blood-brain barrier: *enhancing* tumor, often a rim (normal vessels are bright, too) |
 # | **T2** | bright | CSF, edema, cysts and most of the tumor, bright |
 #
@@ -419,7 +419,7 @@ from brats_helpers.basics.device import where_am_i
 from brats_helpers.training.stages import FEW, PHANTOMS
 
 packed = is_archive(training)
-found = summarise(list_archive(training)) if packed else find_cases(training)
+found = summarize(list_archive(training)) if packed else find_cases(training)
 everyone = len(found) + (config.test_patients if test else 0)
 few = PHANTOMS if not synthetic and everyone < FEW else 0  # notebook 05 then learns from phantoms first
 budget = disk_budget(config, everyone, work, packed and where_am_i() != "kaggle", few)

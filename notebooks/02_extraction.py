@@ -93,12 +93,12 @@ series_map(2)
 # **Question.** How many files does a patient have in BraTS?
 
 # %%
-from brats_helpers.data.archive import extract, is_archive, list_archive, summarise
+from brats_helpers.data.archive import extract, is_archive, list_archive, summarize
 
 places = [Path(cohort[key]) for key in ("training", "test") if cohort[key]]
 for archive in filter(is_archive, places):
     files = list_archive(archive)
-    counted = summarise(files)
+    counted = summarize(files)
     size = sum(row["mb"] for row in counted)
     print(f"{archive.name}: {len(files)} files, {len(counted)} patients, {size:.1f} MB")
     print("  ", files[0].name, f"{files[0].size:,} bytes")
@@ -156,7 +156,7 @@ print({key: f"{len(found)} patients" for key, found in cases.items()})
 #
 # **NIfTI** is the research format of neuroimaging: one file is one volume, a header of 348 bytes and the voxels.
 # The most important thing in the header is the **affine**, a 4 x 4 matrix that turns voxel indices into
-# millimetres: `x` to the right, `y` to the front, `z` up (in BraTS those of an atlas brain, to which all were moved).
+# millimeters: `x` to the right, `y` to the front, `z` up (in BraTS those of an atlas brain, to which all were moved).
 
 # %%
 import nibabel as nib
@@ -192,7 +192,7 @@ print(f"first voxel at {corner[:3]} mm, last voxel at {opposite[:3]} mm")
 # </details>
 
 # %% [markdown]
-# ### Exercise 1: from index to millimetre
+# ### Exercise 1: from index to millimeter
 #
 # Where, in mm, is the voxel with the indices (10, 20, 30)? Give three numbers.
 #
@@ -229,7 +229,7 @@ show_modalities(patient, plane="coronal", synthetic=synthetic)
 # ### Where it came from: DICOM
 #
 # A scanner writes **DICOM**: usually one file a slice, and in every file the patient's name, birthday, hospital. BraTS was
-# converted and anonymised before it was published (Baid et al. 2021). Here is the way, on this patient's FLAIR and an invented name:
+# converted and anonymized before it was published (Baid et al. 2021). Here is the way, on this patient's FLAIR and an invented name:
 
 # %%
 import pydicom
@@ -259,8 +259,8 @@ print(f"{len(slices)} files became one; text in its header: {words}")
 
 # %% [markdown]
 # Position, orientation and spacing of the slices became the affine, and nothing else was taken over: no name, no date.
-# Beware: DICOM's millimetres grow to the *left*, the *back* and up, so x and y change their sign on the way, a classic source
-# of mirrored brains. What cannot be taken out of the header is in the picture: people have been recognised by the face
+# Beware: DICOM's millimeters grow to the *left*, the *back* and up, so x and y change their sign on the way, a classic source
+# of mirrored brains. What cannot be taken out of the header is in the picture: people have been recognized by the face
 # in a head scan (Schwarz et al. 2019). BraTS's brains have no skull and no face.
 #
 # ### Label 4
@@ -380,15 +380,15 @@ sound = {key: [row for row in rows[key] if not row["problems"]] for key in rows}
 # %%
 from brats_helpers.lessons.plots import volume_distribution
 
-labelled = [row for row in everyone if row["volumes_ml"]]
-whole = {row["name"]: sum(row["volumes_ml"].values()) for row in labelled}
+labeled = [row for row in everyone if row["volumes_ml"]]
+whole = {row["name"]: sum(row["volumes_ml"].values()) for row in labeled}
 volumes = {row["name"]: whole[row["name"]] for row in sound["training"] if row["volumes_ml"]}
-boxes = [np.prod(row["shape"]) * np.prod(row["spacing_mm"]) / 1000 for row in labelled]
-share = np.median([100 * whole[row["name"]] / ml for row, ml in zip(labelled, boxes)])
+boxes = [np.prod(row["shape"]) * np.prod(row["spacing_mm"]) / 1000 for row in labeled]
+share = np.median([100 * whole[row["name"]] / ml for row, ml in zip(labeled, boxes)])
 print(f"tumor: {share:.1f} % of the volume in the median patient")
 marked = [ml for ml in whole.values() if ml]
 print(f"the largest is {max(marked) / min(marked):.0f} times the smallest")
-volume_distribution(labelled, synthetic=synthetic)
+volume_distribution(labeled, synthetic=synthetic)
 
 # %% [markdown]
 # The axis is logarithmic, so much do tumors differ in size. Two things follow. A split at random can put all large tumors on
@@ -432,7 +432,7 @@ histograms(patient.images, patient.reference, "intensity, scanner units", synthe
 # therefore brings a third group in an archive of its own, the **test** set, which decides nothing: the network meets it once,
 # at the end of notebook 05.
 #
-# Whole patients are split, never slices: two neighbouring slices of one brain are nearly the same picture. And a patient
+# Whole patients are split, never slices: two neighboring slices of one brain are nearly the same picture. And a patient
 # who is in the cohort twice, under two names, must not end up on both sides:
 
 # %%
@@ -471,7 +471,7 @@ print("disjoint, complete, and no test patient among them")
 # ### What if slices were split?
 #
 # Published studies have shuffled slices, and their accuracies fell far when patients were split instead (Yagis et al.
-# 2021). Here is what a judge would see: a slice of the first patient, its neighbour, and
+# 2021). Here is what a judge would see: a slice of the first patient, its neighbor, and
 # the same slice of somebody else, with the correlation to the first.
 
 # %%
@@ -480,7 +480,7 @@ other = read_case(next(c for c in cases["training"] if c.name in volumes and c.n
 them = upright(other.images[0], other.affine)
 near = {
     "training": here[:, :, at],
-    "its neighbour": here[:, :, at - 1],
+    "its neighbor": here[:, :, at - 1],
     "another patient": them[:, :, at % them.shape[2]],
 }
 if len({view.shape for view in near.values()}) == 1:
@@ -545,7 +545,7 @@ print(f"wrote patients.json ({len(everyone)} patients) and splits.json; next: 03
 #
 # | term | meaning |
 # |---|---|
-# | affine | 4 x 4 matrix from voxel indices to millimetres |
+# | affine | 4 x 4 matrix from voxel indices to millimeters |
 # | LPS, RAS | which way the indices grow: left, posterior, superior; right, anterior, superior |
 # | DICOM, NIfTI | the scanner's files, a slice each; the researcher's file, a volume |
 # | reference | the approved outline; often called ground truth, though experts differ |

@@ -29,7 +29,7 @@
 #
 # - **turn** four scans into one array, in an orientation that you know;
 # - **crop** to the brain, and say what that saves;
-# - **normalise** intensities that have no unit, without destroying the brain's mask;
+# - **normalize** intensities that have no unit, without destroying the brain's mask;
 # - **verify** that what was stored is what was in the scans;
 # - **export** a cohort to nnU-Net and MONAI.
 #
@@ -81,7 +81,7 @@ series_map(3)
 # <details><summary>For teachers</summary>
 #
 # The place to slow down is the foreground channel: let the class look at the two masks for a minute before anyone says
-# what is wrong. Misconceptions to expect: that the z-score is taken over the whole volume, that normalised data must be
+# what is wrong. Misconceptions to expect: that the z-score is taken over the whole volume, that normalized data must be
 # stored, that "lossless" means "large". Exercise 4 is the one that prepares notebook 05.
 # </details>
 
@@ -92,7 +92,7 @@ series_map(3)
 # does. So the array is turned once, to (z, y, x), which deep learning calls (D, H, W). And it is turned to **LPS**
 # whatever its affine says, so that a front is always a front.
 #
-# **Question.** After that, which of x, y and z is the array's first axis, and towards which side of the patient does each
+# **Question.** After that, which of x, y and z is the array's first axis, and toward which side of the patient does each
 # index grow?
 #
 # <details><summary>Answer</summary>
@@ -161,14 +161,14 @@ print(f"Dice of a perfect segmentation that was mirrored on the way: {wrong:.2f}
 # there anything in this plane? **Question.** What share of the voxels is left?
 
 # %%
-from brats_helpers.data.preprocessing import brain_box, brain_mask
+from brats_helpers.data.preprocessing import bounding_box, brain_mask
 from brats_helpers.lessons.viewers import show_source
 
-show_source(brain_mask, brain_box)
+show_source(brain_mask, bounding_box)
 
 # %%
 brain = brain_mask(images)
-box = brain_box(brain)
+box = bounding_box(brain)
 inside = tuple(slice(*edge) for edge in box)
 cropped, cropped_labels = images[:, *inside], labels[inside]
 share = cropped[0].size / images[0].size
@@ -186,7 +186,7 @@ pictures(views, synthetic)
 # %% [markdown]
 # ### Exercise 2: first and last
 #
-# The core of `brain_box`, in one dimension: given a line of True and False, return the first index that is True, and
+# The core of `bounding_box`, in one dimension: given a line of True and False, return the first index that is True, and
 # one past the last, so that `line[first:stop]` holds all of them. There may be gaps.
 #
 # <details><summary>Hint</summary>
@@ -205,7 +205,7 @@ def first_and_stop(line: np.ndarray) -> tuple[int, int]:
 checks.check_first_and_last(first_and_stop)
 
 # %% [markdown]
-# ## 3. Normalise
+# ## 3. Normalize
 #
 # Intensities have no unit (notebook 02), so each modality is measured in its own standard deviations from its own mean:
 # the **z-score**, over the brain alone, because the background would drag the mean down. By hand: of five voxels, two of them
@@ -235,13 +235,13 @@ checks.check_zscore(zscore)
 # channel that says where the brain is. That is simple, if it is done in the right order. Here is the module's version:
 
 # %%
-from brats_helpers.data.preprocessing import normalise, statistics
+from brats_helpers.data.preprocessing import normalize, statistics
 
-show_source(normalise)
+show_source(normalize)
 
 # %%
 mean, std = statistics(cropped, brain_mask(cropped))
-scored = normalise(cropped, mean, std)
+scored = normalize(cropped, mean, std)
 within = scored[4] == 1
 assert np.allclose(scored[:4, within].mean(1), 0, atol=1e-4)
 assert np.allclose(scored[:4, within].std(1), 1, atol=1e-3)
@@ -279,7 +279,7 @@ pictures({"FLAIR, z-scored": scored[0, z]} | masks, synthetic)
 #
 # Voxels that are brighter than average in every modality, which is no anatomical region at all. A large part of the
 # brain is below its mean. The network then learns with a fifth channel that says something else than its name. (The same
-# function normalises once more afterwards.)
+# function normalizes once more afterwards.)
 # </details>
 #
 # Before that, its [notebook](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
@@ -317,9 +317,9 @@ raw = sum(file_state(case, scan)[0] for scan in case.images)
 path.unlink()
 sizes = {"raw .nii.gz": raw, "float32": voxels * 4, "int16": voxels * 2, "int16, LZ4": stored}
 notes = [f"{n / 1e6:.1f} MB; times 1,251: {1.251 * n / 1e6:.1f} GB" for n in sizes.values()]
-grey, red, orange, green = "#999999", "#D55E00", "#E69F00", "#009E73"
+gray, red, orange, green = "#999999", "#D55E00", "#E69F00", "#009E73"
 megabytes = {name: n / 1e6 for name, n in sizes.items()}
-bars(megabytes, "MB for one patient of this cohort", "", (grey, red, orange, green), notes=notes)
+bars(megabytes, "MB for one patient of this cohort", "", (gray, red, orange, green), notes=notes)
 
 # %% [markdown]
 # The array is stored in blocks, so that a training patch is read without decompressing the rest:
@@ -437,9 +437,9 @@ for i, name in enumerate(("FLAIR", "T1", "T1CE", "T2")):
     features[f"contrast of {name}"] = [m.std[i] / m.mean[i] for m in metas]
 robust = {}
 for name, values in features.items():
-    centre = np.median(values)
-    spread = 1.4826 * np.median(np.abs(values - centre)) or 1.0
-    robust[name] = (np.array(values) - centre) / spread
+    center = np.median(values)
+    spread = 1.4826 * np.median(np.abs(values - center)) or 1.0
+    robust[name] = (np.array(values) - center) / spread
 odd = [(metas[i].name, name) for name, z in robust.items() for i in np.flatnonzero(abs(z) > 5)]
 print(f"{len(odd)} outlier(s)", *odd, sep="\n  ")
 

@@ -92,7 +92,7 @@ series_map(4)
 # %% [markdown]
 # ## 1. The bricks
 #
-# A **convolution** of 3 x 3 x 3 looks at a voxel and its 26 neighbours. **Instance norm** brings each channel of each
+# A **convolution** of 3 x 3 x 3 looks at a voxel and its 26 neighbors. **Instance norm** brings each channel of each
 # patient to mean 0 and deviation 1, so that no patient's scale rules the batch of two. **LeakyReLU** lets a little
 # through below zero, so that no unit dies. A *channel* is one of the volumes that a layer computes side by side; the *stride*
 # is how far the convolution moves at a time. Two of these blocks are a *stage*, all that happens at one level:
@@ -149,7 +149,7 @@ bars({row["level"]: row["parameters"] / 1e6 for row in rows}, "million parameter
 # <details><summary>Answer</summary>
 #
 # The deepest. A convolution has (inputs x outputs x 27) weights whatever the size of its volume, and channels grow
-# towards the bottom. Memory is the other way round: activations are largest at the top (section 4).
+# toward the bottom. Memory is the other way round: activations are largest at the top (section 4).
 # </details>
 #
 # You may read elsewhere that this network has 31 million parameters. That is nnU-Net's default, with 32 to 320 channels
@@ -497,7 +497,7 @@ if full_size:
 # matters. (This is not a result: the score on voxels that were learnt from says nothing about a patient.)
 
 # %%
-from brats_helpers.data.preprocessing import normalise_batch
+from brats_helpers.data.preprocessing import normalize_batch
 from brats_helpers.data.loaders import PatchDataset, batches
 from brats_helpers.network.losses import deep_supervision_loss, labels_to_regions
 from brats_helpers.data.pipeline import prepared_files
@@ -506,7 +506,7 @@ edge = min(48, config.patch) if len(config.filters) <= 5 else config.patch
 patients = [cohort.by_name[name] for name in cohort.splits["training"]]
 files = list(prepared_files(patients, work / "preprocessed", config.spacing_mm).values())
 batch = next(batches(PatchDataset(files, edge, 1.0, config.seed), 1, 0, 1))
-image = normalise_batch(batch["volume"][:, :4], batch["mean"], batch["std"])
+image = normalize_batch(batch["volume"][:, :4], batch["mean"], batch["std"])
 image, target = (
     t.to(device.torch_device) for t in (image, labels_to_regions(batch["volume"][:, 4:]))
 )

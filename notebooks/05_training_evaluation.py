@@ -101,8 +101,8 @@ config.preset, config.epochs, config.steps, config.batch, config.patch
 cases, synthetic = cohort.by_name, cohort.synthetic
 learnt, held_out, test_names = cohort.learnt(config), cohort.held_out(config), cohort.test_names
 judged_names = test_names or held_out  # who the last section scores
-labelled = [cases[name] for name in {*learnt, *held_out, *judged_names}]
-prepared = prepared_files(labelled, work / "preprocessed", config.spacing_mm)
+labeled = [cases[name] for name in {*learnt, *held_out, *judged_names}]
+prepared = prepared_files(labeled, work / "preprocessed", config.spacing_mm)
 assert not set(learnt) & set(held_out) and not set(test_names) & set(learnt + held_out)
 print(
     f"{len(learnt)} to learn from, {len(held_out)} to validate on, {len(test_names)} for the test"
@@ -125,13 +125,13 @@ series_map(5)
 # %%
 from brats_helpers.evaluation.metrics import threshold_baseline
 from brats_helpers.data.storage import load
-from brats_helpers.data.preprocessing import normalise
+from brats_helpers.data.preprocessing import normalize
 
 
 def scored_flair(names: list[str]) -> tuple[list, list]:
     """Z-scored FLAIR and the reference of these patients."""
     found = [load(prepared[name]) for name in names]
-    z = [normalise(p.volume[:4], p.meta.mean, p.meta.std)[0] for p in found]
+    z = [normalize(p.volume[:4], p.meta.mean, p.meta.std)[0] for p in found]
     return z, [p.volume[4] for p in found]
 
 
@@ -151,8 +151,8 @@ ax.set(xlabel="threshold on z-scored FLAIR", ylabel="Dice of WT; blue: mean", yl
 plt.show()
 
 # %% [markdown]
-# Each grey line is a patient, and each has its best threshold somewhere else. What mars it in the phantoms are things that
-# mar it in patients, too: shading of the coil (Sled et al. 1998), grey matter nearly as bright as edema, a core that may be
+# Each gray line is a patient, and each has its best threshold somewhere else. What mars it in the phantoms are things that
+# mar it in patients, too: shading of the coil (Sled et al. 1998), gray matter nearly as bright as edema, a core that may be
 # dark; in patients also changes of the white matter by age or treatment. A network has to do better, and a
 # threshold says nothing on TC and ET.
 #
@@ -168,7 +168,7 @@ from brats_helpers.training import augmentation as augment
 from brats_helpers.lessons.plots import compare_slices, draw_slice, finish, widest
 
 generator, example = torch.Generator().manual_seed(1), load(prepared[held_out[0]])
-z = normalise(example.volume[:4], example.meta.mean, example.meta.std)
+z = normalize(example.volume[:4], example.meta.mean, example.meta.std)
 image, label = torch.from_numpy(z), torch.from_numpy(example.volume[4:])
 spatial = {"original": (image, label), "flip": (image.flip(3), label.flip(3))}
 moved = {"rotation": (1.0, [0, 0, 25], 0.0), "zoom": (1.4, None, 0.0), "elastic": (1.0, None, 6.0)}
@@ -212,8 +212,8 @@ compare_slices(shown, index=at, shared_window=True, synthetic=synthetic, columns
 # used it (Futrega et al. 2021).
 # </details>
 #
-# Augmentation is one way to keep a network from learning its patients by heart (**regularisation**). Weight decay, which
-# pulls all weights towards 0, and the running average of the weights (section 4) are two more.
+# Augmentation is one way to keep a network from learning its patients by heart (**regularization**). Weight decay, which
+# pulls all weights toward 0, and the running average of the weights (section 4) are two more.
 
 # %% [markdown]
 # ## 3. The schedule
@@ -294,7 +294,7 @@ from brats_helpers.network.losses import deep_supervision_loss
 from brats_helpers.training.step import new_state, prepare_batch
 
 state = new_state(config, device)
-stream = PatchDataset([prepared[n] for n in learnt], config.patch, config.foreground, config.seed)
+stream = PatchDataset([prepared[n] for n in learnt], config.patch, config.oversample_foreground, config.seed)
 ticks = []
 for step in range(5):
     begin = time.perf_counter()
@@ -496,13 +496,13 @@ checks.check_hd95(hausdorff_95)
 # Each region of each patient, its size against its Dice. A border of one voxel is nearly all of a small tumor.
 
 # %%
-from brats_helpers.basics.constants import REGION_COLOURS
+from brats_helpers.basics.constants import REGION_COLORS
 
 figure, ax = plt.subplots(figsize=(4.6, 3))
-for name, colour in REGION_COLOURS.items():
+for name, color in REGION_COLORS.items():
     ml = [row[name]["reference_ml"] + 0.01 for row in rows]
     scores = [row[name]["dice"] for row in rows]
-    ax.scatter(ml, scores, s=18, alpha=0.7, color=colour, label=name)
+    ax.scatter(ml, scores, s=18, alpha=0.7, color=color, label=name)
 ax.set(xscale="log", xlabel="volume in the reference (ml; 0.01: none)", ylabel="Dice")
 ax.legend()
 finish(figure, synthetic)

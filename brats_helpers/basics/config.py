@@ -16,6 +16,7 @@ from .errors import BratsError
 from .files import read_json, write_json
 
 OWN_NETWORK = "unet"
+FORMER_NAMES = {"foreground": "oversample_foreground"}    # settings in files of earlier versions
 KINDS = {"int": (Integral, "a whole number"), "float": (Real, "a number"), "bool": (bool, "true or false"),
          "str": (str, "text")}
 
@@ -41,7 +42,7 @@ class Config:
     # training
     patch: int = 128                   # voxels an edge
     batch: int = 2                     # patches a step
-    foreground: float = 0.4            # share of patches centred on a tumor voxel
+    oversample_foreground: float = 0.4            # share of patches centered on a tumor voxel
     epochs: int = 30
     steps: int = 500                   # optimizer steps an epoch
     learning_rate: float = 3e-4        # peak, after the warm-up
@@ -53,7 +54,7 @@ class Config:
     tensorboard: bool = False          # write event files of the training (`tracking`)
     on_nan: str = "stop"               # a loss that is no number: "stop", or "halve" the rate, leave the batch out, go on
     # inference
-    overlap: float = 0.5               # of neighbouring windows
+    overlap: float = 0.5               # of neighboring windows
     tta: bool = True                   # average over all 8 mirrored views; False: over 4
 
     def __post_init__(self) -> None:
@@ -72,7 +73,7 @@ class Config:
             ("validation", 0 < self.validation < 1, "between 0 and 1"),
             ("folds", self.folds >= 2, "2 or more"),
             ("fold", -1 <= self.fold < self.folds, f"-1 (the 80/20 split) or 0 to {self.folds - 1}"),
-            ("foreground", 0 <= self.foreground <= 1, "between 0 and 1"),
+            ("oversample_foreground", 0 <= self.oversample_foreground <= 1, "between 0 and 1"),
             ("overlap", 0 <= self.overlap < 1, "at least 0 and below 1"),
             ("on_nan", self.on_nan in ("stop", "halve"), "'stop' or 'halve'"),
             ("ema", 0 <= self.ema < 1, "at least 0 and below 1"),
@@ -104,6 +105,7 @@ class Config:
     @classmethod
     def from_dict(cls, values: dict) -> Config:
         """Rebuild a configuration from `dataclasses.asdict`, as a checkpoint stores it."""
+        values = {FORMER_NAMES.get(name, name): value for name, value in values.items()}
         return cls().with_(**{**values, "filters": tuple(values["filters"])})
 
 

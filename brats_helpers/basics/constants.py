@@ -2,7 +2,7 @@
 
 Labels and regions are those of BraTS 2021 (Baid et al. 2021, arXiv:2107.02314, section 2.2);
 thresholds are those of NVIDIA's Optimized U-Net (Futrega et al. 2021, arXiv:2110.03352, section 3.5).
-Colours are from Okabe and Ito's palette, which stays legible to colour-blind readers.
+Colors are from Okabe and Ito's palette, which stays legible to color-blind readers.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ SMALL_PROBABILITY = 0.9                               # ... go to NCR where thei
 # Where only one of reference and prediction is empty: the diagonal of a 240 x 240 x 155 mm volume.
 HD95_EMPTY_MM = 373.1287
 
-LABEL_COLOURS = {NCR: "#0072B2", ED: "#009E73", ET: "#E69F00"}
-REGION_COLOURS = {"WT": "#009E73", "TC": "#CC79A7", "ET": "#E69F00"}
-MODALITY_COLOURS = {"flair": "#0072B2", "t1": "#009E73", "t1ce": "#D55E00", "t2": "#CC79A7"}
+LABEL_COLORS = {NCR: "#0072B2", ED: "#009E73", ET: "#E69F00"}
+REGION_COLORS = {"WT": "#009E73", "TC": "#CC79A7", "ET": "#E69F00"}
+MODALITY_COLORS = {"flair": "#0072B2", "t1": "#009E73", "t1ce": "#D55E00", "t2": "#CC79A7"}
 
 ARCHIVE_ENDINGS = (".tar", ".tar.gz", ".tgz", ".zip")
 

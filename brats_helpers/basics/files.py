@@ -92,7 +92,7 @@ def stop_button() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def sweep(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files that a killed process has left in a folder and below it."""
     for leftover in Path(folder).rglob(".part-*"):
         leftover.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "cohort": ["read_cohort", "write_patients", "write_source"],
     "loaders": ["PatchDataset", "batches"],
     "pipeline": ["prepared_files", "preprocess_cohort", "verify_prepared"],
-    "preprocessing": ["brain_mask", "normalise", "prepare", "restore", "statistics"],
+    "preprocessing": ["brain_mask", "normalize", "prepare", "restore", "statistics"],
     "splits": ["make_splits"],
     "storage": ["load", "open_volume", "save"],
 })

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ..basics.constants import ARCHIVE_ENDINGS as ENDINGS
 from ..basics.errors import BratsError
-from ..basics.files import Packed, atomic_path, read_json, sweep, write_json
+from ..basics.files import Packed, atomic_path, read_json, remove_leftovers, write_json
 from .cases import FILE_NAME, SUFFIXES, Case, find_cases, find_packed
 
 MSD_FOLDERS = {"imagesTr": "four modalities", "imagesTs": "four modalities", "labelsTr": "seg"}   # of the Decathlon
@@ -178,7 +178,7 @@ def patients_in(place: Path) -> list[Case]:
     return find_packed(files, place)
 
 
-def summarise(members: Sequence[Member]) -> list[dict]:
+def summarize(members: Sequence[Member]) -> list[dict]:
     """A row for each patient in an archive's list: name, files (which kinds), megabytes."""
     found: dict[str, dict[str, int]] = defaultdict(dict)
     for member in members:
@@ -204,7 +204,7 @@ def extract(path: Path, folder: Path, limits: Limits = Limits()) -> list[Path]:
         wanted = [(m, t) for m, t in zip(members, targets, strict=True)
                   if not (t.is_file() and t.stat().st_size == m.size)]
         folder.mkdir(parents=True, exist_ok=True)
-        sweep(folder)
+        remove_leftovers(folder)
         _check_room(path, folder, sum(member.size for member, _ in wanted))
         write_json(folder / NOTE, _identity(Path(path)))
         for member, target in tqdm(wanted, desc=f"extract {Path(path).name}", unit="file"):

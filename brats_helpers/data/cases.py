@@ -246,7 +246,7 @@ def _voxels(case: Case, path: Path | Packed, image: nib.Nifti1Image) -> np.ndarr
     except (OSError, ValueError, OverflowError) as error:
         _fail(case, path, f"its voxels cannot be read ({error})", "the file is damaged: get it again")
     if array.dtype.kind not in "iuf":
-        _fail(case, path, f"its voxels are of type {array.dtype}: complex numbers or colours", "numbers are needed")
+        _fail(case, path, f"its voxels are of type {array.dtype}: complex numbers or colors", "numbers are needed")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         _fail(case, path, f"{np.count_nonzero(~np.isfinite(array))} voxels are NaN or infinite", "repair or leave out")
     return array

@@ -56,7 +56,7 @@ class Cohort:
         return self.splits["folds"][config.fold]
 
     def learnt(self, config: Config, everyone: bool = False) -> list[str]:
-        """All labelled patients but those held out, or really all."""
+        """All labeled patients but those held out, or really all."""
         kept = () if everyone else self.held_out(config)
         return sorted(set(self.splits["training"] + self.splits["validation"]) - set(kept))
 

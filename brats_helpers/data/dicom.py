@@ -20,7 +20,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from ..basics.errors import BratsError
 from ..basics.files import atomic_path
 
-TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])              # millimetres in DICOM's axes to those of NIfTI
+TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])              # millimeters in DICOM's axes to those of NIfTI
 GAP = 0.01                                            # mm by which the steps between slices may differ
 NEEDED = ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "SeriesInstanceUID")
 
@@ -61,7 +61,7 @@ def _decimal(value: float) -> str:
 
 
 def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """A folder of one series as a volume, (X, Y, Z) int16 or float32, and its affine, (4, 4), to NIfTI's millimetres.
+    """A folder of one series as a volume, (X, Y, Z) int16 or float32, and its affine, (4, 4), to NIfTI's millimeters.
 
     The slices are put in order by their position, not by their names. BratsError names the file where one is no DICOM
     slice, belongs to another series, differs in geometry, or where a slice is missing.

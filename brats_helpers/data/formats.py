@@ -76,7 +76,7 @@ def _source(synthetic: bool) -> dict:
         return {"name": "BraTS-like phantoms", "reference": "synthetic, grown on the ICBM 2009a template",
                 "licence": "MIT", "description": "synthetic patients for teaching; not for diagnosis"}
     return {"name": "BraTS", "reference": "Baid et al. 2021, arXiv:2107.02314; Menze et al. 2015; Bakas et al. 2017",
-            "licence": "as stated by the challenge's organisers", "description": "not for diagnosis"}
+            "licence": "as stated by the challenge's organizers", "description": "not for diagnosis"}
 
 
 def _nnunet_description(rows: dict, synthetic: bool) -> dict:

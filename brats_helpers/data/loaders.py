@@ -2,7 +2,7 @@
 
 A patch is a pure function of the seed and of its number, so that training resumes at any step with
 the patches that it would have seen, whatever the number of worker processes. Patches travel as the
-integers of the scan; the device that trains turns them into z-scores (`augment.normalise_batch`).
+integers of the scan; the device that trains turns them into z-scores (`augment.normalize_batch`).
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ class PatchDataset(Dataset):
     """Patches of an endless, seeded stream that shows every patient as often as `paths` names him.
 
     `stream[numbers]` are the patches of these numbers, a batch: {"volume": (B, 5, P, P, P), four modalities and the reference
-    as stored; "mean", "std": (B, 4) float32; "name", "number": lists}. With probability `foreground` a patch is centred on a
+    as stored; "mean", "std": (B, 4) float32; "name", "number": lists}. With probability `oversample_foreground` a patch is centered on a
     tumor voxel, the label chosen first, so that a small compartment is met as often as a large one (Isensee et al. 2021);
     otherwise it lies anywhere in the brain's box.
     """
 
-    def __init__(self, paths: Sequence[Path], patch: int, foreground: float, seed: int) -> None:
-        self.paths, self.patch, self.foreground, self.seed = list(paths), patch, foreground, seed
+    def __init__(self, paths: Sequence[Path], patch: int, oversample_foreground: float, seed: int) -> None:
+        self.paths, self.patch, self.seed = list(paths), patch, seed
+        self.oversample_foreground = oversample_foreground
         self.known: dict[Path, tuple[np.ndarray, Meta]] = {}          # of the patients met before: the file, mapped
 
     def __getitem__(self, numbers: Sequence[int]) -> dict:
@@ -47,7 +48,7 @@ class PatchDataset(Dataset):
         volume = np.empty((len(numbers), arrays[0].shape[0], *[self.patch] * 3), np.result_type(*arrays))
         for number, array, meta, patch in zip(numbers, arrays, metas, volume, strict=True):
             rng = np.random.default_rng([self.seed, 1, number])
-            read_patch(array, meta, choose_corner(meta, array.shape[1:], self.patch, self.foreground, rng), patch)
+            read_patch(array, meta, choose_corner(meta, array.shape[1:], self.patch, self.oversample_foreground, rng), patch)
         mean, std = (torch.tensor([getattr(meta, key) for meta in metas]) for key in ("mean", "std"))
         return {"volume": torch.from_numpy(volume), "mean": mean, "std": std,
                 "name": [meta.name for meta in metas], "number": list(numbers)}
@@ -70,14 +71,14 @@ def patient_of(index: int, patients: int, seed: int) -> int:
     return int(order[index % patients])
 
 
-def choose_corner(meta: Meta, shape: Sequence[int], patch: int, foreground: float,
+def choose_corner(meta: Meta, shape: Sequence[int], patch: int, oversample_foreground: float,
                   rng: np.random.Generator) -> np.ndarray:
     """The patch's first voxel, (3,) in d h w; negative or too far where the volume is smaller than the patch."""
     low, high = np.zeros(3, int), np.array(shape) - patch
     short = high < 0
-    low[short] = high[short] = (high[short] / 2).round()                  # centre what is too small
+    low[short] = high[short] = (high[short] / 2).round()                  # center what is too small
     voxels = [v for v in meta.tumor_voxels.values() if len(v)]
-    if voxels and rng.random() < foreground:
+    if voxels and rng.random() < oversample_foreground:
         of_label = voxels[rng.integers(len(voxels))]
         voxel = np.unravel_index(of_label[rng.integers(len(of_label))], shape)
         return np.clip(np.array(voxel) - patch // 2, low, high)
@@ -134,7 +135,7 @@ def affordable(workers: int, voxels: int, processes: int = 1) -> int:
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[None]:
+def explain_killed_worker() -> Iterator[None]:
     """A loader process that somebody has ended becomes a BratsError; torch interrupts whatever is under way."""
     try:
         yield

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..basics.config import Config
 from ..basics.constants import MODALITIES
 from ..basics.errors import BratsError
-from ..basics.files import sweep
+from ..basics.files import remove_leftovers
 from .archive import patients_in
 from .cases import Case, check_cohort, file_state, read_case
 from .cohort import write_patients, write_source
@@ -49,7 +49,7 @@ def preprocess_case(case: Case, folder: Path, spacing_mm: float) -> Meta:
 def preprocess_cohort(cases: Sequence[Case], folder: Path, spacing_mm: float, jobs: int = -1) -> list[Meta]:
     """Prepare all patients, in parallel and with progress; what is there already is kept."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    sweep(folder)
+    remove_leftovers(folder)
     metas = Parallel(n_jobs=jobs, return_as="generator")(
         delayed(preprocess_case)(case, folder, spacing_mm) for case in cases)
     return list(tqdm(metas, total=len(cases), desc="preprocess", unit="patient"))
@@ -92,7 +92,7 @@ def verify_prepared(case: Case, path: Path) -> list[str]:
 
 def fill_work_folder(work: Path, config: Config, source: str, place: Path, jobs: int = -1,
                      synthetic: bool = False) -> None:
-    """What notebooks 01 to 03 leave, of the labelled patients in a folder or a plain tar, without notebooks."""
+    """What notebooks 01 to 03 leave, of the labeled patients in a folder or a plain tar, without notebooks."""
     cases = patients_in(place)
     rows = check_cohort(cases, jobs)
     volumes = {row["name"]: sum(row["volumes_ml"].values()) for row in rows}

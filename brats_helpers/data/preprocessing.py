@@ -24,7 +24,7 @@ from .cases import Patient
 from .fingerprint import describe
 
 FINER = 1.25                                          # a scan is resampled where its voxels are finer by this factor
-SAMPLES = 500                                         # tumor voxels kept a label, to centre patches on
+SAMPLES = 500                                         # tumor voxels kept a label, to center patches on
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def brain_mask(images: Sequence[np.ndarray]) -> np.ndarray:
     return mask
 
 
-def brain_box(mask: np.ndarray) -> tuple[tuple[int, int], ...]:
+def bounding_box(mask: np.ndarray) -> tuple[tuple[int, int], ...]:
     """The smallest box around a mask, first and one past the last voxel of each axis, from its projections."""
     plane = mask.any(axis=0)
     lines = (mask.any(axis=(1, 2)), plane.any(axis=1), plane.any(axis=0))
@@ -92,16 +92,16 @@ def statistics(images: np.ndarray, mask: np.ndarray, name: str = "") -> tuple[np
         std[n] = np.sqrt(np.square(values, out=values).mean())
     if not std.all():
         flat = ", ".join(m for m, s in zip(MODALITIES, std, strict=False) if s == 0)
-        raise BratsError(f"patient {name}: {flat} has one value in all of the brain, which cannot be normalised; "
+        raise BratsError(f"patient {name}: {flat} has one value in all of the brain, which cannot be normalized; "
                          "get the file again, or leave this patient out.")
     return mean, std
 
 
-def normalise(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+def normalize(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """Z-scores in the brain, 0 outside, and the brain as the fifth channel: (4, ...) to (5, ...) float32.
 
     The brain is found before the z-score: afterwards a large part of it is negative, and "above 0" finds
-    only the voxels that are brighter than average. Reference for `augment.normalise_batch`.
+    only the voxels that are brighter than average. Reference for `augment.normalize_batch`.
     """
     mask = brain_mask(images)
     shape = (-1, *[1] * mask.ndim)
@@ -115,7 +115,7 @@ def prepare(patient: Patient, spacing_mm: float, source: str = "") -> Prepared:
     """Turn to LPS, crop to the brain, and coarsen to `spacing_mm` where the scan is finer."""
     images = [to_lps(image, patient.affine) for image in patient.images]  # views: only what is in the box is copied
     mask = brain_mask(images)
-    box = brain_box(mask)
+    box = bounding_box(mask)
     inside = tuple(slice(*edge) for edge in box)
     mask = mask[inside]
     volume = np.zeros((len(images) + 1, *mask.shape), patient.images.dtype)
@@ -138,7 +138,7 @@ def prepare(patient: Patient, spacing_mm: float, source: str = "") -> Prepared:
 
 def tumor_rows(labels: np.ndarray) -> tuple[int, int]:
     """The rows of (D, H, W), along H, that a tumor is in: first and one past the last; (0, 0) where there is none."""
-    return brain_box(labels != 0)[1] if labels.any() else (0, 0)
+    return bounding_box(labels != 0)[1] if labels.any() else (0, 0)
 
 
 def sample_voxels(labels: np.ndarray, name: str) -> dict[str, list[int]]:
@@ -203,7 +203,7 @@ def _repeat(array: np.ndarray, factor: Sequence[float], size: Sequence[int]) -> 
     return array
 
 
-def normalise_batch(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+def normalize_batch(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Raw intensities to the network's five channels.
 
     images (B, 4, D, H, W) of any type with 0 outside the brain; mean, std (B, 4) over the patient's

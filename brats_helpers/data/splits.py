@@ -12,7 +12,7 @@ from ..basics.errors import BratsError
 def deal(order: Sequence[str], volumes: Sequence[float], groups: int, rng: np.random.Generator) -> list[list[str]]:
     """Deal patients into `groups` so that each gets its share of every tumor size.
 
-    Sorted by volume, each run of `groups` neighbours is dealt one to a group, in random order.
+    Sorted by volume, each run of `groups` neighbors is dealt one to a group, in random order.
     """
     ranked = [order[i] for i in np.argsort(volumes, kind="stable")]
     hands: list[list[str]] = [[] for _ in range(groups)]

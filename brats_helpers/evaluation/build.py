@@ -112,11 +112,11 @@ def _imported(module: str) -> ModuleType:
 def try_patch(model: nn.Module, patch: int, device: Device) -> tuple[int, ...]:
     """The shape of what a network makes of one patch of zeros; it comes back in training mode."""
     with device.autocast():
-        output = first(model.eval()(torch.zeros(1, len(CHANNELS), *[patch] * 3, device=device.torch_device)))
+        output = full_resolution_logits(model.eval()(torch.zeros(1, len(CHANNELS), *[patch] * 3, device=device.torch_device)))
     model.train()
     return tuple(output.shape)
 
 
-def first(output: Tensor | list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+def full_resolution_logits(output: Tensor | list[Tensor] | tuple[Tensor, ...]) -> Tensor:
     """The finest logits of a network that returns one tensor, or several, finest first."""
     return output if isinstance(output, Tensor) else output[0]

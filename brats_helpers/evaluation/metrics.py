@@ -16,7 +16,7 @@ from scipy.stats import bootstrap
 
 from ..basics.constants import HD95_EMPTY_MM, REGIONS
 
-ALL_NEIGHBOURS = np.ones((3, 3, 3))                   # 26: across faces, edges and corners
+ALL_NEIGHBORS = np.ones((3, 3, 3))                   # 26: across faces, edges and corners
 REACH = 8                                             # voxels that `near` looks to either side: most surfaces are closer
 CROWDED = 60                                          # voxels of a box for one of a surface: above, a k-d tree is quicker
 LESION_DILATION = 3                                   # voxels; of BraTS's glioma task, as are the 50 mm3
@@ -130,8 +130,8 @@ def lesion_wise(predicted: np.ndarray, reference: np.ndarray, spacing_mm: Sequen
     """
     box = union_box(predicted, reference, LESION_DILATION + 1)
     predicted, reference = predicted[box], reference[box]
-    parts, count = ndimage.label(predicted, ALL_NEIGHBOURS)
-    joined, lesions = ndimage.label(_dilate(reference), ALL_NEIGHBOURS)
+    parts, count = ndimage.label(predicted, ALL_NEIGHBORS)
+    joined, lesions = ndimage.label(_dilate(reference), ALL_NEIGHBORS)
     pairs, touched, missed = [], set(), 0
     for number in range(1, lesions + 1):
         lesion = reference & (joined == number)
@@ -170,7 +170,7 @@ def bootstrap_ci(values: Sequence[float], seed: int = 0, level: float = 0.95) ->
     return float(values.mean()), float(interval.low), float(interval.high)
 
 
-def summarise(rows: Sequence[dict]) -> dict:
+def summarize(rows: Sequence[dict]) -> dict:
     """Means over patients, {"dice": {"WT": ..}, ..}, and the intervals of Dice, from rows of `score_case`.
 
     The interval of a single patient is None.
@@ -182,7 +182,7 @@ def summarise(rows: Sequence[dict]) -> dict:
 
 
 def interval_text(interval: Sequence[float] | None) -> str:
-    """An interval of `summarise`, for people."""
+    """An interval of `summarize`, for people."""
     return "{:.3f} to {:.3f}".format(*interval) if interval else "one patient: none"
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from ..basics.constants import ED, ET, NCR, REGION_THRESHOLDS, SMALL_COMPONENT_MM3, SMALL_PROBABILITY, SMALL_TOTAL_MM3
-from ..data.preprocessing import brain_box
+from ..data.preprocessing import bounding_box
 
 POSTPROCESSING = (REGION_THRESHOLDS, SMALL_COMPONENT_MM3, SMALL_TOTAL_MM3, SMALL_PROBABILITY)
 
@@ -23,7 +23,7 @@ def postprocess(probabilities: np.ndarray, spacing_mm: Sequence[float]) -> np.nd
     tumor = probabilities[0] >= REGION_THRESHOLDS["WT"]
     if not tumor.any():
         return found
-    box = tuple(slice(*edge) for edge in brain_box(tumor))                # all that follows happens inside
+    box = tuple(slice(*edge) for edge in bounding_box(tumor))                # all that follows happens inside
     labels, (whole, core, enhancing) = found[box], probabilities[:, *box]
     labels[:] = np.where(enhancing < REGION_THRESHOLDS["ET"], NCR, ET)
     labels[core < REGION_THRESHOLDS["TC"]] = ED

@@ -15,14 +15,14 @@ from ..basics.config import OWN_NETWORK, Config
 from ..basics.constants import CHANNELS, DISK_LABELS, NOT_FOR_DIAGNOSIS, REGION_TITLES, REGIONS
 from ..basics.device import Device
 from ..basics.errors import BratsError
-from ..basics.files import atomic_path, read_json, sweep, write_json
+from ..basics.files import atomic_path, read_json, remove_leftovers, write_json
 from ..data.cases import Case, Patient, open_scan, read_case, read_reference, write_mask
 from ..data.pipeline import fingerprint
 from ..network.unet import count_parameters
 from ..training.stages import FOLDER as PRETRAINING
 from .build import build_network, for_inference
 from .checkpoints import load_weights, read_checkpoint, weights_tag
-from .metrics import interval_text, score_case, summarise
+from .metrics import interval_text, score_case, summarize
 from .postprocessing import POSTPROCESSING
 from .prediction import passes, segment
 
@@ -76,7 +76,7 @@ def evaluate(cases: Sequence[Case], checkpoint: Path, work: Path, config: Config
     rows = _score_all(cases, model.eval(), trained, Path(work), device)
     metrics = {
         "cases": len(rows), "left_out": list(left_out), "set": which, "checkpoint": Path(checkpoint).name,
-        **summarise(rows), "per_case": rows,
+        **summarize(rows), "per_case": rows,
         "preset": trained.preset, "seed": trained.seed, "parameters": count_parameters(model),
         "train_seconds": round(sum(read_checkpoint(path, device)["seconds"] for path in trainings), 1)}
     write_json(Path(work) / "metrics.json", metrics)
@@ -88,7 +88,7 @@ def write_model_card(path: Path, metrics: dict, config: Config, learnt: int, syn
 
     Returns what is written.
     """
-    data = "synthetic patients (MNI152 anatomy, modelled tumors)" if synthetic else "patients of the given source" + (
+    data = "synthetic patients (MNI152 anatomy, modeled tumors)" if synthetic else "patients of the given source" + (
         f", after and beside {config.pretrain} synthetic ones, of which a fifth only watched" if config.pretrain else "")
     results = "\n".join(f"| {name} | {metrics['dice'][name]:.3f} ({interval_text(metrics['dice_ci95'][name])}) | "
                         f"{metrics['hd95_mm'][name]:.2f} |" for name in REGIONS)
@@ -128,7 +128,7 @@ def verify_masks(cases: Sequence[Case], work: Path) -> None:
 
 
 def _score_all(cases: Sequence[Case], model: nn.Module, config: Config, work: Path, device: Device) -> list[dict]:
-    sweep(work / "predictions")
+    remove_leftovers(work / "predictions")
     notes = work / "predictions" / "scores.json"
     tag = f"{weights_tag(model.state_dict())} {config.tta} {config.overlap} {POSTPROCESSING}"
     before = read_json(notes, "notebook 05") if notes.is_file() else {"rows": {}}

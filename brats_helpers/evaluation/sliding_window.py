@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..basics.device import Device, describe_device
-from ..data.preprocessing import Prepared, normalise_batch, restore
-from .build import first
+from ..data.preprocessing import Prepared, normalize_batch, restore
+from .build import full_resolution_logits
 
 FLIPS = [axes for n in range(4) for axes in itertools.combinations((2, 3, 4), n)]      # all 8, none first
 EVEN_FLIPS = [axes for axes in FLIPS if len(axes) % 2 == 0]      # half of them, in which each axis is mirrored half the time
@@ -29,7 +29,7 @@ def window_starts(length: int, patch: int, overlap: float) -> list[int]:
 
 
 def gaussian_weight(patch: int) -> Tensor:
-    """The weight of each voxel of a window, (P, P, P): 1 at the centre, and never below 0.001, as MONAI's."""
+    """The weight of each voxel of a window, (P, P, P): 1 at the center, and never below 0.001, as MONAI's."""
     axis = torch.exp(-0.5 * ((torch.arange(patch) - (patch - 1) / 2) / (patch * SIGMA)) ** 2)
     return torch.einsum("i,j,k->ijk", axis, axis, axis).clamp_min(1e-3)
 
@@ -59,7 +59,7 @@ def flip_average(model: nn.Module, x: Tensor, flips: Sequence[tuple], device: De
     views, at_once = [], VIEWS_AT_ONCE if device.kind == "cuda" else 1
     for some in (flips[i:i + at_once] for i in range(0, len(flips), at_once)):
         with device.autocast():
-            logits = first(model(torch.cat([x.flip(axes) if axes else x for axes in some])))
+            logits = full_resolution_logits(model(torch.cat([x.flip(axes) if axes else x for axes in some])))
         views += [view.flip(axes) for view, axes in zip(torch.sigmoid(logits.float()).split(1), some, strict=True)]
     return torch.stack(views).mean(0)
 
@@ -73,7 +73,7 @@ def predict_prepared(models: Sequence[nn.Module], prepared: Prepared, patch: int
     device = device or describe_device()
     images, mean, std = (torch.from_numpy(np.ascontiguousarray(a))[None].to(device.torch_device) for a in (
         prepared.volume[:4], np.float32(prepared.meta.mean), np.float32(prepared.meta.std)))
-    image = normalise_batch(images, mean, std)[0]
+    image = normalize_batch(images, mean, std)[0]
     flips = FLIPS if tta else EVEN_FLIPS
     total = sum(sliding_window_inference(model.eval(), image, patch, overlap, flips, device) for model in models)
     inside = total / len(models) * image[4]           # what is not brain is not tumor

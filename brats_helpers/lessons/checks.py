@@ -130,11 +130,11 @@ def check_position(answer: object, affine: np.ndarray, index: Sequence[int]) -> 
     return judge(answer, near(answer, right, 1e-4), "Three rows of the affine, and the 1 that brings in the shift.", {
         "The shift is missing: it is the last column of the affine, and it needs the 1 in (i, j, k, 1).":
         near(answer, turned, 1e-4) and not near(right, turned),
-        "Those are the indices. The affine turns them into millimetres.": near(answer, list(index)),
+        "Those are the indices. The affine turns them into millimeters.": near(answer, list(index)),
         "The last of the four numbers is always 1 and no coordinate: keep three.": near(answer, [*right, 1], 1e-4),
-        "A sign is lost: indices grow to the left and to the back, millimetres to the right and to the front.":
+        "A sign is lost: indices grow to the left and to the back, millimeters to the right and to the front.":
         near(np.abs(np.asarray(answer, float)) if near(np.shape(answer), (3,)) else 0, np.abs(right), 1e-4)},
-        told(answer, "three millimetres, affine @ (i, j, k, 1)."))
+        told(answer, "three millimeters, affine @ (i, j, k, 1)."))
 
 
 def check_tumor_volume(answer: object, labels: np.ndarray, spacing: Sequence[float]) -> Verdict:
@@ -168,7 +168,7 @@ def check_shared_patients(function: Function) -> Verdict:
     """Who is on both sides of a split of slices."""
     training, validation = [("A", 1), ("A", 2), ("B", 1), ("C", 7)], [("A", 3), ("B", 9), ("D", 1)]
     answer = attempt(function, training, validation)
-    return judge(answer, answer in ({"A", "B"}, ["A", "B"]), "Their neighbouring slices are on the other side: that is "
+    return judge(answer, answer in ({"A", "B"}, ["A", "B"]), "Their neighboring slices are on the other side: that is "
                  "leakage.", {
         "No slice is on both sides, but patients are: compare the names, the first of each pair.":
         answer in (set(), []),
@@ -260,7 +260,7 @@ def check_receptive_field(function: Function) -> Verdict:
     """How many voxels a stack of 3-wide convolutions sees, by their strides."""
     strides = [1, 2, 1, 2, 1]
     answer, two = attempt(function, strides), attempt(function, [1, 1])
-    before = np.cumprod([1, *strides[:-1]])           # how far apart, in input voxels, a layer's neighbours are
+    before = np.cumprod([1, *strides[:-1]])           # how far apart, in input voxels, a layer's neighbors are
     right = 1 + 2 * int(before.sum())
     return judge(answer, near(answer, right) and near(two, 5), "Each adds two steps, and steps widen with every stride.", {
         "That ignores the strides: after a stride of 2, a step is twice as wide.": near(answer, 1 + 2 * len(strides)),

@@ -16,12 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Patch
 
 from ..basics.constants import (
-    LABEL_COLOURS,
+    LABEL_COLORS,
     LABEL_SHORT,
     MODALITIES,
     MODALITY_TITLES,
     NOT_FOR_DIAGNOSIS,
-    REGION_COLOURS,
+    REGION_COLORS,
     REGION_TITLES,
     REGIONS,
 )
@@ -31,9 +31,9 @@ from .compare_cohorts import COMPARTMENTS, distances, scores_of
 
 # Letters at the left, right, top and bottom of each plane's picture.
 PLANES = {"axial": (2, "RLAP"), "coronal": (1, "RLSI"), "sagittal": (0, "APSI")}
-LABEL_MAP = ListedColormap(["black", *LABEL_COLOURS.values()])
+LABEL_MAP = ListedColormap(["black", *LABEL_COLORS.values()])
 INK, BLUE = "#333333", "#0072B2"
-LINES = (BLUE, "#D55E00", "#009E73", "#CC79A7", INK)  # of curves, told apart by the colour-blind, too
+LINES = (BLUE, "#D55E00", "#009E73", "#CC79A7", INK)  # of curves, told apart by the color-blind, too
 
 
 def use_style() -> None:
@@ -65,7 +65,7 @@ def widest(labels: np.ndarray, plane: str = "axial") -> int:
 
 
 def window(image: np.ndarray) -> tuple[float, float]:
-    """Grey levels from the 0.5th to the 99.5th percentile of what is not background."""
+    """Gray levels from the 0.5th to the 99.5th percentile of what is not background."""
     inside = image[image != 0]
     low, high = np.percentile(inside, [0.5, 99.5]) if inside.size else (0.0, 1.0)
     return (low, high) if low < high else (0.0, high)     # a mask has one value
@@ -108,7 +108,7 @@ def finish(figure: Figure, synthetic: bool, legend: bool = False, prediction: bo
     The figure is closed to further drawing.
     """
     if legend:
-        figure.legend(handles=[Patch(color=c, label=LABEL_SHORT[n]) for n, c in LABEL_COLOURS.items()],
+        figure.legend(handles=[Patch(color=c, label=LABEL_SHORT[n]) for n, c in LABEL_COLORS.items()],
                       loc="outside lower left", ncols=3)
     if words := [NOT_FOR_DIAGNOSIS] * prediction + ["synthetic"] * synthetic:
         figure.supxlabel("; ".join(words), x=0.995, ha="right", fontsize=8, style="italic", color="#777777")
@@ -136,11 +136,11 @@ def series_map(here: int) -> Figure:
     return finish(figure, False)
 
 
-def bars(values: Mapping[str, float], label: str, unit: str = "", colours: Sequence[str] = (), title: str = "",
+def bars(values: Mapping[str, float], label: str, unit: str = "", colors: Sequence[str] = (), title: str = "",
          notes: Sequence[str] = ()) -> Figure:
     """Named numbers as horizontal bars, each with its value, or its note, beside it."""
     figure, ax = plt.subplots(figsize=(6.4, 0.6 + 0.32 * len(values)))
-    drawn = ax.barh(list(values), list(values.values()), color=list(colours) or BLUE)
+    drawn = ax.barh(list(values), list(values.values()), color=list(colors) or BLUE)
     ax.bar_label(drawn, notes or [f"{value:.3g} {unit}" for value in values.values()], padding=3, fontsize=8)
     ax.set(xlabel=label, title=title, xlim=(0, 1.25 * max(values.values())))
     ax.invert_yaxis()
@@ -166,7 +166,7 @@ def curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[flo
 
 def pictures(images: Mapping[str, np.ndarray], synthetic: bool = False, limits: tuple[float, float] | None = None,
              prediction: bool = False) -> Figure:
-    """Named two-dimensional arrays side by side, in grey, rows from top to bottom."""
+    """Named two-dimensional arrays side by side, in gray, rows from top to bottom."""
     figure, axes = plt.subplots(1, len(images), figsize=(2.3 * len(images), 2.6), squeeze=False)
     for ax, (name, image) in zip(axes[0], images.items(), strict=True):
         ax.imshow(image, cmap="gray", vmin=limits and limits[0], vmax=limits and limits[1])
@@ -238,22 +238,22 @@ def tumor_3d(labels: np.ndarray, brain: np.ndarray, spacing: Sequence[float], ti
     figure = plt.figure(figsize=(9, 4.2))
     step = max(1, round(3 / min(spacing)))
     surfaces = [(brain, "#999999", 0.07)] + [
-        (np.isin(labels, REGIONS[name]), REGION_COLOURS[name], alpha)
+        (np.isin(labels, REGIONS[name]), REGION_COLORS[name], alpha)
         for name, alpha in (("WT", 0.18), ("TC", 0.35), ("ET", 0.55))]
     for place, (elevation, azimuth, view) in enumerate([(12, 60, "from the front and the left"), (80, 90, "from above")], 1):
         ax = figure.add_subplot(1, 2, place, projection="3d")
-        for mask, colour, alpha in surfaces:
+        for mask, color, alpha in surfaces:
             if mask.sum() > 8:
                 stride = step if mask is brain else 1 if mask.sum() < 20_000 else 2
                 points, faces, _, _ = marching_cubes(np.pad(mask, 1).astype(np.float32), 0.5, spacing=tuple(spacing),
                                                      step_size=stride)
-                ax.plot_trisurf(points[:, 0], points[:, 1], faces, points[:, 2], color=(*to_rgb(colour), alpha),
+                ax.plot_trisurf(points[:, 0], points[:, 1], faces, points[:, 2], color=(*to_rgb(color), alpha),
                                 linewidth=0, shade=True)
         ax.view_init(elevation, -azimuth)
         ax.set_box_aspect(np.array(brain.shape) * spacing, zoom=1.5)
         ax.set_axis_off()
         ax.set_title(view, fontsize=9)
-    figure.legend(handles=[Patch(color=REGION_COLOURS[n], label=REGION_TITLES[n]) for n in REGIONS],
+    figure.legend(handles=[Patch(color=REGION_COLORS[n], label=REGION_TITLES[n]) for n in REGIONS],
                   loc="outside lower center", ncols=3)
     figure.suptitle(title, fontsize=10, parse_math=False)
     return finish(figure, synthetic)
@@ -269,11 +269,11 @@ def histograms(images: np.ndarray, labels: np.ndarray | None, unit: str, synthet
         bins = np.linspace(*np.percentile(image[brain], [0.2, 99.8]), 60)
         groups = {"brain": (brain if labels is None else brain & (labels == 0), "#999999")}
         if labels is not None:
-            groups |= {LABEL_SHORT[n]: (labels == n, colour) for n, colour in LABEL_COLOURS.items()}
-        for name, (mask, colour) in groups.items():
+            groups |= {LABEL_SHORT[n]: (labels == n, color) for n, color in LABEL_COLORS.items()}
+        for name, (mask, color) in groups.items():
             if mask.any():
                 ax.hist(image[mask], bins, density=True, histtype="stepfilled" if name == "brain" else "step",
-                        color=colour, alpha=0.5 if name == "brain" else 1, label=name)
+                        color=color, alpha=0.5 if name == "brain" else 1, label=name)
         ax.set(title=MODALITY_TITLES[modality], xlabel=unit, yticks=[])
     axes[0].set_ylabel("share of voxels")
     axes[-1].legend(fontsize=8)
@@ -305,7 +305,7 @@ def volume_distribution(rows: Sequence[Mapping], synthetic: bool = False) -> Fig
     for height, (name, members) in enumerate(REGIONS.items()):
         volumes = np.array([sum(row["volumes_ml"][LABEL_SHORT[n]] for n in members) for row in rows if row["volumes_ml"]])
         some = volumes[volumes > 0]
-        ax.scatter(some, height + rng.uniform(-0.18, 0.18, len(some)), s=14, alpha=0.6, color=REGION_COLOURS[name])
+        ax.scatter(some, height + rng.uniform(-0.18, 0.18, len(some)), s=14, alpha=0.6, color=REGION_COLORS[name])
         ax.plot([np.median(volumes)] * 2, [height - 0.32, height + 0.32], color=INK)
         ax.text(1.01, height, f"median {np.median(volumes):.0f} ml\nnone in {np.sum(volumes == 0)} of {len(volumes)}",
                 transform=ax.get_yaxis_transform(), va="center", fontsize=8)
@@ -325,7 +325,7 @@ def learning_curves(history: Sequence[Mapping]) -> Figure:
     scored = [record for record in history if record["dice"]]
     for name in REGIONS:
         middle.plot([r["epoch"] for r in scored], [r["dice"][name] for r in scored], "o-", ms=3,
-                    color=REGION_COLOURS[name], label=name)
+                    color=REGION_COLORS[name], label=name)
     middle.set(title="validation Dice", xlabel="epoch", ylim=(0, 1))
     middle.legend(loc="lower right")
     right.plot(epochs, [record["learning_rate"] for record in history], color=INK)
@@ -340,7 +340,7 @@ def dice_boxplot(rows: Sequence[Mapping], key: str = "dice", label: str = "Dice"
     for place, name in enumerate(REGIONS):
         values = np.array([row[name][key] for row in rows])
         ax.boxplot(values, positions=[place], widths=0.5, showfliers=False, medianprops={"color": INK})
-        ax.scatter(place + rng.uniform(-0.15, 0.15, len(values)), values, s=16, alpha=0.65, color=REGION_COLOURS[name])
+        ax.scatter(place + rng.uniform(-0.15, 0.15, len(values)), values, s=16, alpha=0.65, color=REGION_COLORS[name])
     means = {name: np.mean([row[name][key] for row in rows]) for name in REGIONS}
     ax.set(xticks=range(3), xticklabels=[f"{n}\nmean {mean:.{1 if key == 'hd95_mm' else 3}f}" for n, mean in means.items()],
            ylabel=label, xlim=(-0.5, 2.5))

@@ -1,8 +1,8 @@
 // One patient in three linked planes and from outside, drawn on plain canvases: no kernel, no network, no WebGL.
 // `data` is what viewers.slice_viewer writes; volumes are (z, y, x) in LPS with x running fastest.
 async function showPatient(root, data) {
-  const [nx, ny, nz] = data.shape, spacing = data.spacing, FLOOR = data.floor;   // grey values of the brain begin at FLOOR
-  const colours = data.labels.map(label => [1, 3, 5].map(at => parseInt(label.colour.slice(at, at + 2), 16)));
+  const [nx, ny, nz] = data.shape, spacing = data.spacing, FLOOR = data.floor;   // gray values of the brain begin at FLOOR
+  const colors = data.labels.map(label => [1, 3, 5].map(at => parseInt(label.color.slice(at, at + 2), 16)));
   // Each plane's axes: across, down, through; and the letters at its left, right, top and bottom.
   const planes = [["axial", 0, 1, 2, "RLAP"], ["coronal", 0, 2, 1, "RLSI"], ["sagittal", 1, 2, 0, "APSI"]];
 
@@ -39,7 +39,7 @@ async function showPatient(root, data) {
     ${slider("width", 5, 255, 255 - FLOOR, "window")} ${slider("level", FLOOR, 255, (255 + FLOOR) / 2)}</div><div class="bar">
     ${data.masks.length ? `<label>labels <select name="mask">${options(data.masks)}</select></label>` : ""}
     ${slider("opacity", 0, 100, data.masks.length ? 50 : 0)}
-    ${data.labels.map((l, n) => `<label style="color:${l.colour}"><input type="checkbox" name="label${n + 1}" checked>
+    ${data.labels.map((l, n) => `<label style="color:${l.color}"><input type="checkbox" name="label${n + 1}" checked>
     <b>${l.title}</b></label>`).join("")}</div><div class="views">
     ${planes.map(([name, , , axis]) => `<div><canvas tabindex="0" aria-label="${name} slice"></canvas>
     ${slider(name, 0, data.shape[axis] - 1, data.start[axis])}</div>`).join("")}
@@ -60,9 +60,9 @@ async function showPatient(root, data) {
     for (let r = 0, p = 0; r < rows; r++) {
       let i = at[through] * step[through] + (down === 2 ? rows - 1 - r : r) * step[down];   // the feet are below
       for (let c = 0; c < columns; c++, p += 4, i += step[across]) {
-        const grey = image[i] < FLOOR / 2 ? 0 : Math.min(255, Math.max(0, (image[i] - low) * gain));
+        const gray = image[i] < FLOOR / 2 ? 0 : Math.min(255, Math.max(0, (image[i] - low) * gain));
         const label = mask ? mask[i] : 0, covers = label && visible[label - 1] ? opacity : 0;
-        for (let k = 0; k < 3; k++) flat.data[p + k] = grey * (1 - covers) + (covers ? colours[label - 1][k] * covers : 0);
+        for (let k = 0; k < 3; k++) flat.data[p + k] = gray * (1 - covers) + (covers ? colors[label - 1][k] * covers : 0);
         flat.data[p + 3] = 255;
       }
     }
@@ -133,12 +133,12 @@ async function showPatient(root, data) {
     const canvas = canvases[3], size = canvas.width, flat = new ImageData(size, size), visible = shown();
     flat.data.fill(255);
     const outer = splat(brain, size), layers = [[1, 1], [3, 0.7], [2, 0.35]]     // NCR in ET in ED, and how opaque
-      .filter(([label]) => visible[label - 1]).map(([label, alpha]) => [splat(borders(label), size), colours[label - 1], alpha]);
+      .filter(([label]) => visible[label - 1]).map(([label, alpha]) => [splat(borders(label), size), colors[label - 1], alpha]);
     for (let p = 0; p < size * size; p++) {
       const here = layers.filter(([light]) => light[p]), skin = 255 * outer[p] * (here.length ? 0.15 : 0.45);
       for (let k = 0; k < 3; k++)
-        flat.data[4 * p + k] = skin + here.reduce((value, [light, colour, alpha]) =>
-          value * (1 - alpha) + colour[k] * light[p] * alpha, 0);
+        flat.data[4 * p + k] = skin + here.reduce((value, [light, color, alpha]) =>
+          value * (1 - alpha) + color[k] * light[p] * alpha, 0);
     }
     const context = canvas.getContext("2d"), angle = chosen("turn") * Math.PI / 180;
     context.putImageData(flat, 0, 0);
@@ -153,9 +153,9 @@ async function showPatient(root, data) {
 
   function draw(outside = true) {
     const range = data.images[chosen("image")], unit = (range.high - range.low) / (255 - FLOOR);
-    const grey = value => Math.round(range.low + (value - FLOOR) * unit);
+    const gray = value => Math.round(range.low + (value - FLOOR) * unit);
     control["width-is"].value = ` ${Math.round(chosen("width") * unit)}`;
-    control["level-is"].value = ` ${grey(chosen("level"))}`;
+    control["level-is"].value = ` ${gray(chosen("level"))}`;
     control["opacity-is"].value = ` ${chosen("opacity")} %`;
     [0, 1, 2].forEach(drawPlane);
     if (outside) drawOutside();

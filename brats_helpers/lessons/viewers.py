@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from ..basics.constants import (
     ED,
     ET,
-    LABEL_COLOURS,
+    LABEL_COLORS,
     LABEL_SHORT,
     MODALITIES,
     MODALITY_TITLES,
@@ -37,7 +37,7 @@ from ..basics.constants import (
 )
 from ..basics.device import gpu_load
 from ..data.cases import Patient
-from ..data.preprocessing import Prepared, brain_box, lps_spacing, normalise
+from ..data.preprocessing import Prepared, bounding_box, lps_spacing, normalize
 from ..evaluation.metrics import counts, dice
 from .plots import compare_slices, draw_slice, finish, learning_curves, three_planes, upright, widest, window
 
@@ -50,7 +50,7 @@ FLOOR = 30                                            # JPEG's ripples around th
 
 
 def show_source(*objects: Callable) -> Code:
-    """The source of functions and classes as it stands in the module, in colour."""
+    """The source of functions and classes as it stands in the module, in color."""
     from IPython.display import Code
     return Code("\n\n".join(inspect.getsource(each) for each in objects), language="python")
 
@@ -74,17 +74,17 @@ def slice_viewer(patient: Patient, prediction: np.ndarray | None = None, synthet
     labels = {title: upright(volume, patient.affine) for title, volume in (
         ("reference", patient.reference), ("prediction", prediction)) if volume is not None}
     brain = np.any([image != 0 for image in images], axis=0)
-    box = tuple(slice(max(0, low - 2), high + 2) for low, high in brain_box(brain))
+    box = tuple(slice(max(0, low - 2), high + 2) for low, high in bounding_box(brain))
     marks = next(iter(labels.values()), np.zeros(images[0].shape, np.uint8))
     spacing = lps_spacing(patient.spacing, patient.affine)
     start = [widest(marks, plane) - box[axis].start for axis, plane in enumerate(("sagittal", "coronal", "axial"))]
     words = [NOT_FOR_DIAGNOSIS] * (prediction is not None) + ["synthetic"] * synthetic
     data = {"shape": images[0][box].shape, "offset": [s.start for s in box], "spacing": list(spacing),
             "start": start, "floor": FLOOR, "words": "; ".join(words),
-            "images": [_grey(MODALITY_TITLES[m], image[box]) for m, image in zip(MODALITIES, images, strict=True)],
+            "images": [_gray(MODALITY_TITLES[m], image[box]) for m, image in zip(MODALITIES, images, strict=True)],
             "masks": [{"title": title, "source": _mosaic(volume[box].astype(np.uint8), "PNG")}
                       for title, volume in labels.items()],
-            "labels": [{"title": LABEL_SHORT[n], "colour": colour} for n, colour in LABEL_COLOURS.items()]}
+            "labels": [{"title": LABEL_SHORT[n], "color": color} for n, color in LABEL_COLORS.items()]}
     still = io.BytesIO()
     three_planes(images[0], labels or {"image": marks}, spacing, synthetic=synthetic).savefig(still, format="jpeg")
     name = f"brats-{zlib.crc32(json.dumps(data).encode()):08x}"          # equal patients, equal bytes in the notebook
@@ -94,12 +94,12 @@ def slice_viewer(patient: Patient, prediction: np.ndarray | None = None, synthet
     return HTML(f"<div id='{name}'>{fallback}</div><script>{{{code}\n{start}}}</script>")
 
 
-def _grey(title: str, image: np.ndarray) -> dict:
-    """A contrast as a mosaic of grey values, FLOOR to 255 in the brain, and the intensities that these two stand for."""
+def _gray(title: str, image: np.ndarray) -> dict:
+    """A contrast as a mosaic of gray values, FLOOR to 255 in the brain, and the intensities that these two stand for."""
     inside = image[image != 0]
     low, high = (float(v) for v in np.percentile(inside, [0.1, 99.9])) if inside.size else (0.0, 1.0)
-    grey = np.clip(FLOOR + (255 - FLOOR) * (image - low) / max(high - low, 1e-9), FLOOR, 255)
-    source = _mosaic(np.where(image == 0, 0, grey).astype(np.uint8), "JPEG")
+    gray = np.clip(FLOOR + (255 - FLOOR) * (image - low) / max(high - low, 1e-9), FLOOR, 255)
+    source = _mosaic(np.where(image == 0, 0, gray).astype(np.uint8), "JPEG")
     return {"title": title, "low": low, "high": high, "source": source}
 
 
@@ -193,7 +193,7 @@ def augmentation_playground(prepared: Prepared, synthetic: bool = False) -> ipyw
     import torch
 
     from ..training import augmentation as augment
-    z_scored = normalise(prepared.volume[:4], prepared.meta.mean, prepared.meta.std)
+    z_scored = normalize(prepared.volume[:4], prepared.meta.mean, prepared.meta.std)
     at = slice(max(0, (z := widest(prepared.volume[4].T)) - 8), z + 8)   # a slab: what is not seen is not computed
     whole, marks = torch.from_numpy(z_scored[:, at]), torch.from_numpy(prepared.volume[4:, at])
     ranges = {"zoom": (1, 1.4, 1), "angle": (-45, 45, 0), "elastic": (0, 8, 0), "noise": (0, 0.5, 0), "blur": (0, 2, 0),

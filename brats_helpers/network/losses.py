@@ -60,7 +60,7 @@ def region_loss(logits: Tensor, target: Tensor, region_weights: Sequence[float] 
 
 
 def deep_supervision_loss(outputs: Tensor | Sequence[Tensor], target: Tensor, **options: object) -> Tensor:
-    """The region loss on every resolution, weighted 1, 1/2, 1/4, ... and normalised to a sum of 1.
+    """The region loss on every resolution, weighted 1, 1/2, 1/4, ... and normalized to a sum of 1.
 
     outputs: logits (B, 3, D / 2**i, ...), finest first, or the finest alone; target (B, 3, D, H, W). The target is averaged
     down to each output's grid, so that a rim thinner than a voxel there still counts in part.

@@ -37,10 +37,10 @@ class InstanceNorm3d(nn.InstanceNorm3d):
         return torch.cat(done) if len(done) > 1 else done[0]
 
     def _one(self, x: Tensor) -> Tensor:
-        neighbours = gcd(COLUMNS // self.num_features, x[0, 0].numel()) if self.num_features < NARROW else 1
-        if neighbours == 1:
+        neighbors = gcd(COLUMNS // self.num_features, x[0, 0].numel()) if self.num_features < NARROW else 1
+        if neighbors == 1:
             return F.batch_norm(x, None, None, self.weight, self.bias, True, eps=self.eps)
-        return Folded.apply(x, self.weight, self.bias, neighbours, self.eps)
+        return Folded.apply(x, self.weight, self.bias, neighbors, self.eps)
 
 
 class Folded(torch.autograd.Function):

@@ -19,17 +19,17 @@ from .norm import InstanceNorm3d, compiled
 SLOPE = 0.01                                          # of LeakyReLU below zero
 
 
-def lay(x: Tensor) -> Tensor:
+def channels_last_where_faster(x: Tensor) -> Tensor:
     """The same (B, C, D, H, W), channels last in memory where a convolution is quicker so: on a CPU, and compiled."""
     return x.contiguous(memory_format=torch.channels_last_3d) if x.device.type == "cpu" or compiled(x) else x
 
 
 class Conv3d(nn.Conv3d):
-    """A convolution whose input is laid out by `lay`."""
+    """A convolution whose input is laid out by `channels_last_where_faster`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, D, H, W) to (B, outputs, ...), as `nn.Conv3d`."""
-        return super().forward(lay(x))
+        return super().forward(channels_last_where_faster(x))
 
 
 class ConvNormAct(nn.Sequential):
@@ -70,7 +70,7 @@ class UNet(nn.Module):
         self.decoder = nn.ModuleList(Stage(2 * b, b) for _, b in up)
         self.heads = nn.ModuleList(Conv3d(b, out_channels, 1) for _, b in up[-3:])   # 1/4, 1/2, full resolution
         self.checkpointing = checkpointing
-        self.apply(_initialise)
+        self.apply(_initialize)
 
     def forward(self, x: Tensor) -> list[Tensor] | Tensor:
         """Logits, finest first in training mode; see the class."""
@@ -89,12 +89,12 @@ class UNet(nn.Module):
 
     def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
         if self.checkpointing and self.training:
-            return lay(checkpoint(stage, x, use_reentrant=False))
-        return lay(stage(x))                          # once, for all that read it: the next level, the skip and the head
+            return channels_last_where_faster(checkpoint(stage, x, use_reentrant=False))
+        return channels_last_where_faster(stage(x))                          # once, for all that read it: the next level, the skip and the head
 
 
-def _initialise(module: nn.Module) -> None:
-    """He's initialisation for LeakyReLU (He et al. 2015, arXiv:1502.01852)."""
+def _initialize(module: nn.Module) -> None:
+    """He's initialization for LeakyReLU (He et al. 2015, arXiv:1502.01852)."""
     if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
         nn.init.kaiming_normal_(module.weight, a=SLOPE)
         if module.bias is not None:

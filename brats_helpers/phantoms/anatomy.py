@@ -20,7 +20,7 @@ VENTRICLES, VENTRICLES_MM = (0, 0, 9), 32             # where they are, mm from 
 
 @lru_cache(maxsize=1)
 def template() -> tuple[np.ndarray, np.ndarray]:
-    """Grey matter, white matter and brain of the template, (3, X, Y, Z) float32, and its affine."""
+    """Gray matter, white matter and brain of the template, (3, X, Y, Z) float32, and its affine."""
     from nilearn.datasets import load_mni152_brain_mask, load_mni152_gm_template, load_mni152_wm_template
     loaders = (load_mni152_gm_template, load_mni152_wm_template, load_mni152_brain_mask)
     images = [load(resolution=1) for load in loaders]
@@ -44,7 +44,7 @@ def _points(spacing_mm: float) -> np.ndarray:
 
 def anatomy(rng: np.random.Generator, place: np.ndarray, lesions: Sequence[Lesion], spacing_mm: float,
             ventricles: float = 0.0) -> np.ndarray:
-    """Grey matter, white matter (fractions) and brain (0 or 1) of one patient: (3, X, Y, Z) float32."""
+    """Gray matter, white matter (fractions) and brain (0 or 1) of one patient: (3, X, Y, Z) float32."""
     angles = np.radians(rng.uniform(-6, 6, 3))
     matrix = _rotation(angles) @ np.diag(rng.uniform(1.0, 1.17, 3)) @ np.diag([rng.choice([-1, 1]), 1, 1])
     source = np.tensordot(matrix.astype(np.float32), place, 1)
@@ -53,16 +53,16 @@ def anatomy(rng: np.random.Generator, place: np.ndarray, lesions: Sequence[Lesio
     if ventricles:                                    # the middle of the brain is magnified, its surface stays
         away = place - np.array(VENTRICLES, np.float32)[:, None, None, None]
         source -= away * ventricles * np.exp(-(away**2).sum(0) / VENTRICLES_MM**2)
-    for lesion in lesions:                            # mass effect: what was at the core's centre is now around it
-        away = place - np.array(lesion.centre, np.float32)[:, None, None, None]
+    for lesion in lesions:                            # mass effect: what was at the core's center is now around it
+        away = place - np.array(lesion.center, np.float32)[:, None, None, None]
         distance = np.sqrt((away**2).sum(0)) + 1e-3
         source -= away / distance * lesion.push * np.exp(-((distance / (2 * lesion.radius)) ** 2))
     maps, affine = template()
     middle = np.array([0, -18, 6], np.float32)        # of the template's brain, mm
     voxels = source + (middle - affine[:3, 3])[:, None, None, None]
-    grey, white, brain = (ndimage.map_coordinates(m, voxels, order=1, prefilter=False) for m in maps)
+    gray, white, brain = (ndimage.map_coordinates(m, voxels, order=1, prefilter=False) for m in maps)
     brain = ndimage.binary_fill_holes(brain > 0.5).astype(np.float32)
-    return np.stack([grey * brain, white * brain, brain])
+    return np.stack([gray * brain, white * brain, brain])
 
 
 def _rotation(angles: np.ndarray) -> np.ndarray:

@@ -64,7 +64,7 @@ def _mottled(rng: np.random.Generator, shares: np.ndarray, spacing_mm: float, lo
 
 def _shares(rng: np.random.Generator, tissue: np.ndarray, labels: np.ndarray, spacing_mm: float, look: Look) -> np.ndarray:
     """How much of each voxel is CSF, GM, WM, NCR, ED and ET: (6, X, Y, Z), summing to 1 in the brain."""
-    grey, white, brain = tissue
+    gray, white, brain = tissue
     soft = draw(rng, look.soft_mm)
     partial = [ndimage.gaussian_filter((labels == n).astype(np.float32), soft / spacing_mm) for n in (NCR, ED, ET)]
     depth = ndimage.distance_transform_edt(np.isin(labels, (NCR, ED, ET)), sampling=spacing_mm)
@@ -75,9 +75,9 @@ def _shares(rng: np.random.Generator, tissue: np.ndarray, labels: np.ndarray, sp
     partial[1] = partial[1] + healthy * spots        # looks like edema, and is none
     healthy = healthy * (1 - spots)
     dry = draw(rng, look.dry)
-    fluid = np.clip(brain - grey - white - dry, 0, 1) / (1 - dry)
-    total = np.maximum(fluid + grey + white, 1e-3)
-    return np.stack([healthy * fluid / total, healthy * grey / total, healthy * white / total, *partial])
+    fluid = np.clip(brain - gray - white - dry, 0, 1) / (1 - dry)
+    total = np.maximum(fluid + gray + white, 1e-3)
+    return np.stack([healthy * fluid / total, healthy * gray / total, healthy * white / total, *partial])
 
 
 def _spots(rng: np.random.Generator, tissue: np.ndarray, labels: np.ndarray, spacing_mm: float, look: Look) -> np.ndarray:

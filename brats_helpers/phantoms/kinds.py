@@ -37,7 +37,7 @@ class Look:
     second: float                                     # how often there is a second tumor
     rim: Range                                        # of the core's radius
     rim_mm: float                                     # and at least that
-    centre: tuple[Range, Range, Range]                # mm from the middle: to either side, forward, up
+    center: tuple[Range, Range, Range]                # mm from the middle: to either side, forward, up
     edema: Range                                      # mm
     axes: Range
     rough: tuple[Range, Range]                        # how irregular the core is, coarsely and finely
@@ -63,14 +63,14 @@ class Look:
 
 NARROW = Look(
     contrast=CONTRAST, spread=0.05, kinds=(0.82, 0.09, 0.09), second=0.14, rim=(0.20, 0.38), rim_mm=1.8,
-    centre=((18, 42), (-55, 45), (-5, 42)), edema=(2, 22), axes=(0.8, 1.25), rough=((0.16, 0.16), (0.09, 0.09)),
+    center=((18, 42), (-55, 45), (-5, 42)), edema=(2, 22), axes=(0.8, 1.25), rough=((0.16, 0.16), (0.09, 0.09)),
     rim_rough=(0.15, 0.15), rim_rough_mm=(10, 10), patchy=0, cysts=1, cyst=(0.5, 1.5), distinct=False,
     mottled=((0, 0), (0, 0)), vessels=(0.8, 0.8), texture=(0.05, 0.05), blur_mm=0,
     bias=((0.16, 0.16), (0.12, 0.12), (0.12, 0.12), (0.14, 0.14)), noise=(0.025, 0.025), fade=(0.70, 8, 0.08),
     spots=((2.5, 2.5), (1.9, 3.0), (0.7, 0.7), (0.6, 0.6)))
 WIDE_LOOK = Look(
     contrast=WIDE, spread=WIDE_SPREAD, kinds=(0.80, 0.08, 0.12), second=0.25, rim=(0.08, 0.4), rim_mm=1.2,
-    centre=((8, 50), (-62, 52), (-25, 48)), edema=(1, 26), axes=(0.65, 1.5), rough=((0.1, 0.35), (0.05, 0.2)),
+    center=((8, 50), (-62, 52), (-25, 48)), edema=(1, 26), axes=(0.65, 1.5), rough=((0.1, 0.35), (0.05, 0.2)),
     rim_rough=(0.1, 0.7), rim_rough_mm=(5, 12), patchy=0.2, cysts=0.06, cyst=(0.35, 0.7), distinct=True,
     mottled=((0.02, 0.16), (0.02, 0.12)), vessels=(0.8, 3.5), texture=(0.01, 0.06), blur_mm=1.2,
     bias=((0.02, 0.22),) * 4, noise=(0.003, 0.03), fade=(0.80, 5, 0.08),

@@ -17,7 +17,7 @@ from .noise import smooth_noise
 class Lesion:
     """The plan of one tumor, lengths in mm."""
 
-    centre: tuple[float, float, float]                # from the middle of the brain, right anterior superior
+    center: tuple[float, float, float]                # from the middle of the brain, right anterior superior
     radius: float                                     # of the core
     rim: float                                        # thickness of the enhancing rim; 0: none, infinite: all of the core
     edema: float                                      # how far edema reaches along white matter
@@ -39,7 +39,7 @@ def plan_lesions(rng: np.random.Generator, rank: float, look: Look = NARROW) -> 
         rim = {"ring": rng.uniform(*look.rim) * radius + look.rim_mm, "no ET": 0.0, "ET only": np.inf}[kind]
         side = (-1) ** n * rng.choice([-1, 1])
         lesions.append(Lesion(
-            centre=(side * rng.uniform(*look.centre[0]), rng.uniform(*look.centre[1]), rng.uniform(*look.centre[2])),
+            center=(side * rng.uniform(*look.center[0]), rng.uniform(*look.center[1]), rng.uniform(*look.center[2])),
             radius=radius, rim=float(rim), edema=float(rng.uniform(*look.edema)),
             axes=tuple(rng.uniform(*look.axes, 3)), push=float(rng.uniform(0.1, 0.3) * radius)))
     return lesions
@@ -53,15 +53,15 @@ def _rank(seed: int, index: int) -> float:
 def grow(rng: np.random.Generator, place: np.ndarray, lesion: Lesion, tissue: np.ndarray, spacing_mm: float,
          look: Look = NARROW) -> np.ndarray:
     """The labels of one tumor, (X, Y, Z) uint8: a rim around necrosis, and edema that follows white matter."""
-    grey, white, brain = tissue
+    gray, white, brain = tissue
     shape = brain.shape
-    away = place - np.array(lesion.centre, np.float32)[:, None, None, None]
+    away = place - np.array(lesion.center, np.float32)[:, None, None, None]
     stretched = away / np.array(lesion.axes, np.float32)[:, None, None, None]
-    depth = np.sqrt((stretched**2).sum(0))            # mm from the centre; the noise makes its boundary irregular
+    depth = np.sqrt((stretched**2).sum(0))            # mm from the center; the noise makes its boundary irregular
     for scale, share in zip((1.0, 0.45), (draw(rng, limits) for limits in look.rough), strict=True):
         depth += share * lesion.radius * smooth_noise(rng, shape, max(2, scale * lesion.radius / spacing_mm))
     inside = brain > 0.5
-    fluid = ndimage.gaussian_filter(brain - grey - white, 2 / spacing_mm) > 0.6   # edema stops at the ventricles
+    fluid = ndimage.gaussian_filter(brain - gray - white, 2 / spacing_mm) > 0.6   # edema stops at the ventricles
     core = _largest((depth < lesion.radius) & inside)
     rim = lesion.rim
     if np.isfinite(rim):

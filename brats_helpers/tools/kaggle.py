@@ -29,7 +29,7 @@ from ..basics.files import read_json, write_json
 from .series import NAMES, ROOT, check_repository, declared
 
 METADATA = ROOT / "kaggle-metadata.json"
-FIELDS = {"title", "owner", "licence", "keywords", "enable_gpu", "enable_internet", "dataset_sources", "helpers",
+FIELDS = {"title", "owner", "license", "keywords", "enable_gpu", "enable_internet", "dataset_sources", "helpers",
           "parameters", "notebooks"}
 NOTEBOOK_FIELDS = {"order", "file", "title", "slug", "enable_gpu"}
 WHEELS = ("monai", "jupytext")                        # what Kaggle's image lacks of requirements.txt, in pure Python
@@ -120,7 +120,7 @@ def _helpers(data: Mapping, folder: Path) -> Path:
         raise BratsError(f"{', '.join(built)}: not pure Python, and so not sure to run on Kaggle.")
     write_json(folder / "dataset-metadata.json", {
         "title": data["helpers"]["title"], "id": f"{data['owner']}/{data['helpers']['slug']}",
-        "licenses": [{"name": data["licence"]}], "keywords": data["keywords"]})
+        "licenses": [{"name": data["license"]}], "keywords": data["keywords"]})
     return folder
 
 

@@ -22,7 +22,7 @@ from ..basics.config import preset as preset_of
 from ..basics.constants import REGIONS
 from ..basics.device import keep_memory
 from ..basics.errors import BratsError
-from ..basics.files import atomic_path, read_json, sweep
+from ..basics.files import atomic_path, read_json, remove_leftovers
 from ..evaluation.metrics import interval_text
 from ..phantoms.kinds import LOOKS
 
@@ -96,7 +96,7 @@ def run_series(preset: str | None = None, source: str | None = None, work: Path 
         source = str(Path(source).expanduser().absolute())
     common = {"preset": preset or "quick", "source": source or "phantom", "work": str(work)}
     given = match_parameters(numbers, parameters or {})
-    sweep(work / "notebooks")
+    remove_leftovers(work / "notebooks")
     with tqdm(numbers, desc="series", unit="notebook") as bar:
         for number in bar:
             bar.set_postfix_str(NAMES[number - 1])

@@ -32,7 +32,7 @@ SHIFT = (-0.5, 0.5)
 
 
 def augment(images: Tensor, labels: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
-    """Images (B, 5, D, H, W) from `normalise_batch` and labels (B, 1, D, H, W), each patch changed in its own way.
+    """Images (B, 5, D, H, W) from `normalize_batch` and labels (B, 1, D, H, W), each patch changed in its own way.
 
     A CPU generator for each patch, so that what happens to a patch does not depend on those beside it.
     """
@@ -92,7 +92,7 @@ def sampling_grid(shape: torch.Size, zoom: float, angles: list[float] | None, el
     """
     half = torch.tensor([s / 2 for s in reversed(shape)])               # rotate in voxels, or a box would shear
     matrix = torch.diag(1 / half) @ rotation(angles or [0, 0, 0]) @ torch.diag(half) / zoom
-    z, y, x = ((2 * torch.arange(n, device=device) + 1) / n - 1 for n in shape)             # the voxels' centres
+    z, y, x = ((2 * torch.arange(n, device=device) + 1) / n - 1 for n in shape)             # the voxels' centers
     grid = torch.empty(*shape, 3, device=device)
     for axis, (a, b, c) in enumerate(matrix.tolist()):
         grid[..., axis] = a * x + (b * y)[:, None] + (c * z)[:, None, None]                 # the largest sum comes last

@@ -26,14 +26,14 @@ from ..basics.errors import BratsError, Stopped
 NOBODY = object()
 
 
-def size() -> int:
+def world_size() -> int:
     """How many processes train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Which of them this one is; 0 writes the files."""
-    return dist.get_rank() if size() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def group() -> Iterator[None]:
 
 def parallel(model: nn.Module) -> nn.Module:
     """The network, whose gradients become the mean over all processes as they are computed."""
-    return DistributedDataParallel(model, gradient_as_bucket_view=True) if size() > 1 else model
+    return DistributedDataParallel(model, gradient_as_bucket_view=True) if world_size() > 1 else model
 
 
 class _Sum(torch.autograd.Function):
@@ -78,19 +78,19 @@ class _Sum(torch.autograd.Function):
         return _Sum.apply(gradient)
 
 
-def total(part: Tensor) -> Tensor:
+def all_reduce_sum(part: Tensor) -> Tensor:
     """The sum of a tensor over all processes, through which gradients flow."""
-    return _Sum.apply(part) if size() > 1 else part
+    return _Sum.apply(part) if world_size() > 1 else part
 
 
-def mean(value: Tensor) -> Tensor:
+def all_reduce_mean(value: Tensor) -> Tensor:
     """The mean of a tensor over all processes, the same to the bit on each; no gradients."""
-    return total(value.detach()) / size()
+    return all_reduce_sum(value.detach()) / world_size()
 
 
-def agreed(*flags: bool) -> list[bool]:
+def any_rank(*flags: bool) -> list[bool]:
     """Each flag as True where it is True in any process: what none may decide for itself, or the others would wait."""
-    if size() == 1:
+    if world_size() == 1:
         return list(flags)
     votes = torch.tensor(flags, dtype=torch.int32)
     dist.all_reduce(votes, dist.ReduceOp.MAX)
@@ -98,24 +98,24 @@ def agreed(*flags: bool) -> list[bool]:
 
 
 def gather(mine: Sequence) -> list:
-    """What was dealt out to the processes one at a time (`items[rank()::size()]`), together and in its order again."""
-    hands: list = [list(mine)] * size()
-    if size() > 1:
+    """What was dealt out to the processes one at a time (`items[rank()::world_size()]`), together and in its order again."""
+    hands: list = [list(mine)] * world_size()
+    if world_size() > 1:
         dist.all_gather_object(hands, list(mine))
     return [item for item in chain(*zip_longest(*hands, fillvalue=NOBODY)) if item is not NOBODY]
 
 
-def once(make: Callable[[], Any]) -> Any:
+def broadcast_from_rank_zero(make: Callable[[], Any]) -> Any:
     """The result of a function that the first process calls for all of them."""
     result = [make() if rank() == 0 else None]
-    if size() > 1:
+    if world_size() > 1:
         dist.broadcast_object_list(result)
     return result[0]
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until all processes are here."""
-    agreed(True)
+    any_rank(True)
 
 
 def as_worker(work: Callable[[], int]) -> int:

@@ -21,16 +21,16 @@ from ..basics.constants import REGIONS
 from ..basics.device import Device, describe_device
 from ..basics.errors import BratsError, Stopped
 from ..basics.files import stop_button
-from ..data.loaders import PatchDataset, batches, watched
-from ..data.preprocessing import normalise_batch
+from ..data.loaders import PatchDataset, batches, explain_killed_worker
+from ..data.preprocessing import normalize_batch
 from ..data.storage import load
 from ..evaluation.build import for_inference
 from ..evaluation.checkpoints import write_checkpoint
 from ..evaluation.metrics import dice, regions
 from ..evaluation.sliding_window import sliding_window_inference
 from . import distributed
-from .resume import Start, begin, save
-from .step import Ahead, State, learning_rate, train_step
+from .resume import InitialWeights, create_or_resume, save
+from .step import PrefetchedBatches, State, learning_rate, train_step
 from .tensorboard import Tracker
 
 SAVE_SECONDS = 600                                    # a checkpoint at least this often, within an epoch too
@@ -38,7 +38,7 @@ SAVE_SECONDS = 600                                    # a checkpoint at least th
 
 def train(config: Config, training: Sequence[Path], validation: Sequence[Path], folder: Path,
           on_epoch: Callable[[list[dict]], None] | None = None, device: Device | None = None,
-          start: Start | None = None) -> list[dict]:
+          start: InitialWeights | None = None) -> list[dict]:
     """Train on prepared patients, or go on where `folder`/last.pt stands; returns the history, a record an epoch.
 
     Writes last.pt (all of the state, every epoch and every ten minutes), before.pt (the one before it) and, where there are
@@ -47,19 +47,19 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
     that training begins with, instead of random ones, and patients that it goes on seeing (`pretraining.rehearsal`).
     """
     device = device or describe_device()
-    state, tag = begin(config, training, validation, folder, device, start)
+    state, tag = create_or_resume(config, training, validation, folder, device, start)
     tracker = Tracker(folder, config, state.step, device)
-    dataset = PatchDataset(rehearsal(training, start.patients if start else ()), config.patch, config.foreground, config.seed)
+    dataset = PatchDataset(rehearsal(training, start.patients if start else ()), config.patch, config.oversample_foreground, config.seed)
     total = config.epochs * config.steps
-    workers, who = 4 if device.kind == "cuda" else 0, (distributed.rank(), distributed.size())
+    workers, who = 4 if device.kind == "cuda" else 0, (distributed.rank(), distributed.world_size())
     started, saved = time.monotonic() - state.seconds, time.monotonic()
-    with stop_button() as stopped, watched(), tqdm(total=total, initial=state.step, desc="train", unit="step", mininterval=1,
+    with stop_button() as stopped, explain_killed_worker(), tqdm(total=total, initial=state.step, desc="train", unit="step", mininterval=1,
                                                    disable=who[0] > 0) as bar:
-        source = Ahead(batches(dataset, config.batch, state.step, total, workers, *who), config, device)
+        source = PrefetchedBatches(batches(dataset, config.batch, state.step, total, workers, *who), config, device)
         for batch in source:
             state.model.train()
             try:
-                loss = train_step(state, batch, config, device, source.look)
+                loss = train_step(state, batch, config, device, source.prepare_next)
             except BratsError:
                 save(state, folder, config, tag)
                 raise
@@ -73,7 +73,7 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
                 bar.set_postfix(loss=f"{state.history[-1]['loss']:.3f}")
                 if on_epoch:
                     on_epoch(state.history)
-            due, stop = distributed.agreed(time.monotonic() - saved >= SAVE_SECONDS, stopped())
+            due, stop = distributed.any_rank(time.monotonic() - saved >= SAVE_SECONDS, stopped())
             if not (due or stop or state.step % config.steps == 0):
                 continue
             state.seconds, saved = time.monotonic() - started, time.monotonic()
@@ -107,10 +107,10 @@ def validate(model: nn.Module, paths: Sequence[Path], config: Config, device: De
     """Mean Dice per region over prepared patients, at the network's own resolution, without flips."""
     model.eval()
     scores = []
-    for path in paths[distributed.rank()::distributed.size()]:
+    for path in paths[distributed.rank()::distributed.world_size()]:
         prepared = load(path)
         volume = torch.from_numpy(prepared.volume)
-        image = normalise_batch(volume[None, :4], torch.tensor([prepared.meta.mean]), torch.tensor([prepared.meta.std]))
+        image = normalize_batch(volume[None, :4], torch.tensor([prepared.meta.mean]), torch.tensor([prepared.meta.std]))
         predicted = sliding_window_inference(model, image[0], config.patch, config.overlap, device=device).numpy() > 0.5
         scores.append([dice(p, r) for p, r in zip(predicted, regions(prepared.volume[4]), strict=True)])
     scores = distributed.gather(scores)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..basics.config import Config
 from ..basics.device import Device
 from ..basics.errors import BratsError
-from ..basics.files import sweep
+from ..basics.files import remove_leftovers
 from ..data.storage import open_volume
 from ..evaluation.checkpoints import load_weights, read_checkpoint, weights_tag, write_checkpoint
 from ..evaluation.domain_shift import ranges
@@ -35,25 +35,25 @@ def check_shares(config: Config, processes: int) -> None:
                          f"{processes} for batch, which counts the patches of all, or fewer processes.")
 
 
-def begin(config: Config, training: Sequence[Path], validation: Sequence[Path], folder: Path, device: Device,
-          start: Start | None) -> tuple[State, str]:
+def create_or_resume(config: Config, training: Sequence[Path], validation: Sequence[Path], folder: Path, device: Device,
+          start: InitialWeights | None) -> tuple[State, str]:
     """The state to train from, new or `folder`'s last, and the fingerprint of settings and patients; alike in all processes.
 
     BratsError where a batch cannot be shared equally, or not all processes see the same folder.
     """
-    check_shares(config, distributed.size())
+    check_shares(config, distributed.world_size())
     state = new_state(config, device)
     weights, rehearsed = (read_checkpoint(start.checkpoint, device)["average"], start.patients) if start else (None, ())
-    tag = distributed.once(lambda: fingerprint(config, [*training, *validation, *rehearsed], weights))
+    tag = distributed.broadcast_from_rank_zero(lambda: fingerprint(config, [*training, *validation, *rehearsed], weights))
     state.seen = ranges([open_volume(path)[1].figures for path in training])
     if weights:
         for model in (state.model, state.average.module):
             load_weights(model, weights, start.checkpoint)
     for turn in (True, False):                        # the first process may move what is of other settings; then the others
         if turn == (distributed.rank() == 0):
-            sweep(folder)
+            remove_leftovers(folder)
             resume(state, folder, tag, config, device)
-        distributed.wait()
+        distributed.barrier()
     if len(set(distributed.gather([state.step]))) > 1:
         raise BratsError(f"not all processes find the same checkpoint in {folder}: all machines must share that folder.")
     return state, tag
@@ -71,7 +71,7 @@ def save(state: State, folder: Path, config: Config, tag: str) -> None:
     """Write all of the state, so that training can go on from it; the checkpoint before it is kept as before.pt."""
     if distributed.rank() == 0:
         _write(state, folder, config, tag)
-    distributed.wait()                                # none ends, nor goes on, before it is on disk
+    distributed.barrier()                                # none ends, nor goes on, before it is on disk
 
 
 def _write(state: State, folder: Path, config: Config, tag: str) -> None:
@@ -129,7 +129,7 @@ def resume(state: State, folder: Path, tag: str, config: Config, device: Device)
         tqdm.write(f"going on from step {state.step} of {config.epochs * config.steps} ({folder})")
 
 
-class Start(NamedTuple):
+class InitialWeights(NamedTuple):
     """What a training begins with: the averaged weights of another one, and the prepared patients that it learnt from."""
 
     checkpoint: Path

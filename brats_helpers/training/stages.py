@@ -18,7 +18,7 @@ from ..data.pipeline import fill_work_folder, prepared_files
 from ..phantoms.archive import build_cohort
 from . import distributed
 from .loop import train
-from .resume import Start
+from .resume import InitialWeights
 
 
 def train_work(config: Config, work: Path, on_epoch: Callable[[list[dict]], None] | None = None,
@@ -30,11 +30,11 @@ def train_work(config: Config, work: Path, on_epoch: Callable[[list[dict]], None
     """
     start = None
     if config.pretrain:
-        first, phantoms = on_phantoms(config), distributed.once(lambda: make_phantoms(config, work))
+        first, phantoms = on_phantoms(config), distributed.broadcast_from_rank_zero(lambda: make_phantoms(config, work))
         train_work(first, phantoms, None, device)
-        seen, _ = distributed.once(lambda: training_files(first, phantoms))
-        start = Start(checkpoint_folder(phantoms) / "last.pt", seen)
-    files = distributed.once(lambda: training_files(config, work, everyone))
+        seen, _ = distributed.broadcast_from_rank_zero(lambda: training_files(first, phantoms))
+        start = InitialWeights(checkpoint_folder(phantoms) / "last.pt", seen)
+    files = distributed.broadcast_from_rank_zero(lambda: training_files(config, work, everyone))
     return train(config, *files, checkpoint_folder(work, everyone), on_epoch, device, start)
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..basics.config import Config
 from ..basics.device import Device
 from ..basics.errors import BratsError
-from ..data.preprocessing import normalise_batch
+from ..data.preprocessing import normalize_batch
 from ..evaluation.build import build_network, compile_for_training
 from ..network.losses import deep_supervision_loss, labels_to_regions
 from . import distributed
@@ -55,7 +55,7 @@ class State:
 
 
 def new_state(config: Config, device: Device) -> State:
-    """A freshly initialised network and optimizer; the same for the same seed."""
+    """A freshly initialized network and optimizer; the same for the same seed."""
     torch.manual_seed(config.seed)
     model = build_network(config, device)
     compile_for_training(model, device, config.epochs * config.steps)
@@ -65,43 +65,43 @@ def new_state(config: Config, device: Device) -> State:
     return State(model, average, optimizer, torch.amp.GradScaler(device.kind, enabled=device.scaler))
 
 
-class Ahead(Iterator):
-    """Batches of `loaders.batches` with what `prepare_batch` makes of them, which `look` has made while a GPU was busy."""
+class PrefetchedBatches(Iterator):
+    """Batches of `loaders.batches` with what `prepare_batch` makes of them, which `prepare_next` has made while a GPU was busy."""
 
     def __init__(self, source: Iterator[dict], config: Config, device: Device) -> None:
         self.source, self.ready, self.config, self.device = source, [], config, device
 
-    def look(self) -> None:
+    def prepare_next(self) -> None:
         """Make the next batch ready, if there is one."""
         if not self.ready:
             self.ready += [batch | {"prepared": prepare_batch(batch, self.config.seed, self.device)}
                            for batch in itertools.islice(self.source, 1)]
 
     def __next__(self) -> dict:
-        self.look()
+        self.prepare_next()
         if not self.ready:
             raise StopIteration
         return self.ready.pop()
 
 
 def train_step(state: State, batch: dict, config: Config, device: Device,
-               meanwhile: Callable[[], None] | None = None) -> float:
-    """One optimizer step on one batch of `loaders.batches` or `Ahead`; returns the loss.
+               while_gpu_works: Callable[[], None] | None = None) -> float:
+    """One optimizer step on one batch of `loaders.batches` or `PrefetchedBatches`; returns the loss.
 
-    meanwhile: called when a GPU has been told what to do, and before its results are waited for.
+    while_gpu_works: called when a GPU has been told what to do, and before its results are waited for.
     """
     images, target = batch.get("prepared") or prepare_batch(batch, config.seed, device)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(state.step, config) * state.rate_factor
     with device.autocast():
         outputs = state.parallel(images)
-    loss = deep_supervision_loss(outputs, target, reduce=distributed.total)
+    loss = deep_supervision_loss(outputs, target, reduce=distributed.all_reduce_sum)
     state.scaler.scale(loss).backward()
     state.scaler.unscale_(state.optimizer)
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.clip)
-    if meanwhile:
-        meanwhile()
-    loss = distributed.mean(loss)                     # of cross-entropy's parts; Dice is that of the whole batch already
+    if while_gpu_works:
+        while_gpu_works()
+    loss = distributed.all_reduce_mean(loss)                     # of cross-entropy's parts; Dice is that of the whole batch already
     # Loss scaling tries scales that are too large, and leaves out those steps itself.
     if sound := bool(torch.isfinite(loss) and (device.scaler or torch.isfinite(norm))):
         state.scaler.step(state.optimizer)
@@ -131,7 +131,7 @@ def leave_out(state: State, names: Sequence[str], problem: str, config: Config) 
 def prepare_batch(batch: dict, seed: int, device: Device) -> tuple[Tensor, Tensor]:
     """A batch on the device, z-scored and augmented: images (B, 5, P, P, P) and regions (B, 3, P, P, P)."""
     volume, mean, std = (batch[key].to(device.torch_device, non_blocking=True) for key in ("volume", "mean", "std"))
-    images = normalise_batch(volume[:, :4], mean, std)
+    images = normalize_batch(volume[:, :4], mean, std)
     images, labels = augment(images, volume[:, 4:], [patch_generator(seed, number) for number in batch["number"]])
     return images, labels_to_regions(labels)
 

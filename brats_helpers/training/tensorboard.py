@@ -14,10 +14,10 @@ import matplotlib.pyplot as plt
 import torch
 
 from ..basics.config import Config
-from ..basics.constants import REGION_COLOURS
+from ..basics.constants import REGION_COLORS
 from ..basics.device import Device, gpu_load
 from ..basics.errors import BratsError
-from ..data.preprocessing import Prepared, normalise_batch
+from ..data.preprocessing import Prepared, normalize_batch
 from ..data.storage import load
 from ..evaluation.metrics import regions
 from ..evaluation.sliding_window import sliding_window_inference
@@ -77,14 +77,14 @@ class Tracker:
 def overlay(prepared: Prepared, model: torch.nn.Module, config: Config, device: Device) -> Figure:
     """FLAIR of a prepared patient where he has most tumor, with the outlines of the reference and of the network."""
     volume, meta = torch.from_numpy(prepared.volume), prepared.meta
-    image = normalise_batch(volume[None, :4], torch.tensor([meta.mean]), torch.tensor([meta.std]))[0]
+    image = normalize_batch(volume[None, :4], torch.tensor([meta.mean]), torch.tensor([meta.std]))[0]
     predicted = sliding_window_inference(model, image, config.patch, config.overlap, device=device).numpy() > 0.5
     figure, ax = plt.subplots(figsize=(4, 4.4))
     at = widest(prepared.volume[4].T)
     draw_slice(ax, image[0].numpy().T, "axial", at)
     for style, masks in (("dashed", regions(prepared.volume[4])), ("solid", predicted)):
-        for colour, mask in zip(REGION_COLOURS.values(), masks, strict=True):
+        for color, mask in zip(REGION_COLORS.values(), masks, strict=True):
             if (outline := cut(mask.T, "axial", at)).any():
-                ax.contour(outline, [0.5], colors=colour, linestyles=style, linewidths=1)
+                ax.contour(outline, [0.5], colors=color, linestyles=style, linewidths=1)
     ax.set_title("dashed: reference, solid: network")
     return finish(figure, synthetic=False, prediction=True)

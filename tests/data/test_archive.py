@@ -14,7 +14,7 @@ from conftest import pack, small_volumes, write_case
 
 from brats_helpers.basics.errors import BratsError
 from brats_helpers.basics.files import Packed
-from brats_helpers.data.archive import Limits, Member, extract, list_archive, patients_in, readable_in_place, summarise
+from brats_helpers.data.archive import Limits, Member, extract, list_archive, patients_in, readable_in_place, summarize
 from brats_helpers.data.cases import find_twins, on_disk, read_case
 from brats_helpers.data.formats import exportable
 from brats_helpers.data.pipeline import fingerprint
@@ -30,7 +30,7 @@ def cohort(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tgz", "a.zip"])
 def test_list_and_extract_give_what_was_packed(cohort: Path, tmp_path: Path, name: str) -> None:
     archive = pack(cohort, tmp_path / name)
-    rows = summarise(list_archive(archive))
+    rows = summarize(list_archive(archive))
     assert [row["name"] for row in rows] == ["P1", "P2"] and len(rows[0]["files"]) == 5
     for path in extract(archive, tmp_path / "out"):
         assert path.read_bytes() == (cohort / path.relative_to(tmp_path / "out")).read_bytes()
@@ -94,7 +94,7 @@ def test_bombs_are_refused_before_anything_is_written(tmp_path: Path, faults) ->
 
 
 def test_the_decathlons_patients_are_counted() -> None:
-    rows = summarise([Member(f"Task01/{folder}/BRATS_{n:03d}.nii.gz", 10**6) for n in range(3)
+    rows = summarize([Member(f"Task01/{folder}/BRATS_{n:03d}.nii.gz", 10**6) for n in range(3)
                       for folder in ("imagesTr", "labelsTr")])
     assert [row["name"] for row in rows] == ["BRATS_000", "BRATS_001", "BRATS_002"] and rows[0]["mb"] == 2.0
 

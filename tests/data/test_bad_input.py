@@ -122,7 +122,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "a dimension of zero": (header("t2", put(42, short(0))), "its shape"),
     "unknown data type": (header("t2", put(70, short(999))), "cannot be opened as NIfTI"),
     "complex numbers": (change("t2", lambda v, a: (v.astype(np.complex64), a)), "complex"),
-    "colours": (header("t2", put(70, short(128) + short(24))), "promises|colour"),
+    "colors": (header("t2", put(70, short(128) + short(24))), "promises|color"),
     "2D": (change("t2", lambda v, a: (v[..., 5], a)), "3 dimensions"),
     "4D": (change("t2", lambda v, a: (np.stack([v, v], -1), a)), "3 dimensions"),
     "5D": (change("t2", lambda v, a: (v[..., None, None], a)), "3 dimensions"),
@@ -284,7 +284,7 @@ def test_a_checkpoint_runs_nothing(tmp_path: Path, faults) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [
-    ("patch", 60), ("patch", 8), ("validation", 0), ("validation", 1.5), ("folds", 1), ("fold", 5), ("foreground", -0.1),
+    ("patch", 60), ("patch", 8), ("validation", 0), ("validation", 1.5), ("folds", 1), ("fold", 5), ("oversample_foreground", -0.1),
     ("overlap", 1), ("ema", 1), ("spacing_mm", 0), ("patients", 0), ("batch", 0), ("epochs", -1), ("steps", 0),
     ("learning_rate", 0), ("clip", -1), ("validate_every", 0), ("test_patients", -1), ("warmup", -5), ("weight_decay", -1),
     ("on_nan", "ignore"), ("seed", -1), ("steps", 2.5), ("epochs", "abc"), ("batch", True), ("learning_rate", "fast"),

@@ -27,7 +27,7 @@ IDENTIFIERS = {
     "InstitutionName": "StMary Hospital", "InstitutionAddress": "Hill Road 1", "ReferringPhysicianName": "House^Gregory",
     "PerformingPhysicianName": "Wilson^James", "OperatorsName": "Foreman^Eric", "AccessionNumber": "ACC-99812",
     "StudyDate": "20210304", "StudyTime": "131415", "StudyID": "STUDY-31337", "StudyDescription": "headache of JaneDoe",
-    "SeriesDescription": "FLAIR JaneDoe", "PatientComments": "neighbour of JohnRoe", "StationName": "MRSCANNER7",
+    "SeriesDescription": "FLAIR JaneDoe", "PatientComments": "neighbor of JohnRoe", "StationName": "MRSCANNER7",
     "DeviceSerialNumber": "SN-55501", "ProtocolName": "BRAIN-PROTO-9", "EthnicGroup": "ETHNIC-X"}
 
 

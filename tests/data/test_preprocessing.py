@@ -21,10 +21,10 @@ from brats_helpers.data.pipeline import prepared_files, preprocess_cohort, verif
 from brats_helpers.data.preprocessing import (
     Meta,
     Prepared,
-    brain_box,
+    bounding_box,
     brain_mask,
     lps_spacing,
-    normalise,
+    normalize,
     prepare,
     restore,
     statistics,
@@ -96,11 +96,11 @@ def test_every_voxel_size_returns_to_its_grid(spacing: float, target: float) -> 
             assert restore(volume, prepared.meta).shape == (5, *patient.images.shape[1:])
 
 
-def test_normalise_is_zero_mean_unit_deviation_in_the_brain_alone() -> None:
+def test_normalize_is_zero_mean_unit_deviation_in_the_brain_alone() -> None:
     images, _ = small_volumes()
     images[0, 10, 13, 8] = 0                                                           # 0 in one modality, and brain
     mask = brain_mask(images)
-    scored = normalise(images, *statistics(images, mask))
+    scored = normalize(images, *statistics(images, mask))
     assert np.allclose(scored[:4, mask].mean(1), 0, atol=1e-5) and np.allclose(scored[:4, mask].std(1), 1, atol=1e-5)
     assert (scored[:, ~mask] == 0).all() and np.array_equal(scored[4] == 1, mask) and mask[10, 13, 8]
     with pytest.raises(BratsError, match="patient X: t2 has one value"):
@@ -112,8 +112,8 @@ def test_brain_box_is_the_smallest(points) -> None:
     mask = np.zeros((9, 9, 9), bool)
     mask[tuple(np.array(points).T)] = True
     where = np.argwhere(mask)
-    assert brain_box(mask) == tuple(zip(where.min(0).tolist(), (where.max(0) + 1).tolist()))
-    assert tumor_rows(mask.astype(np.int16)) == brain_box(mask)[1] and tumor_rows(np.zeros((9, 9, 9))) == (0, 0)
+    assert bounding_box(mask) == tuple(zip(where.min(0).tolist(), (where.max(0) + 1).tolist()))
+    assert tumor_rows(mask.astype(np.int16)) == bounding_box(mask)[1] and tumor_rows(np.zeros((9, 9, 9))) == (0, 0)
 
 
 @settings(max_examples=25, deadline=None)

@@ -98,8 +98,8 @@ def test_predict_warns_and_segments_all_the_same(patients: list, tmp_path: Path,
 
 
 def test_real_patients_are_like_each_other_and_not_when_contrasts_are_mixed_up(real_cases) -> None:
-    labelled = [prepare(read_case(case), 2.0) for case in real_cases if case.reference]
-    held_out, rest = labelled[:2], labelled[2:]
+    labeled = [prepare(read_case(case), 2.0) for case in real_cases if case.reference]
+    held_out, rest = labeled[:2], labeled[2:]
     seen = shift.ranges([p.meta.figures for p in rest])
     assert not any(shift.unlike(p.meta.figures, seen) for p in held_out)
     assert all(shift.unlike(changed(p, (0, 1, 3, 2), 2.0), seen) for p in held_out)      # T1CE and T2

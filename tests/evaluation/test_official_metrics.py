@@ -89,7 +89,7 @@ def test_lesion_wise_scores_are_the_published_ones(all_pairs) -> None:
 
 
 def test_dice_is_deepminds_and_distances_differ_by_less_than_a_voxel(all_pairs) -> None:
-    """Their surface runs between voxels and is weighed by area; ours is the border voxels' centres, as in MONAI."""
+    """Their surface runs between voxels and is weighed by area; ours is the border voxels' centers, as in MONAI."""
     gaps = []
     for p, r, spacing in all_pairs:
         if p.any() or r.any():

@@ -63,7 +63,7 @@ EXERCISES = [
         (["t1", "t1", "t2", "t1ce"], "four different names")]),
     (checks.check_position, (AFFINE, (10, 20, 30)), (AFFINE @ [10, 20, 30, 1])[:3], [
         ((AFFINE[:3, :3] @ [10, 20, 30]), "shift is missing"), ([10, 20, 30], "Those are the indices"),
-        (AFFINE @ [10, 20, 30, 1], "keep three"), ([-70, 86, -12], "sign"), (3, "three millimetres")]),
+        (AFFINE @ [10, 20, 30, 1], "keep three"), ([-70, 86, -12], "sign"), (3, "three millimeters")]),
     (checks.check_tumor_volume, (LABELS, (2, 2, 2)), 0.032, [
         (32, "mm3"), (8 * 8 / 1000, "names, not amounts"), (4, "not 1 mm3"), (0.016, "one of the three")]),
     (checks.check_to_disk, (), lambda x: np.where(x == 3, 4, x), [

@@ -162,6 +162,6 @@ def test_each_slider_of_the_playground_changes_the_picture(patient: Patient) -> 
     assert len(controls.children) == 9
 
 
-def test_agreement_has_a_colour_for_each_kind() -> None:
+def test_agreement_has_a_color_for_each_kind() -> None:
     predicted, truth = np.array([True, True, False, False]), np.array([True, False, True, False])
     assert agreement(predicted, truth).tolist() == [2, 3, 1, 0]

@@ -10,7 +10,7 @@ import pytest
 from brats_helpers.basics.constants import ED, ET, NCR
 from brats_helpers.data.archive import extract, list_archive
 from brats_helpers.data.cases import find_cases, read_case
-from brats_helpers.data.preprocessing import brain_mask, normalise, statistics
+from brats_helpers.data.preprocessing import brain_mask, normalize, statistics
 from brats_helpers.evaluation.metrics import threshold_baseline
 from brats_helpers.phantoms.anatomy import brats_affine
 from brats_helpers.phantoms.archive import TEST, TRAINING, build_cohort
@@ -71,7 +71,7 @@ def test_tumors_of_every_kind_and_of_sizes_over_two_orders_of_magnitude() -> Non
 
 
 def test_a_threshold_on_flair_does_not_solve_it(patients: list) -> None:
-    flair = [normalise(p.images, *statistics(p.images, brain_mask(p.images)))[0] for p in patients]
+    flair = [normalize(p.images, *statistics(p.images, brain_mask(p.images)))[0] for p in patients]
     scores = threshold_baseline(flair, [p.reference for p in patients], np.linspace(0.2, 3, 15))
     assert 0.3 < scores.mean(0).max() < 0.75
 
@@ -81,7 +81,7 @@ def test_wide_patients_differ_more_than_the_narrow_ones_and_still_show_their_tum
         """z-scores of edema on FLAIR and T2 and of enhancing tumor on T1CE, a row a patient."""
         rows = []
         for p in cohort:
-            z = normalise(p.images, *statistics(p.images, brain_mask(p.images)))
+            z = normalize(p.images, *statistics(p.images, brain_mask(p.images)))
             rows.append([z[m][p.reference == label].mean() for m, label in ((0, ED), (3, ED), (2, ET))
                          if (p.reference == label).sum() > 8])
         return np.array([row for row in rows if len(row) == 3])

@@ -12,7 +12,7 @@ import torch
 from brats_helpers.__main__ import main
 from brats_helpers.basics.config import Config
 from brats_helpers.data.cases import read_case
-from brats_helpers.data.preprocessing import normalise, prepare
+from brats_helpers.data.preprocessing import normalize, prepare
 from brats_helpers.evaluation.checkpoints import write_checkpoint
 from brats_helpers.network.unet import UNet
 from brats_helpers.phantoms.archive import build_cohort
@@ -66,7 +66,7 @@ def test_monai_verifies_the_bundle_reads_a_patient_as_we_do_and_segments_him(che
     case = patients_in(tmp_path / "data")[0]
     patient = read_case(case)
     ours = prepare(patient, 4.0)
-    wanted = normalise(ours.volume[:4], ours.meta.mean, ours.meta.std).transpose(0, 3, 2, 1)
+    wanted = normalize(ours.volume[:4], ours.meta.mean, ours.meta.std).transpose(0, 3, 2, 1)
     np.testing.assert_allclose(np.concatenate((given["image"], given["brain"])), wanted, atol=1e-3)
     workflow.run()
     assert torch.is_grad_enabled()                        # a bundle is a guest: it leaves the settings as they were

@@ -28,7 +28,7 @@ SMOKE = {"preset": "quick", "spacing_mm": 4.0, "epochs": 1, "steps": 3, "patch":
 # The real client, which knows only Kaggle's own address, is given another.
 PUSH = """import sys, kagglesdk.kaggle_env as env
 env._env_to_endpoint[env.KaggleEnv.PROD] = sys.argv[1]
-from brats_helpers import kaggle
+from brats_helpers.tools import kaggle
 from brats_helpers.__main__ import main
 kaggle.POLL_SECONDS = 0.01
 sys.exit(main(["kaggle", "push", "--owner", "somebody", "--out", sys.argv[2]]))"""
@@ -59,7 +59,7 @@ def test_each_notebook_has_its_forerunner_and_the_helpers_as_sources(built: list
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"owner": "INSERT_OWNER"}, "owner is 'INSERT_OWNER': give your Kaggle name"),
-    ({"color": 1}, "color is not a field"), ({"licence": None}, "licence is missing"),
+    ({"color": 1}, "color is not a field"), ({"license": None}, "license is missing"),
     ({"dataset_sources": ["brats"]}, "dataset_sources has 'brats', not owner/dataset"),
     ({"slug": "Bad Slug"}, r"notebooks\[2\].slug is 'Bad Slug'"), ({"title": "Hi"}, r"notebooks\[2\].title is 'Hi'"),
     ({"title": "Another title"}, "but the title resolves to 'another-title'"),

@@ -37,8 +37,8 @@ def test_a_grid_is_every_combination_under_names_of_its_own() -> None:
     for wrong in ("seed", "=1"):
         with pytest.raises(BratsError, match="give a parameter and its values"):
             parse_grid(wrong)
-    with pytest.raises(BratsError, match="no notebook has a parameter colour; there are: .*learning_rate"):
-        points_of({"colour": [1]})
+    with pytest.raises(BratsError, match="no notebook has a parameter color; there are: .*learning_rate"):
+        points_of({"color": [1]})
     with pytest.raises(BratsError, match="--grid seed= has no value"):
         points_of({"seed": []})
 

@@ -8,14 +8,14 @@ import torch
 from conftest import small_volumes
 from scipy import ndimage
 
-from brats_helpers.data.preprocessing import brain_mask, normalise, normalise_batch, statistics
+from brats_helpers.data.preprocessing import brain_mask, normalize, normalize_batch, statistics
 from brats_helpers.training import augmentation as augment
 
 
 @pytest.fixture
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
     volumes = [small_volumes(seed, (24, 24, 24)) for seed in (0, 1)]
-    images = torch.stack([torch.from_numpy(normalise(i, *statistics(i, brain_mask(i)))) for i, _ in volumes])
+    images = torch.stack([torch.from_numpy(normalize(i, *statistics(i, brain_mask(i)))) for i, _ in volumes])
     labels = torch.stack([torch.from_numpy(np.where(n == 4, 3, n).astype(np.int16))[None] for _, n in volumes])
     return images, labels
 
@@ -24,12 +24,12 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_normalise_batch_equals_the_numpy_reference() -> None:
+def test_normalize_batch_equals_the_numpy_reference() -> None:
     images = np.stack([small_volumes(seed)[0] for seed in (0, 1)])
     numbers = [statistics(i, brain_mask(i)) for i in images]
     mean, std = (torch.tensor(np.stack(n), dtype=torch.float32) for n in zip(*numbers, strict=True))
-    ours = normalise_batch(torch.from_numpy(images), mean, std)
-    expected = np.stack([normalise(i, *n) for i, n in zip(images, numbers, strict=True)])
+    ours = normalize_batch(torch.from_numpy(images), mean, std)
+    expected = np.stack([normalize(i, *n) for i, n in zip(images, numbers, strict=True)])
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 

@@ -169,11 +169,11 @@ def _on_ranks(rank: int, folder: Path, files: list[Path], results: object) -> No
     train(ONE_STEP, files[:3], files[3:], folder / "two", device=CPU)
     outputs, target = whole_batch()
     mine = [x[rank::2].detach().requires_grad_() for x in outputs]
-    loss = deep_supervision_loss(mine, target[rank::2], reduce=distributed.total)
+    loss = deep_supervision_loss(mine, target[rank::2], reduce=distributed.all_reduce_sum)
     (loss / 2).backward()                             # halved, as DistributedDataParallel's mean over processes does
-    said = {"loss": distributed.mean(loss), "gradients": [x.grad for x in mine],
-            "agreed": distributed.agreed(rank == 1, False), "gathered": distributed.gather(range(5)[rank::2]),
-            "once": distributed.once(lambda: rank)}
+    said = {"loss": distributed.all_reduce_mean(loss), "gradients": [x.grad for x in mine],
+            "agreed": distributed.any_rank(rank == 1, False), "gathered": distributed.gather(range(5)[rank::2]),
+            "once": distributed.broadcast_from_rank_zero(lambda: rank)}
     results.put((rank, {k: [t.numpy() for t in v] if k == "gradients" else v.item() if k == "loss" else v
                         for k, v in said.items()}))
     torch.distributed.destroy_process_group()
@@ -216,7 +216,7 @@ def test_the_loss_of_a_shared_batch_and_its_gradient_are_those_of_the_whole(work
 
 def test_alone_everything_is_what_it_was() -> None:
     value = torch.ones(3)
-    assert distributed.total(value) is value and distributed.gather([1, 2]) == [1, 2] and distributed.agreed(True) == [True]
+    assert distributed.all_reduce_sum(value) is value and distributed.gather([1, 2]) == [1, 2] and distributed.any_rank(True) == [True]
 
 
 def test_throughput_is_measured(work: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_patches_are_a_function_of_seed_and_number(prepared) -> None:
 
 def test_batches_made_ready_ahead_are_the_same_ones_in_the_same_order(prepared) -> None:
     data = PatchDataset(prepared, 16, 0.4, seed=1)
-    ahead = step.Ahead(batches(data, 2, 0, 3), CONFIG, CPU)
+    ahead = step.PrefetchedBatches(batches(data, 2, 0, 3), CONFIG, CPU)
     for plain in batches(data, 2, 0, 3):
         batch = next(ahead)
         ahead.look()
@@ -131,12 +131,12 @@ def test_a_reading_process_is_deaf_to_ctrl_c_and_missed_when_killed(prepared, tm
 
 
 def test_an_error_that_hides_a_readers_end_says_so_and_any_other_stays() -> None:
-    with pytest.raises(BratsError, match=r"\(DataLoader worker \(pid 7\) is killed\)"), loaders.watched():
+    with pytest.raises(BratsError, match=r"\(DataLoader worker \(pid 7\) is killed\)"), loaders.explain_killed_worker():
         try:
             raise RuntimeError("DataLoader worker (pid 7) is killed")
         finally:
             raise RuntimeError("inline_container: unexpected pos")
-    with pytest.raises(RuntimeError, match="^out of memory$"), loaders.watched():
+    with pytest.raises(RuntimeError, match="^out of memory$"), loaders.explain_killed_worker():
         raise RuntimeError("out of memory")
 
 

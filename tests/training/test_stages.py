@@ -19,7 +19,7 @@ from brats_helpers.phantoms.patient import make_patient
 from brats_helpers.training import loop as training
 from brats_helpers.training import stages as pretraining
 from brats_helpers.training.loop import rehearsal, train
-from brats_helpers.training.resume import Start
+from brats_helpers.training.resume import InitialWeights
 from brats_helpers.training.stages import for_few_patients, on_phantoms, train_work, training_files
 from brats_helpers.training.step import State, train_step
 
@@ -53,7 +53,7 @@ def test_training_begins_with_the_weights_that_it_is_given(prepared: list[Path],
     start = tmp_path / "before" / "last.pt"
     average = read_checkpoint(start, CPU)["average"]
     still = TINY.with_(learning_rate=1e-12, weight_decay=0.0)
-    train(still, prepared[:2], prepared[3:], tmp_path / "after", device=CPU, start=Start(start, []))
+    train(still, prepared[:2], prepared[3:], tmp_path / "after", device=CPU, start=InitialWeights(start, []))
     for kind in ("model", "average"):
         after = read_checkpoint(tmp_path / "after" / "last.pt", CPU)[kind]
         assert all(torch.allclose(after[key], average[key], atol=1e-9) for key in average)
@@ -74,7 +74,7 @@ def test_what_is_rehearsed_fills_half_of_the_patches_and_is_not_what_scans_are_j
         return train_step(state, batch, *others)
 
     monkeypatch.setattr(training, "train_step", watched)
-    start = Start(tmp_path / "before" / "last.pt", phantoms)
+    start = InitialWeights(tmp_path / "before" / "last.pt", phantoms)
     train(TINY, [patient], [], tmp_path / "after", device=CPU, start=start)
     assert sorted(shown) == sorted([load(patient).meta.name] * 3 + [load(path).meta.name for path in phantoms])
     content = read_checkpoint(tmp_path / "after" / "last.pt", CPU)
