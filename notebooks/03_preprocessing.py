@@ -474,8 +474,10 @@ plt.show()
 
 # %% tags=["exercise"]
 from brats_helpers.lessons import investigations
+from brats_helpers.phantoms import make_patient
 
-broken = investigations.broken_patients(patient)
+whole = make_patient(0, 7, 2.0)  # a phantom, whatever the source
+broken = investigations.broken_patients(whole)
 images_1, labels_1 = broken["labels 0, 1, 2, 4"]
 images_2, labels_2 = broken["T1's background is not 0"]
 images_3, labels_3 = broken["FLAIR and T2 are swapped"]
@@ -483,7 +485,7 @@ labels_1 = np.where(labels_1 == 4, 3, labels_1)  # solution
 images_2 = images_2 * (images_2[[0, 2, 3]] != 0).any(0)  # solution
 images_3 = images_3[[3, 1, 2, 0]]  # solution
 repaired = dict(zip(broken, ((images_1, labels_1), (images_2, labels_2), (images_3, labels_3))))
-investigations.check_repairs(repaired, patient)
+investigations.check_repairs(repaired, whole)
 
 # %% [markdown]
 # Now the export:

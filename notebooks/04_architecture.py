@@ -83,7 +83,7 @@ series_map(4)
 # %% [markdown]
 # <details><summary>For teachers</summary>
 #
-# Draw the U on the board before anyone scrolls, and let the class fill in the sizes (exercise 1). Common misconceptions:
+# Draw the U on the board before anyone scrolls, and let the class fill in the sizes. Common misconceptions:
 # most parameters sit where most voxels are; the skip connection adds (it concatenates); Dice loss needs no
 # cross-entropy; losses of different functions can be compared. Spend ten minutes on the gradient pictures in section 3.
 # </details>
@@ -104,22 +104,6 @@ from brats_helpers.lessons.viewers import show_source
 show_source(unet.ConvNormAct, unet.Stage)
 
 # %% [markdown]
-# ### Exercise 1: at the bottom
-#
-# The full network has seven levels and takes cubes of 128 voxels per edge. How long is an edge at the lowest level?
-#
-# <details><summary>Hint</summary>
-#
-# The first stage has stride 1; each of the six below it has stride 2.
-# </details>
-
-# %% tags=["exercise"]
-from brats_helpers.lessons import checks
-
-bottom = 128 / 2**6  # solution
-checks.check_bottom_edge(bottom, patch=128, levels=7)
-
-# %% [markdown]
 # ## 2. The network
 #
 # The **encoder** leads down. Each level halves every edge (stride 2), which leaves an eighth of the voxels, and computes
@@ -127,16 +111,50 @@ checks.check_bottom_edge(bottom, patch=128, levels=7)
 # the same size is concatenated as further channels: the **skip connection**. The path down finds out *what* is there.
 # The skip remembers *where*. A *head* is the last convolution, which turns channels into scores.
 #
-# **Question.** How many lines of code does `forward` need for seven levels?
+# ### Exercise 1: the forward pass
 #
-# <details><summary>Answer</summary>
+# Write it. `net.encoder`, `net.upsample` and `net.decoder` are lists in the order of use, and `net.heads[-1]` makes the
+# logits at full resolution. Save the output of each encoder stage on the way down. The output of the last stage is the
+# bottom, so take it off the list. On the way up, concatenate (upsampled, skip) along the channels.
 #
-# Read it below: one loop down, one loop up, and a stack of skips. The levels are lists, so a network of four levels and
-# one of seven share this code.
+# <details><summary>Hint</summary>
+#
+# A Python list is a stack: `append` saves, and `pop()` returns the last one saved. `torch.cat((a, b), dim=1)` joins
+# channels. Two loops and a return statement are enough.
 # </details>
+
+
+# %% tags=["exercise"]
+from brats_helpers.lessons import checks, investigations
+
+
+def forward(net: unet.UNet, x: torch.Tensor) -> torch.Tensor:
+    """Logits at full resolution, (B, 3, D, H, W)."""
+    skips = []  # solution
+    for stage in net.encoder:  # solution
+        x = stage(x)  # solution
+        skips.append(x)  # solution
+    skips.pop()  # solution
+    for upsample, stage in zip(net.upsample, net.decoder):  # solution
+        x = stage(torch.cat((upsample(x), skips.pop()), dim=1))  # solution
+    return net.heads[-1](x)  # solution
+
+
+investigations.check_forward(forward)
+
+# %% [markdown]
+# The module's version does the same. In training mode it also returns the coarser outputs. The levels are lists, so a
+# network of four levels and one of seven share this code. **Question.** Where does it pop the bottom off the stack, and why?
 
 # %%
 show_source(unet.UNet)
+
+# %% [markdown]
+# <details><summary>Answer</summary>
+#
+# Right after the encoder's loop: `x = skips.pop()`. The bottom is the input of the decoder. If it stayed on the stack, the
+# decoder would join it with itself, at half the size of what it has just upsampled.
+# </details>
 
 # %% [markdown]
 # The same network as a picture. Each box gives the number of channels and the edge in voxels:
