@@ -189,7 +189,7 @@ compare_slices(dict(zip("ABCD", shown)), index=at, spacing=quiz.spacing, synthet
 # %% tags=["exercise"]
 from brats_helpers.lessons import checks
 
-answer = ["t1ce", "flair", "t2", "t1"]  # solution
+answer = ["t2", "t1ce", "t1", "flair"]  # solution
 checks.check_contrasts(answer, order)
 
 # %% [markdown]
@@ -213,8 +213,10 @@ draw_outline_task(drawn)
 # </details>
 
 # %% tags=["exercise"]
+from brats_helpers.lessons import investigations
+
 corners = [(90, 66), (86, 50), (70, 46), (56, 58), (52, 70), (60, 72), (67, 80), (75, 82), (83, 78)]  # solution
-checks.check_outline(corners, drawn)
+investigations.check_outline(corners, drawn)
 
 # %% [markdown]
 # ## 3. Patients, real and synthetic
@@ -373,6 +375,8 @@ if not budget["fits"]:
 
 # %%
 sizes = {name: budget[f"{name}_gb"] for name in ("raw", "prepared", "other")}
+from brats_helpers.lessons.plots import bars
+
 bars(sizes, f"GB that the series will write for {everyone} patients", "GB")
 
 # %% [markdown]
