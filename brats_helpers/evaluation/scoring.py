@@ -142,7 +142,7 @@ def read_prediction(case: Case, work: Path) -> tuple[Patient, np.ndarray]:
 def read_mask(path: Path) -> np.ndarray:
     """Read a mask that `write_mask` wrote: labels 0 to 3, (X, Y, Z) uint8."""
     try:
-        labels = np.array(nib.load(path).dataobj, np.uint8)
+        labels = np.asanyarray(nib.load(path).dataobj).astype(np.uint8)
     except (OSError, EOFError, zlib.error, ImageFileError) as error:
         raise BratsError(f"{path} cannot be read ({error}): delete it, and evaluate this patient "
                          "again.") from error
