@@ -8,6 +8,7 @@ BIN := .venv/Scripts
 else
 BIN := .venv/bin
 endif
+LINT = $(BIN)/ruff check . && $(BIN)/lint-imports --no-cache
 
 .PHONY: run test test-low test-browser test-faults fuzz audit lab notebooks student site bench bench-real bench-gpu lint clean
 
@@ -15,7 +16,7 @@ run: .venv/ready
 	$(BIN)/python -m brats_helpers run --preset $(PRESET) --source $(SOURCE) $(ARGS)
 
 test: .venv/ready-dev
-	$(BIN)/ruff check .
+	$(LINT)
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 test-browser: .venv/ready-dev          # widgets and pages in Chromium, which has to be installed (apt install chromium)
@@ -73,8 +74,8 @@ bench-real: .venv-bench/ready          # DATA=folder of ten labeled patients or 
 bench-gpu: .venv-bench/ready           # says so and does nothing where there is no GPU
 	$(subst .venv,.venv-bench,$(BIN))/python -m benchmarks.gpu $(ARGS)
 
-lint: .venv/ready-dev
-	$(BIN)/ruff check .
+lint: .venv/ready-dev                  # and who imports whom: the contracts in pyproject.toml
+	$(LINT)
 
 clean:                                 # results stay: delete runs/ by hand
 	rm -rf .venv .venv-low .venv-bench .venv-audit build *.egg-info .pytest_cache .ruff_cache .hypothesis
