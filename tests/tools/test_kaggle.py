@@ -183,13 +183,14 @@ def test_wheels_that_are_missing_are_installed_without_the_internet(tmp_path: Pa
         **os.environ, "PIP_TARGET": target, "PYTHONPATH": target})
 
 
-def test_a_rehearsal_of_kaggles_file_system(tmp_path: Path) -> None:
+def test_a_rehearsal_of_kaggles_file_system(tmp_path: Path, monkeypatch) -> None:
     """Five sessions, each with only its forerunner's output as input; nothing is written but what Kaggle keeps."""
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("mount namespaces are not allowed here")
     data = json.loads(kaggle.METADATA.read_text())
     (tmp_path / "m.json").write_text(json.dumps(data | {"parameters": data["parameters"] | SMOKE}))
-    built = kaggle.build(tmp_path / "built", "somebody", tmp_path / "m.json")
+    monkeypatch.setattr(kaggle, "METADATA", tmp_path / "m.json")
+    built = kaggle.build(tmp_path / "built", "somebody")
     archives, root = tmp_path / "input" / "brats-2021-task1", tmp_path / "root"
     training, _ = build_cohort(tmp_path / "made", 0, 6, 0, 4.0)
     archives.mkdir(parents=True)
