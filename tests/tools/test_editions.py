@@ -46,10 +46,12 @@ def test_four_exercises_each_blank_with_its_solution_folded_away(written: Path, 
     assert "For teachers" not in everything and "For teachers" in "\n".join(c.source for c in teacher.cells)
 
 
-def test_a_student_who_leaves_every_blank_comes_to_the_end(written: Path, tmp_path: Path) -> None:
+def test_a_student_who_leaves_every_blank_comes_to_the_end(written: Path, tmp_path: Path,
+                                                           monkeypatch) -> None:
     settings = {"patients": 6, "test_patients": 2, "spacing_mm": 4.0, "epochs": 1, "steps": 3, "patch": 32,
                 "overfit_steps": 40, "full_size": False}
-    work = series.run_series(work=tmp_path / "work", parameters=settings, folder=written / "student")
+    monkeypatch.setattr(series, "FOLDER", written / "student")
+    work = series.run_series(work=tmp_path / "work", parameters=settings)
     for name in NAMES:
         cells = nbformat.read(work / "notebooks" / f"{name}.ipynb", 4).cells
         said = [out.data["text/plain"] for c in cells if "exercise" in c.metadata.get("tags", []) for out in c.outputs]
