@@ -30,7 +30,8 @@ def sixteen(archive: Path, target: Path) -> Path:
     """An archive of 16 patients, those of `archive` under four names each: what counts is the number of bytes."""
     if target.is_file():
         return target
-    with atomic_path(target) as temporary, tarfile.open(archive) as source, tarfile.open(temporary, "w") as tar:
+    with atomic_path(target) as temporary, tarfile.open(archive) as source, tarfile.open(temporary,
+                                                                                         "w") as tar:
         for member in source:
             content, name = source.extractfile(member).read(), member.name.split("/")[0]
             for copy in range(16 // PATIENTS):

@@ -32,7 +32,8 @@ def main(folder: Path) -> None:
         print(f"\n{kind:<10}" + "".join(f"{title:>7}" for title in table["healthy"]))
         for name, row in table.items():
             print(f"{name:<10}" + "".join(f"{value:7.2f}" for value in row.values()))
-        print(f"mean over the tumor: {np.mean([list(row.values()) for name, row in table.items() if name != 'healthy']):.2f}")
+        print("mean over the tumor: "
+              f"{np.mean([list(row.values()) for name, row in table.items() if name != 'healthy']):.2f}")
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ from brats_helpers.training import step as training_step
 from . import peers
 
 T4_GIB = 14.0
-NVIDIA_SECONDS = 639 / 219                            # a patient with 8 flips on an A100: its BraTS21 notebook
-PATIENTS = (1, 2, 3)                                  # phantoms that, as real patients, need eight windows
+NVIDIA_SECONDS = 639 / 219  # a patient with 8 flips on an A100: its BraTS21 notebook
+PATIENTS = (1, 2, 3)  # phantoms that, as real patients, need eight windows
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -68,7 +68,8 @@ def cases(device: Device, filters: Sequence[int]) -> list[Case]:
     networks = {"ours": lambda: ours(filters, device), "DynUNet": lambda: peers.dynunet(filters),
                 "PlainConvUNet": lambda: peers.plain_conv_unet(filters)}
     dtypes = (torch.float16, torch.bfloat16) if device.kind == "cuda" else (device.dtype,)
-    lines = [Case(name, make, dtype, batch) for dtype in dtypes for batch in (1, 2) for name, make in networks.items()]
+    lines = [Case(name, make, dtype, batch) for dtype in dtypes for batch in (1, 2)
+             for name, make in networks.items()]
     lines.append(Case("ours, not compiled", lambda: UNet(filters), dtypes[0], 1))
     if device.compiles:
         lines.append(Case("DynUNet, compiled", compiled_peer, dtypes[0], 1))
@@ -82,23 +83,26 @@ def main_loss(outputs: object, target: Tensor) -> Tensor:
 
 def supervised_loss(outputs: object, target: Tensor) -> Tensor:
     """With deep supervision: on a list of resolutions, or on DynUNet's stack of them at full resolution."""
-    if isinstance(outputs, Tensor):                   # (B, heads, 3, D, H, W)
+    if isinstance(outputs, Tensor):  # (B, heads, 3, D, H, W)
         heads = outputs.unbind(1)
         weights = [0.5**i for i in range(len(heads))]
-        return sum(w * losses.region_loss(h, target) for w, h in zip(weights, heads, strict=True)) / sum(weights)
+        return sum(w * losses.region_loss(h, target)
+                   for w, h in zip(weights, heads, strict=True)) / sum(weights)
     return losses.deep_supervision_loss(outputs, target)
 
 
-def stream(device: Device, batch: int, patch: int, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+def stream(device: Device, batch: int, patch: int,
+           seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless batches, the same for the same seed: noise, and as target what is bright in it, smoothed."""
     generator = torch.Generator(device.torch_device).manual_seed(seed)
     while True:
-        x = torch.randn(batch, 5, patch, patch, patch, generator=generator, device=device.torch_device)
+        x = torch.randn(batch, 5, patch, patch, patch, generator=generator,
+                        device=device.torch_device)
         yield x, (torch.nn.functional.avg_pool3d(x[:, :3], 5, 1, 2) > 0.1).float()
 
 
-def train_steps(model: nn.Module, device: Device, batch: int, patch: int, steps: int, fixed: bool = True,
-                loss_of: Loss = supervised_loss) -> dict:
+def train_steps(model: nn.Module, device: Device, batch: int, patch: int, steps: int,
+                fixed: bool = True, loss_of: Loss = supervised_loss) -> dict:
     """Train for some steps; steps a second (after 3 that do not count), peak memory in GiB, the losses."""
     model = model.to(device.torch_device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
@@ -148,13 +152,16 @@ def throughput(device: Device, filters: Sequence[int], patch: int, steps: int) -
     """A row for each case; one that does not fit says so."""
     rows = []
     for case in tqdm(cases(device, filters), desc="throughput"):
-        row = {"network": case.name, "dtype": str(case.dtype).removeprefix("torch."), "batch": case.batch}
+        row = {"network": case.name, "dtype": str(case.dtype).removeprefix("torch."),
+               "batch": case.batch}
         begin = time.perf_counter()
         try:
             torch.manual_seed(0)
-            done = train_steps(case.make(), replace(device, dtype=case.dtype), case.batch, patch, steps)
+            done = train_steps(case.make(), replace(device, dtype=case.dtype), case.batch, patch,
+                               steps)
             row |= {k: round(done[k], 3) for k in ("steps_per_second", "peak_gib")}
-            row["ready_seconds"] = round(time.perf_counter() - begin - steps / done["steps_per_second"], 1)
+            row["ready_seconds"] = round(time.perf_counter() - begin - steps
+                                         / done["steps_per_second"], 1)
         except torch.cuda.OutOfMemoryError:
             row |= {"steps_per_second": None, "peak_gib": None}
         rows.append(row)
@@ -165,7 +172,8 @@ def throughput(device: Device, filters: Sequence[int], patch: int, steps: int) -
 def loss_curves(device: Device, filters: Sequence[int], patch: int, steps: int) -> dict:
     """The same weights and data in both networks: the losses of every tenth step, and how far they are apart."""
     torch.manual_seed(0)
-    model, theirs = (network.to(device.torch_device) for network in (UNet(filters), peers.dynunet(filters)))
+    model, theirs = (network.to(device.torch_device)
+                     for network in (UNet(filters), peers.dynunet(filters)))
     peers.copy_weights(model, theirs, patch)
     compile_for_training(model, device, WORTH_COMPILING)
     curves, half = {}, _half(device)
@@ -185,9 +193,11 @@ def fits_a_t4(device: Device, config: Config, paths: Sequence[Path], steps: int)
     rows = {}
     for name, long in (("compiled", True), ("not compiled", False)):
         try:
-            state = training_step.new_state(config.with_(epochs=WORTH_COMPILING if long else 1), _half(device))
+            state = training_step.new_state(config.with_(epochs=WORTH_COMPILING if long else 1),
+                                            _half(device))
             rate = _steps_a_second(state, config, _half(device), paths, steps, 0, False)
-            rows[name] = {"fits": True, "peak_gib": round(_peak(device), 2), "steps_per_second": round(rate, 2)}
+            rows[name] = {"fits": True, "peak_gib": round(_peak(device), 2),
+                          "steps_per_second": round(rate, 2)}
         except torch.cuda.OutOfMemoryError:
             rows[name] = {"fits": False}
         _clear(device)
@@ -196,23 +206,27 @@ def fits_a_t4(device: Device, config: Config, paths: Sequence[Path], steps: int)
     return rows
 
 
-def loader_share(device: Device, config: Config, paths: Sequence[Path], steps: int, workers: int) -> dict:
+def loader_share(device: Device, config: Config, paths: Sequence[Path], steps: int,
+                 workers: int) -> dict:
     """Training steps a second when patches come from disk, and with the same patches in memory: equal if nothing waits.
 
     The medians of three runs each, by turns.
     """
-    state, rates = training_step.new_state(config.with_(epochs=WORTH_COMPILING), device), {"from disk": [], "from memory": []}
+    state, rates = training_step.new_state(config.with_(epochs=WORTH_COMPILING),
+                                           device), {"from disk": [], "from memory": []}
     for name, found in [*rates.items()] * 3:
-        found.append(_steps_a_second(state, config, device, paths, steps, workers, name == "from disk"))
+        found.append(_steps_a_second(state, config, device, paths, steps, workers,
+                                     name == "from disk"))
     _clear(device)
     return {name: round(statistics.median(found), 3) for name, found in rates.items()} | {
         "batch": config.batch, "workers": workers}
 
 
-def _steps_a_second(state: training_step.State, config: Config, device: Device, paths: Sequence[Path],
-                    steps: int, workers: int, disk: bool) -> float:
+def _steps_a_second(state: training_step.State, config: Config, device: Device,
+                    paths: Sequence[Path], steps: int, workers: int, disk: bool) -> float:
     """Of `training_step.train_step`, augmentation and all; three that do not count come first."""
-    source = batches(PatchDataset(paths, config.patch, config.oversample_foreground, 0), config.batch, 0, steps + 3, workers)
+    source = batches(PatchDataset(paths, config.patch, config.oversample_foreground, 0),
+                     config.batch, 0, steps + 3, workers)
     ahead = training_step.PrefetchedBatches(source if disk else iter(list(source)), config, device)
     for number, batch in enumerate(ahead):
         if number == 3:
@@ -232,9 +246,11 @@ def infer_seconds(device: Device, config: Config, patients: Sequence[Patient]) -
         prepared = prepare(patient, config.spacing_mm)
 
         def probabilities(ready: Prepared, tta: bool) -> np.ndarray:
-            return sliding_window.predict_prepared([model], ready, config.patch, config.overlap, tta, device)
+            return sliding_window.predict_prepared([model], ready, config.patch, config.overlap,
+                                                   tta, device)
 
-        ways = (lambda p=prepared: probabilities(p, True), lambda p=prepared: probabilities(p, False),
+        ways = (lambda p=prepared: probabilities(p, True),
+                lambda p=prepared: probabilities(p, False),
                 lambda p=patient: probabilities(prepare(p, config.spacing_mm), True))
         for times, way in zip(taken.values(), ways, strict=True):
             way()
@@ -244,8 +260,8 @@ def infer_seconds(device: Device, config: Config, patients: Sequence[Patient]) -
     return {name: round(statistics.median(times), 3) for name, times in taken.items()}
 
 
-def parts(device: Device, filters: Sequence[int], patch: int, spacing_mm: float, steps: int, workers: int,
-          folder: Path) -> dict[str, Callable[[], object]]:
+def parts(device: Device, filters: Sequence[int], patch: int, spacing_mm: float, steps: int,
+          workers: int, folder: Path) -> dict[str, Callable[[], object]]:
     """What is measured, by the name that it has in the results; phantoms are prepared in `folder`."""
     patients = [make_patient(0, number, spacing_mm) for number in PATIENTS]
     paths = [folder / f"{patient.name}.b2nd" for patient in patients]
@@ -260,13 +276,15 @@ def parts(device: Device, filters: Sequence[int], patch: int, spacing_mm: float,
             "throughput": lambda: throughput(device, filters, patch, steps)}
 
 
-def measure(device: Device, filters: Sequence[int], patch: int, spacing_mm: float, steps: int, workers: int,
-            path: Path, only: Sequence[str] = ()) -> dict:
+def measure(device: Device, filters: Sequence[int], patch: int, spacing_mm: float, steps: int,
+            workers: int, path: Path, only: Sequence[str] = ()) -> dict:
     """All parts, or only some and the others as `path` has them; written there after each."""
     found = read_json(path, "python -m benchmarks.gpu, all of it") if only else {}
-    found |= {"device": device.name, "torch": torch.__version__, "filters": list(filters), "patch": patch}
+    found |= {"device": device.name, "torch": torch.__version__, "filters": list(filters),
+              "patch": patch}
     with tempfile.TemporaryDirectory() as folder:
-        for name, part in parts(device, filters, patch, spacing_mm, steps, workers, Path(folder)).items():
+        for name, part in parts(device, filters, patch, spacing_mm, steps, workers,
+                                Path(folder)).items():
             if not only or name in only:
                 found[name] = part()
                 write_json(path, found)
@@ -278,38 +296,49 @@ def table(found: dict) -> str:
     rows = found["throughput"]
     peer = {(r["dtype"], r["batch"]): r for r in rows if r["network"] == "DynUNet"}
     lines = [f"{found['device']}, torch {found['torch']}, patches of {found['patch']}³", "",
-             "| network | precision | batch | steps a second | in DynUNet's | peak GiB | in DynUNet's | ready after, s |",
-             "|---|---|--:|--:|--:|--:|--:|--:|"]
+             "| network | precision | batch | steps a second | in DynUNet's | peak GiB | in "
+             "DynUNet's | ready after, s |", "|---|---|--:|--:|--:|--:|--:|--:|"]
     for r in rows:
-        base, start = peer[r["dtype"], r["batch"]], f"| {r['network']} | {r['dtype']} | {r['batch']} |"
-        lines.append(f"{start} does not fit | | | | |" if r["steps_per_second"] is None else
-                     f"{start} {r['steps_per_second']:.1f} | {r['steps_per_second'] / base['steps_per_second']:.2f} | "
-                     f"{r['peak_gib']:.2f} | {r['peak_gib'] / base['peak_gib']:.2f} | {r['ready_seconds']:.0f} |")
+        base, start = peer[r["dtype"],
+                           r["batch"]], f"| {r['network']} | {r['dtype']} | {r['batch']} |"
+        lines.append(f"{start} does not fit | | | | |" if r["steps_per_second"] is None
+                     else f"{start} {r['steps_per_second']:.1f} | "
+                     f"{r['steps_per_second'] / base['steps_per_second']:.2f} | "
+                     f"{r['peak_gib']:.2f} | {r['peak_gib'] / base['peak_gib']:.2f} | "
+                     f"{r['ready_seconds']:.0f} |")
     curves, loader, seconds = found["loss_curves"], found["training"], found["inference_seconds"]
-    fits = "; ".join(f"{name}: {row['peak_gib']:.1f} GiB, {row['steps_per_second']:.1f} steps a second" if row["fits"] else
-                     f"{name}: does not fit" for name, row in found["t4"].items())
-    return "\n".join([
-        *lines, "",
-        f"- Equal learning: from the same weights on the same data ({curves['dtype']}) the first loss differs by "
-        f"{curves['first_gap']:.1g}, the last tenth of the steps by {curves['mean_gap_last_tenth']:.2g} on average, at a "
-        f"loss of {curves['ours'][-1]:.3f}.",
-        f"- The kaggle preset (batch 1, fp16) under a cap of {T4_GIB:.0f} GiB: {fits}.",
-        f"- The loader, {loader['workers']} processes, batch {loader['batch']}: {loader['from disk']:.1f} steps a second "
-        f"from disk, {loader['from memory']:.1f} with the same patches in memory; augmentation is in both.",
-        f"- A patient, from the prepared file to probabilities: {seconds['8 flips']:.2f} s with 8 flips, "
-        f"{seconds['4 views']:.2f} s with 4 views; from the scan in memory {seconds['8 flips, from the scan']:.2f} s with 8 "
-        f"flips. NVIDIA's notebook, on an A100: {NVIDIA_SECONDS:.1f} s with 8 flips, "
-        f"{NVIDIA_SECONDS / seconds['8 flips']:.1f} times as long.", ""])
+    fits = "; ".join(f"{name}: {row['peak_gib']:.1f} GiB, {row['steps_per_second']:.1f} steps a "
+                     "second" if row["fits"] else f"{name}: does not fit"
+                     for name, row in found["t4"].items())
+    return "\n".join([*lines, "", "- Equal learning: from the same weights on the same data "
+                      f"({curves['dtype']}) the first loss differs by "
+                      f"{curves['first_gap']:.1g}, the last tenth of the steps by "
+                      f"{curves['mean_gap_last_tenth']:.2g} on average, at a "
+                      f"loss of {curves['ours'][-1]:.3f}.",
+                      f"- The kaggle preset (batch 1, fp16) under a cap of {T4_GIB:.0f} GiB: "
+                      f"{fits}.",
+                      f"- The loader, {loader['workers']} processes, batch {loader['batch']}: "
+                      f"{loader['from disk']:.1f} steps a second "
+                      f"from disk, {loader['from memory']:.1f} with the same patches in memory; "
+                      "augmentation is in both.",
+                      "- A patient, from the prepared file to probabilities: "
+                      f"{seconds['8 flips']:.2f} s with 8 flips, "
+                      f"{seconds['4 views']:.2f} s with 4 views; from the scan in memory "
+                      f"{seconds['8 flips, from the scan']:.2f} s with 8 "
+                      f"flips. NVIDIA's notebook, on an A100: {NVIDIA_SECONDS:.1f} s with 8 "
+                      "flips, " f"{NVIDIA_SECONDS / seconds['8 flips']:.1f} times as long.", ""])
 
 
 def main() -> int:
     """Measure and write gpu_<name>.json and .md; a clear word where there is no GPU."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder for the results")
-    parser.add_argument("--only", nargs="+", default=(), metavar="PART", help="inference_seconds, training, t4, loss_curves "
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent,
+                        help="folder for the results")
+    parser.add_argument("--only", nargs="+", default=(), metavar="PART",
+                        help="inference_seconds, training, t4, loss_curves "
                         "or throughput; what else the file has stays as it is")
     arguments = parser.parse_args()
-    keep_memory()                                     # for everybody, as in `make bench`
+    keep_memory()  # for everybody, as in `make bench`
     device = describe_device()
     if device.kind != "cuda":
         print(f"No GPU here ({device.name}): nothing was measured.")

@@ -42,7 +42,8 @@ def megabytes(paths: Sequence[Path]) -> float:
 class Bench:
     """The cohort, the peers' own preparations of it, and a folder to write to."""
 
-    def __init__(self, cases: list[Case], archive: Path | None, nnunet: peers.NnUNet, folder: Path, rounds: int) -> None:
+    def __init__(self, cases: list[Case], archive: Path | None, nnunet: peers.NnUNet, folder: Path,
+                 rounds: int) -> None:
         self.cases, self.archive, self.nnunet, self.folder, self.rounds = cases, archive, nnunet, folder, rounds
         self.case, self.device = cases[0], describe_device()
         self.prepared = folder / "prepared"
@@ -74,9 +75,12 @@ class Bench:
         scored = preprocessing.normalize(prepared.volume[:4], prepared.meta.mean, prepared.meta.std)
         brain = scored[4] == 1
         difference = np.abs(scored[:4] - np.load(out / "x.npy")[:4])[:, brain]
-        equal = (f"z-scores in the brain against NVIDIA's: median difference {np.median(difference):.4f} (its mean is over "
-                 "each modality's own non-zero voxels, ours over the brain); our voxels: bit by bit the scan's")
-        assert not pipeline.verify_prepared(case, out / "ours.b2nd") and np.median(difference) < 0.05
+        equal = ("z-scores in the brain against NVIDIA's: median difference "
+                 f"{np.median(difference):.4f} (its mean is over "
+                 "each modality's own non-zero voxels, ours over the brain); our voxels: bit by "
+                 "bit the scan's")
+        assert not pipeline.verify_prepared(case, out / "ours.b2nd")
+        assert np.median(difference) < 0.05
         with one_core():
             times = race(ours, ways, self.rounds)
         return Result("preprocess", *times, equal, goals={"nnU-Net": 5, "MONAI": 4, "NVIDIA": 7})
@@ -96,9 +100,10 @@ class Bench:
             sizes["NVIDIA"].append(megabytes([out / "x.npy", out / "y.npy"]))
         ours = megabytes(files) / len(files)
         equal = "all are lossless but for float32's rounding; ours restored and compared with the scan, voxel by voxel"
-        assert not any(pipeline.verify_prepared(*pair) for pair in zip(self.cases, files, strict=True))
-        return Result("storage", ours, {k: float(np.mean(v)) for k, v in sizes.items()}, equal, "MB",
-                      goals={"nnU-Net": 2, "NVIDIA": 1 / 0.15})
+        assert not any(pipeline.verify_prepared(*pair)
+                       for pair in zip(self.cases, files, strict=True))
+        return Result("storage", ours, {k: float(np.mean(v)) for k, v in sizes.items()}, equal,
+                      "MB", goals={"nnU-Net": 2, "NVIDIA": 1 / 0.15})
 
     def patch(self) -> Result:
         """A batch of one random 128^3 patch, four channels and label, from disk, the page cache warm.
@@ -112,7 +117,8 @@ class Bench:
         stream, counter = PatchDataset(files, PATCH, 0.4, 0), iter(range(10**9))
         loader = self.nnunet.loader(PATCH)
         entries = [peers.monai_entry(case) for case in self.cases]
-        crop = mt.RandCropByPosNegLabeld(["image", "label"], label_key="label", spatial_size=(PATCH,) * 3, pos=1, neg=1,
+        crop = mt.RandCropByPosNegLabeld(["image", "label"], label_key="label",
+                                         spatial_size=(PATCH,) * 3, pos=1, neg=1,
                                          allow_smaller=True)
         pad = mt.SpatialPadd(["image", "label"], (PATCH,) * 3)
         steps = mt.Compose([*peers.monai_preprocessing().transforms, pad, crop])
@@ -130,8 +136,9 @@ class Bench:
         ways = {"nnU-Net": loader.generate_train_batch,
                 "MONAI CacheDataset": lambda: list_data_collate([cached[next(turn)]]),
                 "MONAI PersistentDataset": lambda: list_data_collate([persistent[next(turn)]])}
-        return Result("patch", *race(lambda: stream[[next(counter)]], ways, self.rounds, in_a_row=16), equal,
-                      goals={"nnU-Net": 4, "MONAI CacheDataset": 2})
+        return Result("patch", *race(lambda: stream[[next(counter)]], ways, self.rounds,
+                                     in_a_row=16), equal, goals={"nnU-Net": 4,
+                                                                 "MONAI CacheDataset": 2})
 
     def augment(self) -> Result:
         """The recipe on one 128^3 patch: a mean over many draws, because most patches meet few of the transforms.
@@ -144,7 +151,9 @@ class Bench:
         label = item["volume"][:, 4:]
         image = preprocessing.normalize_batch(item["volume"][:, :4], item["mean"], item["std"])
         generator = torch.Generator().manual_seed(0)
-        same = ours_augment.resample(image[0], label[0], ours_augment.sampling_grid((PATCH,) * 3, 1.0, None, 0.0, generator))
+        same = ours_augment.resample(image[0], label[0],
+                                     ours_augment.sampling_grid((PATCH,) * 3, 1.0, None, 0.0,
+                                                                generator))
         assert torch.allclose(same[0], image[0], atol=1e-3) and torch.equal(same[1], label[0])
         nnunet, monai = self.nnunet.augmentation(PATCH), peers.monai_augmentation(PATCH)
 
@@ -152,10 +161,12 @@ class Bench:
             return chance(generator, probability)
 
         chance = ours_augment.chance
-        ways = {"nnU-Net": lambda: nnunet(image=image[0, :4].clone(), segmentation=label[0].clone()),
+        ways = {"nnU-Net": lambda: nnunet(image=image[0, :4].clone(),
+                                          segmentation=label[0].clone()),
                 "MONAI": lambda: monai({"image": image[0, :4], "label": label[0]})}
         with mock.patch.object(ours_augment, "chance", often):
-            times = race(lambda: ours_augment.augment(image, label, [generator]), ways, 1, in_a_row=12 * self.rounds)
+            times = race(lambda: ours_augment.augment(image, label, [generator]), ways, 1,
+                         in_a_row=12 * self.rounds)
         equal = "random, so not equal; at no rotation, zoom and deformation the resampling is the identity"
         return Result("augment", *times, equal, goals={"nnU-Net": 2, "MONAI": 5})
 
@@ -167,7 +178,8 @@ class Bench:
         target = (torch.rand(2, 3, 64, 64, 64) > 0.9).float()
         ours, theirs = UNet(filters).train(), peers.dynunet(filters).train()
         peers.copy_weights(ours, theirs)
-        step = _stepper(ours, lambda outputs: losses.deep_supervision_loss(outputs, target), x, self.device.dtype)
+        step = _stepper(ours, lambda outputs: losses.deep_supervision_loss(outputs, target), x,
+                        self.device.dtype)
         loss = peers.monai_loss(target)
         ways = {"MONAI fp32": _stepper(theirs, loss, x, torch.float32),
                 "MONAI equal precision": _stepper(theirs, loss, x, self.device.dtype)}
@@ -187,33 +199,41 @@ class Bench:
         model, theirs = UNet(filters).eval(), peers.dynunet(filters).eval()
         peers.copy_weights(model, theirs)
         prepared = preprocessing.prepare(read_case(self.case), 2.0)
-        image = torch.from_numpy(preprocessing.normalize(prepared.volume[:4], prepared.meta.mean, prepared.meta.std))
+        image = torch.from_numpy(preprocessing.normalize(prepared.volume[:4], prepared.meta.mean,
+                                                         prepared.meta.std))
         short = [p for s in reversed(image.shape[1:]) for p in (0, max(0, 64 - s))]
-        image = torch.nn.functional.pad(image, short)     # here, because MONAI would pad at both ends and we at one
+        # here, because MONAI would pad at both ends and we at one
+        image = torch.nn.functional.pad(image, short)
 
         @torch.inference_mode()
         def monai() -> torch.Tensor:
             total = 0
             for axes in sliding_window.FLIPS:
-                out = sliding_window_inference(image[None].flip(axes), (64,) * 3, 1, theirs, overlap=0.5, mode="gaussian")
+                out = sliding_window_inference(image[None].flip(axes), (64,) * 3, 1, theirs,
+                                               overlap=0.5, mode="gaussian")
                 total = total + torch.sigmoid(out.flip(axes))
             return total[0] / 8
 
         def ours() -> torch.Tensor:
-            return sliding_window.sliding_window_inference(model, image, 64, 0.5, sliding_window.FLIPS, self.device)
+            return sliding_window.sliding_window_inference(model, image, 64, 0.5,
+                                                           sliding_window.FLIPS, self.device)
 
         def four_views() -> torch.Tensor:
-            return sliding_window.sliding_window_inference(model, image, 64, 0.5, sliding_window.EVEN_FLIPS, self.device)
+            return sliding_window.sliding_window_inference(model, image, 64, 0.5,
+                                                           sliding_window.EVEN_FLIPS, self.device)
 
         predictor = peers.nnunet_predictor(theirs, self.nnunet, 64)
         difference = (monai() - ours()).abs()
-        equal = (f"probabilities of the same random weights: mean difference {difference.mean():.4f}, largest "
+        equal = ("probabilities of the same random weights: mean difference "
+                 f"{difference.mean():.4f}, largest "
                  f"{difference.max():.3f} (ours in {self.device.dtype}, MONAI's in fp32)")
         assert difference.mean() < 0.02
-        ways = {"MONAI": monai, "nnU-Net": lambda: predictor.predict_sliding_window_return_logits(image)}
-        eight = Result("infer, 8 views", *race(ours, ways, self.rounds), equal, goals={"MONAI": 2.3})
-        four = Result("infer, 4 views", *race(four_views, {"MONAI, 8 views": monai}, self.rounds), self.dice_of_four_views(),
-                     goals={"MONAI, 8 views": 5})
+        ways = {"MONAI": monai,
+                "nnU-Net": lambda: predictor.predict_sliding_window_return_logits(image)}
+        eight = Result("infer, 8 views", *race(ours, ways, self.rounds), equal,
+                       goals={"MONAI": 2.3})
+        four = Result("infer, 4 views", *race(four_views, {"MONAI, 8 views": monai}, self.rounds),
+                      self.dice_of_four_views(), goals={"MONAI, 8 views": 5})
         return [eight, four]
 
     def dice_of_four_views(self) -> str:
@@ -228,8 +248,8 @@ class Bench:
             for tta, scores in rows.items():
                 labels, _ = inference.segment([model], patient, config, tta, self.device)
                 scores.append(metrics.score_case(labels, patient.reference, patient.spacing))
-        change = {name: np.mean([b[name]["dice"] - a[name]["dice"] for a, b in zip(*rows.values(), strict=True)])
-                  for name in REGIONS}
+        change = {name: np.mean([b[name]["dice"] - a[name]["dice"]
+                                 for a, b in zip(*rows.values(), strict=True)]) for name in REGIONS}
         return (f"Dice of 4 views less Dice of 8, means over {len(rows[True])} unseen phantoms: "
                 + ", ".join(f"{name} {value:+.4f}" for name, value in change.items()))
 
@@ -240,10 +260,12 @@ class Bench:
         ways = {"MONAI": lambda: peers.monai_scores(predicted, reference),
                 "surface-distance": lambda: peers.surface_distance_scores(predicted, reference)}
         ours, monai = metrics.score_case(predicted, reference, (1.0,) * 3), ways["MONAI"]()
-        difference = max(abs(ours[name][key] - monai[name][key]) for name in ours for key in ("dice", "hd95_mm"))
+        difference = max(abs(ours[name][key] - monai[name][key]) for name in ours
+                         for key in ("dice", "hd95_mm"))
         assert difference < 1e-6
         equal = f"MONAI's values, largest difference {difference:.0e}; surface-distance defines surfaces a little differently"
-        times = race(lambda: metrics.score_case(predicted, reference, (1.0,) * 3), ways, self.rounds)
+        times = race(lambda: metrics.score_case(predicted, reference, (1.0,) * 3), ways,
+                     self.rounds)
         return Result("metrics", *times, equal, goals={"MONAI": 20, "surface-distance": 3})
 
     def extract(self) -> Result | None:
@@ -261,13 +283,15 @@ class Bench:
             shutil.rmtree(out, ignore_errors=True)
             with tarfile.open(self.archive) as tar:
                 tar.extractall(out, filter="data")
-            return {p.name: set(np.unique(np.rint(nib.load(p).get_fdata())).astype(int)) if "_seg" in p.name else
-                    {nib.load(p).get_fdata().shape} for p in sorted(out.rglob("*.nii.gz"))}
+            return {p.name: set(np.unique(np.rint(nib.load(p).get_fdata())).astype(int))
+                    if "_seg" in p.name else {nib.load(p).get_fdata().shape}
+                    for p in sorted(out.rglob("*.nii.gz"))}
 
         rows, seen = ours(), usual()
         assert not any(row["problems"] for row in rows) and len(seen) == 5 * len(rows)
-        return Result("extract", *race(ours, {"tarfile + nibabel": usual}, self.rounds), "the same files; every voxel of all "
-                      "of them was read by both", goals={"tarfile + nibabel": 2})
+        return Result("extract", *race(ours, {"tarfile + nibabel": usual}, self.rounds),
+                      "the same files; every voxel of all " "of them was read by both",
+                      goals={"tarfile + nibabel": 2})
 
 
     def end_to_end(self) -> Result | None:
@@ -282,10 +306,12 @@ class Bench:
             extract_archive(many, out / "cases")
             cases = find_cases(out / "cases")
             pipeline.preprocess_cohort(cases, out / "prepared", 1.0, jobs=2)
-            config = Config(filters=filters, patch=PATCH, batch=1, epochs=1, steps=len(cases), warmup=1,
-                            oversample_foreground=0.4)
-            state, files = step.new_state(config, self.device), sorted((out / "prepared").glob("*.b2nd"))
-            for batch in batches(PatchDataset(files, PATCH, config.oversample_foreground, 0), 1, 0, len(cases)):
+            config = Config(filters=filters, patch=PATCH, batch=1, epochs=1, steps=len(cases),
+                            warmup=1, oversample_foreground=0.4)
+            state, files = step.new_state(config,
+                                          self.device), sorted((out / "prepared").glob("*.b2nd"))
+            for batch in batches(PatchDataset(files, PATCH, config.oversample_foreground, 0), 1, 0,
+                                 len(cases)):
                 step.train_step(state, batch, config, self.device)
 
         def tutorial() -> None:
@@ -295,8 +321,9 @@ class Bench:
             peers.monai_tutorial_epoch(find_cases(out / "cases"), peers.dynunet(filters), PATCH)
 
         times = race(ours, {"MONAI tutorial": tutorial}, 1)
-        return Result("end-to-end", *times, "the same network, patients, crop size and number of steps; augmentation is each "
-                      "one's own (ours does more)", goals={"MONAI tutorial": 3})
+        return Result("end-to-end", *times,
+                      "the same network, patients, crop size and number of steps; augmentation is "
+                      "each " "one's own (ours does more)", goals={"MONAI tutorial": 3})
 
 
 def _stepper(model: torch.nn.Module, loss_of, x: torch.Tensor, dtype: torch.dtype):
@@ -313,4 +340,5 @@ def _stepper(model: torch.nn.Module, loss_of, x: torch.Tensor, dtype: torch.dtyp
     return step
 
 
-ITEMS = ("preprocess", "storage", "patch", "augment", "train_step", "infer", "metrics", "extract", "end_to_end")
+ITEMS = ("preprocess", "storage", "patch", "augment", "train_step", "infer", "metrics", "extract",
+         "end_to_end")

@@ -15,7 +15,7 @@ from monai import transforms as mt
 from brats_helpers.data.cases import Case
 from brats_helpers.network.unet import layers_in_use
 
-os.environ.setdefault("nnUNet_n_proc_DA", "2")            # also the threads that its planner uses
+os.environ.setdefault("nnUNet_n_proc_DA", "2")  # also the threads that its planner uses
 
 
 class NnUNet:
@@ -37,25 +37,27 @@ class NnUNet:
 
     def preprocess(self, name: str) -> None:
         """One patient from .nii.gz to its Blosc2 files."""
-        for old in self.store.glob(f"{name}*"):       # Blosc2 does not write over a file
+        for old in self.store.glob(f"{name}*"):  # Blosc2 does not write over a file
             old.unlink()
         row = self.description["dataset"][name]
         preprocessor = self.configuration.preprocessor_class(verbose=False)
-        preprocessor.run_case_save(str(self.store / name), row["images"], row["label"], self.plans, self.configuration,
-                                   self.description)
+        preprocessor.run_case_save(str(self.store / name), row["images"], row["label"], self.plans,
+                                   self.configuration, self.description)
 
     def loader(self, patch: int) -> object:
         """Its loader of random patches, batch 1, a third of them centered on tumor."""
         from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
         from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
         labels = self.plans.get_label_manager(self.description)
-        return nnUNetDataLoader(nnUNetDatasetBlosc2(str(self.store)), 1, (patch,) * 3, (patch,) * 3, labels, 0.33)
+        return nnUNetDataLoader(nnUNetDatasetBlosc2(str(self.store)), 1, (patch,) * 3, (patch,) * 3,
+                                labels, 0.33)
 
     def augmentation(self, patch: int) -> object:
         """Its default training transforms, without the ones that make deep supervision's targets."""
         from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
         angle = (-30 / 360 * 2 * np.pi, 30 / 360 * 2 * np.pi)
-        return nnUNetTrainer.get_training_transforms((patch,) * 3, angle, None, (0, 1, 2), False, [True] * 4)
+        return nnUNetTrainer.get_training_transforms((patch,) * 3, angle, None, (0, 1, 2), False,
+                                                     [True] * 4)
 
 
 def monai_preprocessing() -> mt.Compose:
@@ -86,14 +88,18 @@ def nvidia_preprocess(case: Case, folder: Path) -> None:
 
     score = mt.NormalizeIntensity(nonzero=True, channel_wise=True)
     image = nib.load(folder / "image.nii.gz").get_fdata().astype(np.float32).transpose(3, 2, 1, 0)
-    label = nib.load(folder / "label.nii.gz").get_fdata().astype(np.uint8)[..., None].transpose(3, 2, 1, 0)
-    both = mt.CropForegroundd(["image", "label"], source_key="image", allow_smaller=True)({"image": image, "label": label})
+    label = nib.load(folder / "label.nii.gz").get_fdata().astype(np.uint8)[..., None].transpose(3,
+                                                                                                2,
+                                                                                                1,
+                                                                                                0)
+    both = mt.CropForegroundd(["image", "label"], source_key="image",
+                              allow_smaller=True)({"image": image, "label": label})
     image, label = np.asarray(score(both["image"])), np.asarray(both["label"])
     mask = np.ones(image.shape[1:], np.float32)
     for channel in image:
         mask[np.where(channel <= 0)] = 0
     image = np.concatenate([np.asarray(score(image), np.float32), mask[None]])
-    image.mean((1, 2, 3)), image.std((1, 2, 3))       # which it computes for its log
+    image.mean((1, 2, 3)), image.std((1, 2, 3))  # which it computes for its log
     np.save(folder / "x.npy", image)
     np.save(folder / "y.npy", label)
 
@@ -102,26 +108,33 @@ def monai_augmentation(patch: int) -> mt.Compose:
     """The recipe in MONAI's transforms: noise, blur and what deforms as often as nnU-Net, the rest as ours."""
     both, ways = ["image", "label"], ("bilinear", "nearest")
     turn = np.pi / 6
-    return mt.Compose([
-        mt.RandAffined(both, prob=0.2, rotate_range=(turn,) * 3, scale_range=((-0.3, 0.4),) * 3, mode=ways,
-                       padding_mode="zeros"),
-        mt.Rand3DElasticd(both, sigma_range=(8, 12), magnitude_range=(100, 400), prob=0.2, mode=ways, padding_mode="zeros"),
-        *[mt.RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in range(3)],
-        mt.RandGaussianNoised("image", prob=0.1, std=0.33),
-        mt.RandGaussianSmoothd("image", prob=0.2, sigma_x=(0.5, 1.5), sigma_y=(0.5, 1.5), sigma_z=(0.5, 1.5)),
-        mt.RandScaleIntensityd("image", factors=0.3, prob=0.3, channel_wise=True),
-        mt.RandScaleIntensityFixedMeand("image", factors=(-0.35, 0.5), prob=0.3, preserve_range=True),
-        mt.RandAdjustContrastd("image", gamma=(0.7, 1.5), prob=0.3),
-        mt.RandShiftIntensityd("image", offsets=0.5, prob=0.3, channel_wise=True)])
+    return mt.Compose([mt.RandAffined(both, prob=0.2, rotate_range=(turn,) * 3,
+                                      scale_range=((-0.3, 0.4),) * 3, mode=ways,
+                                      padding_mode="zeros"), mt.Rand3DElasticd(both,
+                                                                               sigma_range=(8, 12),
+                                                                               magnitude_range=(100,
+                                                                                                400),
+                                                                               prob=0.2, mode=ways,
+                                                                               padding_mode="zeros"),
+                       *[mt.RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in range(3)],
+                       mt.RandGaussianNoised("image", prob=0.1, std=0.33),
+                       mt.RandGaussianSmoothd("image", prob=0.2, sigma_x=(0.5, 1.5),
+                                              sigma_y=(0.5, 1.5), sigma_z=(0.5, 1.5)),
+                       mt.RandScaleIntensityd("image", factors=0.3, prob=0.3, channel_wise=True),
+                       mt.RandScaleIntensityFixedMeand("image", factors=(-0.35, 0.5), prob=0.3,
+                                                       preserve_range=True),
+                       mt.RandAdjustContrastd("image", gamma=(0.7, 1.5), prob=0.3),
+                       mt.RandShiftIntensityd("image", offsets=0.5, prob=0.3, channel_wise=True)])
 
 
 def dynunet(filters: Sequence[int]) -> torch.nn.Module:
     """MONAI's network of the same topology, deep supervision as in NVIDIA's recipe."""
     from monai.networks.nets import DynUNet
     n = len(filters)
-    return DynUNet(3, 5, 3, [3] * n, [1] + [2] * (n - 1), [2] * (n - 1), filters=list(filters), trans_bias=True,
-                   norm_name=("INSTANCE", {"affine": True}), act_name=("leakyrelu", {"negative_slope": 0.01}),
-                   deep_supervision=True, deep_supr_num=min(2, n - 2))
+    return DynUNet(3, 5, 3, [3] * n, [1] + [2] * (n - 1), [2] * (n - 1), filters=list(filters),
+                   trans_bias=True, norm_name=("INSTANCE", {"affine": True}),
+                   act_name=("leakyrelu", {"negative_slope": 0.01}), deep_supervision=True,
+                   deep_supr_num=min(2, n - 2))
 
 
 def copy_weights(ours: torch.nn.Module, theirs: torch.nn.Module, edge: int = 64) -> None:
@@ -132,7 +145,8 @@ def copy_weights(ours: torch.nn.Module, theirs: torch.nn.Module, edge: int = 64)
            for model in (ours, theirs)]
     for a, b in zip(*met, strict=True):
         b.load_state_dict(a.state_dict())
-    for head, block in zip(ours.heads[-2::-1], theirs.deep_supervision_heads, strict=True):    # 1/2, then 1/4
+    # 1/2, then 1/4
+    for head, block in zip(ours.heads[-2::-1], theirs.deep_supervision_heads, strict=True):
         block.conv.conv.load_state_dict(head.state_dict())
 
 
@@ -142,9 +156,10 @@ def monai_loss(target: torch.Tensor):
     dice, bce = DiceLoss(sigmoid=True, batch=True), torch.nn.BCEWithLogitsLoss()
 
     def loss(outputs: torch.Tensor) -> torch.Tensor:
-        levels = torch.unbind(outputs.float(), dim=1) # DynUNet stacks its heads at full resolution
+        levels = torch.unbind(outputs.float(), dim=1)  # DynUNet stacks its heads at full resolution
         weights = [0.5**i for i in range(len(levels))]
-        each = [w * (dice(x, target) + bce(x, target)) for w, x in zip(weights, levels, strict=True)]
+        each = [w * (dice(x, target) + bce(x, target))
+                for w, x in zip(weights, levels, strict=True)]
         return sum(each) / sum(weights)
 
     return loss
@@ -154,8 +169,8 @@ def nnunet_predictor(network: torch.nn.Module, nnunet: NnUNet, patch: int) -> ob
     """nnU-Net's predictor around a network, its own sliding window, Gaussian weights and mirroring."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     predictor = nnUNetPredictor(tile_step_size=0.5, device=torch.device("cpu"), allow_tqdm=False)
-    predictor.manual_initialization(network, nnunet.plans, nnunet.configuration, None, nnunet.description, "nnUNetTrainer",
-                                    (0, 1, 2))
+    predictor.manual_initialization(network, nnunet.plans, nnunet.configuration, None,
+                                    nnunet.description, "nnUNetTrainer", (0, 1, 2))
     predictor.configuration_manager.configuration["patch_size"] = [patch] * 3
     return predictor
 
@@ -168,7 +183,8 @@ def monai_scores(predicted: np.ndarray, reference: np.ndarray) -> dict[str, dict
     a, b = (torch.from_numpy(regions(mask))[None] for mask in (predicted, reference))
     dice = compute_dice(a, b)[0]
     distance = compute_hausdorff_distance(a, b, include_background=True, percentile=95)[0]
-    return {name: {"dice": float(dice[i]), "hd95_mm": float(distance[i])} for i, name in enumerate(("WT", "TC", "ET"))}
+    return {name: {"dice": float(dice[i]), "hd95_mm": float(distance[i])}
+            for i, name in enumerate(("WT", "TC", "ET"))}
 
 
 def surface_distance_scores(predicted: np.ndarray, reference: np.ndarray) -> dict[str, float]:
@@ -179,7 +195,8 @@ def surface_distance_scores(predicted: np.ndarray, reference: np.ndarray) -> dic
     found = {}
     for name, a, b in zip(("WT", "TC", "ET"), regions(predicted), regions(reference), strict=True):
         distances = sd.compute_surface_distances(b, a, (1.0, 1.0, 1.0))
-        found[name] = {"dice": sd.compute_dice_coefficient(b, a), "hd95_mm": sd.compute_robust_hausdorff(distances, 95)}
+        found[name] = {"dice": sd.compute_dice_coefficient(b, a),
+                       "hd95_mm": sd.compute_robust_hausdorff(distances, 95)}
     return found
 
 
@@ -187,9 +204,10 @@ def plain_conv_unet(filters: Sequence[int]) -> torch.nn.Module:
     """nnU-Net v2's network with these channels, deep supervision on."""
     from dynamic_network_architectures.architectures.unet import PlainConvUNet
     n = len(filters)
-    return PlainConvUNet(5, n, list(filters), torch.nn.Conv3d, 3, [1] + [2] * (n - 1), 2, 3, 2, conv_bias=False,
-                         norm_op=torch.nn.InstanceNorm3d, norm_op_kwargs={"affine": True},
-                         nonlin=torch.nn.LeakyReLU, nonlin_kwargs={"inplace": True}, deep_supervision=True)
+    return PlainConvUNet(5, n, list(filters), torch.nn.Conv3d, 3, [1] + [2] * (n - 1), 2, 3, 2,
+                         conv_bias=False, norm_op=torch.nn.InstanceNorm3d,
+                         norm_op_kwargs={"affine": True}, nonlin=torch.nn.LeakyReLU,
+                         nonlin_kwargs={"inplace": True}, deep_supervision=True)
 
 
 def monai_tutorial_epoch(cases: Sequence[Case], network: torch.nn.Module, patch: int) -> None:
@@ -197,21 +215,26 @@ def monai_tutorial_epoch(cases: Sequence[Case], network: torch.nn.Module, patch:
     from monai.data import DataLoader, Dataset
     from monai.losses import DiceLoss
     both = ["image", "label"]
-    steps = mt.Compose([
-        mt.LoadImaged(both), mt.EnsureChannelFirstd("label"), mt.EnsureTyped(both),
-        mt.ConvertToMultiChannelBasedOnBratsClassesd("label"), mt.Orientationd(both, axcodes="RAS"),
-        mt.Spacingd(both, pixdim=(1.0, 1.0, 1.0), mode=("bilinear", "nearest")),
-        mt.RandSpatialCropd(both, roi_size=[patch] * 3, random_size=False),
-        *[mt.RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in range(3)],
-        mt.NormalizeIntensityd("image", nonzero=True, channel_wise=True),
-        mt.RandScaleIntensityd("image", factors=0.1, prob=1.0), mt.RandShiftIntensityd("image", offsets=0.1, prob=1.0)])
+    steps = mt.Compose([mt.LoadImaged(both), mt.EnsureChannelFirstd("label"), mt.EnsureTyped(both),
+                        mt.ConvertToMultiChannelBasedOnBratsClassesd("label"),
+                        mt.Orientationd(both, axcodes="RAS"),
+                        mt.Spacingd(both, pixdim=(1.0, 1.0, 1.0), mode=("bilinear", "nearest")),
+                        mt.RandSpatialCropd(both, roi_size=[patch] * 3, random_size=False),
+                        *[mt.RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in range(3)],
+                        mt.NormalizeIntensityd("image", nonzero=True, channel_wise=True),
+                        mt.RandScaleIntensityd("image", factors=0.1, prob=1.0),
+                        mt.RandShiftIntensityd("image", offsets=0.1, prob=1.0)])
     network.train()
-    loss_of = DiceLoss(smooth_nr=0, smooth_dr=1e-5, squared_pred=True, to_onehot_y=False, sigmoid=True)
+    loss_of = DiceLoss(smooth_nr=0, smooth_dr=1e-5, squared_pred=True, to_onehot_y=False,
+                       sigmoid=True)
     optimizer = torch.optim.Adam(network.parameters(), 1e-4, weight_decay=1e-5)
-    for batch in DataLoader(Dataset([monai_entry(case) for case in cases], steps), batch_size=1, shuffle=True):
+    for batch in DataLoader(Dataset([monai_entry(case) for case in cases], steps), batch_size=1,
+                            shuffle=True):
         image = torch.as_tensor(batch["image"])
-        image = torch.cat((image, (image != 0).any(1, keepdim=True).float()), 1)   # the fifth channel of our network
+        # the fifth channel of our network
+        image = torch.cat((image, (image != 0).any(1, keepdim=True).float()), 1)
         optimizer.zero_grad()
-        loss = sum(loss_of(out, torch.as_tensor(batch["label"])) for out in torch.unbind(network(image), 1))
+        loss = sum(loss_of(out, torch.as_tensor(batch["label"]))
+                   for out in torch.unbind(network(image), 1))
         loss.backward()
         optimizer.step()

@@ -35,11 +35,12 @@ from brats_helpers.training.step import new_state, train_step
 
 from .cohort import nnunet_dataset
 
-EPOCHS = 20                                           # parts of a training; nnU-Net lowers its rate once in each
-RESERVE = 0.03                                        # of the budget, for what comes after the last step
-LEAST_PHANTOMS, PHANTOMS_A_MINUTE = 5, 2.5            # of the budget and core: making them takes a fifth of it at most
-PRETRAINING = 0.5                                     # of what is left after that
-TRIAL_SECONDS, TRIAL_STEPS = 15, 3                    # at least, to find out how long a step takes
+EPOCHS = 20  # parts of a training; nnU-Net lowers its rate once in each
+RESERVE = 0.03  # of the budget, for what comes after the last step
+# of the budget and core: making them takes a fifth of it at most
+LEAST_PHANTOMS, PHANTOMS_A_MINUTE = 5, 2.5
+PRETRAINING = 0.5  # of what is left after that
+TRIAL_SECONDS, TRIAL_STEPS = 15, 3  # at least, to find out how long a step takes
 
 
 def cores() -> int:
@@ -67,12 +68,14 @@ class Clock:
     def snapshot(self, weights: dict | Path, minutes: float | None = None) -> None:
         """Keep these weights, of a file or of a model, and when they were reached."""
         target = self.folder / "snapshots" / f"{len(self.notes):02d}.pt"
-        shutil.copyfile(weights, target) if isinstance(weights, Path) else torch.save(weights, target)
+        shutil.copyfile(weights, target) if isinstance(weights, Path) else torch.save(weights,
+                                                                                      target)
         self.notes.append(self.spent if minutes is None else minutes)
 
     def finish(self, **said: object) -> None:
         """Write down when each snapshot was taken, and what else is worth knowing: the sign that training is done."""
-        write_json(self.folder / "training.json", {"minutes": self.spent, "snapshots": self.notes, **said})
+        write_json(self.folder / "training.json",
+                   {"minutes": self.spent, "snapshots": self.notes, **said})
 
 
 def seed_all(seed: int) -> None:
@@ -101,36 +104,43 @@ class Ours:
     def train(self, cases: Sequence[Case], minutes: float, seed: int) -> None:
         """Prepare, make phantoms and learn from them for half of what is left, then learn from the patients beside them."""
         clock = Clock(self.folder, minutes)
-        config = for_few_patients(self.config.with_(seed=seed), len(cases), False, () if self.phantoms else ("pretrain",))
-        config = config.with_(pretrain=min(config.pretrain, LEAST_PHANTOMS + int(PHANTOMS_A_MINUTE * minutes * cores())))
+        config = for_few_patients(self.config.with_(seed=seed), len(cases), False, ()
+                                  if self.phantoms else ("pretrain",))
+        config = config.with_(pretrain=min(config.pretrain,
+                                           LEAST_PHANTOMS + int(PHANTOMS_A_MINUTE * minutes
+                                                                * cores())))
         preprocess_cohort(cases, self.folder / "preprocessed", config.spacing_mm)
-        paths, before, start, seconds = sorted((self.folder / "preprocessed").glob("*.b2nd")), 0, None, 0.0
+        paths, before, start, seconds = sorted((self.folder
+                                                / "preprocessed").glob("*.b2nd")), 0, None, 0.0
         if config.pretrain:
             work = make_phantoms(config, self.folder)
             files, first = training_files(on_phantoms(config), work), on_phantoms(config)
             first = self._fitted(first, self._trial(first, files[0]), clock, PRETRAINING)
             history = train(first, *files, work / "checkpoints", device=describe_device())
-            start, before = InitialWeights(work / "checkpoints" / "last.pt", files[0]), first.epochs * first.steps
+            start, before = InitialWeights(work / "checkpoints" / "last.pt",
+                                           files[0]), first.epochs * first.steps
             seconds = history[-1]["seconds"] / before
         config = self._fitted(config, seconds or self._trial(config, paths), clock, 1.0)
         checkpoints, reached = self.folder / "checkpoints", []
 
-        def keep(history: list[dict]) -> None:        # what is on disk is the epoch before
+        def keep(history: list[dict]) -> None:  # what is on disk is the epoch before
             if reached:
                 clock.snapshot(checkpoints / "last.pt", reached[-1])
             reached.append(clock.spent)
 
         train(config, paths, [], checkpoints, keep, describe_device(), start)
         clock.snapshot(checkpoints / "last.pt")
-        clock.finish(steps=EPOCHS * config.steps, steps_on_phantoms=before, phantoms=config.pretrain, patch=config.patch,
-                     batch=config.batch, learning_rate=config.learning_rate)
+        clock.finish(steps=EPOCHS * config.steps, steps_on_phantoms=before,
+                     phantoms=config.pretrain, patch=config.patch, batch=config.batch,
+                     learning_rate=config.learning_rate)
 
     @staticmethod
     def _trial(config: Config, paths: Sequence[Path]) -> float:
         """Seconds of a step, from a network that is thrown away; its first steps are not counted."""
         device = describe_device()
         state, taken = new_state(config, device), []
-        stream = batches(PatchDataset(paths, config.patch, config.oversample_foreground, config.seed), config.batch, 0, 10**6)
+        stream = batches(PatchDataset(paths, config.patch, config.oversample_foreground,
+                                      config.seed), config.batch, 0, 10**6)
         while len(taken) < TRIAL_STEPS + 1 or sum(taken) < TRIAL_SECONDS:
             begin = time.monotonic()
             train_step(state, next(stream), config, device)
@@ -142,14 +152,16 @@ class Ours:
         """As many steps of so many seconds as fit into this share of what is left; nothing is validated before the end."""
         steps = clock.steps(seconds, share)
         total = EPOCHS * steps
-        ema = min(config.ema, max(0.0, 1 - 20 / total))   # over a twentieth of the training, or it ends where it began
-        return config.with_(epochs=EPOCHS, steps=steps, warmup=min(config.warmup, total // 10), ema=ema,
-                            validate_every=EPOCHS)
+        # over a twentieth of the training, or it ends where it began
+        ema = min(config.ema, max(0.0, 1 - 20 / total))
+        return config.with_(epochs=EPOCHS, steps=steps, warmup=min(config.warmup, total // 10),
+                            ema=ema, validate_every=EPOCHS)
 
     def probabilities(self, case: Case, snapshot: Path, views: bool) -> np.ndarray:
         """(3, X, Y, Z) of WT, TC and ET on the case's grid; views: all eight mirrored ones."""
         model, config = load_checkpoint(snapshot, describe_device())
-        return predict_prepared([model], prepare(read_case(case), config.spacing_mm), config.patch, config.overlap, views)
+        return predict_prepared([model], prepare(read_case(case), config.spacing_mm), config.patch,
+                                config.overlap, views)
 
 
 class NnUNet:
@@ -188,18 +200,22 @@ class NnUNet:
             plans = json.loads(path.read_text())
             plans["configurations"]["3d_small"] = self._small(plans["configurations"]["3d_fullres"])
             write_json(path, plans)
-        preprocess([number], configurations=("3d_fullres",), num_processes=(processes,), show_progress_bar=False)
+        preprocess([number], configurations=("3d_fullres",), num_processes=(processes,),
+                   show_progress_bar=False)
 
     def _small(self, planned: dict) -> dict:
         """A configuration on the same preprocessed data with our number of levels, channels, patch and batch."""
         n = len(self.filters)
         architecture = json.loads(json.dumps(planned["architecture"]))
-        architecture["network_class_name"] = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
-        architecture["arch_kwargs"] |= {
-            "n_stages": n, "features_per_stage": list(self.filters), "kernel_sizes": [[3, 3, 3]] * n,
-            "strides": [[1, 1, 1]] + [[2, 2, 2]] * (n - 1), "n_conv_per_stage": [2] * n,
-            "n_conv_per_stage_decoder": [2] * (n - 1)}
-        return {**planned, "patch_size": [self.patch] * 3, "batch_size": self.batch, "architecture": architecture}
+        architecture[
+            "network_class_name"] = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
+        architecture["arch_kwargs"] |= {"n_stages": n, "features_per_stage": list(self.filters),
+                                        "kernel_sizes": [[3, 3, 3]] * n,
+                                        "strides": [[1, 1, 1]] + [[2, 2, 2]] * (n - 1),
+                                        "n_conv_per_stage": [2] * n,
+                                        "n_conv_per_stage_decoder": [2] * (n - 1)}
+        return {**planned, "patch_size": [self.patch] * 3, "batch_size": self.batch,
+                "architecture": architecture}
 
     def _trainer(self, raw: Path, clock: Clock | None):
         from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -228,9 +244,11 @@ class NnUNet:
                 """Needs a program that is not there."""
 
         prepared = Path(os.environ["nnUNet_preprocessed"]) / raw.name
-        plans = {**json.loads((prepared / "nnUNetPlans.json").read_text()), "continue_training": False}
+        plans = {**json.loads((prepared / "nnUNetPlans.json").read_text()),
+                 "continue_training": False}
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        trainer = Trainer(plans, self.configuration, "all", json.loads((raw / "dataset.json").read_text()), device)
+        trainer = Trainer(plans, self.configuration, "all",
+                          json.loads((raw / "dataset.json").read_text()), device)
         trainer.num_epochs, trainer.num_val_iterations_per_epoch = EPOCHS, 1
         return trainer
 
@@ -245,7 +263,8 @@ class NnUNet:
             trainer.train_step(next(trainer.dataloader_train))
             taken.append(time.monotonic() - begin)
         trainer.on_train_end()
-        return statistics.mean(taken[len(taken) // 2:])   # the later ones: batches made beforehand are used up
+        # the later ones: batches made beforehand are used up
+        return statistics.mean(taken[len(taken) // 2:])
 
     def probabilities(self, case: Case, snapshot: Path, views: bool) -> np.ndarray:
         """(3, X, Y, Z) of WT, TC and ET on the case's grid; views: all eight mirrored ones, its default."""
@@ -255,20 +274,24 @@ class NnUNet:
         trainer = self._trainer(raw, None)
         trainer.initialize()
         device = trainer.device
-        predictor = nnUNetPredictor(tile_step_size=0.5, use_mirroring=views, device=device, allow_tqdm=False)
+        predictor = nnUNetPredictor(tile_step_size=0.5, use_mirroring=views, device=device,
+                                    allow_tqdm=False)
         weights = torch.load(snapshot, map_location=device, weights_only=True)
         trainer.set_deep_supervision_enabled(False)
-        predictor.manual_initialization(trainer.network, trainer.plans_manager, trainer.configuration_manager, [weights],
+        predictor.manual_initialization(trainer.network, trainer.plans_manager,
+                                        trainer.configuration_manager, [weights],
                                         trainer.dataset_json, "nnUNetTrainer", (0, 1, 2))
         image, properties = NibabelIO().read_images([str(path) for path in case.images])
-        _, found = predictor.predict_single_npy_array(image, properties, save_or_return_probabilities=True)
+        _, found = predictor.predict_single_npy_array(image, properties,
+                                                      save_or_return_probabilities=True)
         return np.asarray(found, np.float32).transpose(0, 3, 2, 1)
 
     @staticmethod
     def labels(probabilities: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
         """Labels 0 to 3 as nnU-Net makes them of regions: painted in order, each where its probability is above a half."""
         labels = np.zeros(probabilities.shape[1:], np.uint8)
-        for label, region in ((2, 0), (1, 1), (3, 2)):   # edema in WT, necrosis in TC, ET: `regions_class_order`
+        # edema in WT, necrosis in TC, ET: `regions_class_order`
+        for label, region in ((2, 0), (1, 1), (3, 2)):
             labels[probabilities[region] > 0.5] = label
         return labels
 

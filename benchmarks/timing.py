@@ -21,9 +21,10 @@ class Result:
     item: str
     ours: float
     peers: dict[str, float]
-    equal: str                                        # what was compared before anything was timed, and how it came out
+    equal: str  # what was compared before anything was timed, and how it came out
     unit: str = "ms"
-    goals: dict[str, float] = field(default_factory=dict)     # peer -> the ratio that this project set out to reach
+    # peer -> the ratio that this project set out to reach
+    goals: dict[str, float] = field(default_factory=dict)
 
     @property
     def ratio(self) -> dict[str, float]:
@@ -34,10 +35,13 @@ class Result:
         """For results.json."""
         return {"item": self.item, f"ours_{self.unit}": round(self.ours, 3), "unit": self.unit,
                 "peers": {k: round(v, 3) for k, v in self.peers.items()},
-                "ratio": {k: round(v, 2) for k, v in self.ratio.items()}, "goals": self.goals, "equal": self.equal}
+                "ratio": {k: round(v, 2) for k, v in self.ratio.items()}, "goals": self.goals,
+                "equal": self.equal}
 
 
-def race(ours: Way, peers: Mapping[str, Way], rounds: int, in_a_row: int = 1) -> tuple[float, dict[str, float]]:
+def race(ours: Way, peers: Mapping[str, Way], rounds: int, in_a_row: int = 1) -> tuple[float,
+                                                                                       dict[str,
+                                                                                            float]]:
     """Median milliseconds of each way; every round runs all of them, after one round that is not counted.
 
     A round runs each so many times in a row and takes the mean, where one run differs from the next by what chance draws.

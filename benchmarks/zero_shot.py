@@ -30,7 +30,9 @@ def main(checkpoint: Path, folder: Path) -> None:
     for case in tqdm([case for case in find_cases(folder) if case.reference], unit="patient"):
         patient = read_case(case)
         labels, _ = segment([model], patient, config, True, device)
-        scores[case.name] = [dice(a, b) for a, b in zip(regions(labels), regions(patient.reference), strict=True)]
+        scores[case.name] = [dice(a, b)
+                             for a, b in zip(regions(labels), regions(patient.reference),
+                                             strict=True)]
     print(f"{'patient':<20} " + "  ".join(f"{name:>5}" for name in REGIONS))
     for name, row in scores.items():
         print(f"{name:<20} " + "  ".join(f"{score:5.2f}" for score in row))
