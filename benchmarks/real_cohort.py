@@ -36,11 +36,18 @@ from brats_helpers.data.splits import make_splits
 from brats_helpers.evaluation.metrics import bootstrap_ci, dice, lesion_wise, regions, score_case
 
 from .real_systems import EPOCHS, NnUNet, Ours, cores, real_settings
+from .real_tables import (
+    SYSTEMS,
+    by_patients,
+    draw,
+    means_table,
+    patients_table,
+    scores_by_system,
+    trainings,
+    verdicts,
+)
 
 HERE = Path(__file__).resolve().parent
-SYSTEMS = ("ours", "ours-without-phantoms", "nnunet-small", "nnunet")
-SHOWN = (*SYSTEMS, "ours-a-third-kept")  # as it was at commit 5e6be1f, which is not run any more
-MEASURES = ("dice", "hd95_mm", "lesion_dice")
 CURVE = (0, 1, 3, 7, 11, 15, 19)  # snapshots that the learning curve is drawn from, with few views
 
 
@@ -138,121 +145,6 @@ def run_one(options: argparse.Namespace, system_name: str, fold: int) -> None:
                 "date": datetime.date.today().isoformat()})
 
 
-def table(results: Sequence[dict]) -> str:
-    """Markdown: Dice of each unseen patient, and each system's means beside ours on the patients that both segmented.
-
-    A row of means for each seed, and one of each patient's mean over the seeds: the same patients again are no more patients.
-    """
-    found: dict[tuple, dict] = {}  # (seed, system) -> patient -> (measure, region)
-    for result in results:
-        for name, row in result["patients"].items():
-            found.setdefault((result["seed"], result["system"]), {})[name] = np.array(
-                [[row[region][measure] for region in REGIONS] for measure in MEASURES])
-    present = sorted(found, key=lambda key: (key[0], SHOWN.index(key[1])))
-    lines = ["| patient | " + " | ".join(f"{system}, seed {seed}"
-                                         for seed, system in present) + " |",
-             "|---" * (len(present) + 1) + "|"]
-    for name in sorted(set().union(*found.values())):
-        cells = [_three(found[key][name][0], 2) if name in found[key] else "" for key in present]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    seeds = sorted({seed for seed, _ in found})
-    for system in SYSTEMS if len(seeds) > 1 else ():
-        several = [found.get((seed, system), {}) for seed in seeds]
-        if names := set.intersection(*map(set, several)):
-            found["all", system] = {name: np.mean([one[name] for one in several], axis=0)
-                                    for name in names}
-            present.append(("all", system))
-    lines += ["",
-              "| seed | system | patients | Dice | mean | ours on the same | ours above it (95 % "
-              "interval) | HD95, mm " "| lesion-wise Dice |",
-              "|--:|---|--:|--:|--:|--:|---|--:|--:|"]
-    for seed, system in present:
-        mine, beside = found[seed, system], found.get((seed, "ours"), {})
-        both = sorted(mine.keys() & beside.keys())
-        if not both:
-            continue
-        rows, ours = (np.array([one[name] for name in both]) for one in (mine, beside))
-        dices, distances, lesions = rows.mean(0)
-        gains = ours[:, 0].mean(1) - rows[:, 0].mean(1)
-        gain = "" if system == "ours" else "{:+.3f} ({:+.3f} to {:+.3f})".format(
-            *bootstrap_ci(gains))
-        lines.append(f"| {seed} | {system} | {len(both)} | {_three(dices)} | {dices.mean():.3f} "
-                     f"| {_three(ours[:, 0].mean(0))} | {gain} | {_three(distances, 1)} | "
-                     f"{_three(lesions)} |")
-    return "\n".join(lines)
-
-
-def by_patients(results: Sequence[dict]) -> str:
-    """Markdown: mean Dice with and without phantoms first, for each number of patients learnt from.
-
-    Means over the folds and seeds in which every one of these trainings was made, so that rows compare.
-    """
-    systems = SYSTEMS[:2]
-    found: dict[tuple, dict] = {}  # (learnt, system) -> (seed, fold) -> Dice of WT, TC, ET
-    for result in results:
-        if result["system"] in systems:
-            found.setdefault((result["learnt"], result["system"]), {})[result["seed"],
-                                                                       result["fold"]] = np.mean(
-                                                                           [[row[region]["dice"]
-                                                                             for region in REGIONS]
-                                                                            for row in result[
-                                                                                "patients"].values()],
-                                                                           0)
-    numbers = sorted({learnt for learnt, system in found if system == systems[1]})
-    shared = [set(found.get((n, system), {})) for n in numbers for system in systems]
-    everywhere = set.intersection(*shared) if shared else set()
-    if not everywhere:
-        return ""
-    lines = ["| patients learnt from | " + " | ".join(systems) + " |", "|--:|---|---|"]
-    for n in numbers:
-        means = [np.mean([found[n, system][key] for key in everywhere], 0) for system in systems]
-        lines.append(f"| {n} | " + " | ".join(f"{_three(mean)}: {mean.mean():.3f}"
-                                              for mean in means) + " |")
-    return "\n".join(lines)
-
-
-def trainings(results: Sequence[dict]) -> str:
-    """Markdown: minutes and steps of each system's trainings, and where its curve begins and ends, a mean over them."""
-    lines = ["| seed | system | minutes | steps on phantoms | on patients | mean Dice where the "
-             "curve begins | where it ends " "|", "|--:|---|---|---|---|--:|--:|"]
-    for seed, name in sorted({(r["seed"], r["system"]) for r in results},
-                             key=lambda key: (key[0], SHOWN.index(key[1]))):
-        mine = [result for result in results if (result["seed"], result["system"]) == (seed, name)]
-        spans = []
-        for key, form in (("minutes", ".1f"), ("steps_on_phantoms", "d"), ("steps", "d")):
-            values = [r["training"][key] for r in mine if r["training"].get(key)]
-            spans.append(f"{min(values):{form}} to {max(values):{form}}" if values else "")
-        ends = [np.mean([r["curve"][at][1:] for r in mine]) for at in (0, -1)]
-        lines.append(f"| {seed} | {name} | {' | '.join(spans)} | {ends[0]:.3f} | {ends[1]:.3f} |")
-    return "\n".join(lines)
-
-
-def _three(values: np.ndarray, digits: int = 3) -> str:
-    return ", ".join(f"{value:.{digits}f}" for value in values)
-
-
-def draw(results: Sequence[dict], path: Path) -> None:
-    """Mean Dice of the unseen patients against minutes, a thin line a fold, where all regions count the same."""
-    import matplotlib.pyplot as plt
-
-    from brats_helpers.lessons.plots import LINES, use_style
-    use_style()
-    figure, ax = plt.subplots(figsize=(6.4, 3))
-    for color, name in zip(LINES,
-                           [name for name in SYSTEMS if any(r["system"] == name for r in results)],
-                           strict=False):
-        for number, result in enumerate(r for r in results if r["system"] == name):
-            minutes, *dices = np.array(result["curve"]).T
-            ax.plot(minutes, np.mean(dices, 0), "o-", color=color, lw=1, ms=3, label=name
-                    if not number else None)
-    ax.set(xlabel="minutes, preparation included", ylabel="mean Dice, unseen patients", ylim=(0, 1),
-           xlim=(0, None))
-    ax.legend()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary)
-    plt.close(figure)
-
-
 def gather(options: argparse.Namespace) -> dict[tuple, dict]:
     """All results by system, fold, seed and minutes: those of earlier days in the file, and those of this work folder."""
     earlier = read_json(options.out, "this benchmark")["results"] if options.out.is_file() else []
@@ -339,7 +231,9 @@ def main() -> int:
              if key[3:6] == (options.minutes, options.spacing, each)]
     shown = [result for result in alike if result["learnt"] in learnt]
     draw(shown, options.out.with_suffix(".png"))
-    print(f"{table(shown)}\n\n{trainings(shown)}\n\n{by_patients(alike)}")
+    found = scores_by_system(shown)
+    print(patients_table(found), means_table(found), verdicts(found), trainings(shown),
+          by_patients(alike), sep="\n\n")
     return 0
 
 

@@ -1,11 +1,11 @@
-"""The results as JSON, as a table and as a picture."""
+"""Writes the results as JSON, as a table and as a picture."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from brats_helpers.basics.files import atomic_path, write_json
+from brats_helpers.basics.files import atomic_path, read_json, write_json
 
 from .timing import Result
 
@@ -21,8 +21,16 @@ def write(results: Sequence[Result], machine: dict, folder: Path) -> str:
     return text
 
 
+def load(path: Path) -> tuple[list[Result], dict]:
+    """Read results.json: the results and the machine."""
+    stored = read_json(path, "python -m benchmarks")
+    results = [Result(row["item"], row[f"ours_{row['unit']}"], row["peers"], row["equal"],
+                      row["unit"], row["goals"]) for row in stored["items"]]
+    return results, stored["machine"]
+
+
 def table(results: Sequence[Result], machine: dict) -> str:
-    """Markdown: a row an item and peer."""
+    """Return Markdown with a row for each item and peer."""
     lines = [", ".join(str(value) for value in machine.values()), "",
              "| item | peer | peer's | ours | ratio | aimed at |", "|---|---|--:|--:|--:|--:|"]
     for r in results:
@@ -35,7 +43,7 @@ def table(results: Sequence[Result], machine: dict) -> str:
 
 
 def draw(results: Sequence[Result], machine: dict, path: Path) -> None:
-    """Ratios on a logarithmic axis: right of 1 the peer needs more than we do."""
+    """Draw the ratios on a logarithmic axis: right of 1 the peer costs more."""
     import matplotlib.pyplot as plt
 
     from brats_helpers.lessons.plots import INK, use_style
