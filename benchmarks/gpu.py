@@ -1,7 +1,8 @@
-"""`python -m benchmarks.gpu`: the full network on a GPU beside MONAI's DynUNet and nnU-Net's PlainConvUNet.
+"""Compares the full network on a GPU with MONAI's DynUNet and nnU-Net's PlainConvUNet.
 
-Steps a second and peak memory at batch 1 and 2, in fp16 and bf16; whether the kaggle preset fits into a T4's 14 GiB;
-200 steps of both networks from the same weights on the same data; whether the loader keeps up; a patient with 8 flips.
+`python -m benchmarks.gpu` measures steps a second and peak memory at batch 1 and 2, in fp16 and
+bf16; whether the kaggle preset fits a T4's 14 GiB; 200 steps of both networks from the same
+weights on the same data; whether the loader keeps up; and a patient with 8 flips.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Case(NamedTuple):
-    """One line of the table: a network, how it is made ready, the precision and the batch."""
+    """Describes a row: a network, how to make it, the precision and the batch."""
 
     name: str
     make: Callable[[], nn.Module]
@@ -53,14 +54,17 @@ class Case(NamedTuple):
 
 
 def ours(filters: Sequence[int], device: Device) -> nn.Module:
-    """Our network as `training_step.new_state` makes it ready for a long training."""
+    """Return our network, compiled as for a long training."""
     model = UNet(filters).to(device.torch_device)
     compile_for_training(model, device, WORTH_COMPILING)
     return model
 
 
 def cases(device: Device, filters: Sequence[int]) -> list[Case]:
-    """All lines: three networks in two precisions and at two batches; and what the compiler does, for ours and the peer's."""
+    """Return three networks in two precisions and at two batches.
+
+    And what compiling changes, for our network and for DynUNet.
+    """
     def compiled_peer() -> nn.Module:
         model = peers.dynunet(filters)
         model.compile(dynamic=False)
@@ -77,12 +81,15 @@ def cases(device: Device, filters: Sequence[int]) -> list[Case]:
 
 
 def main_loss(outputs: object, target: Tensor) -> Tensor:
-    """The loss of the full-resolution head alone, which is the same number for the same weights in every network."""
+    """Return the loss of the full-resolution head, which all networks share."""
     return losses.region_loss(outputs[:, 0] if isinstance(outputs, Tensor) else outputs[0], target)
 
 
 def supervised_loss(outputs: object, target: Tensor) -> Tensor:
-    """With deep supervision: on a list of resolutions, or on DynUNet's stack of them at full resolution."""
+    """Return the loss with deep supervision.
+
+    outputs: a list of resolutions, or DynUNet's stack of its heads at full resolution.
+    """
     if isinstance(outputs, Tensor):  # (B, heads, 3, D, H, W)
         heads = outputs.unbind(1)
         weights = [0.5**i for i in range(len(heads))]
@@ -93,7 +100,7 @@ def supervised_loss(outputs: object, target: Tensor) -> Tensor:
 
 def stream(device: Device, batch: int, patch: int,
            seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches, the same for the same seed: noise, and as target what is bright in it, smoothed."""
+    """Yield noise and, as target, the bright parts of the smoothed noise; the seed decides."""
     generator = torch.Generator(device.torch_device).manual_seed(seed)
     while True:
         x = torch.randn(batch, 5, patch, patch, patch, generator=generator,
@@ -103,7 +110,10 @@ def stream(device: Device, batch: int, patch: int,
 
 def train_steps(model: nn.Module, device: Device, batch: int, patch: int, steps: int,
                 fixed: bool = True, loss_of: Loss = supervised_loss) -> dict:
-    """Train for some steps; steps a second (after 3 that do not count), peak memory in GiB, the losses."""
+    """Train for some steps, after three that do not count.
+
+    Returns steps a second, peak memory in GiB, and the losses.
+    """
     model = model.to(device.torch_device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
     scaler = torch.amp.GradScaler(device.kind, enabled=device.scaler)
@@ -142,14 +152,14 @@ def _half(device: Device) -> Device:
 
 
 def _clear(device: Device) -> None:
-    """Forget what was compiled and allocated for the line before."""
+    """Forget what the row before compiled and allocated."""
     torch.compiler.reset()
     if device.kind == "cuda":
         torch.cuda.empty_cache()
 
 
 def throughput(device: Device, filters: Sequence[int], patch: int, steps: int) -> list[dict]:
-    """A row for each case; one that does not fit says so."""
+    """Return a row for each case; one that does not fit has None."""
     rows = []
     for case in tqdm(cases(device, filters), desc="throughput"):
         row = {"network": case.name, "dtype": str(case.dtype).removeprefix("torch."),
@@ -170,7 +180,10 @@ def throughput(device: Device, filters: Sequence[int], patch: int, steps: int) -
 
 
 def loss_curves(device: Device, filters: Sequence[int], patch: int, steps: int) -> dict:
-    """The same weights and data in both networks: the losses of every tenth step, and how far they are apart."""
+    """Train both networks from the same weights on the same data.
+
+    Returns the losses of every tenth step, and how far they are apart.
+    """
     torch.manual_seed(0)
     model, theirs = (network.to(device.torch_device)
                      for network in (UNet(filters), peers.dynunet(filters)))
@@ -187,7 +200,7 @@ def loss_curves(device: Device, filters: Sequence[int], patch: int, steps: int) 
 
 
 def fits_a_t4(device: Device, config: Config, paths: Sequence[Path], steps: int) -> dict:
-    """The kaggle preset's own training steps in fp16, under a cap of 14 GiB that the allocator enforces."""
+    """Train with the kaggle preset in fp16, with the allocator limited to 14 GiB."""
     if device.kind == "cuda":
         torch.cuda.set_per_process_memory_fraction(min(1.0, T4_GIB / device.memory_gib))
     rows = {}
@@ -208,9 +221,9 @@ def fits_a_t4(device: Device, config: Config, paths: Sequence[Path], steps: int)
 
 def loader_share(device: Device, config: Config, paths: Sequence[Path], steps: int,
                  workers: int) -> dict:
-    """Training steps a second when patches come from disk, and with the same patches in memory: equal if nothing waits.
+    """Return training steps a second with patches from disk and from memory: equal without waiting.
 
-    The medians of three runs each, by turns.
+    Medians of three alternating runs.
     """
     state, rates = training_step.new_state(config.with_(epochs=WORTH_COMPILING),
                                            device), {"from disk": [], "from memory": []}
@@ -224,21 +237,22 @@ def loader_share(device: Device, config: Config, paths: Sequence[Path], steps: i
 
 def _steps_a_second(state: training_step.State, config: Config, device: Device,
                     paths: Sequence[Path], steps: int, workers: int, disk: bool) -> float:
-    """Of `training_step.train_step`, augmentation and all; three that do not count come first."""
+    """Return steps a second with augmentation, after three that do not count."""
     source = batches(PatchDataset(paths, config.patch, config.oversample_foreground, 0),
                      config.batch, 0, steps + 3, workers)
     ahead = training_step.PrefetchedBatches(source if disk else iter(list(source)), config, device)
     for number, batch in enumerate(ahead):
         if number == 3:
             begin = _wait(device, reset=True)
-        training_step.train_step(state, batch, config, device, ahead.look)
+        training_step.train_step(state, batch, config, device, ahead.prepare_next)
     return steps / (_wait(device) - begin)
 
 
 def infer_seconds(device: Device, config: Config, patients: Sequence[Patient]) -> dict:
-    """Seconds a patient, windows overlapping by half: the median over patients, each one's second time.
+    """Return seconds a patient, windows overlapping by half: medians of each patient's second run.
 
-    From a prepared patient to probabilities on the scan's grid, with 8 flips and with 4 views; and from the scan in memory.
+    From a prepared patient to probabilities on the scan's grid, with 8 flips and with 4 views; and
+    from the scan in memory.
     """
     model = for_inference(UNet(config.filters).to(device.torch_device), device, WORTH_COMPILING)
     taken: dict[str, list[float]] = {"8 flips": [], "4 views": [], "8 flips, from the scan": []}
@@ -262,7 +276,7 @@ def infer_seconds(device: Device, config: Config, patients: Sequence[Patient]) -
 
 def parts(device: Device, filters: Sequence[int], patch: int, spacing_mm: float, steps: int,
           workers: int, folder: Path) -> dict[str, Callable[[], object]]:
-    """What is measured, by the name that it has in the results; phantoms are prepared in `folder`."""
+    """Return the measurements by name; prepares phantoms in `folder`."""
     patients = [make_patient(0, number, spacing_mm) for number in PATIENTS]
     paths = [folder / f"{patient.name}.b2nd" for patient in patients]
     for patient, path in zip(patients, paths, strict=True):
@@ -278,7 +292,7 @@ def parts(device: Device, filters: Sequence[int], patch: int, spacing_mm: float,
 
 def measure(device: Device, filters: Sequence[int], patch: int, spacing_mm: float, steps: int,
             workers: int, path: Path, only: Sequence[str] = ()) -> dict:
-    """All parts, or only some and the others as `path` has them; written there after each."""
+    """Run all measurements, or some and take the others from `path`; writes `path` after each."""
     found = read_json(path, "python -m benchmarks.gpu, all of it") if only else {}
     found |= {"device": device.name, "torch": torch.__version__, "filters": list(filters),
               "patch": patch}
@@ -355,7 +369,7 @@ def goals(found: dict) -> str:
 
 
 def main() -> int:
-    """Measure and write gpu_<name>.json and .md; a clear word where there is no GPU."""
+    """Measure and write gpu_<name>.json and .md; without a GPU, say so."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent,
                         help="folder for the results")

@@ -1,11 +1,12 @@
-"""A few real patients, a budget of minutes: this project beside nnU-Net v2, five folds of a small cohort.
+"""Compares this project with nnU-Net v2 on a few real patients and a budget of minutes.
 
     python -m benchmarks.real_cohort FOLDER_OF_PATIENTS --minutes 20
 
-In each fold both learn from the same patients on the same machine for the same wall-clock minutes, preprocessing included,
-and segment the same unseen patients, at 1 mm on a GPU and at 2 mm on a CPU. One piece of code scores them on the scans' own
-grid. With `--at-once 2` two trainings run side by side, each on half of the cores. What is done already in `--work` is not
-done again. Nothing that shows a patient is written beside the scores.
+In each of five folds both learn from the same patients on the same machine for the same wall-clock
+minutes, preprocessing included, and segment the same unseen patients, at 1 mm on a GPU and at 2 mm
+on a CPU. The same code scores them on the scans' own grid. With `--at-once 2` two trainings run
+side by side, each on half of the cores. What `--work` already holds is not repeated. Nothing that
+shows a patient is written next to the scores.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from brats_helpers.basics.files import atomic_path, read_json, write_json
 from brats_helpers.data.cases import Case, find_cases, read_case, write_mask
 from brats_helpers.data.preprocessing import coarsen, coarsen_labels, rescale
 from brats_helpers.data.splits import make_splits
-from brats_helpers.evaluation.metrics import bootstrap_ci, dice, lesion_wise, regions, score_case
+from brats_helpers.evaluation.metrics import dice, lesion_wise, regions, score_case
 
 from .real_systems import EPOCHS, NnUNet, Ours, cores, real_settings
 from .real_tables import (
@@ -52,7 +53,7 @@ CURVE = (0, 1, 3, 7, 11, 15, 19)  # snapshots that the learning curve is drawn f
 
 
 def labeled_cases(folder: Path) -> list[Case]:
-    """The patients with a reference; BratsError for fewer than ten, which five folds of two need."""
+    """Return the labeled patients; raises BratsError for fewer than ten (five folds of two)."""
     cases = sorted((case for case in find_cases(folder) if case.reference),
                    key=lambda case: case.name)
     if len(cases) < 10:
@@ -61,13 +62,13 @@ def labeled_cases(folder: Path) -> list[Case]:
 
 
 def folds(cases: Sequence[Case]) -> list[list[str]]:
-    """Five lists of patients to be held out, each with small and large tumors; the same for the same patients."""
+    """Return five lists of held-out patients, each with small and large tumors."""
     volumes = [float((read_case(case).reference > 0).sum()) for case in cases]
     return make_splits([case.name for case in cases], volumes, seed=0)["folds"]
 
 
 def coarse_case(case: Case, folder: Path, spacing_mm: float) -> Case:
-    """The patient as a scanner with voxels of `spacing_mm` would have stored him, in BraTS's names; itself at 1 mm."""
+    """Write the patient resampled to `spacing_mm`; returns the case itself at 1 mm."""
     patient = read_case(case)
     factor = [spacing_mm / s for s in patient.spacing]
     if max(factor) <= 1:
@@ -84,7 +85,7 @@ def coarse_case(case: Case, folder: Path, spacing_mm: float) -> Case:
 
 def scores(system: Ours | NnUNet, original: Case, seen: Case, snapshot: Path,
            views: bool = True) -> dict:
-    """Dice, HD95 and lesion-wise Dice by region, on the original grid, of what a snapshot makes of a patient."""
+    """Return Dice, HD95 and lesion-wise Dice by region, on the original grid."""
     patient = read_case(original)
     probabilities = system.probabilities(seen, snapshot, views)
     factor = [a / b for a, b in zip(patient.images.shape[1:], probabilities.shape[1:], strict=True)]
@@ -93,8 +94,8 @@ def scores(system: Ours | NnUNet, original: Case, seen: Case, snapshot: Path,
         probabilities = whole[:, *(slice(n) for n in patient.images.shape[1:])]
     labels = system.labels(probabilities, patient.spacing)
     if not views:
-        return {name: dice(a, b) for name, a, b in zip(REGIONS, regions(labels),
-                                                       regions(patient.reference), strict=True)}
+        pairs = zip(REGIONS, regions(labels), regions(patient.reference), strict=True)
+        return {name: dice(a, b) for name, a, b in pairs}
     rows = score_case(labels, patient.reference, patient.spacing)
     for name, a, b in zip(REGIONS, regions(labels), regions(patient.reference), strict=True):
         rows[name]["lesion_dice"] = lesion_wise(a, b, patient.spacing)["dice"]
@@ -102,7 +103,7 @@ def scores(system: Ours | NnUNet, original: Case, seen: Case, snapshot: Path,
 
 
 def build(name: str, folder: Path, spacing_mm: float) -> Ours | NnUNet:
-    """A system, which keeps everything in `folder`."""
+    """Return a system that keeps everything in `folder`."""
     config = real_settings(spacing_mm)
     filters = None if name == "nnunet" else config.filters
     if name.startswith("ours"):
@@ -111,8 +112,9 @@ def build(name: str, folder: Path, spacing_mm: float) -> Ours | NnUNet:
 
 
 def run_one(options: argparse.Namespace, system_name: str, fold: int) -> None:
-    """Train one system on one fold and score it; `result.json` in its folder is the sign that all is done."""
-    kind = f"{options.minutes:g}min-{options.spacing:g}mm-{options.patients or 'all'}-{cores()}cores"
+    """Train one system on one fold and score it; `result.json` marks it as finished."""
+    kind = (f"{options.minutes:g}min-{options.spacing:g}mm-{options.patients or 'all'}-"
+            f"{cores()}cores")
     place = options.work / f"seed{options.seed}" / f"fold{fold}" / kind / system_name
     cases = labeled_cases(options.folder)
     held_out = folds(cases)[fold]
@@ -146,7 +148,7 @@ def run_one(options: argparse.Namespace, system_name: str, fold: int) -> None:
 
 
 def gather(options: argparse.Namespace) -> dict[tuple, dict]:
-    """All results by system, fold, seed and minutes: those of earlier days in the file, and those of this work folder."""
+    """Return the results stored in the file and in the work folder, by `key_of`."""
     earlier = read_json(options.out, "this benchmark")["results"] if options.out.is_file() else []
     here = [read_json(path, "a training")
             for path in sorted(options.work.glob("seed*/fold*/*/*/result.json"))]
@@ -154,13 +156,16 @@ def gather(options: argparse.Namespace) -> dict[tuple, dict]:
 
 
 def key_of(result: dict) -> tuple:
-    """What a result is of; the same is not measured twice."""
+    """Return what identifies a result; the same is not measured twice."""
     return tuple(result[name] for name in ("system", "fold", "seed", "minutes", "spacing_mm",
                                            "cores", "learnt"))
 
 
 def shares_of_cores(number: int) -> queue.Queue:
-    """This process's cores in equal parts; BratsError where there are too few, or none can be chosen (outside Linux)."""
+    """Return this process's cores in equal parts.
+
+    Raises BratsError if there are too few, or none can be chosen (outside Linux).
+    """
     mine = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
     if number > len(mine):
         raise BratsError(f"--at-once {number}: there are {len(mine)} cores that a training could "
@@ -172,13 +177,13 @@ def shares_of_cores(number: int) -> queue.Queue:
 
 
 def keep_to_a_share(shares: queue.Queue) -> None:
-    """This thread, and each process that it starts, uses the next share of the cores."""
+    """Give this thread, and each process that it starts, the next share of the cores."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, shares.get())
 
 
 def run_apart(options: argparse.Namespace, name: str, fold: int) -> None:
-    """One training and its scores in a process of their own."""
+    """Run one training and its scores in their own process."""
     subprocess.run([sys.executable, "-m", "benchmarks.real_cohort", str(options.folder), "--one",
                     "--systems", name, "--folds", str(fold), "--minutes", str(options.minutes),
                     "--seed", str(options.seed), "--work", str(options.work), "--spacing",
@@ -187,7 +192,7 @@ def run_apart(options: argparse.Namespace, name: str, fold: int) -> None:
 
 
 def main() -> int:
-    """Run what is not done, each training in a process of its own; then write real_cohort.json and print the table."""
+    """Run what is missing, write real_cohort.json and print the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.real_cohort",
                                      description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="labeled patients in BraTS's layout")

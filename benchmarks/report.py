@@ -37,7 +37,7 @@ def table(results: Sequence[Result], machine: dict) -> str:
         for name, value in r.peers.items():
             goal = f"{r.goals[name]:.3g}" if name in r.goals else ""
             lines.append(f"| {r.item} | {name} | {value:.4g} {r.unit} | {r.ours:.4g} {r.unit} | "
-                         f"{r.ratio[name]:.2f} | " f"{goal} |")
+                         f"{r.ratio[name]:.2f} | {goal} |")
     return "\n".join([*lines, "", "What was compared before it was timed:", "",
                       *(f"- {r.item}: {r.equal}." for r in results), ""])
 

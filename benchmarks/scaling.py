@@ -1,4 +1,7 @@
-"""`python -m benchmarks.scaling`: more processes, a Dask cluster, the loader alone, and memory while a cohort grows."""
+"""Measures processes, a Dask cluster, the loader alone, and memory by size of the cohort.
+
+`python -m benchmarks.scaling` writes scaling.json.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,14 @@ COUNTS = (10, 100, 400)  # patients, small ones: what grows with their number sh
 
 
 def prepare_many(folder: Path) -> tuple[float, float]:
-    """Prepare the patients of a folder in a process of its own: seconds, and peak memory in MiB (Linux).
+    """Prepare a folder's patients in their own process: seconds, and peak memory in MiB (Linux).
 
-    `getrusage` would not do: its peak is that of the process that started this one, where that was higher.
+    `getrusage` also counts the peak of the process that started this one.
     """
     code = f"""
 from pathlib import Path
-from brats_helpers.cases import find_cases
-from brats_helpers.preprocessing import preprocess_cohort
+from brats_helpers.data.cases import find_cases
+from brats_helpers.data.pipeline import preprocess_cohort
 preprocess_cohort(find_cases(Path({str(folder)!r})), Path({str(folder) + '.out'!r}), 8.0, jobs=1)
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
@@ -37,7 +40,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 
 def copies(folder: Path, count: int) -> Path:
-    """`count` patients on disk, all the same voxels, as hard links."""
+    """Write `count` patients with the same voxels, as hard links."""
     from brats_helpers.data.archive import extract
     from brats_helpers.phantoms.archive import build_cohort
     archive, _ = build_cohort(folder / "data", 0, 1, 0, 8.0, jobs=1)
@@ -53,7 +56,7 @@ def copies(folder: Path, count: int) -> Path:
 
 
 def on_dask(cohort: Path, folder: Path) -> dict:
-    """The same call of `preprocess_cohort` on a Dask scheduler with two workers, through joblib; and without it."""
+    """Compare `preprocess_cohort` on a Dask scheduler with two workers and on joblib's own."""
     from dask.distributed import Client, LocalCluster
     from joblib import parallel_config
 
@@ -77,9 +80,9 @@ def on_dask(cohort: Path, folder: Path) -> dict:
 
 def on_processes(work: Path, config: Config, counts: Sequence[int] = (1, 2),
                  cores: int = 2) -> list[dict]:
-    """Steps a second of `train` on the CPU with the same batch, by the number of processes, which share the cores.
+    """Return steps a second of `train` on the CPU with the same batch, by the number of processes.
 
-    The first epoch is not counted, nor the last, which validates.
+    The first epoch does not count, nor the last, which validates.
     """
     config, rows = config.with_(epochs=3, validate_every=3), []
     for count in counts:
@@ -100,9 +103,9 @@ def on_processes(work: Path, config: Config, counts: Sequence[int] = (1, 2),
 
 def on_loaders(folder: Path, spacing_mm: float = 1.0, patch: int = 128,
                count: int = 200) -> list[dict]:
-    """Batches of two patches a second, by the number of loader processes, where nobody does anything with them.
+    """Return batches of two patches a second, without a consumer, by number of loader processes.
 
-    Of prepared phantoms that the page cache has; the first ten are not counted.
+    The phantoms are in the page cache; the first ten batches do not count.
     """
     from brats_helpers.data.loaders import PatchDataset, batches
     from brats_helpers.data.preprocessing import prepare

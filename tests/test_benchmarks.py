@@ -73,7 +73,8 @@ def test_a_page_that_is_out_of_date_is_named_and_written(tmp_path: Path, monkeyp
     page = tmp_path / "page.md"
     page.write_text("old")
     monkeypatch.setattr(pages, "pages", lambda: {page: "new"})
-    for arguments, status, text in ((["--check"], 1, "old"), ([], 0, "new"), (["--check"], 0, "new")):
+    for arguments, status, text in ((["--check"], 1, "old"), ([], 0, "new"),
+                                    (["--check"], 0, "new")):
         monkeypatch.setattr(sys, "argv", ["pages", *arguments])
         assert pages.main() == status and page.read_text() == text
     assert f"{page} is out of date" in capsys.readouterr().out
@@ -126,8 +127,8 @@ def test_ours_learns_from_phantoms_and_patients_and_nnunets_labels_are_its_own(
     assert found.shape == (3, *read_case(cases[0]).images.shape[1:])
     assert 0 <= found.min()
     assert found.max() <= 1
-    chain = np.array([[0.6, 0.6, 0.6, 0.4], [0.4, 0.6, 0.6, 0.6], [0.4, 0.4, 0.6, 0.4]])[:, :, None,
-                                                                                         None]
+    chain = np.array([[0.6, 0.6, 0.6, 0.4], [0.4, 0.6, 0.6, 0.6], [0.4, 0.4, 0.6, 0.4]])
+    chain = chain[:, :, None, None]
     assert real_systems.NnUNet.labels(chain, (1, 1, 1)).ravel().tolist() == [2, 1, 3, 1]
 
 

@@ -1,4 +1,4 @@
-"""The long ones: the series killed and stopped again and again, four hundred patients in 4 GB, eight predictions at once."""
+"""Long tests: the series killed and stopped, 400 patients in 4 GB, 8 predictions at once."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def finished(work: Path) -> dict[Path, int]:
 
 
 def end(process: subprocess.Popen, kernels: bool) -> None:
-    """SIGKILL the series and, if told so, its notebook's kernel, which would notice by itself after a second."""
+    """Kill the series and, if asked, its notebook's kernel, which would notice after a second."""
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     for child in children if kernels else []:
@@ -160,8 +160,8 @@ def test_eight_predictions_at_once_in_one_folder(tmp_path: Path, faults) -> None
                                  stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
                 for _ in range(8)]
     assert [process.wait() for process in together] == [0] * 8
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [f"P{n}.nii.gz"
-                                                                    for n in range(4)]
+    names = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert names == [f"P{n}.nii.gz" for n in range(4)]
     for path in (tmp_path / "out").iterdir():
         alone = nib.load(tmp_path / "alone" / path.name)
         assert np.array_equal(nib.load(path).dataobj, alone.dataobj)

@@ -1,4 +1,4 @@
-"""Killed at random moments and run again: the same files as without, nothing done twice, nothing left over."""
+"""Work killed at random moments ends with the same files, does nothing twice, leaves nothing."""
 
 from __future__ import annotations
 
@@ -37,27 +37,28 @@ KILLS = int(os.environ.get("BRATS_KILLS", "4"))  # make test-faults asks for 40
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Each file of a folder and what is in it."""
+    """Return the hash of each file in a folder."""
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
             for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def kill_at_random(work: Callable, arguments: tuple, folder: Path, seconds: float, kills: int,
                    context: object = None, started: Path | None = None) -> int:
-    """Start the work in a process and kill it after a random part of `seconds`, until that has hit `kills` times.
+    """Start the work in a process and kill it after a random part of `seconds`, `kills` times.
 
-    Work that had come to its end is begun anew, in an empty `folder`. The time counts from when the folder `started` is
-    there or, if none is given, from the start of the process. Returns how often a living process was killed.
+    Finished work starts again, in an empty `folder`. The time counts from the moment when the
+    folder `started` exists or, if None, from the start of the process. Returns the number of kills
+    that hit a living process.
     """
     rng, hit = np.random.default_rng(0), 0
     for _ in range(5 * kills):
-        child = (context or multiprocessing.get_context("fork")).Process(target=work,
-                                                                         args=arguments,
-                                                                         daemon=True)
+        processes = context or multiprocessing.get_context("fork")
+        child = processes.Process(target=work, args=arguments, daemon=True)
         before = time.time_ns()
         child.start()
-        while started and child.is_alive() and not (started.is_dir()
-                                                    and started.stat().st_mtime_ns >= before):
+        while started and child.is_alive():
+            if started.is_dir() and started.stat().st_mtime_ns >= before:
+                break
             time.sleep(0.005)
         time.sleep(rng.uniform(0, seconds / 2))
         alive = child.is_alive()
@@ -159,7 +160,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch) -> None:
 
 @pytest.fixture
 def nobody() -> Iterator[Path]:
-    """A folder, and for the time of the test a user who is not root: root may read and write everywhere."""
+    """Yield a folder, and run the test as a user other than root, who may access everything."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o777)
@@ -181,8 +182,7 @@ def test_a_folder_that_may_not_be_written_is_named(nobody: Path, faults) -> None
     faults("locked folders")
 
 
-def test_a_file_or_a_folder_that_may_not_be_read_is_named_and_not_left_out(nobody: Path,
-                                                                           faults) -> None:
+def test_what_may_not_be_read_is_named_and_not_left_out(nobody: Path, faults) -> None:
     for name in ("A", "B"):
         write_case(nobody / "raw", name, *small_volumes())
     scan = nobody / "raw" / "A" / "A_t1.nii.gz"

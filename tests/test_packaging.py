@@ -1,4 +1,4 @@
-"""The module as a package: it leaves torch alone, runs from elsewhere, and says what it lacks there."""
+"""The module as a package: it leaves torch alone, runs from elsewhere, declares its imports."""
 
 from __future__ import annotations
 
@@ -40,12 +40,13 @@ def test_installing_brings_the_module_and_does_not_touch_torch(source: Path) -> 
             for entry in json.loads(done.stdout)["install"]] == ["brats-helpers"]
 
 
-def test_installed_it_runs_from_any_folder_and_says_where_it_needs_the_repository(source: Path,
-                                                                                  tmp_path: Path) -> None:
+def test_installed_it_runs_anywhere_and_says_when_it_needs_the_repository(
+        source: Path, tmp_path: Path) -> None:
     target = tmp_path / "site"
     subprocess.run([*PIP, "install", *OFFLINE, "--no-deps", "--target", str(target), str(source)],
                    check=True)
     assert (target / "brats_helpers" / "lessons" / "viewer.js").is_file()
+    assert (target / "brats_helpers" / "tools" / "page.html.j2").is_file()
 
     def run(*arguments: str) -> subprocess.CompletedProcess:
         return subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True,
@@ -69,8 +70,9 @@ def test_the_repositorys_address_is_the_same_wherever_it_stands() -> None:
     links = [("README.md", (ROOT / "README.md").read_text(), "01_setup")]
     links += [(name, (FOLDER / f"{name}.py").read_text(), name) for name in NAMES]
     for where, text, name in links:
-        assert f"colab.research.google.com/github/{repository}/blob/main/notebooks/{name}.ipynb" in text, where
-        assert f"mybinder.org/v2/gh/{repository}/main?labpath=notebooks/{name}.ipynb" in text, where
+        notebook = f"notebooks/{name}.ipynb"
+        assert f"colab.research.google.com/github/{repository}/blob/main/{notebook}" in text, where
+        assert f"mybinder.org/v2/gh/{repository}/main?labpath={notebook}" in text, where
         assert where == "README.md" or f'address = "https://github.com/{repository}"' in text, where
 
 

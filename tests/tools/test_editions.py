@@ -28,9 +28,10 @@ def exercises(path: Path) -> list[str]:
 
 
 def test_blanks() -> None:
-    source = "a = 1\nanswer = a + 1  # solution\n\ndef f(x):\n    y = x  # solution\n    return y  # solution\n\ncheck(f)"
-    assert editions.blank(
-        source) == "a = 1\nanswer = ...  # your turn\n\ndef f(x):\n    ...  # your turn\n\ncheck(f)"
+    source = ("a = 1\nanswer = a + 1  # solution\n\ndef f(x):\n    y = x  # solution\n"
+              "    return y  # solution\n\ncheck(f)")
+    blank = "a = 1\nanswer = ...  # your turn\n\ndef f(x):\n    ...  # your turn\n\ncheck(f)"
+    assert editions.blank(source) == blank
     assert editions.solved(source) == source.replace("  # solution", "")
 
 

@@ -50,8 +50,8 @@ def test_onnxruntime_gives_torchs_logits_for_any_batch(checkpoint: Path, tmp_pat
         np.testing.assert_allclose(session.run(None, {"image": x.numpy()})[0], wanted, atol=1e-3)
 
 
-def test_monai_verifies_the_bundle_reads_a_patient_as_we_do_and_segments_him(checkpoint: Path,
-                                                                             tmp_path: Path) -> None:
+def test_monai_verifies_the_bundle_and_it_segments_as_we_do(checkpoint: Path,
+                                                            tmp_path: Path) -> None:
     from monai.bundle import ConfigWorkflow, verify_net_in_out
 
     from brats_helpers.data.archive import extract, patients_in

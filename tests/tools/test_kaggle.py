@@ -1,4 +1,4 @@
-"""Kaggle: what is built is what its client accepts, pushed in order, and each notebook runs from its forerunner's output."""
+"""Kaggle: its client accepts what we build, and each notebook runs on the one before it."""
 
 from __future__ import annotations
 
@@ -48,9 +48,8 @@ def test_each_notebook_has_its_forerunner_and_the_helpers_as_sources(built: list
     assert not list(helpers.rglob("__pycache__"))
     assert {p.name.split("-")[0] for p in (helpers / "wheels").iterdir()} == {"monai", "jupytext"}
     kernels = [json.loads((folder / "kernel-metadata.json").read_text()) for folder in books]
-    assert [kernel["kernel_sources"] for kernel in kernels] == [[],
-                                                                *([kernel["id"]]
-                                                                  for kernel in kernels[:-1])]
+    before = [[], *([kernel["id"]] for kernel in kernels[:-1])]
+    assert [kernel["kernel_sources"] for kernel in kernels] == before
     assert [kernel["enable_gpu"] for kernel in kernels] == [False, False, False, True, True]
     for name, folder, kernel in zip(series.NAMES, books, kernels, strict=True):
         assert kernel["code_file"] == f"{name}.ipynb"
@@ -76,8 +75,8 @@ def test_each_notebook_has_its_forerunner_and_the_helpers_as_sources(built: list
                           ({"order": 7}, "with order 1 to 5"),
                           ({"file": "notebooks/9.ipynb"},
                            r"notebooks\[2\].file names a file that is not there")])
-def test_metadata_that_kaggle_would_not_take_names_the_field(tmp_path: Path, change: dict,
-                                                             message: str) -> None:
+def test_metadata_that_kaggle_rejects_names_the_field(tmp_path: Path, change: dict,
+                                                      message: str) -> None:
     data = json.loads(kaggle.METADATA.read_text()) | {"owner": "somebody"}
     name, value = next(iter(change.items()))
     place = data["notebooks"][1] if name in ("slug", "title", "gpu", "file", "order") else data
@@ -91,7 +90,10 @@ def test_metadata_that_kaggle_would_not_take_names_the_field(tmp_path: Path, cha
 
 @contextlib.contextmanager
 def stub(failing: str = "") -> Iterator[tuple[str, list[tuple[str, dict]]]]:
-    """A server on loopback that answers as Kaggle's API does, and what it was asked; `failing`: a notebook that fails."""
+    """Serve Kaggle's API on loopback; yields its address and the requests.
+
+    failing: the slug of a notebook that fails.
+    """
     asked: list[tuple[str, dict]] = []
 
     class Answer(http.server.BaseHTTPRequestHandler):
@@ -100,8 +102,8 @@ def stub(failing: str = "") -> Iterator[tuple[str, list[tuple[str, dict]]]]:
             request = self.path.rsplit("/", 1)[1]
             asked.append((request, json.loads(body) if body[:1] == b"{" else {}))
             made = any(name == "CreateDataset" for name, _ in asked)
-            status = "ERROR" if failing and asked[-1][1].get(
-                "kernelSlug") == failing else "COMPLETE"
+            failed = failing and asked[-1][1].get("kernelSlug") == failing
+            status = "ERROR" if failed else "COMPLETE"
             answers = {"SaveKernel": {"versionNumber": 1, "url": "u"},
                        "CreateDataset": {"status": "ok", "ref": "r"},
                        "GetKernelSessionStatus": {"status": status,
@@ -184,8 +186,8 @@ def test_what_was_left_is_taken_over_once_and_the_newest_checkpoint_wins(tmp_pat
     (tmp_path / "input" / "before" / "splits.json").write_text("from before")
     work = tmp_path / "work"
     session.take_over(tmp_path / "input", work)
-    assert (work / "checkpoints" / "last.pt").read_text() == (work
-                                                              / "config.json").read_text() == "cut-off"
+    assert (work / "checkpoints" / "last.pt").read_text() == "cut-off"
+    assert (work / "config.json").read_text() == "cut-off"
     assert (work / "splits.json").read_text() == "from before"
     assert not (work / "__notebook__.ipynb").exists()
     (work / "config.json").write_text("changed here")
@@ -196,13 +198,14 @@ def test_what_was_left_is_taken_over_once_and_the_newest_checkpoint_wins(tmp_pat
 def test_wheels_that_are_missing_are_installed_without_the_internet(tmp_path: Path) -> None:
     (tmp_path / "pkg" / "bratsdummy").mkdir(parents=True)
     (tmp_path / "pkg" / "bratsdummy" / "__init__.py").write_text("here = True\n")
-    (tmp_path / "pkg" / "pyproject.toml").write_text('[project]\nname = "bratsdummy"\nversion = '
-                                                     '"1"\n')
+    project = '[project]\nname = "bratsdummy"\nversion = "1"\n'
+    (tmp_path / "pkg" / "pyproject.toml").write_text(project)
     wheels = tmp_path / "input" / "helpers" / "wheels"
     subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation",
                     "--no-deps", "-w", str(wheels), str(tmp_path / "pkg")], check=True)
-    code = ("from brats_helpers.lessons.session import install_wheels\nplace = "
-            f"{str(tmp_path / 'input')!r}\n" "assert install_wheels(place) == ['bratsdummy']\n"
+    code = ("from brats_helpers.lessons.session import install_wheels\n"
+            f"place = {str(tmp_path / 'input')!r}\n"
+            "assert install_wheels(place) == ['bratsdummy']\n"
             "import bratsdummy\nassert bratsdummy.here and install_wheels(place) == []")
     target = str(tmp_path / "target")
     subprocess.run([sys.executable, "-c", code], check=True, cwd=series.ROOT, env={
@@ -210,7 +213,7 @@ def test_wheels_that_are_missing_are_installed_without_the_internet(tmp_path: Pa
 
 
 def test_a_rehearsal_of_kaggles_file_system(tmp_path: Path, monkeypatch) -> None:
-    """Five sessions, each with only its forerunner's output as input; nothing is written but what Kaggle keeps."""
+    """Run five sessions, each on the output of the one before, that write only what Kaggle keeps."""
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("mount namespaces are not allowed here")
     data = json.loads(kaggle.METADATA.read_text())

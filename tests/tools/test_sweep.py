@@ -1,4 +1,4 @@
-"""A sweep: every point once, failures kept apart, nothing done twice, on this machine or on a Dask cluster."""
+"""A sweep runs every point once, here or on a Dask cluster, and keeps failures apart."""
 
 from __future__ import annotations
 
