@@ -81,12 +81,12 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--tta", action="store_true",
                          help="average over all 8 mirrored views instead of 4: half as fast")
 
-    _tool_commands(commands, shown)
+    _sweep_command(commands, shown)
+    _tool_commands(commands)
     return top
 
 
-def _tool_commands(commands: argparse._SubParsersAction, shown: Mapping[str, object]) -> None:
-    """Add the commands of the room `tools`."""
+def _tool_commands(commands: argparse._SubParsersAction) -> None:
     books = commands.add_parser("notebooks", help="regenerate the committed .ipynb from the .py")
     books.add_argument("--work", type=Path, default=Path("runs/notebooks"), metavar="DIR",
                        help="work folder (runs/notebooks)")
@@ -105,6 +105,17 @@ def _tool_commands(commands: argparse._SubParsersAction, shown: Mapping[str, obj
     export.add_argument("--only", choices=("bundle", "onnx"),
                         help="one of the two (ONNX needs onnx and onnxscript)")
 
+    kaggle = commands.add_parser("kaggle", help="write or push what the series needs on Kaggle")
+    kaggle.add_argument("what", choices=("build", "push"),
+                        help="write the folders, or also push them in order")
+    _out_option(kaggle, "runs/kaggle")
+    kaggle.add_argument("--owner", help="your name on Kaggle, if kaggle-metadata.json has none")
+
+    copies = commands.add_parser("editions", help="write the student's and the teacher's notebooks")
+    _out_option(copies, "editions")
+
+
+def _sweep_command(commands: argparse._SubParsersAction, shown: Mapping[str, object]) -> None:
     sweep = commands.add_parser("sweep", help="run notebook 05 for every point of a grid",
                                 epilog=SWEEP_EXAMPLES, **shown)
     _series_options(sweep, "(runs/sweep)")
@@ -117,15 +128,6 @@ def _tool_commands(commands: argparse._SubParsersAction, shown: Mapping[str, obj
                        help="joblib's backend (loky: this machine)")
     sweep.add_argument("--scheduler", metavar="ADDRESS",
                        help="of the Dask cluster, as in tcp://10.0.0.1:8786")
-
-    kaggle = commands.add_parser("kaggle", help="write or push what the series needs on Kaggle")
-    kaggle.add_argument("what", choices=("build", "push"),
-                        help="write the folders, or also push them in order")
-    _out_option(kaggle, "runs/kaggle")
-    kaggle.add_argument("--owner", help="your name on Kaggle, if kaggle-metadata.json has none")
-
-    copies = commands.add_parser("editions", help="write the student's and the teacher's notebooks")
-    _out_option(copies, "editions")
 
 
 def _series_options(command: argparse.ArgumentParser, work: str) -> None:

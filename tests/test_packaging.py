@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -62,6 +63,27 @@ def test_installed_it_runs_anywhere_and_says_when_it_needs_the_repository(
         assert done.returncode == 1
         assert "needs the repository" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def imported(folder: Path) -> set[str]:
+    """Return the names of the third-party packages that the Python files of a folder import."""
+    found = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add(node.module)
+    return {name.split(".")[0] for name in found} - sys.stdlib_module_names - {"brats_helpers"}
+
+
+def test_every_import_is_declared_and_every_requirement_is_used() -> None:
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    declared = {re.split(r"[<>=]", line)[0].lower() for line in lines if line[:1] != "#"}
+    names = {"IPython": "ipython", "PIL": "pillow", "skimage": "scikit-image", "yaml": "pyyaml"}
+    used = {names.get(name, name) for name in imported(ROOT / "brats_helpers")}
+    assert used - declared == {"kaggle", "distributed"}  # optional: a message asks for them
+    assert declared - used - imported(FOLDER) == {"ipykernel", "jupyterlab"}  # to open notebooks
 
 
 def test_the_repositorys_address_is_the_same_wherever_it_stands() -> None:

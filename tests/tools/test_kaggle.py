@@ -213,7 +213,7 @@ def test_wheels_that_are_missing_are_installed_without_the_internet(tmp_path: Pa
 
 
 def test_a_rehearsal_of_kaggles_file_system(tmp_path: Path, monkeypatch) -> None:
-    """Run five sessions, each on the output of the one before, that write only what Kaggle keeps."""
+    """Run five sessions, each on the output of the one before, which write what Kaggle keeps."""
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("mount namespaces are not allowed here")
     data = json.loads(kaggle.METADATA.read_text())
