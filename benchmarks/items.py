@@ -197,7 +197,6 @@ class Bench:
 
     def infer(self) -> list[Result]:
         """Time a patient at 2 mm: windows of 64^3, half overlap, Gaussian weights, 8 views."""
-        from monai.inferers import sliding_window_inference
         filters = PRESETS["quick"].filters
         torch.manual_seed(0)
         model, theirs = UNet(filters).eval(), peers.dynunet(filters).eval()
@@ -210,14 +209,8 @@ class Bench:
         # MONAI would pad at both ends, and we at one.
         image = torch.nn.functional.pad(image, short)
 
-        @torch.inference_mode()
         def monai() -> torch.Tensor:
-            total = 0
-            for axes in sliding_window.FLIPS:
-                out = sliding_window_inference(image[None].flip(axes), (64,) * 3, 1, theirs,
-                                               overlap=0.5, mode="gaussian")
-                total = total + torch.sigmoid(out.flip(axes))
-            return total[0] / 8
+            return peers.monai_probabilities(theirs, image, sliding_window.FLIPS)
 
         def ours(views: Sequence = sliding_window.FLIPS) -> torch.Tensor:
             return sliding_window.sliding_window_inference(

@@ -160,6 +160,19 @@ def monai_loss(target: torch.Tensor):
     return loss
 
 
+@torch.inference_mode()
+def monai_probabilities(network: torch.nn.Module, image: torch.Tensor,
+                        flips: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Average MONAI's sliding window, 64^3 with half overlap, over mirrored views."""
+    from monai.inferers import sliding_window_inference
+    total = 0
+    for axes in flips:
+        out = sliding_window_inference(image[None].flip(axes), (64,) * 3, 1, network, overlap=0.5,
+                                       mode="gaussian")
+        total = total + torch.sigmoid(out.flip(axes))
+    return total[0] / len(flips)
+
+
 def nnunet_predictor(network: torch.nn.Module, nnunet: NnUNet, patch: int) -> object:
     """Return nnU-Net's predictor for a network: its sliding window, weights and mirroring."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor

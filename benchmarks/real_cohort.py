@@ -191,8 +191,8 @@ def run_apart(options: argparse.Namespace, name: str, fold: int) -> None:
                                             if options.patients else [])], check=True)
 
 
-def main() -> int:
-    """Run what is missing, write real_cohort.json and print the tables."""
+def read_options() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.real_cohort",
                                      description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="labeled patients in BraTS's layout")
@@ -215,6 +215,12 @@ def main() -> int:
     options = parser.parse_args()
     options.spacing = options.spacing or (1.0 if torch.cuda.is_available() else 2.0)
     options.work = options.work.absolute()
+    return options
+
+
+def main() -> int:
+    """Run what is missing, write real_cohort.json and print the tables."""
+    options = read_options()
     if options.one:
         run_one(options, options.systems[0], options.folds[0])
         return 0
