@@ -18,10 +18,18 @@ def test_links_lead_somewhere_and_the_search_knows_every_page(tmp_path: Path) ->
         for target in re.findall(r"(?:href|src)=[\"']([^\"'#]+)", text):
             if not target.startswith(("http", "data:", "mailto:")):
                 assert (page.parent / target).exists(), (page.name, target)
-        assert not re.search(r"(?:src|href)=[\"']https?://[^\"']*\.(?:js|css)", text) and text.count("id='bar'") == 1
-    index = json.loads((tmp_path / "site" / "search.js").read_text().removeprefix("const INDEX=").split(";\nconst words")[0])
-    assert {entry[0] for entry in index} >= {f"{name}.html" for name in series.NAMES} | {"index.html", "teaching.html"}
+        assert not re.search(r"(?:src|href)=[\"']https?://[^\"']*\.(?:js|css)", text)
+        assert text.count("id='bar'") == 1
+    index = json.loads((tmp_path / "site"
+                        / "search.js").read_text().removeprefix("const INDEX=").split(
+                            ";\nconst words")[0])
+    assert {entry[0] for entry in index} >= {f"{name}.html"
+                                             for name in series.NAMES} | {"index.html",
+                                                                          "teaching.html"}
     for page, anchor, _, _ in index:
-        assert not anchor or re.search(f"id=[\"']{re.escape(anchor)}[\"']", (tmp_path / "site" / page).read_text())
+        assert not anchor or re.search(f"id=[\"']{re.escape(anchor)}[\"']",
+                                       (tmp_path / "site" / page).read_text())
     glossary = (tmp_path / "site" / "glossary.html").read_text()
-    assert all(term in glossary for term in ("affine", "skip connection", "calibration", "mixed precision", "z-score"))
+    assert all(term in glossary
+               for term in ("affine", "skip connection", "calibration", "mixed precision",
+                            "z-score"))
