@@ -93,8 +93,9 @@ def _commands_around(commands: argparse._SubParsersAction, shown: Mapping[str, o
     books.add_argument("--work", type=Path, default=Path("runs/notebooks"), help="work folder (runs/notebooks)")
     books.add_argument("--sync", action="store_true", help="take over the inputs only; execute nothing")
 
-    site = commands.add_parser("site", help="write a static site of the notebooks and the guides")
-    site.add_argument("--out", type=Path, default=Path("site"), metavar="DIR", help="where (site)")
+    address = commands.add_parser("address", help="write the repository's address into badges and notebooks")
+    address.add_argument("address", nargs="?", metavar="OWNER/NAME", help="on GitHub (that of the git remote origin)")
+    address.add_argument("--remove", action="store_true", help="take the address and all badges out")
 
     export = commands.add_parser("export", help="write a trained network as a MONAI bundle and as ONNX")
     export.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="a trained network")
@@ -261,9 +262,11 @@ def _kaggle(options: argparse.Namespace) -> int:
     return 0
 
 
-def _site(options: argparse.Namespace) -> int:
-    from .tools.site import build_site
-    print(f"{len(build_site(options.out))} pages in {options.out}: open {options.out / 'index.html'}")
+def _address(options: argparse.Namespace) -> int:
+    from .tools.address import from_remote, set_address
+    address = "" if options.remove else options.address or from_remote()
+    for path in set_address(address):
+        print(path)
     return 0
 
 
@@ -273,8 +276,8 @@ def _notebooks(options: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"run": _run, "predict": _predict, "notebooks": _notebooks, "editions": _editions, "site": _site,
-            "kaggle": _kaggle, "sweep": _sweep, "export": _export, "train": _train}
+COMMANDS = {"run": _run, "predict": _predict, "notebooks": _notebooks, "editions": _editions,
+            "address": _address, "kaggle": _kaggle, "sweep": _sweep, "export": _export, "train": _train}
 
 if __name__ == "__main__":
     sys.exit(main())

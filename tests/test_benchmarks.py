@@ -186,7 +186,7 @@ class Stored:
                                       for name in ("real_cohort", "real_cohort_earlier"))
         self.now = [r for r in self.results if r["learnt"] == 8]
         self.page = (folder / "real_cohort.md").read_text()
-        self.readme = " ".join((folder.parent / "README.md").read_text().split())
+        self.results_page = " ".join((folder.parent / "docs" / "results.md").read_text().split())
         self.dices = {(r["system"], r["seed"], name): np.array([row[region]["dice"] for region in ("WT", "TC", "ET")])
                       for r in (*self.now, *self.earlier) for name, row in r["patients"].items()}
         self.names = sorted({key[2] for key in self.dices})
@@ -216,8 +216,8 @@ def test_the_page_of_real_patients_says_what_the_stored_scores_say_and_what_they
         assert f"Seed {seed} {reached}" in prose
         assert all(f"behind by {-value:.3f}" in prose for value in gains.mean(1) if value < 0)
     above = [stored.gains(seed).mean() for seed in (2, 3)]
-    assert "by {:.3f} with one seed and {:.3f} with the other".format(*above) in stored.readme
-    assert "{:.3f} to {:.3f} and {:.3f} to {:.3f}".format(*spans[2], *spans[3]) in stored.readme
+    assert "by {:.3f} with one seed and {:.3f} with the other".format(*above) in stored.results_page
+    assert "{:.3f} to {:.3f} and {:.3f} to {:.3f}".format(*spans[2], *spans[3]) in stored.results_page
     assert min(stored.gains(seed).mean(1).min() for seed in (2, 3)) > 0 and "ahead in each of the ten patients" in prose
     gain, low, high = bootstrap_ci(stored.gains(2, 3).mean(1))
     assert f"it is {gain:.3f} above ({low:.3f} to {high:.3f})" in prose
@@ -246,12 +246,12 @@ def test_the_page_compares_seeds_and_earlier_rules_as_the_stored_scores_do() -> 
     assert all(f"behind by {-gain:.3f}" in prose for gain in (*earlier, *kept) if gain < 0)
 
 
-def test_the_readme_and_the_page_say_of_few_patients_what_is_stored() -> None:
+def test_the_results_and_the_page_say_of_few_patients_what_is_stored() -> None:
     stored = Stored()
     page = " ".join(stored.page.split())
     for system in ("ours", "nnunet-small"):
         wt, tc, et = (stored.of(system, 2) + stored.of(system, 3)).mean(0) / 2
-        assert f"{wt:.3f}, {tc:.3f} and {et:.3f}" in stored.readme
+        assert f"| {wt:.3f} | {tc:.3f} | {et:.3f} |" in stored.results_page
     patients = {(r["system"], r["learnt"]): np.array([[r["patients"][name][region]["dice"] for region in ("WT", "TC", "ET")]
                                                       for name in ("BraTS2021_00006", "BraTS2021_00008")])
                 for r in stored.results if r["fold"] == 0 and r["seed"] == 2}
@@ -262,13 +262,13 @@ def test_the_readme_and_the_page_say_of_few_patients_what_is_stored() -> None:
     assert "have served as well as eight here" in page and abs(first["ours", 2] - first["ours", 8]) < 0.005
     two, four, eight = (first["ours", n] - first["ours-without-phantoms", n] for n in (2, 4, 8))
     assert f"phantoms are worth {two:.3f}" in page and f"eight little ({eight:.3f})" in page
-    assert f"with four {four:.3f}" in page and f"worth {two:.3f} and {four:.3f}" in stored.readme
+    assert f"with four {four:.3f}" in page and f"worth {two:.3f} and {four:.3f}" in stored.results_page
     alone, other = first["ours-without-phantoms", 8], first["nnunet-small", 8]
     assert f"{alone:.3f} where nnunet-small has {other:.3f}" in page and eight < (alone - other) / 2
 
 
-def test_the_readmes_costs_are_what_is_computed_and_the_method_holds_where_it_can_be_tested() -> None:
-    assert costs.table() in (Path(__file__).parent.parent / "README.md").read_text()
+def test_the_pages_costs_are_what_is_computed_and_the_method_holds_where_it_can_be_tested() -> None:
+    assert costs.table() in (Path(__file__).parent.parent / "docs" / "costs.md").read_text()
     notebook = (Path(__file__).parent.parent / "notebooks" / "04_architecture.ipynb").read_text()
     assert f'"{costs.QUARTER_SECONDS} s, forward and backward' in notebook
     slow, fast = costs.relative(costs.V100, costs.GPUS["A100"])
