@@ -93,9 +93,10 @@ def _commands_around(commands: argparse._SubParsersAction, shown: Mapping[str, o
     books.add_argument("--work", type=Path, default=Path("runs/notebooks"), help="work folder (runs/notebooks)")
     books.add_argument("--sync", action="store_true", help="take over the inputs only; execute nothing")
 
-    address = commands.add_parser("address", help="write the repository's address into badges and notebooks")
-    address.add_argument("address", nargs="?", metavar="OWNER/NAME", help="on GitHub (that of the git remote origin)")
-    address.add_argument("--remove", action="store_true", help="take the address and all badges out")
+    address = commands.add_parser("address", help="add the repository's address and badges")
+    address.add_argument("address", nargs="?", metavar="OWNER/NAME",
+                         help="on GitHub (that of the git remote origin)")
+    address.add_argument("--remove", action="store_true", help="remove address and badges")
 
     export = commands.add_parser("export", help="write a trained network as a MONAI bundle and as ONNX")
     export.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="a trained network")

@@ -71,7 +71,8 @@ def test_the_repositorys_address_is_the_same_wherever_it_stands() -> None:
 
 def test_one_command_sets_the_address_everywhere_and_takes_it_out_again(tmp_path: Path) -> None:
     (tmp_path / "notebooks").mkdir()
-    before = {place: with_address((ROOT / place).read_text(), Path(place).stem, "") for place in PLACES}
+    before = {place: with_address((ROOT / place).read_text(), Path(place).stem, "")
+              for place in PLACES}
     for place, text in before.items():
         (tmp_path / place).write_text(text)
     for address in ("somebody/else", "you/name"):
@@ -92,11 +93,12 @@ def test_one_command_sets_the_address_everywhere_and_takes_it_out_again(tmp_path
         set_address("https://elsewhere", tmp_path)
 
 
-@pytest.mark.parametrize("remote", ["https://github.com/you/name.git", "git@github.com:you/name", "", "/tmp/here"])
+@pytest.mark.parametrize("remote", ["https://github.com/you/name.git", "git@github.com:you/name",
+                                    "", "/tmp/here"])
 def test_the_address_is_that_of_the_git_remote(tmp_path: Path, remote: str) -> None:
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     if remote:
-        subprocess.run(["git", "-C", str(tmp_path), "remote", "add", "origin", remote], check=True)
+        subprocess.run(["git", "remote", "add", "origin", remote], cwd=tmp_path, check=True)
     if "github" in remote:
         assert from_remote(tmp_path) == "you/name"
     else:
