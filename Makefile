@@ -1,4 +1,4 @@
-# run, test, lab: each makes the environment first, once. README.md has the plain commands.
+# run, test, lab: each makes the environment first, once. docs/running.md has the plain commands.
 PYTHON ?= python3
 PRESET ?= quick
 SOURCE ?= phantom
@@ -59,8 +59,9 @@ notebooks: .venv/ready                 # regenerate the committed .ipynb from th
 student: .venv/ready                   # editions/student with blanks, editions/teacher with solutions and notes
 	$(BIN)/python -m brats_helpers editions
 
-site: .venv/ready                      # static pages of the notebooks and the guides, with search and glossary
-	$(BIN)/python -m brats_helpers site
+site: .venv-site/ready                 # pages of the notebooks and the guides, with search and glossary
+	NO_MKDOCS_2_WARNING=1 $(subst .venv,.venv-site,$(BIN))/python -m mkdocs build --strict
+	@echo "open site/index.html"
 
 # This project and its peers, in their own environment.
 bench: .venv-bench/ready
@@ -78,7 +79,7 @@ lint: .venv/ready-dev                  # and who imports whom: the contracts in 
 	$(LINT)
 
 clean:                                 # results stay: delete runs/ by hand
-	rm -rf .venv .venv-low .venv-bench .venv-audit build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-low .venv-bench .venv-audit .venv-site build *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 # torch first and alone: as a dependency, pip would take the newest build, with gigabytes of CUDA.
 .venv/ready: requirements.txt constraints.txt
@@ -96,6 +97,11 @@ clean:                                 # results stay: delete runs/ by hand
 	$(subst .venv,.venv-low,$(BIN))/python -m pip install --quiet --disable-pip-version-check -c constraints-low.txt torch
 	$(subst .venv,.venv-low,$(BIN))/python -m pip install --quiet --disable-pip-version-check -c constraints-low.txt \
 		-r requirements.txt pytest hypothesis
+	touch $@
+
+.venv-site/ready: docs/requirements.txt
+	$(PYTHON) -m venv .venv-site
+	$(subst .venv,.venv-site,$(BIN))/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
 	touch $@
 
 .venv-bench/ready: requirements.txt constraints.txt benchmarks/requirements.txt

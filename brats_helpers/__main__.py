@@ -92,8 +92,10 @@ def _tool_commands(commands: argparse._SubParsersAction) -> None:
                        help="work folder (runs/notebooks)")
     books.add_argument("--sync", action="store_true", help="copy the inputs only; execute nothing")
 
-    site = commands.add_parser("site", help="write a static site of the notebooks and the guides")
-    _out_option(site, "site")
+    address = commands.add_parser("address", help="add the repository's address and badges")
+    address.add_argument("address", nargs="?", metavar="OWNER/NAME",
+                         help="on GitHub (that of the git remote origin)")
+    address.add_argument("--remove", action="store_true", help="remove address and badges")
 
     export = commands.add_parser("export",
                                  help="write a trained network as a MONAI bundle and as ONNX")
@@ -291,10 +293,11 @@ def _kaggle(options: argparse.Namespace) -> int:
     return 0
 
 
-def _site(options: argparse.Namespace) -> int:
-    from .tools.site import build_site
-    pages = build_site(options.out)
-    print(f"{len(pages)} pages in {options.out}: open {options.out / 'index.html'}")
+def _address(options: argparse.Namespace) -> int:
+    from .tools.address import from_remote, set_address
+    address = "" if options.remove else options.address or from_remote()
+    for path in set_address(address):
+        print(path)
     return 0
 
 
@@ -305,7 +308,7 @@ def _notebooks(options: argparse.Namespace) -> int:
 
 
 COMMANDS = {"run": _run, "train": _train, "predict": _predict, "notebooks": _notebooks,
-            "editions": _editions, "site": _site, "kaggle": _kaggle, "sweep": _sweep,
+            "editions": _editions, "address": _address, "kaggle": _kaggle, "sweep": _sweep,
             "export": _export}
 
 if __name__ == "__main__":

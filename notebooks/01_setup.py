@@ -16,7 +16,7 @@
 #
 # What this machine can do, whether the data will fit on it, and the patients that the series learns from.
 #
-# **01 of 05** | next: [02 Extraction](02_extraction.ipynb) | open in [Colab](https://colab.research.google.com/github/INSERT_OWNER/INSERT_REPOSITORY/blob/main/notebooks/01_setup.ipynb) or [Binder](https://mybinder.org/v2/gh/INSERT_OWNER/INSERT_REPOSITORY/main?labpath=notebooks/01_setup.ipynb)
+# **01 of 05** | next: [02 Extraction](02_extraction.ipynb)
 #
 # | | |
 # |---|---|
@@ -57,7 +57,7 @@ import os
 from subprocess import run
 
 if "COLAB_RELEASE_TAG" in os.environ and not os.path.isdir("/content/repository"):
-    address = "https://github.com/INSERT_OWNER/INSERT_REPOSITORY"
+    address = ""
     run(["git", "clone", "--quiet", "--depth=1", address, "/content/repository"], check=True)
     run(["pip", "install", "--quiet", "-r", "/content/repository/requirements.txt"], check=True)
 

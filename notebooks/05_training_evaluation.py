@@ -16,7 +16,7 @@
 #
 # The network learns, and is judged on patients that nothing has seen before.
 #
-# **05 of 05** | back: [04 Architecture](04_architecture.ipynb) | open in [Colab](https://colab.research.google.com/github/INSERT_OWNER/INSERT_REPOSITORY/blob/main/notebooks/05_training_evaluation.ipynb) or [Binder](https://mybinder.org/v2/gh/INSERT_OWNER/INSERT_REPOSITORY/main?labpath=notebooks/05_training_evaluation.ipynb)
+# **05 of 05** | back: [04 Architecture](04_architecture.ipynb)
 #
 # | | |
 # |---|---|
@@ -63,7 +63,7 @@ import os
 from subprocess import run
 
 if "COLAB_RELEASE_TAG" in os.environ and not os.path.isdir("/content/repository"):
-    address = "https://github.com/INSERT_OWNER/INSERT_REPOSITORY"
+    address = ""
     run(["git", "clone", "--quiet", "--depth=1", address, "/content/repository"], check=True)
     run(["pip", "install", "--quiet", "-r", "/content/repository/requirements.txt"], check=True)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tarfile
 import threading
 import zipfile
@@ -147,3 +149,18 @@ def blobs(seed: int) -> np.ndarray:
     field = ndimage.gaussian_filter(rng.standard_normal((23, 31, 19)), rng.uniform(1, 3))
     cuts = np.quantile(field, np.sort(rng.uniform(0.6, 0.9995, 3)))
     return np.searchsorted(cuts, field).astype(np.uint8)
+
+
+def build_site(out: Path) -> Path:
+    """Build the site into a folder with mkdocs, strictly; skip where mkdocs is not installed."""
+    root = Path(__file__).parents[1]
+    pythons = [root / ".venv-site" / "bin" / "python", Path(sys.executable)]
+    ready = [python for python in pythons if python.is_file() and not subprocess.run(
+        [python, "-c", "import material, mkdocs_jupyter"], capture_output=True).returncode]
+    if not ready:
+        pytest.skip("mkdocs is not installed: make site does that")
+    done = subprocess.run([ready[0], "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)],
+                          cwd=root, capture_output=True, text=True,
+                          env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
+    assert done.returncode == 0, done.stderr
+    return out

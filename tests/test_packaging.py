@@ -16,6 +16,8 @@ import jupytext
 import pytest
 import yaml
 
+from brats_helpers.basics.errors import BratsError
+from brats_helpers.tools.address import GITHUB, from_remote, set_address, with_address
 from brats_helpers.tools.series import FOLDER, NAMES, ROOT
 
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
@@ -86,16 +88,52 @@ def test_every_import_is_declared_and_every_requirement_is_used() -> None:
     assert declared - used - imported(FOLDER) == {"ipykernel", "jupyterlab"}  # to open notebooks
 
 
+PLACES = ["README.md", "pyproject.toml", *(f"notebooks/{name}.py" for name in NAMES)]
+
+
 def test_the_repositorys_address_is_the_same_wherever_it_stands() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    repository = project["urls"]["Repository"].removeprefix("https://github.com/")
-    links = [("README.md", (ROOT / "README.md").read_text(), "01_setup")]
-    links += [(name, (FOLDER / f"{name}.py").read_text(), name) for name in NAMES]
-    for where, text, name in links:
-        notebook = f"notebooks/{name}.ipynb"
-        assert f"colab.research.google.com/github/{repository}/blob/main/{notebook}" in text, where
-        assert f"mybinder.org/v2/gh/{repository}/main?labpath={notebook}" in text, where
-        assert where == "README.md" or f'address = "https://github.com/{repository}"' in text, where
+    repository = project.get("urls", {}).get("Repository", "").removeprefix(GITHUB)
+    for place in PLACES:
+        text = (ROOT / place).read_text()
+        assert with_address(text, Path(place).stem, repository) == text, place
+
+
+def test_one_command_sets_the_address_everywhere_and_takes_it_out_again(tmp_path: Path) -> None:
+    (tmp_path / "notebooks").mkdir()
+    before = {place: with_address((ROOT / place).read_text(), Path(place).stem, "")
+              for place in PLACES}
+    for place, text in before.items():
+        (tmp_path / place).write_text(text)
+    for address in ("somebody/else", "you/name"):
+        assert len(set_address(address, tmp_path)) == len(PLACES)
+    for place in PLACES:
+        text, name = (tmp_path / place).read_text(), Path(place).stem
+        assert "somebody/" not in text
+        if place == "pyproject.toml":
+            assert tomllib.loads(text)["project"]["urls"]["Repository"] == f"{GITHUB}you/name"
+            continue
+        book = "01_setup" if name == "README" else name
+        assert f"colab.research.google.com/github/you/name/blob/main/notebooks/{book}.ipynb" in text
+        assert f"mybinder.org/v2/gh/you/name/main?labpath=notebooks/{book}.ipynb" in text
+        assert name == "README" or f'address = "{GITHUB}you/name"' in text
+    set_address("", tmp_path)
+    assert {place: (tmp_path / place).read_text() for place in PLACES} == before
+    with pytest.raises(BratsError, match="OWNER/NAME"):
+        set_address("https://elsewhere", tmp_path)
+
+
+@pytest.mark.parametrize("remote", ["https://github.com/you/name.git", "git@github.com:you/name",
+                                    "", "/tmp/here"])
+def test_the_address_is_that_of_the_git_remote(tmp_path: Path, remote: str) -> None:
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    if remote:
+        subprocess.run(["git", "remote", "add", "origin", remote], cwd=tmp_path, check=True)
+    if "github" in remote:
+        assert from_remote(tmp_path) == "you/name"
+    else:
+        with pytest.raises(BratsError, match="not on GitHub"):
+            from_remote(tmp_path)
 
 
 def stub(folder: Path, name: str) -> None:
