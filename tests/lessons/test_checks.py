@@ -101,7 +101,7 @@ EXERCISES = [
         (lambda f, x: (f(x) + f(x.flip(-1))) / 2, "still mirrored"), (lambda f, x: f(x) + f(x.flip(-1)).flip(-1), "the sum"),
         (lambda f, x: f(x), "second opinion"), (lambda f, x: f(x.flip(-1)).flip(-1), "alone")]),
     (checks.check_threshold_chain, (), nested(lambda x: x), [
-        (lambda w, c, e: np.where(e >= 0.4, 3, np.where(c >= 0.4, 1, np.where(w >= 0.45, 2, 0))), "begin at the outside"),
+        (lambda w, c, e: np.where(e >= 0.4, 3, np.where(c >= 0.4, 1, np.where(w >= 0.45, 2, 0))), "at the outside"),
         (nested(lambda x: np.where(x == 3, 4, x)), "for the disk"),
         (nested(lambda x: np.array([0, 2, 1, 3])[x]), "2 the"),
         (lambda w, c, e: np.where(w < 0.4, 0, np.where(c < 0.4, 2, np.where(e < 0.4, 1, 3))), "0.45")]),
