@@ -10,15 +10,20 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from IPython import get_ipython
+from IPython.core import pylabtools
+from IPython.core.interactiveshell import InteractiveShell
+from matplotlib.colors import to_hex
 from PIL import Image
 
+from brats_helpers.basics.constants import LABEL_COLORS
 from brats_helpers.data.cases import Patient
 from brats_helpers.data.preprocessing import prepare
 from brats_helpers.evaluation.metrics import score_case
 from brats_helpers.lessons import plots
+from brats_helpers.lessons.surfaces import camera, render
 from brats_helpers.lessons.viewers import (
     Dashboard,
-    agreement,
     augmentation_playground,
     comparison_viewer,
     slice_viewer,
@@ -110,7 +115,7 @@ def test_the_slice_viewer_carries_the_patient_whole(patient: Patient) -> None:
     for image, scan in zip(data["images"], patient.images, strict=True):
         scan = plots.upright(scan, patient.affine)
         brain, seen = scan[box] != 0, image["volume"].astype(float)
-        assert brain.sum() == (scan != 0).sum() and data["start"][2] + data["offset"][2] == plots.widest(
+        assert brain.sum() == (scan != 0).sum() and data["start"][2] + data["offset"][2] == plots.slice_with_most_tumor(
             plots.upright(patient.reference, patient.affine))
         intensity = image["low"] + (seen - data["floor"]) * (image["high"] - image["low"]) / (255 - data["floor"])
         assert np.abs(intensity - scan[box])[brain].mean() < 0.05 * (image["high"] - image["low"])
@@ -162,6 +167,63 @@ def test_each_slider_of_the_playground_changes_the_picture(patient: Patient) -> 
     assert len(controls.children) == 9
 
 
-def test_agreement_has_a_color_for_each_kind() -> None:
+def test_errors_have_colors_that_no_label_has() -> None:
     predicted, truth = np.array([True, True, False, False]), np.array([True, False, True, False])
-    assert agreement(predicted, truth).tolist() == [2, 3, 1, 0]
+    kinds = plots.agreement(predicted, truth).tolist()
+    names = [(None, *plots.ERROR_LEGEND)[kind] for kind in kinds]
+    assert names == ["correct", "false", "missed", None]
+    assert not set(plots.ERROR_LEGEND.values()) & set(LABEL_COLORS.values())
+
+
+def test_errors_stand_beside_reference_and_prediction(patient: Patient) -> None:
+    truth = plots.upright(patient.reference, patient.affine)
+    scan = plots.upright(patient.images[0], patient.affine)
+    figure = plots.three_planes(scan, {"reference": truth, "prediction": 0 * truth},
+                                patient.spacing)
+    assert [ax.get_title() for ax in figure.axes[1:4]] == ["reference", "prediction", "errors"]
+    drawn = figure.axes[3].images[1]
+    assert set(drawn.get_array().compressed()) == {1}  # all missed
+    assert to_hex(drawn.cmap(drawn.norm(1))) == plots.ERROR_LEGEND["missed"].lower()
+
+
+def test_a_stored_picture_carries_alt_text(patient: Patient) -> None:
+    InteractiveShell.instance()
+    pylabtools.select_figure_formats(get_ipython(), {"png"})
+    figure = plots.bars({"a": 1.0, "b": 0.001}, "GB", "GB")
+    for alt in ("GB: a 1.00 GB, b < 0.01 GB", "one bar is tiny"):
+        data, metadata = get_ipython().display_formatter.format(figure)
+        assert data["image/png"] and metadata["image/png"]["alt"] == alt
+        figure = plots.describe(figure, "one bar is tiny")
+    axial = plots.show_modalities(patient, synthetic=True)._repr_mimebundle_()[1]["image/png"]
+    assert "axial slice" in axial["alt"] and axial["alt"].endswith("FLAIR; T1; T1CE; T2")
+    plots.use_style()
+
+
+def test_numbers_in_a_picture_have_equal_digits_and_no_powers() -> None:
+    assert plots.same_digits([1.5, 0.0105, 0.000873]) == ["1.50", "0.01", "< 0.01"]
+    assert plots.same_digits([2048, 0.2, 0]) == ["2,048", "< 1", "0"]
+    figure = plots.curves({"loss": {"": (range(3), (1.2, 0.6, 0.4))}}, "step", log=True)
+    figure.canvas.draw()
+    ticks = [tick.get_text() for tick in figure.axes[0].get_yticklabels(which="both")]
+    assert "0.5" in ticks and not any("times" in tick for tick in ticks)
+
+
+def test_dots_of_dice_fill_the_axis() -> None:
+    rows = [{name: {"dice": 0.95 + i / 100} for name in ("WT", "TC", "ET")} for i in range(4)]
+    assert 0.85 < plots.dice_boxplot(rows).axes[0].get_xlim()[0] < 0.95
+    rows[0]["ET"] = {"dice": 0.0}
+    assert plots.dice_boxplot(rows).axes[0].get_xlim()[0] < 0
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+def test_a_tumor_is_rendered_on_its_side_and_in_its_color(side: int) -> None:
+    x, y, z = np.mgrid[-20:21, -20:21, -20:21]
+    brain = x**2 + y**2 + z**2 < 18**2
+    labels = np.where((x - 10 * side) ** 2 + y**2 + z**2 < 5**2, 2, 0)
+    labels[(x - 10 * side) ** 2 + y**2 + z**2 < 3**2] = 3
+    whole = render(labels, brain, (1, 1, 1), camera(0, 0), pixels=61)
+    green = (whole[..., 1] > whole[..., 0] + 0.2) & (whole[..., 1] > whole[..., 2] + 0.05)
+    assert np.sign(np.argwhere(green)[:, 1].mean() - 30) == side   # the left is on the right
+    opened = render(labels, brain, (1, 1, 1), camera(0, 89), cut_at=20, pixels=61)
+    orange = (opened[..., 0] > opened[..., 2] + 0.4) & (opened[..., 0] > opened[..., 1])
+    assert orange.sum() > 10 and not ((whole[..., 0] > whole[..., 1]) & green).any()
