@@ -171,7 +171,7 @@ def threshold_explorer(patient: Patient, probability: np.ndarray, region: str = 
         tp, fp, fn, _ = counts(mask, truth)
         line.value = (f"Dice {dice(mask, truth):.3f}, sensitivity {tp / max(1, tp + fn):.3f}, "
                       f"volume {(tp + fp) * ml:.1f} ml (reference {(tp + fn) * ml:.1f} ml)")
-        figure, ax = plt.subplots(figsize=(4.6, 5))
+        figure, ax = plt.subplots(figsize=(6.6, 5))
         errors = upright(agreement(mask, truth), patient.affine)
         draw_slice(ax, scan, "axial", index.value, spacing, errors, style=ERRORS)
         ax.set_title(region)
