@@ -305,10 +305,10 @@ checks.check_to_disk(to_disk)
 
 # %%
 from brats_helpers.evaluation.metrics import dice
-from brats_helpers.lessons.plots import pictures, upright, widest
+from brats_helpers.lessons.plots import pictures, upright, slice_with_most_tumor
 
 raw = np.asarray(nib.load(first.reference).dataobj)
-at = widest(upright(patient.reference, patient.affine))
+at = slice_with_most_tumor(upright(patient.reference, patient.affine))
 views = {
     "labels as read": upright(raw, patient.affine),
     "ET = label 3": upright(raw == 3, patient.affine),

@@ -165,7 +165,7 @@ plt.show()
 
 # %%
 from brats_helpers.training import augmentation as augment
-from brats_helpers.lessons.plots import compare_slices, draw_slice, finish, widest
+from brats_helpers.lessons.plots import compare_slices, draw_slice, finish, slice_with_most_tumor
 
 generator, example = torch.Generator().manual_seed(1), load(prepared[held_out[0]])
 z = normalize(example.volume[:4], example.meta.mean, example.meta.std)
@@ -178,7 +178,7 @@ for name, how in moved.items():
 figure, axes = plt.subplots(1, 5, figsize=(9.6, 2.3))
 for ax, (name, views) in zip(axes, spatial.items()):
     view, marks = (volume[0].numpy().T for volume in views)
-    draw_slice(ax, view, "axial", widest(marks), labels=marks, letters=False)
+    draw_slice(ax, view, "axial", slice_with_most_tumor(marks), labels=marks, letters=False)
     ax.set_title(name)
 finish(figure, synthetic, legend=True)
 
@@ -198,7 +198,7 @@ changed = {
     "gamma 1.5": augment.change_gamma(image[:4], 1.5),
 }
 shown = {name: (x * brain)[0].numpy().T for name, x in changed.items()}
-at = widest(example.volume[4].T)
+at = slice_with_most_tumor(example.volume[4].T)
 compare_slices(shown, index=at, shared_window=True, synthetic=synthetic, columns=6)
 
 # %% [markdown]
