@@ -1,4 +1,4 @@
-# run, test, lab: each makes the environment first, once. The same as plain commands: README.md.
+# run, test, lab: each makes the environment first, once. docs/running.md has the plain commands.
 PYTHON ?= python3
 PRESET ?= quick
 SOURCE ?= phantom
@@ -8,6 +8,7 @@ BIN := .venv/Scripts
 else
 BIN := .venv/bin
 endif
+LINT = $(BIN)/ruff check . && $(BIN)/lint-imports --no-cache
 
 .PHONY: run test test-low test-browser test-faults fuzz audit lab notebooks student site bench bench-real bench-gpu lint clean
 
@@ -15,31 +16,31 @@ run: .venv/ready
 	$(BIN)/python -m brats_helpers run --preset $(PRESET) --source $(SOURCE) $(ARGS)
 
 test: .venv/ready-dev
-	$(BIN)/ruff check .
+	$(LINT)
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
-test-browser: .venv/ready-dev          # widgets and pages in Chromium, which has to be installed (apt install chromium)
+test-browser: .venv/ready-dev          # widgets and pages in Chromium (apt install chromium)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt playwright
 	$(BIN)/python -m pytest tests/test_browser.py -s $(ARGS)
 
 LOW := preprocessing metrics augmentation losses splits checks formats phantom pictures unet build tensorboard loop series
 SLOW := killed or heeded or no_number or full_network or five_notebooks or decathlon or twin or stops or real
-test-low: .venv-low/ready              # the lowest versions that requirements.txt allows, on what is quick: two minutes
+test-low: .venv-low/ready              # quick tests with the lowest versions allowed: two minutes
 	$(subst .venv,.venv-low,$(BIN))/python -m pytest -p no:cacheprovider -W ignore $(foreach n,$(LOW),$(wildcard tests/test_$n.py tests/*/test_$n.py)) \
 		-k "not ($(SLOW))" $(ARGS)
 
 FAULTS := interruptions bad_input loop archive dicom fuzz_corpus endurance official_metrics
-test-faults: .venv/ready-dev           # kills twenty times and more where the quick tests kill twice; half an hour
+test-faults: .venv/ready-dev           # kills at least twenty times instead of twice; half an hour
 	BRATS_KILLS=40 $(BIN)/python -m pytest $(foreach n,$(FAULTS),$(wildcard tests/test_$n.py tests/*/test_$n.py)) $(ARGS)
 
 FUZZ_SECONDS ?= 600
-fuzz: .venv/ready-dev                  # look for bytes that crash the readers of archives and of scans (Linux)
+fuzz: .venv/ready-dev                  # find bytes that crash the readers of archives and scans (Linux)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt atheris
 	mkdir -p runs/fuzz
 	cd runs/fuzz && for target in archive nifti; do \
 		../../$(BIN)/python -W ignore ../../tests/data/fuzz $$target -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 || exit 1; done
 
-audit: .venv/ready                     # known vulnerabilities and licenses of what the series imports (needs the network)
+audit: .venv/ready                     # known vulnerabilities and licenses of our imports (needs network)
 	$(PYTHON) -m venv .venv-audit
 	$(subst .venv,.venv-audit,$(BIN))/python -m pip install --quiet --disable-pip-version-check pip-audit pip-licenses
 	mkdir -p runs/audit
@@ -48,20 +49,21 @@ audit: .venv/ready                     # known vulnerabilities and licenses of w
 	-$(subst .venv,.venv-audit,$(BIN))/pip-audit --path .venv/lib/python3.*/site-packages --format=markdown \
 		--output=runs/audit/vulnerabilities.md
 
-lab: .venv/ready                       # in a container one is root, which Jupyter refuses unless it is told
+lab: .venv/ready                       # Jupyter refuses root, as in a container, without --allow-root
 	$(BIN)/python -m jupyter lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 notebooks: .venv/ready                 # regenerate the committed .ipynb from the .py, with the quick preset's outputs
-	rm -rf runs/notebooks/checkpoints  # a training that is there would be kept, and not be of this code
+	rm -rf runs/notebooks/checkpoints  # else it would keep the training of older code
 	$(BIN)/python -m brats_helpers notebooks
 
 student: .venv/ready                   # editions/student with blanks, editions/teacher with solutions and notes
 	$(BIN)/python -m brats_helpers editions
 
-site: .venv/ready                      # static pages of the notebooks and the guides, with search and glossary
-	$(BIN)/python -m brats_helpers site
+site: .venv-site/ready                 # pages of the notebooks and the guides, with search and glossary
+	NO_MKDOCS_2_WARNING=1 $(subst .venv,.venv-site,$(BIN))/python -m mkdocs build --strict
+	@echo "open site/index.html"
 
-# This project beside its peers, in an environment of its own.
+# This project and its peers, in their own environment.
 bench: .venv-bench/ready
 	$(subst .venv,.venv-bench,$(BIN))/python -m benchmarks $(ARGS)
 	$(subst .venv,.venv-bench,$(BIN))/python -m benchmarks.scaling
@@ -70,16 +72,16 @@ BUDGET ?= 20
 bench-real: .venv-bench/ready          # DATA=folder of ten labeled patients or more, BUDGET=minutes of each training
 	$(subst .venv,.venv-bench,$(BIN))/python -m benchmarks.real_cohort $(DATA) --minutes $(BUDGET) $(ARGS)
 
-bench-gpu: .venv-bench/ready           # says so and does nothing where there is no GPU
+bench-gpu: .venv-bench/ready           # does nothing without a GPU
 	$(subst .venv,.venv-bench,$(BIN))/python -m benchmarks.gpu $(ARGS)
 
-lint: .venv/ready-dev
-	$(BIN)/ruff check .
+lint: .venv/ready-dev                  # and who imports whom: the contracts in pyproject.toml
+	$(LINT)
 
 clean:                                 # results stay: delete runs/ by hand
-	rm -rf .venv .venv-low .venv-bench .venv-audit build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-low .venv-bench .venv-audit .venv-site build *.egg-info .pytest_cache .ruff_cache .hypothesis
 
-# torch first and alone: any other package that asks for it would take the newest build, with gigabytes of CUDA.
+# torch first and alone: as a dependency, pip would take the newest build, with gigabytes of CUDA.
 .venv/ready: requirements.txt constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
@@ -95,6 +97,11 @@ clean:                                 # results stay: delete runs/ by hand
 	$(subst .venv,.venv-low,$(BIN))/python -m pip install --quiet --disable-pip-version-check -c constraints-low.txt torch
 	$(subst .venv,.venv-low,$(BIN))/python -m pip install --quiet --disable-pip-version-check -c constraints-low.txt \
 		-r requirements.txt pytest hypothesis
+	touch $@
+
+.venv-site/ready: docs/requirements.txt
+	$(PYTHON) -m venv .venv-site
+	$(subst .venv,.venv-site,$(BIN))/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
 	touch $@
 
 .venv-bench/ready: requirements.txt constraints.txt benchmarks/requirements.txt

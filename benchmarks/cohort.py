@@ -1,4 +1,4 @@
-"""BraTS-size patients for the benchmarks: phantoms at 1 mm, made once, and real ones where BRATS_REAL_DATA names them."""
+"""Provides patients of BraTS's size: phantoms at 1 mm, or the real ones of BRATS_REAL_DATA."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ PATIENTS = 4
 
 
 def bench_cases(folder: Path) -> tuple[list[Case], Path | None, bool]:
-    """Patients at 1 mm, 240 x 240 x 155, their archive (None for real ones), and whether they are synthetic."""
+    """Return patients at 1 mm, 240 x 240 x 155, their archive, and whether they are synthetic.
+
+    The archive is None for real patients.
+    """
     if real := os.environ.get("BRATS_REAL_DATA"):
         return [case for case in find_cases(Path(real)) if case.reference][:PATIENTS], None, False
     archive, _ = build_cohort(folder / "data", 0, PATIENTS, 0, 1.0, jobs=2)
@@ -27,10 +30,11 @@ def bench_cases(folder: Path) -> tuple[list[Case], Path | None, bool]:
 
 
 def sixteen(archive: Path, target: Path) -> Path:
-    """An archive of 16 patients, those of `archive` under four names each: what counts is the number of bytes."""
+    """Write an archive of 16 patients: those of `archive` under four names each."""
     if target.is_file():
         return target
-    with atomic_path(target) as temporary, tarfile.open(archive) as source, tarfile.open(temporary, "w") as tar:
+    with (atomic_path(target) as temporary, tarfile.open(archive) as source,
+          tarfile.open(temporary, "w") as tar):
         for member in source:
             content, name = source.extractfile(member).read(), member.name.split("/")[0]
             for copy in range(16 // PATIENTS):
@@ -41,7 +45,10 @@ def sixteen(archive: Path, target: Path) -> Path:
 
 
 def nnunet_dataset(cases: list[Case], folder: Path, synthetic: bool) -> Path:
-    """The cases as nnU-Net's raw dataset, with its environment variables set to `folder`; returns the dataset's folder."""
+    """Write the cases as nnU-Net's raw dataset and return its folder.
+
+    Sets nnU-Net's environment variables to folders in `folder`.
+    """
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         os.environ[name] = str(folder / name)
         (folder / name).mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,10 @@
-"""What the series costs on paper, for 1,251 patients: `python -m benchmarks.costs` prints the README's table.
+"""Estimates what the series costs for 1,251 patients: `python -m benchmarks.costs` prints it.
 
-One GPU was timed, an H200 (`python -m benchmarks.gpu`). The others are computed from it by the ratio of what the data
-sheets promise: matrix products (fp16 or bf16, dense) and memory traffic, the two things that a training can wait for.
-NVIDIA's own figures test the method: its 3D U-Net trains 11.4 patches of 128^3 a second on a V100 and 24.6 on an A100 of
-80 GB (its README, "Training performance", batch 1), a ratio of 0.46; the data sheets have 0.40 and 0.44.
+One GPU was timed, an H200 (`python -m benchmarks.gpu`). The others follow from it by the ratio of
+their data sheets: matrix products (fp16 or bf16, dense) and memory bandwidth, the two limits of a
+training. NVIDIA's own figures test the method: its 3D U-Net trains 11.4 patches of 128^3 a second
+on a V100 and 24.6 on an A100 of 80 GB (its README, "Training performance", batch 1), a ratio of
+0.46; the data sheets give 0.40 and 0.44.
 """
 
 from __future__ import annotations
@@ -14,89 +15,103 @@ from pathlib import Path
 
 from brats_helpers.lessons.session import OTHER_MB, PREPARED_MB
 
-PATIENTS, EPOCHS, PATCHES, FOLDS, LONG = 1251, 30, 1000, 5, 150          # LONG: epochs of a fold for a submission
-HELD_OUT = PATIENTS // FOLDS + 1                                         # validated on after each epoch
-RESULTS, TIMED = (Path(__file__).with_name(name) for name in ("results.json", "gpu_nvidia_h200.json"))
-QUARTER_SECONDS = 3.8             # the full network on 128 x 64 x 64, forward and backward, two cores: notebook 04's output
-A100_EPOCH = 173.0                # s for 1,000 patches and 251 validation patients: NVIDIA's BraTS21 notebook
-PUBLISHED = {"V100": 11.38, "A100": 24.61}                               # patches a second: its README, November 2022
+# LONG: epochs of a fold for a submission
+PATIENTS, EPOCHS, PATCHES, FOLDS, LONG = 1251, 30, 1000, 5, 150
+HELD_OUT = PATIENTS // FOLDS + 1  # validated on after each epoch
+RESULTS, TIMED = (Path(__file__).with_name(name)
+                  for name in ("results.json", "gpu_nvidia_h200.json"))
+# the full network on 128 x 64 x 64, forward and backward, two cores: notebook 04's output
+QUARTER_SECONDS = 3.8
+A100_EPOCH = 173.0  # s for 1,000 patches and 251 validation patients: NVIDIA's BraTS21 notebook
+PUBLISHED = {"V100": 11.38, "A100": 24.61}  # patches a second: its README, November 2022
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """What a data sheet promises."""
+    """Holds the figures of a data sheet."""
 
-    tflops: float                 # of matrix products, fp16 or bf16, dense
-    gigabytes: float              # a second, of memory
+    tflops: float  # of matrix products, fp16 or bf16, dense
+    gigabytes: float  # a second, of memory
     cards: int = 1
-    small: bool = False           # 16 GB: the kaggle preset
-    compiles: bool = True         # Triton knows it
+    small: bool = False  # 16 GB: the kaggle preset
+    compiles: bool = True  # Triton knows it
 
 
-# NVIDIA's data sheets of T4, P100 (PCIe), A100 (80 GB, SXM), H200 (SXM, half of what it names with sparsity) and V100 (SXM2).
+# NVIDIA's data sheets of T4, P100 (PCIe), A100 (80 GB, SXM), H200 (SXM, half of the figure with
+# sparsity) and V100 (SXM2).
 H200, V100 = Gpu(989, 4800), Gpu(125, 900)
 GPUS = {"T4": Gpu(65, 320, small=True), "T4 x2": Gpu(65, 320, 2, small=True),
         "P100": Gpu(18.7, 732, small=True, compiles=False), "A100": Gpu(312, 2039), "H200": H200}
 
 
 def relative(gpu: Gpu, unit: Gpu = H200) -> tuple[float, float]:
-    """The speed of one card in units of another, at worst and at best."""
+    """Return the speed of a card relative to `unit`, at worst and at best."""
     ratios = gpu.tflops / unit.tflops, gpu.gigabytes / unit.gigabytes
     return min(ratios), max(ratios)
 
 
 def timed(gpu: Gpu) -> tuple[float, float, float]:
-    """On the H200: seconds for an epoch of a card's preset with its validation, seconds a patient with 8 flips, peak GiB."""
+    """Return what the H200 took with a card's preset.
+
+    Seconds an epoch with validation, seconds a patient with 8 flips, peak GiB.
+    """
     found = json.loads(TIMED.read_text())
     flips, views = (found["inference_seconds"][name] for name in ("8 flips", "4 views"))
-    held_out = HELD_OUT * (2 * views - flips + (flips - views) / 4)       # what is not the network, and a single view
+    # what is not the network, and a single view
+    held_out = HELD_OUT * (2 * views - flips + (flips - views) / 4)
     if gpu.small:
         row = found["t4"]["compiled" if gpu.compiles else "not compiled"]
         return PATCHES / row["steps_per_second"] + held_out, flips, row["peak_gib"]
     loader = found["training"]
+    wanted = ("ours", "bfloat16", loader["batch"])
     peak = next(row["peak_gib"] for row in found["throughput"]
-                if (row["network"], row["dtype"], row["batch"]) == ("ours", "bfloat16", loader["batch"]))
+                if (row["network"], row["dtype"], row["batch"]) == wanted)
     return PATCHES / (loader["batch"] * loader["from disk"]) + held_out, flips, peak
 
 
 def epoch_seconds(gpu: Gpu) -> tuple[float, float]:
-    """An epoch's time, at best and at worst; two cards are taken for twice as fast, which is the most they can be."""
+    """Return an epoch's seconds at best and at worst; two cards count as twice as fast."""
     slow, fast = relative(gpu)
     once = timed(gpu)[0] / gpu.cards
     return once / fast, once / slow
 
 
 def span(low: float, high: float, digits: int = 0) -> str:
-    """A range to two significant digits, which is more than is known, or one number where both ends read the same."""
+    """Format a range to two significant digits, or one number if both ends read the same."""
     ends = [f"{float(f'{value:.2g}'):,.{digits}f}" for value in (low, high)]
     return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
 
 def row(name: str, gpu: Gpu) -> str:
-    """A line of the table."""
+    """Return a row of the table."""
     low, high = epoch_seconds(gpu)
-    fold, five = ([count * seconds / 3600 for seconds in (low, high)] for count in (EPOCHS, FOLDS * LONG * gpu.cards))
+    fold, five = ([count * seconds / 3600 for seconds in (low, high)]
+                  for count in (EPOCHS, FOLDS * LONG * gpu.cards))
     _, flips, peak = timed(gpu)
     segment = [FOLDS * flips / speed for speed in reversed(relative(gpu))]
-    how = {"H200": "from what was measured", "A100": f"computed; NVIDIA's {A100_EPOCH:.0f}"}.get(name, "computed")
-    return (f"| {name} | {span(low, high)} ({how}) | {span(*fold, 1)} | {span(*five)} | {span(*segment)} | "
-            f"{peak:.1f} GiB at batch {1 if gpu.small else 2} |")
+    how = {"H200": "from what was measured",
+           "A100": f"computed; NVIDIA's {A100_EPOCH:.0f}"}.get(name, "computed")
+    return (f"| {name} | {span(low, high)} ({how}) | {span(*fold, 1)} | {span(*five)} | "
+            f"{span(*segment)} | {peak:.1f} GiB at batch {1 if gpu.small else 2} |")
 
 
 def table() -> str:
-    """The table and the lines below it, as the README has them."""
+    """Return the table and the line below it as Markdown."""
     patch = QUARTER_SECONDS * 4
     cpu = [patch * PATCHES, patch * PATCHES * EPOCHS / 3600, patch * PATCHES * FOLDS * LONG / 3600]
-    seconds = next(i["ours_ms"] for i in json.loads(RESULTS.read_text())["items"] if i["item"] == "preprocess") / 1000
+    seconds = next(i["ours_ms"] for i in json.loads(RESULTS.read_text())["items"]
+                   if i["item"] == "preprocess") / 1000
     prepared, disk = PATIENTS * PREPARED_MB[1.0] / 1000, OTHER_MB / 1000
-    lines = ["| machine | an epoch of 1,000 patches, s | one fold, 30 epochs, h | five folds of 150 epochs, GPU hours | "
-             "a patient by five networks, 8 views, s | GPU memory |", "|---|---|---|---|---|---|",
-             f"| CPU, two cores with bf16 | {cpu[0]:,.0f} (computed, from a measured patch) | {cpu[1]:,.0f} | "
-             f"{cpu[2]:,.0f} on the CPU | not computed | none |",
+    lines = ["| machine | an epoch of 1,000 patches, s | one fold, 30 epochs, h | five folds of "
+             "150 epochs, GPU hours | a patient by five networks, 8 views, s | GPU memory |",
+             "|---|---|---|---|---|---|",
+             f"| CPU, two cores with bf16 | {cpu[0]:,.0f} (computed, from a measured patch) | "
+             f"{cpu[1]:,.0f} | {cpu[2]:,.0f} on the CPU | not computed | none |",
              *(row(name, gpu) for name, gpu in GPUS.items()), "",
-             f"Before that, on any of them: {PATIENTS * seconds / 60:.1f} minutes of one core to prepare "
-             f"{PATIENTS:,} patients ({seconds:.2f} s each, measured), {prepared:.1f} GB for them (measured on ten) and "
-             f"{disk:.1f} GB for checkpoints, beside the archive, which stays packed."]
+             f"Before that, each needs {PATIENTS * seconds / 60:.1f} minutes of one core to "
+             f"prepare {PATIENTS:,} patients ({seconds:.2f} s each, measured), {prepared:.1f} GB "
+             f"for them (measured on ten) and {disk:.1f} GB for checkpoints, besides the archive, "
+             "which stays packed."]
     return "\n".join(lines)
 
 

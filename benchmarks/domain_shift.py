@@ -1,9 +1,9 @@
-"""How far phantoms are from patients: distances of z-scores by compartment and contrast.
+"""Measures how far phantoms are from patients: distances of z-scores by compartment and modality.
 
     python -m benchmarks.domain_shift FOLDER_OF_PATIENTS
 
-Wasserstein distances, in standard deviations of a brain, between the labeled patients of a folder and phantoms of each kind,
-all at 2 mm. Writes nothing.
+Wasserstein distances, in standard deviations of a brain, between the labeled patients of a folder
+and phantoms of each kind, all at 2 mm. Writes nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SPACING_MM, PHANTOMS = 2.0, 40
 
 
 def main(folder: Path) -> None:
-    """Print a table of distances for each kind of phantom, and the mean over the tumor's compartments."""
+    """Print the distances for each kind of phantom, and their mean over the tumor."""
     cases = [case for case in find_cases(folder) if case.reference]
     patients = [prepare(read_case(case), SPACING_MM) for case in tqdm(cases, unit="patient")]
     for kind in LOOKS:
@@ -32,7 +32,8 @@ def main(folder: Path) -> None:
         print(f"\n{kind:<10}" + "".join(f"{title:>7}" for title in table["healthy"]))
         for name, row in table.items():
             print(f"{name:<10}" + "".join(f"{value:7.2f}" for value in row.values()))
-        print(f"mean over the tumor: {np.mean([list(row.values()) for name, row in table.items() if name != 'healthy']):.2f}")
+        tumor = [list(row.values()) for name, row in table.items() if name != "healthy"]
+        print(f"mean over the tumor: {np.mean(tumor):.2f}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Two ways to learn from a few real patients in a given number of minutes: this project, and nnU-Net v2 as it comes.
+"""Trains this project and nnU-Net v2 on a few real patients in a given number of minutes.
 
-Each trains in a folder of its own, preprocessing included, leaves its weights there at each of `EPOCHS` equal parts of the
-training, with the seconds that had passed, and gives the probabilities of a patient at any of them.
+Each trains in its own folder, preprocessing included, stores its weights there after each of
+`EPOCHS` equal parts of the training, with the minutes passed, and predicts with any of them.
 """
 
 from __future__ import annotations
@@ -30,25 +30,31 @@ from brats_helpers.evaluation.postprocessing import postprocess
 from brats_helpers.evaluation.sliding_window import predict_prepared
 from brats_helpers.training.loop import train
 from brats_helpers.training.resume import InitialWeights
-from brats_helpers.training.stages import for_few_patients, make_phantoms, on_phantoms, training_files
+from brats_helpers.training.stages import (
+    for_few_patients,
+    make_phantoms,
+    on_phantoms,
+    training_files,
+)
 from brats_helpers.training.step import new_state, train_step
 
 from .cohort import nnunet_dataset
 
-EPOCHS = 20                                           # parts of a training; nnU-Net lowers its rate once in each
-RESERVE = 0.03                                        # of the budget, for what comes after the last step
-LEAST_PHANTOMS, PHANTOMS_A_MINUTE = 5, 2.5            # of the budget and core: making them takes a fifth of it at most
-PRETRAINING = 0.5                                     # of what is left after that
-TRIAL_SECONDS, TRIAL_STEPS = 15, 3                    # at least, to find out how long a step takes
+EPOCHS = 20  # parts of a training; nnU-Net lowers its rate once in each
+RESERVE = 0.03  # of the budget, for what comes after the last step
+# of the budget and core: making them takes a fifth of it at most
+LEAST_PHANTOMS, PHANTOMS_A_MINUTE = 5, 2.5
+PRETRAINING = 0.5  # of what is left after that
+TRIAL_SECONDS, TRIAL_STEPS = 15, 3  # at least, to find out how long a step takes
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Clock:
-    """The minutes of one training, and the weights that it had in between."""
+    """Measures the minutes of a training and stores its weights along the way."""
 
     def __init__(self, folder: Path, minutes: float) -> None:
         self.folder, self.minutes, self.started, self.notes = folder, minutes, time.monotonic(), []
@@ -56,41 +62,48 @@ class Clock:
 
     @property
     def spent(self) -> float:
-        """Minutes since the start."""
+        """Return the minutes since the start."""
         return (time.monotonic() - self.started) / 60
 
     def steps(self, seconds_a_step: float, share: float = 1.0) -> int:
-        """Optimizer steps in each part that has no snapshot yet, so that the last ends with this share of what is left."""
+        """Return the steps of each remaining part, so that the last ends in time.
+
+        share: of the time left, for all of these parts.
+        """
         left = 60 * (self.minutes * (1 - RESERVE) - self.spent) * share
         return max(1, int(left / seconds_a_step / (EPOCHS - len(self.notes))))
 
     def snapshot(self, weights: dict | Path, minutes: float | None = None) -> None:
-        """Keep these weights, of a file or of a model, and when they were reached."""
+        """Store weights, of a file or of a model, and the minutes passed."""
         target = self.folder / "snapshots" / f"{len(self.notes):02d}.pt"
-        shutil.copyfile(weights, target) if isinstance(weights, Path) else torch.save(weights, target)
+        if isinstance(weights, Path):
+            shutil.copyfile(weights, target)
+        else:
+            torch.save(weights, target)
         self.notes.append(self.spent if minutes is None else minutes)
 
     def finish(self, **said: object) -> None:
-        """Write down when each snapshot was taken, and what else is worth knowing: the sign that training is done."""
-        write_json(self.folder / "training.json", {"minutes": self.spent, "snapshots": self.notes, **said})
+        """Write training.json, which marks the training as finished."""
+        write_json(self.folder / "training.json",
+                   {"minutes": self.spent, "snapshots": self.notes, **said})
 
 
 def seed_all(seed: int) -> None:
-    """nnU-Net draws from the global generators, and seeds none of them."""
+    """Seed the global generators, which nnU-Net uses and does not seed."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
 def real_settings(spacing_mm: float) -> Config:
-    """Ours: the preset for this resolution, before it is fitted to a few patients."""
+    """Return our preset for this resolution, before it is fitted to a few patients."""
     return PRESETS["full" if spacing_mm <= 1 else "quick"].with_(spacing_mm=spacing_mm)
 
 
 class Ours:
-    """This project, with the settings that it chooses itself for a few patients.
+    """Trains this project with the settings that it chooses for a few patients.
 
-    phantoms: False leaves out the pretraining, to see what it is worth.
+    phantoms: False leaves out the pretraining.
     """
 
     labels = staticmethod(postprocess)
@@ -99,38 +112,44 @@ class Ours:
         self.folder, self.config, self.phantoms = folder, config, phantoms
 
     def train(self, cases: Sequence[Case], minutes: float, seed: int) -> None:
-        """Prepare, make phantoms and learn from them for half of what is left, then learn from the patients beside them."""
+        """Prepare, learn from phantoms for half of the time left, then from the patients."""
         clock = Clock(self.folder, minutes)
-        config = for_few_patients(self.config.with_(seed=seed), len(cases), False, () if self.phantoms else ("pretrain",))
-        config = config.with_(pretrain=min(config.pretrain, LEAST_PHANTOMS + int(PHANTOMS_A_MINUTE * minutes * cores())))
+        fixed = () if self.phantoms else ("pretrain",)
+        config = for_few_patients(self.config.with_(seed=seed), len(cases), False, fixed)
+        affordable = LEAST_PHANTOMS + int(PHANTOMS_A_MINUTE * minutes * cores())
+        config = config.with_(pretrain=min(config.pretrain, affordable))
         preprocess_cohort(cases, self.folder / "preprocessed", config.spacing_mm)
-        paths, before, start, seconds = sorted((self.folder / "preprocessed").glob("*.b2nd")), 0, None, 0.0
+        paths, before, start, seconds = sorted((self.folder
+                                                / "preprocessed").glob("*.b2nd")), 0, None, 0.0
         if config.pretrain:
             work = make_phantoms(config, self.folder)
             files, first = training_files(on_phantoms(config), work), on_phantoms(config)
             first = self._fitted(first, self._trial(first, files[0]), clock, PRETRAINING)
             history = train(first, *files, work / "checkpoints", device=describe_device())
-            start, before = InitialWeights(work / "checkpoints" / "last.pt", files[0]), first.epochs * first.steps
+            start, before = InitialWeights(work / "checkpoints" / "last.pt",
+                                           files[0]), first.epochs * first.steps
             seconds = history[-1]["seconds"] / before
         config = self._fitted(config, seconds or self._trial(config, paths), clock, 1.0)
         checkpoints, reached = self.folder / "checkpoints", []
 
-        def keep(history: list[dict]) -> None:        # what is on disk is the epoch before
+        def keep(history: list[dict]) -> None:  # what is on disk is the epoch before
             if reached:
                 clock.snapshot(checkpoints / "last.pt", reached[-1])
             reached.append(clock.spent)
 
         train(config, paths, [], checkpoints, keep, describe_device(), start)
         clock.snapshot(checkpoints / "last.pt")
-        clock.finish(steps=EPOCHS * config.steps, steps_on_phantoms=before, phantoms=config.pretrain, patch=config.patch,
-                     batch=config.batch, learning_rate=config.learning_rate)
+        clock.finish(steps=EPOCHS * config.steps, steps_on_phantoms=before,
+                     phantoms=config.pretrain, patch=config.patch, batch=config.batch,
+                     learning_rate=config.learning_rate)
 
     @staticmethod
     def _trial(config: Config, paths: Sequence[Path]) -> float:
-        """Seconds of a step, from a network that is thrown away; its first steps are not counted."""
+        """Return the seconds of a step of a throwaway network, after its first steps."""
         device = describe_device()
         state, taken = new_state(config, device), []
-        stream = batches(PatchDataset(paths, config.patch, config.oversample_foreground, config.seed), config.batch, 0, 10**6)
+        stream = batches(PatchDataset(paths, config.patch, config.oversample_foreground,
+                                      config.seed), config.batch, 0, 10**6)
         while len(taken) < TRIAL_STEPS + 1 or sum(taken) < TRIAL_SECONDS:
             begin = time.monotonic()
             train_step(state, next(stream), config, device)
@@ -139,23 +158,28 @@ class Ours:
 
     @staticmethod
     def _fitted(config: Config, seconds: float, clock: Clock, share: float) -> Config:
-        """As many steps of so many seconds as fit into this share of what is left; nothing is validated before the end."""
+        """Fit the number of steps to this share of the time left; validate only at the end."""
         steps = clock.steps(seconds, share)
         total = EPOCHS * steps
-        ema = min(config.ema, max(0.0, 1 - 20 / total))   # over a twentieth of the training, or it ends where it began
-        return config.with_(epochs=EPOCHS, steps=steps, warmup=min(config.warmup, total // 10), ema=ema,
-                            validate_every=EPOCHS)
+        # over a twentieth of the training, or it ends where it began
+        ema = min(config.ema, max(0.0, 1 - 20 / total))
+        return config.with_(epochs=EPOCHS, steps=steps, warmup=min(config.warmup, total // 10),
+                            ema=ema, validate_every=EPOCHS)
 
     def probabilities(self, case: Case, snapshot: Path, views: bool) -> np.ndarray:
-        """(3, X, Y, Z) of WT, TC and ET on the case's grid; views: all eight mirrored ones."""
+        """Return (3, X, Y, Z) of WT, TC and ET on the case's grid.
+
+        views: take all eight mirrored ones.
+        """
         model, config = load_checkpoint(snapshot, describe_device())
-        return predict_prepared([model], prepare(read_case(case), config.spacing_mm), config.patch, config.overlap, views)
+        return predict_prepared([model], prepare(read_case(case), config.spacing_mm), config.patch,
+                                config.overlap, views)
 
 
 class NnUNet:
-    """nnU-Net v2 with its own fingerprint, plans, preprocessing, trainer and predictor, `3d_fullres`.
+    """Trains nnU-Net v2 with its own fingerprint, plans, preprocessing, trainer and predictor.
 
-    filters: channels of another, smaller network, given through the plans with our patch; None: what it plans itself.
+    filters: channels of a smaller network, set in the plans with our patch; None: its own plan.
     """
 
     def __init__(self, folder: Path, filters: Sequence[int] | None, patch: int, batch: int) -> None:
@@ -164,7 +188,7 @@ class NnUNet:
         os.environ["nnUNet_n_proc_DA"] = str(max(1, cores() // 2))
 
     def train(self, cases: Sequence[Case], minutes: float, seed: int) -> None:
-        """Everything from fingerprint to final checkpoint; writing its raw dataset before is not counted."""
+        """Run everything from fingerprint to last checkpoint; converting data does not count."""
         raw = nnunet_dataset(cases, self.folder, synthetic=False)
         clock = Clock(self.folder, minutes)
         seed_all(seed)
@@ -179,35 +203,39 @@ class NnUNet:
                      parameters=sum(p.numel() for p in trainer.network.parameters()))
 
     def _prepare(self, raw: Path) -> None:
-        from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
+        from nnunetv2.experiment_planning import plan_and_preprocess_api as api
         number, processes = int(raw.name[7:10]), cores()
-        extract_fingerprints([number], num_processes=processes, show_progress_bar=False)
-        plan_experiments([number])
+        api.extract_fingerprints([number], num_processes=processes, show_progress_bar=False)
+        api.plan_experiments([number])
         if self.filters:
             path = Path(os.environ["nnUNet_preprocessed"]) / raw.name / "nnUNetPlans.json"
             plans = json.loads(path.read_text())
             plans["configurations"]["3d_small"] = self._small(plans["configurations"]["3d_fullres"])
             write_json(path, plans)
-        preprocess([number], configurations=("3d_fullres",), num_processes=(processes,), show_progress_bar=False)
+        api.preprocess([number], configurations=("3d_fullres",), num_processes=(processes,),
+                   show_progress_bar=False)
 
     def _small(self, planned: dict) -> dict:
-        """A configuration on the same preprocessed data with our number of levels, channels, patch and batch."""
+        """Return a configuration with our number of levels, channels, patch and batch."""
         n = len(self.filters)
         architecture = json.loads(json.dumps(planned["architecture"]))
-        architecture["network_class_name"] = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
-        architecture["arch_kwargs"] |= {
-            "n_stages": n, "features_per_stage": list(self.filters), "kernel_sizes": [[3, 3, 3]] * n,
-            "strides": [[1, 1, 1]] + [[2, 2, 2]] * (n - 1), "n_conv_per_stage": [2] * n,
-            "n_conv_per_stage_decoder": [2] * (n - 1)}
-        return {**planned, "patch_size": [self.patch] * 3, "batch_size": self.batch, "architecture": architecture}
+        architecture[
+            "network_class_name"] = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
+        architecture["arch_kwargs"] |= {"n_stages": n, "features_per_stage": list(self.filters),
+                                        "kernel_sizes": [[3, 3, 3]] * n,
+                                        "strides": [[1, 1, 1]] + [[2, 2, 2]] * (n - 1),
+                                        "n_conv_per_stage": [2] * n,
+                                        "n_conv_per_stage_decoder": [2] * (n - 1)}
+        return {**planned, "patch_size": [self.patch] * 3, "batch_size": self.batch,
+                "architecture": architecture}
 
     def _trainer(self, raw: Path, clock: Clock | None):
         from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
         class Trainer(nnUNetTrainer):
-            """The default trainer; weights are kept after every epoch, and its network is not drawn.
+            """Stores weights after every epoch, and does not draw the network.
 
-            How long the next epochs are follows from how long this one took, with all that comes beside its steps.
+            The time of an epoch, with everything besides its steps, sets the length of the next.
             """
 
             steps = 0
@@ -225,17 +253,19 @@ class NnUNet:
                     self.num_iterations_per_epoch = clock.steps(seconds)
 
             def plot_network_architecture(self) -> None:
-                """Needs a program that is not there."""
+                """Skip the drawing, which needs a program that may be missing."""
 
         prepared = Path(os.environ["nnUNet_preprocessed"]) / raw.name
-        plans = {**json.loads((prepared / "nnUNetPlans.json").read_text()), "continue_training": False}
+        plans = {**json.loads((prepared / "nnUNetPlans.json").read_text()),
+                 "continue_training": False}
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        trainer = Trainer(plans, self.configuration, "all", json.loads((raw / "dataset.json").read_text()), device)
+        trainer = Trainer(plans, self.configuration, "all",
+                          json.loads((raw / "dataset.json").read_text()), device)
         trainer.num_epochs, trainer.num_val_iterations_per_epoch = EPOCHS, 1
         return trainer
 
     def _trial(self) -> float:
-        """Seconds of a step, from a trainer that is thrown away; its first steps are not counted."""
+        """Return the seconds of a step of a throwaway trainer, after its first steps."""
         trainer = self._trainer(next(Path(os.environ["nnUNet_raw"]).iterdir()), None)
         trainer.on_train_start()
         trainer.network.train()
@@ -245,35 +275,43 @@ class NnUNet:
             trainer.train_step(next(trainer.dataloader_train))
             taken.append(time.monotonic() - begin)
         trainer.on_train_end()
-        return statistics.mean(taken[len(taken) // 2:])   # the later ones: batches made beforehand are used up
+        # the later ones: batches made beforehand are used up
+        return statistics.mean(taken[len(taken) // 2:])
 
     def probabilities(self, case: Case, snapshot: Path, views: bool) -> np.ndarray:
-        """(3, X, Y, Z) of WT, TC and ET on the case's grid; views: all eight mirrored ones, its default."""
+        """Return (3, X, Y, Z) of WT, TC and ET on the case's grid.
+
+        views: take all eight mirrored ones, its default.
+        """
         from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
         raw = next((self.folder / "nnUNet_raw").iterdir())
         trainer = self._trainer(raw, None)
         trainer.initialize()
         device = trainer.device
-        predictor = nnUNetPredictor(tile_step_size=0.5, use_mirroring=views, device=device, allow_tqdm=False)
+        predictor = nnUNetPredictor(tile_step_size=0.5, use_mirroring=views, device=device,
+                                    allow_tqdm=False)
         weights = torch.load(snapshot, map_location=device, weights_only=True)
         trainer.set_deep_supervision_enabled(False)
-        predictor.manual_initialization(trainer.network, trainer.plans_manager, trainer.configuration_manager, [weights],
+        predictor.manual_initialization(trainer.network, trainer.plans_manager,
+                                        trainer.configuration_manager, [weights],
                                         trainer.dataset_json, "nnUNetTrainer", (0, 1, 2))
         image, properties = NibabelIO().read_images([str(path) for path in case.images])
-        _, found = predictor.predict_single_npy_array(image, properties, save_or_return_probabilities=True)
+        _, found = predictor.predict_single_npy_array(image, properties,
+                                                      save_or_return_probabilities=True)
         return np.asarray(found, np.float32).transpose(0, 3, 2, 1)
 
     @staticmethod
     def labels(probabilities: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
-        """Labels 0 to 3 as nnU-Net makes them of regions: painted in order, each where its probability is above a half."""
+        """Return labels 0 to 3 by nnU-Net's rule: paint the regions in order, each above a half."""
         labels = np.zeros(probabilities.shape[1:], np.uint8)
-        for label, region in ((2, 0), (1, 1), (3, 2)):   # edema in WT, necrosis in TC, ET: `regions_class_order`
+        # edema in WT, necrosis in TC, ET: `regions_class_order`
+        for label, region in ((2, 0), (1, 1), (3, 2)):
             labels[probabilities[region] > 0.5] = label
         return labels
 
 
 def read_training(folder: Path) -> dict | None:
-    """What `Clock.finish` has written; None where the training is not done."""
+    """Return what `Clock.finish` wrote, or None if the training has not finished."""
     path = folder / "training.json"
     return read_json(path, "the training") if path.is_file() else None

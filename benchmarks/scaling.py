@@ -1,4 +1,7 @@
-"""`python -m benchmarks.scaling`: more processes, a Dask cluster, the loader alone, and memory while a cohort grows."""
+"""Measures processes, a Dask cluster, the loader alone, and memory by size of the cohort.
+
+`python -m benchmarks.scaling` writes scaling.json.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +19,18 @@ from brats_helpers.basics.config import PRESETS, Config
 from brats_helpers.basics.device import keep_memory
 from brats_helpers.basics.files import read_json, write_json
 
-COUNTS = (10, 100, 400)                               # patients, small ones: what grows with their number shows
+COUNTS = (10, 100, 400)  # patients, small ones: what grows with their number shows
 
 
 def prepare_many(folder: Path) -> tuple[float, float]:
-    """Prepare the patients of a folder in a process of its own: seconds, and peak memory in MiB (Linux).
+    """Prepare a folder's patients in their own process: seconds, and peak memory in MiB (Linux).
 
-    `getrusage` would not do: its peak is that of the process that started this one, where that was higher.
+    `getrusage` also counts the peak of the process that started this one.
     """
     code = f"""
 from pathlib import Path
-from brats_helpers.cases import find_cases
-from brats_helpers.preprocessing import preprocess_cohort
+from brats_helpers.data.cases import find_cases
+from brats_helpers.data.pipeline import preprocess_cohort
 preprocess_cohort(find_cases(Path({str(folder)!r})), Path({str(folder) + '.out'!r}), 8.0, jobs=1)
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
@@ -37,7 +40,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 
 def copies(folder: Path, count: int) -> Path:
-    """`count` patients on disk, all the same voxels, as hard links."""
+    """Write `count` patients with the same voxels, as hard links."""
     from brats_helpers.data.archive import extract
     from brats_helpers.phantoms.archive import build_cohort
     archive, _ = build_cohort(folder / "data", 0, 1, 0, 8.0, jobs=1)
@@ -53,14 +56,15 @@ def copies(folder: Path, count: int) -> Path:
 
 
 def on_dask(cohort: Path, folder: Path) -> dict:
-    """The same call of `preprocess_cohort` on a Dask scheduler with two workers, through joblib; and without it."""
+    """Compare `preprocess_cohort` on a Dask scheduler with two workers and on joblib's own."""
     from dask.distributed import Client, LocalCluster
     from joblib import parallel_config
 
     from brats_helpers.data.cases import find_cases
     from brats_helpers.data.pipeline import preprocess_cohort
     cases, taken = find_cases(cohort), {}
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster):
+    with LocalCluster(n_workers=2, threads_per_worker=1,
+                      dashboard_address=None) as cluster, Client(cluster):
         for backend in ("loky", "dask"):
             out = folder / backend
             begin = time.perf_counter()
@@ -68,33 +72,40 @@ def on_dask(cohort: Path, folder: Path) -> dict:
                 metas = preprocess_cohort(cases, out, 8.0, jobs=None)
             taken[backend] = round(time.perf_counter() - begin, 2)
             assert len(metas) == len(cases)
-        same = all((folder / "loky" / p.name).read_bytes() == p.read_bytes() for p in (folder / "dask").iterdir())
+        same = all((folder / "loky" / p.name).read_bytes() == p.read_bytes()
+                   for p in (folder / "dask").iterdir())
         workers = len(cluster.workers)
     return {"seconds": taken, "workers": workers, "patients": len(cases), "same_bytes": same}
 
 
-def on_processes(work: Path, config: Config, counts: Sequence[int] = (1, 2), cores: int = 2) -> list[dict]:
-    """Steps a second of `train` on the CPU with the same batch, by the number of processes, which share the cores.
+def on_processes(work: Path, config: Config, counts: Sequence[int] = (1, 2),
+                 cores: int = 2) -> list[dict]:
+    """Return steps a second of `train` on the CPU with the same batch, by the number of processes.
 
-    The first epoch is not counted, nor the last, which validates.
+    The first epoch does not count, nor the last, which validates.
     """
     config, rows = config.with_(epochs=3, validate_every=3), []
     for count in counts:
         shutil.rmtree(work / "checkpoints", ignore_errors=True)
         config.save(work / "config.json")
-        subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m",
-                        "brats_helpers", "train", "--work", str(work), "--history", str(work / "history.json")], check=True,
-                       env={**os.environ, "OMP_NUM_THREADS": str(cores // count), "CUDA_VISIBLE_DEVICES": ""})
+        subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
+                        "--nproc-per-node", str(count), "-m", "brats_helpers", "train", "--work",
+                        str(work), "--history", str(work / "history.json")], check=True,
+                       env={**os.environ, "OMP_NUM_THREADS": str(cores // count),
+                            "CUDA_VISIBLE_DEVICES": ""})
         first, second, _ = read_json(work / "history.json", "training")
         rows.append({"processes": count, "threads_each": cores // count, "batch": config.batch,
-                     "steps_per_second": round(config.steps / max(second["seconds"] - first["seconds"], 0.1), 2)})
+                     "steps_per_second": round(config.steps
+                                               / max(second["seconds"] - first["seconds"], 0.1),
+                                               2)})
     return rows
 
 
-def on_loaders(folder: Path, spacing_mm: float = 1.0, patch: int = 128, count: int = 200) -> list[dict]:
-    """Batches of two patches a second, by the number of loader processes, where nobody does anything with them.
+def on_loaders(folder: Path, spacing_mm: float = 1.0, patch: int = 128,
+               count: int = 200) -> list[dict]:
+    """Return batches of two patches a second, without a consumer, by number of loader processes.
 
-    Of prepared phantoms that the page cache has; the first ten are not counted.
+    The phantoms are in the page cache; the first ten batches do not count.
     """
     from brats_helpers.data.loaders import PatchDataset, batches
     from brats_helpers.data.preprocessing import prepare
@@ -110,14 +121,16 @@ def on_loaders(folder: Path, spacing_mm: float = 1.0, patch: int = 128, count: i
         begin = time.perf_counter()
         for _ in stream:
             pass
-        rows.append({"processes": workers, "batches_per_second": round(count / (time.perf_counter() - begin), 1)})
+        rows.append({"processes": workers,
+                     "batches_per_second": round(count / (time.perf_counter() - begin), 1)})
     return rows
 
 
 def main() -> int:
     """Measure, and write scaling.json."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder for the results")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent,
+                        help="folder for the results")
     out = parser.parse_args().out
     with tempfile.TemporaryDirectory() as name:
         folder, rows = Path(name), []
@@ -128,11 +141,13 @@ def main() -> int:
         shutil.rmtree(folder / "dask")
         config = PRESETS["quick"].with_(spacing_mm=8.0, patch=32, filters=(8, 16, 32), steps=100)
         from brats_helpers.data.pipeline import fill_work_folder
-        fill_work_folder(folder / "work", config, "phantom", folder / "cohort10", jobs=1, synthetic=True)
+        fill_work_folder(folder / "work", config, "phantom", folder / "cohort10", jobs=1,
+                         synthetic=True)
         processes = on_processes(folder / "work", config)
-        keep_memory()                                 # as notebook 05 does
+        keep_memory()  # as notebook 05 does
         loaders = on_loaders(folder)
-    write_json(out / "scaling.json", {"memory": rows, "dask": dask, "processes": processes, "loader": loaders})
+    write_json(out / "scaling.json",
+               {"memory": rows, "dask": dask, "processes": processes, "loader": loaders})
     print(f"wrote {out / 'scaling.json'}")
     return 0
 

@@ -1,4 +1,4 @@
-"""Two or more ways of doing one thing, timed in turn in one process: machines drift, ratios stay."""
+"""Times two or more ways of doing one thing in turn in one process, for stable ratios."""
 
 from __future__ import annotations
 
@@ -16,31 +16,34 @@ Way = Callable[[], object]
 
 @dataclass
 class Result:
-    """A row of the table: milliseconds (or megabytes, where `unit` says so) of this project and of its peers."""
+    """Holds a row of the table: the cost of this project and of its peers, in `unit`."""
 
     item: str
     ours: float
     peers: dict[str, float]
-    equal: str                                        # what was compared before anything was timed, and how it came out
+    equal: str  # what was compared before anything was timed, and how it came out
     unit: str = "ms"
-    goals: dict[str, float] = field(default_factory=dict)     # peer -> the ratio that this project set out to reach
+    # peer -> the ratio that this project set out to reach
+    goals: dict[str, float] = field(default_factory=dict)
 
     @property
     def ratio(self) -> dict[str, float]:
-        """How many times a peer's cost is ours."""
+        """Return each peer's cost relative to ours."""
         return {name: value / self.ours for name, value in self.peers.items()}
 
     def as_dict(self) -> dict:
-        """For results.json."""
+        """Return the row of results.json."""
         return {"item": self.item, f"ours_{self.unit}": round(self.ours, 3), "unit": self.unit,
                 "peers": {k: round(v, 3) for k, v in self.peers.items()},
-                "ratio": {k: round(v, 2) for k, v in self.ratio.items()}, "goals": self.goals, "equal": self.equal}
+                "ratio": {k: round(v, 2) for k, v in self.ratio.items()}, "goals": self.goals,
+                "equal": self.equal}
 
 
-def race(ours: Way, peers: Mapping[str, Way], rounds: int, in_a_row: int = 1) -> tuple[float, dict[str, float]]:
-    """Median milliseconds of each way; every round runs all of them, after one round that is not counted.
+def race(ours: Way, peers: Mapping[str, Way], rounds: int,
+         in_a_row: int = 1) -> tuple[float, dict[str, float]]:
+    """Return the median milliseconds of ours and of each peer, after one round that does not count.
 
-    A round runs each so many times in a row and takes the mean, where one run differs from the next by what chance draws.
+    A round takes the mean of `in_a_row` runs of each way, which evens out random work.
     """
     ways = {"ours": ours, **peers}
     taken: dict[str, list[float]] = {name: [] for name in ways}
@@ -57,7 +60,7 @@ def race(ours: Way, peers: Mapping[str, Way], rounds: int, in_a_row: int = 1) ->
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """Everything inside runs on a single core, libraries with threads of their own too (outside Linux only torch)."""
+    """Run the block on a single core, libraries' threads included (outside Linux only torch's)."""
     threads = torch.get_num_threads()
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     try:

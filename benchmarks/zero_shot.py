@@ -1,4 +1,4 @@
-"""What a synthetic cohort is worth: a network that has seen only phantoms, on labeled patients in a folder.
+"""Scores a network that has seen only phantoms on labeled patients.
 
     python -m brats_helpers run --source wide -p patients 150 -p epochs 12 --work runs/wide
     python -m benchmarks.zero_shot runs/wide/checkpoints/best.pt FOLDER_OF_PATIENTS
@@ -23,14 +23,16 @@ from brats_helpers.evaluation.prediction import segment
 
 
 def main(checkpoint: Path, folder: Path) -> None:
-    """Score a checkpoint on every labeled patient of a folder, with eight views, on the scans' own grid."""
+    """Score a checkpoint on every labeled patient, with eight views, on the scans' own grid."""
     device = describe_device()
     model, config = load_checkpoint(checkpoint, device)
     scores = {}
     for case in tqdm([case for case in find_cases(folder) if case.reference], unit="patient"):
         patient = read_case(case)
         labels, _ = segment([model], patient, config, True, device)
-        scores[case.name] = [dice(a, b) for a, b in zip(regions(labels), regions(patient.reference), strict=True)]
+        scores[case.name] = [dice(a, b)
+                             for a, b in zip(regions(labels), regions(patient.reference),
+                                             strict=True)]
     print(f"{'patient':<20} " + "  ".join(f"{name:>5}" for name in REGIONS))
     for name, row in scores.items():
         print(f"{name:<20} " + "  ".join(f"{score:5.2f}" for score in row))

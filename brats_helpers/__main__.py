@@ -21,14 +21,16 @@ from .basics.files import write_json
 RUN_EXAMPLES = """examples:
   python -m brats_helpers run
       the quick preset on the synthetic cohort, in runs/quick
-  python -m brats_helpers run --preset kaggle --source /data/BraTS2021_Training_Data.tar --work /data/series
+  python -m brats_helpers run --preset kaggle --source BraTS2021_Training_Data.tar --work series
   python -m brats_helpers run --only 5 -p epochs 20 -p learning_rate 0.002
   python -m brats_helpers run -p seed 1 --work runs/seed1
 """
 SWEEP_EXAMPLES = """examples:
   python -m brats_helpers sweep --grid learning_rate=1e-3,4e-3 --grid seed=0,1,2 --jobs 2
-  python -m brats_helpers sweep --folds 5 --source BraTS2021_Training_Data.tar --preset kaggle --work runs/folds
-  python -m brats_helpers predict data/ --out masks --checkpoint runs/folds/points/fold=0/checkpoints/last.pt \\
+  python -m brats_helpers sweep --folds 5 --preset kaggle --source BraTS2021_Training_Data.tar \\
+      --work runs/folds
+  python -m brats_helpers predict data/ --out masks \\
+      --checkpoint runs/folds/points/fold=0/checkpoints/last.pt \\
       --checkpoint runs/folds/points/fold=1/checkpoints/last.pt
 """
 TRAIN_EXAMPLES = """trains on what notebooks 01 to 03 left, as notebook 05 does, and goes on where it was stopped
@@ -49,25 +51,21 @@ PREDICT_EXAMPLES = """examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of the command line."""
+    """Build the parser of the command line."""
     top = argparse.ArgumentParser(prog="python -m brats_helpers", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
     shown = {"formatter_class": argparse.RawDescriptionHelpFormatter}
 
     run = commands.add_parser("run", help="execute the notebooks", epilog=RUN_EXAMPLES, **shown)
-    run.add_argument("--preset", choices=sorted(PRESETS), help="sizes and settings (quick)")
-    run.add_argument("--source", help="an archive or folder of BraTS patients, or 'phantom', or 'wide'")
-    run.add_argument("--work", type=Path, help="where everything is written (runs/PRESET)")
-    run.add_argument("--from", dest="start", type=int, default=1, metavar="N", help="start at notebook N, 1 to 5")
+    _series_options(run, "(runs/PRESET)")
+    run.add_argument("--from", dest="start", type=int, default=1, metavar="N",
+                     help="start at notebook N, 1 to 5")
     run.add_argument("--only", type=int, metavar="N", help="run notebook N alone")
-    run.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-                     help="set a notebook's parameter; may be repeated")
 
     train = commands.add_parser("train", help="train without a notebook, on one GPU or many", epilog=TRAIN_EXAMPLES, **shown)
     train.add_argument("--work", type=Path, default=Path("runs/quick"), metavar="DIR", help="the work folder (runs/quick)")
     train.add_argument("--config", type=Path, metavar="FILE", help="settings as JSON (DIR/config.json)")
-    train.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-                       help="change a setting; may be repeated")
+    _parameter_option(train, "change a setting")
     train.add_argument("--everyone", action="store_true",
                        help="learn from the patients held out too, into DIR/everyone; nothing is left to measure it on")
     train.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="of products (the device's best)")
@@ -83,53 +81,82 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--tta", action="store_true",
                          help="average over all 8 mirrored views instead of 4: half as fast")
 
-    _commands_around(commands, shown)
+    _sweep_command(commands, shown)
+    _tool_commands(commands)
     return top
 
 
-def _commands_around(commands: argparse._SubParsersAction, shown: Mapping[str, object]) -> None:
-    """What is made of notebooks and networks, and where they run beside this machine."""
-    books = commands.add_parser("notebooks", help="regenerate the committed .ipynb files from the .py files")
-    books.add_argument("--work", type=Path, default=Path("runs/notebooks"), help="work folder (runs/notebooks)")
-    books.add_argument("--sync", action="store_true", help="take over the inputs only; execute nothing")
+def _tool_commands(commands: argparse._SubParsersAction) -> None:
+    books = commands.add_parser("notebooks", help="regenerate the committed .ipynb from the .py")
+    books.add_argument("--work", type=Path, default=Path("runs/notebooks"), metavar="DIR",
+                       help="work folder (runs/notebooks)")
+    books.add_argument("--sync", action="store_true", help="copy the inputs only; execute nothing")
 
-    site = commands.add_parser("site", help="write a static site of the notebooks and the guides")
-    site.add_argument("--out", type=Path, default=Path("site"), metavar="DIR", help="where (site)")
+    address = commands.add_parser("address", help="add the repository's address and badges")
+    address.add_argument("address", nargs="?", metavar="OWNER/NAME",
+                         help="on GitHub (that of the git remote origin)")
+    address.add_argument("--remove", action="store_true", help="remove address and badges")
 
-    export = commands.add_parser("export", help="write a trained network as a MONAI bundle and as ONNX")
-    export.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="a trained network")
-    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="where bundle/ and model.onnx are written")
+    export = commands.add_parser("export",
+                                 help="write a trained network as a MONAI bundle and as ONNX")
+    export.add_argument("--checkpoint", type=Path, required=True, metavar="FILE",
+                        help="a trained network")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR",
+                        help="where bundle/ and model.onnx are written")
     _import_option(export)
-    export.add_argument("--only", choices=("bundle", "onnx"), help="one of the two (ONNX needs onnx and onnxscript)")
-
-    sweep = commands.add_parser("sweep", help="run notebook 05 for every point of a grid", epilog=SWEEP_EXAMPLES, **shown)
-    sweep.add_argument("--grid", action="append", default=[], metavar="NAME=A,B,C", help="values of a parameter; repeatable")
-    sweep.add_argument("--folds", type=int, metavar="N", help="the first N folds of the cross-validation: --grid fold=0,...")
-    sweep.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once (1)")
-    sweep.add_argument("--backend", choices=("loky", "dask"), default="loky", help="where the runs go (loky: this machine)")
-    sweep.add_argument("--scheduler", metavar="ADDRESS", help="of the Dask cluster, as in tcp://10.0.0.1:8786")
-    sweep.add_argument("--preset", choices=sorted(PRESETS), help="sizes and settings (quick)")
-    sweep.add_argument("--source", help="an archive or folder of BraTS patients, or 'phantom', or 'wide'")
-    sweep.add_argument("--work", type=Path, default=Path("runs/sweep"), metavar="DIR", help="where (runs/sweep)")
-    sweep.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-                       help="set a parameter for all runs; may be repeated")
+    export.add_argument("--only", choices=("bundle", "onnx"),
+                        help="one of the two (ONNX needs onnx and onnxscript)")
 
     kaggle = commands.add_parser("kaggle", help="write or push what the series needs on Kaggle")
-    kaggle.add_argument("what", choices=("build", "push"), help="write the folders, or write them and push them in order")
-    kaggle.add_argument("--out", type=Path, default=Path("runs/kaggle"), metavar="DIR", help="where (runs/kaggle)")
-    kaggle.add_argument("--owner", help="your name on Kaggle, where kaggle-metadata.json has none")
+    kaggle.add_argument("what", choices=("build", "push"),
+                        help="write the folders, or also push them in order")
+    _out_option(kaggle, "runs/kaggle")
+    kaggle.add_argument("--owner", help="your name on Kaggle, if kaggle-metadata.json has none")
 
-    copies = commands.add_parser("editions", help="write the student's and the teacher's edition of the notebooks")
-    copies.add_argument("--out", type=Path, default=Path("editions"), metavar="DIR", help="where (editions)")
+    copies = commands.add_parser("editions", help="write the student's and the teacher's notebooks")
+    _out_option(copies, "editions")
+
+
+def _sweep_command(commands: argparse._SubParsersAction, shown: Mapping[str, object]) -> None:
+    sweep = commands.add_parser("sweep", help="run notebook 05 for every point of a grid",
+                                epilog=SWEEP_EXAMPLES, **shown)
+    _series_options(sweep, "(runs/sweep)")
+    sweep.add_argument("--grid", action="append", default=[], metavar="NAME=A,B,C",
+                       help="values of a parameter; may be repeated")
+    sweep.add_argument("--folds", type=int, metavar="N",
+                       help="the first N folds of the cross-validation: --grid fold=0,...")
+    sweep.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once (1)")
+    sweep.add_argument("--backend", choices=("loky", "dask"), default="loky",
+                       help="joblib's backend (loky: this machine)")
+    sweep.add_argument("--scheduler", metavar="ADDRESS",
+                       help="of the Dask cluster, as in tcp://10.0.0.1:8786")
+
+
+def _series_options(command: argparse.ArgumentParser, work: str) -> None:
+    command.add_argument("--preset", choices=sorted(PRESETS), help="sizes and settings (quick)")
+    command.add_argument("--source",
+                         help="an archive or folder of BraTS patients, or 'phantom', or 'wide'")
+    command.add_argument("--work", type=Path, metavar="DIR", help=f"the work folder {work}")
+    _parameter_option(command, "set a notebook's parameter")
+
+
+def _parameter_option(command: argparse.ArgumentParser, what: str) -> None:
+    command.add_argument("-p", dest="parameters", nargs=2, action="append", default=[],
+                         metavar=("NAME", "VALUE"), help=f"{what}; may be repeated")
+
+
+def _out_option(command: argparse.ArgumentParser, folder: str) -> None:
+    command.add_argument("--out", type=Path, default=Path(folder), metavar="DIR",
+                         help=f"where to write ({folder})")
 
 
 def _import_option(command: argparse.ArgumentParser) -> None:
     command.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE",
-                         help="import this module of yours, which holds the checkpoint's network; may be repeated")
+                         help="your module that defines the checkpoint's network; may be repeated")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status. Problems are one message, without a traceback."""
+    """Run a command and return its exit status; a problem is one message without a traceback."""
     options = parser().parse_args(arguments)
     try:
         for module in getattr(options, "imports", []):
@@ -139,7 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{error}", file=sys.stderr)
         return 130 if isinstance(error, Stopped) else 1
     except KeyboardInterrupt:
-        logging.getLogger("asyncio").disabled = True  # it would report the interrupted notebook once more, at length
+        # asyncio would report the interrupted notebook once more, at length.
+        logging.getLogger("asyncio").disabled = True
         print("\nStopped. The same command goes on from here.", file=sys.stderr)
         return 130
 
@@ -147,11 +175,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from .tools.series import results_table, run_series
     parameters = {name: number_or_text(value) for name, value in options.parameters}
-    work = run_series(options.preset, options.source, options.work, options.start, options.only, parameters)
+    work = run_series(options.preset, options.source, options.work, options.start, options.only,
+                      parameters)
     print(f"\nnotebooks and HTML  {work / 'notebooks'}")
     if options.only in (None, 5):
-        print(f"results             {work / 'metrics.json'}\npredictions         {work / 'predictions'}")
-        print(f"\n{results_table(work)}")
+        print(f"results             {work / 'metrics.json'}")
+        print(f"predictions         {work / 'predictions'}\n\n{results_table(work)}")
     return 0
 
 
@@ -190,7 +219,7 @@ def _train_alone_or_in_a_group(options: argparse.Namespace) -> int:
 
 
 def number_or_text(value: str) -> object:
-    """A parameter's value as YAML reads it, with 3e-4 and 1e3 as the numbers that YAML takes for text."""
+    """Parse a parameter's value as YAML does, but read 3e-4 and 1e3 as numbers."""
     with contextlib.suppress(ValueError):
         number = float(value)
         return int(number) if number.is_integer() else number
@@ -217,21 +246,24 @@ def _sweep(options: argparse.Namespace) -> int:
     if not grid:
         raise BratsError("a sweep needs --grid NAME=A,B,C or --folds N.")
     fixed = {name: number_or_text(value) for name, value in options.parameters}
-    rows = run_sweep(grid, options.work, options.preset, options.source, fixed, options.jobs, options.backend,
-                     options.scheduler)
+    work = options.work or Path("runs/sweep")
+    rows = run_sweep(grid, work, options.preset, options.source, fixed, options.jobs,
+                     options.backend, options.scheduler)
     failed = [row for row in rows if "error" in row]
     for row in failed:
         print(f"{row['name']}: {row['error']}", file=sys.stderr)
     if len(failed) < len(rows):
-        print(f"{len(rows) - len(failed)} of {len(rows)} runs finished; report: {write_report(options.work)}")
+        finished = f"{len(rows) - len(failed)} of {len(rows)} runs finished"
+        print(f"{finished}; report: {write_report(work)}")
     return 1 if failed else 0
 
 
 def parse_grid(text: str) -> tuple[str, list]:
-    """NAME=A,B,C as the name and its values; BratsError where it is not of that form."""
+    """Split NAME=A,B,C into the name and its values; raises BratsError for any other form."""
     name, equals, values = text.partition("=")
     if not (name and equals):
-        raise BratsError(f"--grid {text!r}: give a parameter and its values, as in learning_rate=1e-3,4e-3.")
+        raise BratsError(f"--grid {text!r}: give a parameter and its values, as in "
+                         "learning_rate=1e-3,4e-3.")
     return name, [number_or_text(value) for value in values.split(",") if value]
 
 
@@ -261,9 +293,11 @@ def _kaggle(options: argparse.Namespace) -> int:
     return 0
 
 
-def _site(options: argparse.Namespace) -> int:
-    from .tools.site import build_site
-    print(f"{len(build_site(options.out))} pages in {options.out}: open {options.out / 'index.html'}")
+def _address(options: argparse.Namespace) -> int:
+    from .tools.address import from_remote, set_address
+    address = "" if options.remove else options.address or from_remote()
+    for path in set_address(address):
+        print(path)
     return 0
 
 
@@ -273,8 +307,9 @@ def _notebooks(options: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"run": _run, "predict": _predict, "notebooks": _notebooks, "editions": _editions, "site": _site,
-            "kaggle": _kaggle, "sweep": _sweep, "export": _export, "train": _train}
+COMMANDS = {"run": _run, "train": _train, "predict": _predict, "notebooks": _notebooks,
+            "editions": _editions, "address": _address, "kaggle": _kaggle, "sweep": _sweep,
+            "export": _export}
 
 if __name__ == "__main__":
     sys.exit(main())

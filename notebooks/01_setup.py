@@ -16,7 +16,7 @@
 #
 # Meet the patient, the question of this series, and the data that all five notebooks use.
 #
-# **01 of 05** | next: [02 Extraction](02_extraction.ipynb) | open in [Colab](https://colab.research.google.com/github/INSERT_OWNER/INSERT_REPOSITORY/blob/main/notebooks/01_setup.ipynb) or [Binder](https://mybinder.org/v2/gh/INSERT_OWNER/INSERT_REPOSITORY/main?labpath=notebooks/01_setup.ipynb)
+# **01 of 05** | next: [02 Extraction](02_extraction.ipynb)
 #
 # | | |
 # |---|---|
@@ -58,7 +58,7 @@ import os
 from subprocess import run
 
 if "COLAB_RELEASE_TAG" in os.environ and not os.path.isdir("/content/repository"):
-    address = "https://github.com/INSERT_OWNER/INSERT_REPOSITORY"
+    address = ""
     run(["git", "clone", "--quiet", "--depth=1", address, "/content/repository"], check=True)
     run(["pip", "install", "--quiet", "-r", "/content/repository/requirements.txt"], check=True)
 

@@ -16,7 +16,7 @@
 #
 # We open an archive, check and count its patients, and split them so that no score can cheat.
 #
-# **02 of 05** | back: [01 Setup](01_setup.ipynb) | next: [03 Preprocessing](03_preprocessing.ipynb) | open in [Colab](https://colab.research.google.com/github/INSERT_OWNER/INSERT_REPOSITORY/blob/main/notebooks/02_extraction.ipynb) or [Binder](https://mybinder.org/v2/gh/INSERT_OWNER/INSERT_REPOSITORY/main?labpath=notebooks/02_extraction.ipynb)
+# **02 of 05** | back: [01 Setup](01_setup.ipynb) | next: [03 Preprocessing](03_preprocessing.ipynb)
 #
 # | | |
 # |---|---|
@@ -49,7 +49,7 @@ import os
 from subprocess import run
 
 if "COLAB_RELEASE_TAG" in os.environ and not os.path.isdir("/content/repository"):
-    address = "https://github.com/INSERT_OWNER/INSERT_REPOSITORY"
+    address = ""
     run(["git", "clone", "--quiet", "--depth=1", address, "/content/repository"], check=True)
     run(["pip", "install", "--quiet", "-r", "/content/repository/requirements.txt"], check=True)
 
@@ -313,10 +313,10 @@ checks.check_to_disk(to_disk)
 
 # %%
 from brats_helpers.evaluation.metrics import dice
-from brats_helpers.lessons.plots import pictures, upright, widest
+from brats_helpers.lessons.plots import pictures, upright, slice_with_most_tumor
 
 raw = np.asarray(nib.load(first.reference).dataobj)
-at = widest(upright(patient.reference, patient.affine))
+at = slice_with_most_tumor(upright(patient.reference, patient.affine))
 views = {
     "labels as read": upright(raw, patient.affine),
     "ET = label 3": upright(raw == 3, patient.affine),

@@ -16,7 +16,7 @@
 #
 # Four scans become one file for training, and we check that nothing was lost.
 #
-# **03 of 05** | back: [02 Extraction](02_extraction.ipynb) | next: [04 Architecture](04_architecture.ipynb) | open in [Colab](https://colab.research.google.com/github/INSERT_OWNER/INSERT_REPOSITORY/blob/main/notebooks/03_preprocessing.ipynb) or [Binder](https://mybinder.org/v2/gh/INSERT_OWNER/INSERT_REPOSITORY/main?labpath=notebooks/03_preprocessing.ipynb)
+# **03 of 05** | back: [02 Extraction](02_extraction.ipynb) | next: [04 Architecture](04_architecture.ipynb)
 #
 # | | |
 # |---|---|
@@ -49,7 +49,7 @@ import os
 from subprocess import run
 
 if "COLAB_RELEASE_TAG" in os.environ and not os.path.isdir("/content/repository"):
-    address = "https://github.com/INSERT_OWNER/INSERT_REPOSITORY"
+    address = ""
     run(["git", "clone", "--quiet", "--depth=1", address, "/content/repository"], check=True)
     run(["pip", "install", "--quiet", "-r", "/content/repository/requirements.txt"], check=True)
 

@@ -16,7 +16,7 @@
 #
 # We build NVIDIA's Optimized U-Net level by level, and the loss that teaches it.
 #
-# **04 of 05** | back: [03 Preprocessing](03_preprocessing.ipynb) | next: [05 Training and evaluation](05_training_evaluation.ipynb) | open in [Colab](https://colab.research.google.com/github/INSERT_OWNER/INSERT_REPOSITORY/blob/main/notebooks/04_architecture.ipynb) or [Binder](https://mybinder.org/v2/gh/INSERT_OWNER/INSERT_REPOSITORY/main?labpath=notebooks/04_architecture.ipynb)
+# **04 of 05** | back: [03 Preprocessing](03_preprocessing.ipynb) | next: [05 Training and evaluation](05_training_evaluation.ipynb)
 #
 # | | |
 # |---|---|
@@ -51,7 +51,7 @@ import os
 from subprocess import run
 
 if "COLAB_RELEASE_TAG" in os.environ and not os.path.isdir("/content/repository"):
-    address = "https://github.com/INSERT_OWNER/INSERT_REPOSITORY"
+    address = ""
     run(["git", "clone", "--quiet", "--depth=1", address, "/content/repository"], check=True)
     run(["pip", "install", "--quiet", "-r", "/content/repository/requirements.txt"], check=True)
 

@@ -16,7 +16,7 @@
 #
 # We train the network, test it on patients held back until now, and then show it patients that look different.
 #
-# **05 of 05** | back: [04 Architecture](04_architecture.ipynb) | open in [Colab](https://colab.research.google.com/github/INSERT_OWNER/INSERT_REPOSITORY/blob/main/notebooks/05_training_evaluation.ipynb) or [Binder](https://mybinder.org/v2/gh/INSERT_OWNER/INSERT_REPOSITORY/main?labpath=notebooks/05_training_evaluation.ipynb)
+# **05 of 05** | back: [04 Architecture](04_architecture.ipynb)
 #
 # | | |
 # |---|---|
@@ -64,7 +64,7 @@ import os
 from subprocess import run
 
 if "COLAB_RELEASE_TAG" in os.environ and not os.path.isdir("/content/repository"):
-    address = "https://github.com/INSERT_OWNER/INSERT_REPOSITORY"
+    address = ""
     run(["git", "clone", "--quiet", "--depth=1", address, "/content/repository"], check=True)
     run(["pip", "install", "--quiet", "-r", "/content/repository/requirements.txt"], check=True)
 
@@ -166,7 +166,7 @@ plt.show()
 
 # %%
 from brats_helpers.training import augmentation as augment
-from brats_helpers.lessons.plots import compare_slices, draw_slice, finish, widest
+from brats_helpers.lessons.plots import compare_slices, draw_slice, finish, slice_with_most_tumor
 
 generator, example = torch.Generator().manual_seed(1), load(prepared[held_out[0]])
 z = normalize(example.volume[:4], example.meta.mean, example.meta.std)
@@ -179,7 +179,7 @@ for name, how in moved.items():
 figure, axes = plt.subplots(1, 5, figsize=(9.6, 2.3))
 for ax, (name, views) in zip(axes, spatial.items()):
     view, marks = (volume[0].numpy().T for volume in views)
-    draw_slice(ax, view, "axial", widest(marks), labels=marks, letters=False)
+    draw_slice(ax, view, "axial", slice_with_most_tumor(marks), labels=marks, letters=False)
     ax.set_title(name)
 finish(figure, synthetic, legend=True)
 
@@ -200,7 +200,7 @@ changed = {
     "gamma 1.5": augment.change_gamma(image[:4], 1.5),
 }
 shown = {name: (x * brain)[0].numpy().T for name, x in changed.items()}
-at = widest(example.volume[4].T)
+at = slice_with_most_tumor(example.volume[4].T)
 compare_slices(shown, index=at, shared_window=True, synthetic=synthetic, columns=6)
 
 # %% [markdown]

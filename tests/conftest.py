@@ -1,8 +1,10 @@
-"""Small synthetic patients of odd shape, and the real ones where there are any."""
+"""Share small synthetic patients of odd shape, and real ones if a folder of them is set."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tarfile
 import threading
 import zipfile
@@ -26,18 +28,22 @@ from brats_helpers.evaluation.checkpoints import read_checkpoint
 from brats_helpers.phantoms.anatomy import brats_affine
 from brats_helpers.phantoms.patient import make_patient
 
-SIDE_BY_SIDE = "PYTEST_XDIST_WORKER" in os.environ     # then each process has one core, and so has what it starts
+# then each process has one core, and so has what it starts
+SIDE_BY_SIDE = "PYTEST_XDIST_WORKER" in os.environ
 torch.set_num_threads(1 if SIDE_BY_SIDE else 2)
 if SIDE_BY_SIDE:
     os.environ["OMP_NUM_THREADS"] = "1"
 NOTEBOOKS = ("test_series", "test_sweep", "test_kaggle", "test_editions")
 CPU = Device("cpu", "test", 1.0, torch.float32)
-CONFIG = Config(preset="quick", filters=(4, 6, 8), patch=16, batch=2, epochs=3, steps=4, warmup=2, learning_rate=2e-3,
+CONFIG = Config(preset="quick", filters=(4, 6, 8), patch=16, batch=2, epochs=3, steps=4, warmup=2,
+                learning_rate=2e-3,
                 ema=0.9, spacing_mm=8.0)
-tqdm.set_lock(threading.RLock())     # its own is shared with forked children, and one that is killed may take it along
+# its own is shared with forked children, and one that is killed may take it along
+tqdm.set_lock(threading.RLock())
 
 
-def small_volumes(seed: int = 0, shape: tuple[int, int, int] = (21, 26, 17)) -> tuple[np.ndarray, np.ndarray]:
+def small_volumes(seed: int = 0, shape: tuple[int, int, int] = (21, 26, 17)
+                  ) -> tuple[np.ndarray, np.ndarray]:
     """Images (4, X, Y, Z) int16 with an empty margin, and labels 0, 1, 2, 4 (X, Y, Z) uint8."""
     rng = np.random.default_rng(seed)
     grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
@@ -47,8 +53,10 @@ def small_volumes(seed: int = 0, shape: tuple[int, int, int] = (21, 26, 17)) -> 
     return images, np.select([away < 0.15, away < 0.3, away < 0.5], [1, 4, 2], 0).astype(np.uint8)
 
 
-def write_case(folder: Path, name: str, images: np.ndarray, labels: np.ndarray | None, affine: np.ndarray | None = None,
-               endings: tuple[str, ...] = ("_flair", "_t1", "_t1ce", "_t2", "_seg"), suffix: str = ".nii.gz") -> Path:
+def write_case(folder: Path, name: str, images: np.ndarray, labels: np.ndarray | None,
+               affine: np.ndarray | None = None,
+               endings: tuple[str, ...] = ("_flair", "_t1", "_t1ce", "_t2", "_seg"),
+               suffix: str = ".nii.gz") -> Path:
     """Write a patient's files, as BraTS names them or with other endings."""
     folder = Path(folder) / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,9 +68,9 @@ def write_case(folder: Path, name: str, images: np.ndarray, labels: np.ndarray |
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Side by side, tests of a file stay together, whose fixtures they share; whole notebooks, which take longest, begin.
+    """Begin with whole notebooks, which take longest, and keep the tests of a file together.
 
-    Those of test_series share none, and go wherever a process is free.
+    They share fixtures; those of test_series do not, and go wherever a process is free.
     """
     items.sort(key=lambda item: item.path.stem not in NOTEBOOKS)
     for item in items:
@@ -72,27 +80,31 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def faults(record_property: Callable[[str, object], None]) -> Callable[[str, int], None]:
-    """Count faults that a test injects, by kind; the summary adds up those of the tests that passed."""
+    """Count the faults that a test injects, by kind, for the summary."""
     return lambda kind, number=1: record_property("faults", (kind, number))
 
 
 def pytest_terminal_summary(terminalreporter: object) -> None:
-    """How many faults were injected, and how many of them were survived as they should be.
+    """Say how many faults were injected, and how many were survived.
 
-    A test that fails may do so before it has counted its faults: then the line says how many tests failed.
+    A test may fail before it counts its faults, so the line says how many tests failed.
     """
     injected: Counter[str] = Counter()
     survived: Counter[str] = Counter()
     for outcome in ("passed", "failed"):
         for report in terminalreporter.getreports(outcome):
-            for kind, number in (value for key, value in getattr(report, "user_properties", []) if key == "faults"):
+            for key, value in getattr(report, "user_properties", []):
+                if key != "faults":
+                    continue
+                kind, number = value
                 injected[kind] += number
                 survived[kind] += number * (outcome == "passed")
     if injected:
-        failed = len(terminalreporter.getreports("failed")) + len(terminalreporter.getreports("error"))
+        failed = sum(len(terminalreporter.getreports(kind)) for kind in ("failed", "error"))
         missed = f"; {failed} test(s) FAILED, whose faults may not be among them" if failed else ""
         each = ", ".join(f"{kind} {survived[kind]}/{injected[kind]}" for kind in sorted(injected))
-        terminalreporter.write_line(f"faults survived: {survived.total()} of {injected.total()} injected ({each}){missed}")
+        terminalreporter.write_line(f"faults survived: {survived.total()} of {injected.total()} "
+                                    f"injected ({each}){missed}")
 
 
 @pytest.fixture
@@ -142,8 +154,23 @@ def pack(folder: Path, path: Path) -> Path:
 
 
 def blobs(seed: int) -> np.ndarray:
-    """Labels 0 to 3 of an odd shape: smooth nested blobs, sometimes touching the border, sometimes tiny."""
+    """Make labels 0 to 3 of an odd shape: smooth nested blobs, some at the border, some tiny."""
     rng = np.random.default_rng(seed)
     field = ndimage.gaussian_filter(rng.standard_normal((23, 31, 19)), rng.uniform(1, 3))
     cuts = np.quantile(field, np.sort(rng.uniform(0.6, 0.9995, 3)))
     return np.searchsorted(cuts, field).astype(np.uint8)
+
+
+def build_site(out: Path) -> Path:
+    """Build the site into a folder with mkdocs, strictly; skip where mkdocs is not installed."""
+    root = Path(__file__).parents[1]
+    pythons = [root / ".venv-site" / "bin" / "python", Path(sys.executable)]
+    ready = [python for python in pythons if python.is_file() and not subprocess.run(
+        [python, "-c", "import material, mkdocs_jupyter"], capture_output=True).returncode]
+    if not ready:
+        pytest.skip("mkdocs is not installed: make site does that")
+    done = subprocess.run([ready[0], "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)],
+                          cwd=root, capture_output=True, text=True,
+                          env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
+    assert done.returncode == 0, done.stderr
+    return out

@@ -1,4 +1,4 @@
-"""In a real browser: the widgets in JupyterLab, by mouse and keyboard, and the rendered pages at two widths."""
+"""Test widgets in JupyterLab and rendered pages in a real browser, by mouse and keyboard."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import build_site
 from nbformat.v4 import new_code_cell, new_notebook
 
 from brats_helpers.tools import series
 
-api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-browser does that")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+api = pytest.importorskip("playwright.sync_api",
+                          reason="playwright is not installed: make test-browser does that")
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed here")
 SHOW = """from brats_helpers.data.cases import Patient
 from brats_helpers.phantoms.anatomy import brats_affine
@@ -32,7 +35,8 @@ small = make_patient(0, 0, 4.0)
 def enlarged(volume):
     return volume.repeat(4, -1).repeat(4, -2).repeat(4, -3)[..., :155]
 images = enlarged(small.images)
-images[images > 0] += np.random.default_rng(0).integers(0, 99, (images > 0).sum(), np.int16)    # no slice like the next
+# no slice like the next
+images[images > 0] += np.random.default_rng(0).integers(0, 99, (images > 0).sum(), np.int16)
 patient = Patient("P", images, enlarged(small.reference), brats_affine(1.0))
 """
 
@@ -53,9 +57,12 @@ def lab(tmp_path_factory) -> Iterator[tuple[str, Path]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     process = subprocess.Popen([
-        sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", f"--port={port}", "--IdentityProvider.token=",
-        f"--ServerApp.root_dir={folder}", "--LabApp.news_url=", "--expose-app-in-browser"], cwd=series.ROOT,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(series.ROOT)})
+        sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", f"--port={port}",
+        "--IdentityProvider.token=",
+        f"--ServerApp.root_dir={folder}", "--LabApp.news_url=", "--expose-app-in-browser"],
+        cwd=series.ROOT,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(series.ROOT)})
     url = f"http://127.0.0.1:{port}"
     for _ in range(120):
         try:
@@ -68,16 +75,18 @@ def lab(tmp_path_factory) -> Iterator[tuple[str, Path]]:
     process.wait()
 
 
-def opened(browser: object, lab: tuple[str, Path], name: str, code: str, shows: str = "img.widget-image") -> object:
-    """A notebook of one cell about a patient of 240 x 240 x 155 voxels, opened and run until it shows something."""
+def opened(browser: object, lab: tuple[str, Path], name: str, code: str,
+           shows: str = "img.widget-image") -> object:
+    """Open and run a notebook of one cell, about a patient of 240 x 240 x 155 voxels."""
     url, folder = lab
     nbformat.write(new_notebook(cells=[new_code_cell(SHOW + code)], metadata={
-        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}), folder / f"{name}.ipynb")
+        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}),
+        folder / f"{name}.ipynb")
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
     page.goto(f"{url}/lab/tree/{name}.ipynb?reset")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=60_000)
-    for _ in range(3):                                # the first key may come before the kernel listens
+    for _ in range(3):  # the first key may come before the kernel listens
         page.click(".jp-Notebook .jp-CodeCell .cm-content")
         page.keyboard.press("Control+Enter")
         with contextlib.suppress(api.TimeoutError):
@@ -95,7 +104,8 @@ def changed(page: object, before: str, act: object) -> float:
     """Seconds from an action to another picture."""
     begin = time.perf_counter()
     act()
-    page.wait_for_function("old => document.querySelector('img.widget-image').src != old", arg=before, timeout=10_000,
+    page.wait_for_function("old => document.querySelector('img.widget-image').src != old",
+                           arg=before, timeout=10_000,
                            polling=5)
     return time.perf_counter() - begin
 
@@ -104,18 +114,21 @@ SHOTS = series.ROOT / "runs" / "screenshots"
 STEPS = """n => { const canvas = document.querySelectorAll('.brats canvas')[n], took = [];
 for (let i = 0; i < 15; i++) { const begin = performance.now();
   canvas.dispatchEvent(new WheelEvent('wheel', {deltaY: i % 2 ? 1 : -1, cancelable: true}));
-  for (const each of document.querySelectorAll('.brats canvas')) each.getContext('2d').getImageData(0, 0, 1, 1);
+  for (const each of document.querySelectorAll('.brats canvas'))
+    each.getContext('2d').getImageData(0, 0, 1, 1);
   took.push(performance.now() - begin); }
 return took.sort((a, b) => a - b)[7]; }"""
 
 
 def use_slice_viewer(page: object) -> None:
-    """Operate every control by mouse, wheel and keyboard; each must change the pictures that it should, and no other."""
+    """Operate every control; each must change the pictures that it should, and no other."""
     views = page.locator(".brats canvas")
-    slices = [page.locator(f".brats input[name={name}]") for name in ("axial", "coronal", "sagittal")]
+    slices = [page.locator(f".brats input[name={name}]")
+              for name in ("axial", "coronal", "sagittal")]
 
     def pixels() -> list[str]:
-        return page.evaluate("[...document.querySelectorAll('.brats canvas')].map(canvas => canvas.toDataURL())")
+        return page.evaluate("[...document.querySelectorAll('.brats canvas')]"
+                             ".map(canvas => canvas.toDataURL())")
 
     def check(act: object, *expected: bool) -> None:
         before = pixels()
@@ -126,7 +139,7 @@ def use_slice_viewer(page: object) -> None:
         page.locator(f".brats input[name={name}]").focus()
         page.keyboard.press("ArrowRight")
 
-    slices_only, all_four, turned = (True, True, True, False), (True,) * 4, (False, False, False, True)
+    slices_only, all_four, turned = (True,) * 3 + (False,), (True,) * 4, (False,) * 3 + (True,)
     check(partial(pull, "opacity"), *slices_only)
     check(lambda: page.locator(".brats input[name=label2]").click(), *all_four)
     check(partial(pull, "turn"), *turned)
@@ -134,11 +147,13 @@ def use_slice_viewer(page: object) -> None:
     check(lambda: (page.mouse.down(), page.mouse.move(30, 30), page.mouse.up()), *turned)
     views.nth(0).scroll_into_view_if_needed()
     views.nth(0).hover()
-    check(lambda: (page.mouse.wheel(0, -100), page.wait_for_timeout(200)), *slices_only)   # the others' crosshairs move along
+    # the others' crosshairs move along
+    check(lambda: (page.mouse.wheel(0, -100), page.wait_for_timeout(200)), *slices_only)
     before = [int(each.input_value()) for each in slices]
     check(lambda: views.nth(0).click(position={"x": 100, "y": 130}), *slices_only)
     after = [int(each.input_value()) for each in slices]
-    assert before[0] == after[0] and before[1] != after[1] and before[2] != after[2]        # linked: two planes follow
+    # linked: two planes follow
+    assert before[0] == after[0] and before[1] != after[1] and before[2] != after[2]
     check(lambda: page.keyboard.press("ArrowUp"), *slices_only)
     assert int(slices[0].input_value()) == after[0] + 1
     check(lambda: page.keyboard.press("4"), *slices_only)
@@ -153,7 +168,8 @@ def test_the_slice_viewer_needs_no_kernel(browser, tmp_path: Path, width: int) -
     from brats_helpers.lessons.viewers import slice_viewer
     from brats_helpers.phantoms.patient import make_patient
     patient = make_patient(0, 0, 4.0)
-    (tmp_path / "viewer.html").write_text(slice_viewer(patient, patient.reference, synthetic=True).data)
+    (tmp_path / "viewer.html").write_text(slice_viewer(patient, patient.reference,
+                                                       synthetic=True).data)
     page, problems = browser.new_page(viewport={"width": width, "height": 900}), []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.goto((tmp_path / "viewer.html").as_uri())
@@ -164,9 +180,12 @@ def test_the_slice_viewer_needs_no_kernel(browser, tmp_path: Path, width: int) -
 
 
 def test_the_slice_viewer_in_jupyterlab_answers_within_100_ms(browser, lab) -> None:
-    page = opened(browser, lab, "slices", "viewers.slice_viewer(patient, synthetic=True)", ".brats canvas")
-    took = {name: page.evaluate(STEPS, n) for n, name in enumerate(("axial", "coronal", "sagittal", "outside"))}
-    print("\na step at 240 x 240 x 155, wheel to picture:", {name: f"{ms:.0f} ms" for name, ms in took.items()})
+    page = opened(browser, lab, "slices", "viewers.slice_viewer(patient, synthetic=True)",
+                  ".brats canvas")
+    took = {name: page.evaluate(STEPS, n) for n, name in enumerate(
+        ("axial", "coronal", "sagittal", "outside"))}
+    print("\na step at 240 x 240 x 155, wheel to picture:",
+          {name: f"{ms:.0f} ms" for name, ms in took.items()})
     assert max(took.values()) < 100
     use_slice_viewer(page)
     page.screenshot(path=SHOTS / "slice_viewer.png")
@@ -180,25 +199,30 @@ def test_the_threshold_explorer_changes_scores_and_picture(browser, lab) -> None
     page.locator(".noUi-handle").first.focus()
     changed(page, source(page), lambda: page.keyboard.press("ArrowRight"))
     assert page.locator(".widget-label", has_text="Dice").inner_text() != before
-    changed(page, source(page), lambda: page.locator(".noUi-base").last.click(position={"x": 30, "y": 2}))    # another slice
+    slices = page.locator(".noUi-base").last
+    changed(page, source(page), lambda: slices.click(position={"x": 30, "y": 2}))
     page.screenshot(path=SHOTS / "threshold_explorer.png")
 
 
-def test_the_comparison_shows_the_worst_patient_and_then_the_one_that_is_chosen(browser, lab) -> None:
-    page = opened(browser, lab, "comparison", "from brats_helpers.evaluation.metrics import score_case\n"
+def test_the_comparison_shows_the_worst_patient_and_then_any_other(browser, lab) -> None:
+    page = opened(browser, lab, "comparison",
+                  "from brats_helpers.evaluation.metrics import score_case\n"
                   "empty = np.zeros_like(patient.reference)\n"
                   "score = lambda mask: score_case(mask, patient.reference, patient.spacing)\n"
-                  "rows = [{'name': 'good', **score(patient.reference)}, {'name': 'bad', **score(empty)}]\n"
-                  "viewers.comparison_viewer(rows, lambda n: (patient, patient.reference if n == 'good' else empty), True)")
+                  "masks = {'good': patient.reference, 'bad': empty}\n"
+                  "rows = [{'name': name, **score(mask)} for name, mask in masks.items()]\n"
+                  "viewers.comparison_viewer(rows, lambda name: (patient, masks[name]), True)")
     assert page.locator(".widget-select option").first.inner_text().endswith("bad")
-    changed(page, source(page), lambda: page.locator(".widget-select select").select_option(index=1))
+    changed(page, source(page),
+            lambda: page.locator(".widget-select select").select_option(index=1))
     page.locator(".noUi-handle").first.focus()
     changed(page, source(page), lambda: page.keyboard.press("ArrowRight"))
     page.screenshot(path=SHOTS / "comparison_viewer.png")
 
 
 def test_every_slider_of_the_playground_moves_by_key_and_mouse(browser, lab) -> None:
-    page = opened(browser, lab, "playground", "from brats_helpers.data.preprocessing import prepare\n"
+    page = opened(browser, lab, "playground",
+                  "from brats_helpers.data.preprocessing import prepare\n"
                   "viewers.augmentation_playground(prepare(patient, 2.0), synthetic=True)")
     handles, rails = page.locator(".noUi-handle"), page.locator(".noUi-base")
     for n in range(handles.count()):
@@ -213,7 +237,8 @@ def test_every_slider_of_the_playground_moves_by_key_and_mouse(browser, lab) -> 
 def test_pages_are_legible_whole_and_folded(browser, tmp_path: Path, name: str, width: int) -> None:
     copy = shutil.copy(series.FOLDER / f"{name}.ipynb", tmp_path)
     page, problems = browser.new_page(viewport={"width": width, "height": 900}), []
-    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("console", lambda message: problems.append(message.text)
+            if message.type == "error" else None)
     page.on("requestfailed", lambda request: problems.append(request.url))
     page.goto(series.render(Path(copy)).as_uri())
     assert not problems and page.evaluate("document.documentElement.scrollWidth") <= width
@@ -223,18 +248,21 @@ def test_pages_are_legible_whole_and_folded(browser, tmp_path: Path, name: str, 
     assert folded.evaluate("d => d.children.length > 1 && !d.open")
     folded.locator("summary").click()
     assert folded.evaluate("d => d.open")
-    assert page.evaluate("parseFloat(getComputedStyle(document.querySelector('.jp-RenderedMarkdown p')).fontSize)") >= 12
+    size = page.evaluate("getComputedStyle(document.querySelector('.jp-RenderedMarkdown p'))"
+                         ".fontSize")
+    assert float(size.removesuffix("px")) >= 12
 
 
 def test_the_site_is_searched_and_fits_a_phone(browser, tmp_path: Path) -> None:
-    from brats_helpers.tools.site import build_site
-    pages = build_site(tmp_path)
-    page = browser.new_page(viewport={"width": 400, "height": 800})
-    for path in pages:
+    site = build_site(tmp_path)
+    page, asked = browser.new_page(viewport={"width": 400, "height": 800}), []
+    page.on("request", lambda request: asked.append(request.url))
+    for path in site.rglob("*.html"):
         page.goto(path.as_uri())
         assert page.evaluate("document.documentElement.scrollWidth") <= 400, path.name
-    page.goto((tmp_path / "index.html").as_uri())
-    page.fill("#words", "skip connection")
-    page.locator("#found a").first.click()
-    assert page.url.endswith(".html") or "#" in page.url
-    assert "skip connection" in page.locator("body").inner_text()
+    page.goto((site / "index.html").as_uri())
+    page.locator("label[for=__search]").first.click()
+    page.locator(".md-search__input").press_sequentially("skip connection")
+    page.locator(".md-search-result__item a").first.click()
+    assert "skip connection" in page.locator("body").inner_text().lower()
+    assert not [url for url in asked if not url.startswith(("file:", "data:", "blob:"))]

@@ -1,4 +1,4 @@
-"""The long ones: the series killed and stopped again and again, four hundred patients in 4 GB, eight predictions at once."""
+"""Long tests: the series killed and stopped, 400 patients in 4 GB, 8 predictions at once."""
 
 from __future__ import annotations
 
@@ -28,16 +28,18 @@ from brats_helpers.tools import series
 KILLS = int(os.environ.get("BRATS_KILLS", "0")) // 2
 pytestmark = pytest.mark.skipif(KILLS < 20, reason="takes ten minutes: make test-faults runs it")
 CPU = Device("cpu", "test", 1.0, torch.float32)
-SETTINGS = {"patients": 6, "test_patients": 2, "spacing_mm": 6.0, "epochs": 2, "steps": 8, "patch": 32, "overfit_steps": 40,
-            "full_size": "false"}
-CHANGING = {"tag", "modified_ns", "train_seconds", "seconds"}            # times, and what is computed from them
+SETTINGS = {"patients": 6, "test_patients": 2, "spacing_mm": 6.0, "epochs": 2, "steps": 8,
+            "patch": 32, "overfit_steps": 40, "full_size": "false"}
+# times, and what is computed from them
+CHANGING = {"tag", "modified_ns", "train_seconds", "seconds"}
 
 
 def command(work: Path) -> subprocess.Popen:
     """The series as a process of its own."""
     options = [str(word) for name, value in SETTINGS.items() for word in ("-p", name, value)]
-    return subprocess.Popen([sys.executable, "-m", "brats_helpers", "run", "--work", str(work), *options], cwd=series.ROOT,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen([sys.executable, "-m", "brats_helpers", "run", "--work", str(work),
+                             *options], cwd=series.ROOT, stdout=subprocess.DEVNULL,
+                            stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def still(value: object) -> object:
@@ -56,10 +58,13 @@ def state(work: Path) -> dict[str, object]:
             found[name] = still(json.loads(path.read_text().replace(str(work), "WORK")))
         elif path.name in ("last.pt", "before.pt"):
             content = still(read_checkpoint(path, CPU))
-            found[name] = {k: hashlib.sha256(repr(v).encode()).hexdigest() for k, v in content.items() if k != "model"}
-            found[name]["model"] = [hashlib.sha256(v.numpy().tobytes()).hexdigest() for v in content["model"].values()]
+            found[name] = {k: hashlib.sha256(repr(v).encode()).hexdigest()
+                           for k, v in content.items() if k != "model"}
+            found[name]["model"] = [hashlib.sha256(v.numpy().tobytes()).hexdigest()
+                                    for v in content["model"].values()]
         elif path.name == "MODEL_CARD.md":
-            found[name] = [line for line in path.read_text().splitlines() if " s of training" not in line]
+            found[name] = [line for line in path.read_text().splitlines()
+                           if " s of training" not in line]
         else:
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
@@ -67,12 +72,13 @@ def state(work: Path) -> dict[str, object]:
 
 def finished(work: Path) -> dict[Path, int]:
     """What is whole already and must not be made again: scans, prepared patients."""
-    kept = [*(work / "cases").rglob("*.nii.gz"), *(work / "preprocessed").glob("*.b2nd"), *(work / "data").glob("*.tar")]
+    kept = [*(work / "cases").rglob("*.nii.gz"), *(work / "preprocessed").glob("*.b2nd"),
+            *(work / "data").glob("*.tar")]
     return {p: p.stat().st_mtime_ns for p in kept if not p.name.startswith(".part")}
 
 
 def end(process: subprocess.Popen, kernels: bool) -> None:
-    """SIGKILL the series and, if told so, its notebook's kernel, which would notice by itself after a second."""
+    """Kill the series and, if asked, its notebook's kernel, which would notice after a second."""
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     for child in children if kernels else []:
@@ -95,7 +101,9 @@ def test_a_series_killed_at_any_moment_ends_as_one_that_was_not(tmp_path: Path, 
         assert all(after.get(path) == when for path, when in before.items())
     process = command(work)
     assert process.wait() == 0
-    assert state(work) == state(tmp_path / "whole") and not list(work.rglob(".part*")) and kills > KILLS / 2
+    assert state(work) == state(tmp_path / "whole")
+    assert not list(work.rglob(".part*"))
+    assert kills > KILLS / 2
     faults("kills in the series", kills)
 
 
@@ -125,14 +133,17 @@ def test_four_hundred_patients_in_four_gb(tmp_path: Path, faults) -> None:
         images, labels = small_volumes(number, tuple(rng.integers(24, 40, 3)))
         write_case(tmp_path / "raw", f"P{number:03d}", images, labels)
     archive = pack(tmp_path / "raw", tmp_path / "all.tar")
-    numbers = {k: v for k, v in SETTINGS.items() if k not in ("patients", "test_patients", "spacing_mm")} | {"tta": "false"}
+    numbers = {k: v for k, v in SETTINGS.items()
+               if k not in ("patients", "test_patients", "spacing_mm")} | {"tta": "false"}
     options = [str(word) for name, value in numbers.items() for word in ("-p", name, value)]
-    run = [sys.executable, "-m", "brats_helpers", "run", "--work", str(tmp_path / "work"), "--source", str(archive)]
-    done = subprocess.run([*run, *options, "-p", "spacing_mm", "1"], cwd=series.ROOT, preexec_fn=in_four_gb,
-                          capture_output=True, text=True)
+    run = [sys.executable, "-m", "brats_helpers", "run", "--work", str(tmp_path / "work"),
+           "--source", str(archive)]
+    done = subprocess.run([*run, *options, "-p", "spacing_mm", "1"], cwd=series.ROOT,
+                          preexec_fn=in_four_gb, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     metrics = json.loads((tmp_path / "work" / "metrics.json").read_text())
-    assert metrics["cases"] == 80 and len(list((tmp_path / "work" / "preprocessed").glob("*.b2nd"))) == 400
+    assert metrics["cases"] == 80
+    assert len(list((tmp_path / "work" / "preprocessed").glob("*.b2nd"))) == 400
     faults("patients in 4 GB", 400)
 
 
@@ -141,13 +152,16 @@ def test_eight_predictions_at_once_in_one_folder(tmp_path: Path, faults) -> None
     write_checkpoint(tmp_path / "c.pt", config, {"average": UNet(config.filters).state_dict()})
     for number in range(4):
         write_case(tmp_path / "raw", f"P{number}", small_volumes(number, (40, 44, 36))[0], None)
-    predict = [sys.executable, "-m", "brats_helpers", "predict", str(tmp_path / "raw"), "--checkpoint",
-               str(tmp_path / "c.pt")]
-    subprocess.run([*predict, "--out", str(tmp_path / "alone")], cwd=series.ROOT, check=True, capture_output=True)
-    together = [subprocess.Popen([*predict, "--out", str(tmp_path / "out")], cwd=series.ROOT, stderr=subprocess.DEVNULL,
-                                 stdout=subprocess.DEVNULL) for _ in range(8)]
+    predict = [sys.executable, "-m", "brats_helpers", "predict", str(tmp_path / "raw"),
+               "--checkpoint", str(tmp_path / "c.pt")]
+    subprocess.run([*predict, "--out", str(tmp_path / "alone")], cwd=series.ROOT, check=True,
+                   capture_output=True)
+    together = [subprocess.Popen([*predict, "--out", str(tmp_path / "out")], cwd=series.ROOT,
+                                 stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+                for _ in range(8)]
     assert [process.wait() for process in together] == [0] * 8
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [f"P{n}.nii.gz" for n in range(4)]
+    names = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert names == [f"P{n}.nii.gz" for n in range(4)]
     for path in (tmp_path / "out").iterdir():
         alone = nib.load(tmp_path / "alone" / path.name)
         assert np.array_equal(nib.load(path).dataobj, alone.dataobj)

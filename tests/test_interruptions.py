@@ -1,4 +1,4 @@
-"""Killed at random moments and run again: the same files as without, nothing done twice, nothing left over."""
+"""Work killed at random moments ends with the same files, does nothing twice, leaves nothing."""
 
 from __future__ import annotations
 
@@ -33,28 +33,32 @@ from brats_helpers.network.unet import UNet
 
 SMALL = Config(filters=(4, 6, 8), patch=16, spacing_mm=2.0, preset="quick")
 CPU = Device("cpu", "test", 1.0, torch.float32)
-KILLS = int(os.environ.get("BRATS_KILLS", "4"))       # make test-faults asks for 40
+KILLS = int(os.environ.get("BRATS_KILLS", "4"))  # make test-faults asks for 40
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Each file of a folder and what is in it."""
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*"))
-            if p.is_file()}
+    """Return the hash of each file in a folder."""
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+            for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def kill_at_random(work: Callable, arguments: tuple, folder: Path, seconds: float, kills: int, context: object = None,
-                   started: Path | None = None) -> int:
-    """Start the work in a process and kill it after a random part of `seconds`, until that has hit `kills` times.
+def kill_at_random(work: Callable, arguments: tuple, folder: Path, seconds: float, kills: int,
+                   context: object = None, started: Path | None = None) -> int:
+    """Start the work in a process and kill it after a random part of `seconds`, `kills` times.
 
-    Work that had come to its end is begun anew, in an empty `folder`. The time counts from when the folder `started` is
-    there or, if none is given, from the start of the process. Returns how often a living process was killed.
+    Finished work starts again, in an empty `folder`. The time counts from the moment when the
+    folder `started` exists or, if None, from the start of the process. Returns the number of kills
+    that hit a living process.
     """
     rng, hit = np.random.default_rng(0), 0
     for _ in range(5 * kills):
-        child = (context or multiprocessing.get_context("fork")).Process(target=work, args=arguments, daemon=True)
+        processes = context or multiprocessing.get_context("fork")
+        child = processes.Process(target=work, args=arguments, daemon=True)
         before = time.time_ns()
         child.start()
-        while started and child.is_alive() and not (started.is_dir() and started.stat().st_mtime_ns >= before):
+        while started and child.is_alive():
+            if started.is_dir() and started.stat().st_mtime_ns >= before:
+                break
             time.sleep(0.005)
         time.sleep(rng.uniform(0, seconds / 2))
         alive = child.is_alive()
@@ -82,9 +86,11 @@ def test_extraction(cohort: Path, tmp_path: Path, name: str, faults) -> None:
     begin = time.perf_counter()
     extract(archive, tmp_path / "whole")
     seconds = time.perf_counter() - begin
-    alive = kill_at_random(extract, (archive, tmp_path / "killed"), tmp_path / "killed", seconds, KILLS)
+    alive = kill_at_random(extract, (archive, tmp_path / "killed"), tmp_path / "killed", seconds,
+                           KILLS)
     assert alive == KILLS
-    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").rglob("*.nii.gz") if not p.name.startswith(".part")}
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").rglob("*.nii.gz")
+            if not p.name.startswith(".part")}
     extract(archive, tmp_path / "killed")
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
     assert all(path.stat().st_mtime_ns == before for path, before in kept.items())
@@ -96,9 +102,11 @@ def test_preprocessing(cohort: Path, tmp_path: Path, faults) -> None:
     begin = time.perf_counter()
     preprocess_cohort(cases, tmp_path / "whole", 1.0, 1)
     seconds = time.perf_counter() - begin
-    alive = kill_at_random(preprocess_cohort, (cases, tmp_path / "killed", 1.0, 1), tmp_path / "killed", seconds, KILLS)
+    alive = kill_at_random(preprocess_cohort, (cases, tmp_path / "killed", 1.0, 1),
+                           tmp_path / "killed", seconds, KILLS)
     assert alive == KILLS
-    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").glob("*.b2nd") if not p.name.startswith(".part")}
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").glob("*.b2nd")
+            if not p.name.startswith(".part")}
     preprocess_cohort(cases, tmp_path / "killed", 1.0, 1)
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
     assert all(path.stat().st_mtime_ns == before for path, before in kept.items())
@@ -112,14 +120,15 @@ def _evaluate(cases: list, work: Path) -> None:
 def test_evaluation(cohort: Path, tmp_path: Path, faults) -> None:
     torch.manual_seed(0)
     weights = UNet(SMALL.filters).state_dict()
-    write_checkpoint(tmp_path / "checkpoints" / "last.pt", SMALL, {"average": weights, "seconds": 1.0})
+    write_checkpoint(tmp_path / "checkpoints" / "last.pt", SMALL,
+                     {"average": weights, "seconds": 1.0})
     cases = find_cases(cohort)[:6]
     begin = time.perf_counter()
     _evaluate(cases, tmp_path / "whole")
     seconds = time.perf_counter() - begin
-    spawned = multiprocessing.get_context("spawn")    # torch's threads do not survive a fork
-    alive = kill_at_random(_evaluate, (cases, tmp_path / "killed"), tmp_path / "killed", seconds, KILLS // 2, context=spawned,
-                           started=tmp_path / "killed" / "predictions")
+    spawned = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    alive = kill_at_random(_evaluate, (cases, tmp_path / "killed"), tmp_path / "killed", seconds,
+                           KILLS // 2, context=spawned, started=tmp_path / "killed" / "predictions")
     assert alive == KILLS // 2
     kept = {p: p.stat().st_mtime_ns for p in scored(tmp_path / "killed")}
     _evaluate(cases, tmp_path / "killed")
@@ -151,7 +160,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch) -> None:
 
 @pytest.fixture
 def nobody() -> Iterator[Path]:
-    """A folder, and for the time of the test a user who is not root: root may read and write everywhere."""
+    """Yield a folder, and run the test as a user other than root, who may access everything."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o777)
@@ -173,7 +182,7 @@ def test_a_folder_that_may_not_be_written_is_named(nobody: Path, faults) -> None
     faults("locked folders")
 
 
-def test_a_file_or_a_folder_that_may_not_be_read_is_named_and_not_left_out(nobody: Path, faults) -> None:
+def test_what_may_not_be_read_is_named_and_not_left_out(nobody: Path, faults) -> None:
     for name in ("A", "B"):
         write_case(nobody / "raw", name, *small_volumes())
     scan = nobody / "raw" / "A" / "A_t1.nii.gz"
@@ -202,10 +211,11 @@ def test_on_a_disk_that_is_really_full_the_good_files_stay(tiny_disk: Path, tmp_
     config, model = Config(filters=(4, 6, 8), patch=16), UNet((4, 6, 8))
     write_checkpoint(tiny_disk / "last.pt", config, {"average": model.state_dict()})
     before, noise = digests(tiny_disk), np.random.default_rng(0).integers(0, 4, (200, 200, 200))
-    ways = [lambda: write_checkpoint(tiny_disk / "last.pt", config, {"average": {"x": torch.randn(1_000_000)}}),
+    ways = [lambda: write_checkpoint(tiny_disk / "last.pt", config,
+                                     {"average": {"x": torch.randn(1_000_000)}}),
             lambda: write_mask(tiny_disk / "mask.nii.gz", noise, np.eye(4)),
-            lambda: save(prepare(Patient("P", noise[None].repeat(4, 0).astype(np.int16) * 997, None, np.eye(4)), 1.0),
-                         tiny_disk / "P.b2nd")]
+            lambda: save(prepare(Patient("P", noise[None].repeat(4, 0).astype(np.int16) * 997, None,
+                                         np.eye(4)), 1.0), tiny_disk / "P.b2nd")]
     for way in ways:
         with pytest.raises(BratsError, match="could not be written.*MB are free"):
             way()
@@ -213,4 +223,5 @@ def test_on_a_disk_that_is_really_full_the_good_files_stay(tiny_disk: Path, tmp_
     write_case(tmp_path / "raw", "P", *small_volumes(0, (120, 120, 120)))
     with pytest.raises(BratsError, match="needs 0.0 GB|could not be written"):
         extract(pack(tmp_path / "raw", tmp_path / "a.tar"), tiny_disk / "out")
-    assert load_checkpoint(tiny_disk / "last.pt", Device("cpu", "", 1.0, torch.float32))[1] == config
+    assert load_checkpoint(tiny_disk / "last.pt",
+                           Device("cpu", "", 1.0, torch.float32))[1] == config

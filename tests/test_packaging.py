@@ -1,7 +1,8 @@
-"""The module as a package: it leaves torch alone, runs from elsewhere, and says what it lacks there."""
+"""The module as a package: it leaves torch alone, runs from elsewhere, declares its imports."""
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -15,10 +16,12 @@ import jupytext
 import pytest
 import yaml
 
+from brats_helpers.basics.errors import BratsError
+from brats_helpers.tools.address import GITHUB, from_remote, set_address, with_address
 from brats_helpers.tools.series import FOLDER, NAMES, ROOT
 
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-OFFLINE = ["--no-index", "--no-build-isolation"]          # all that it needs is here already
+OFFLINE = ["--no-index", "--no-build-isolation"]  # all that it needs is here already
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +30,8 @@ def source(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
-    shutil.copytree(ROOT / "brats_helpers", folder / "brats_helpers", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "brats_helpers", folder / "brats_helpers",
+                    ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
@@ -35,36 +39,101 @@ def test_installing_brings_the_module_and_does_not_touch_torch(source: Path) -> 
     command = [*PIP, "install", *OFFLINE, "--dry-run", "--report", "-", str(source)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert [entry["metadata"]["name"] for entry in json.loads(done.stdout)["install"]] == ["brats-helpers"]
+    assert [entry["metadata"]["name"]
+            for entry in json.loads(done.stdout)["install"]] == ["brats-helpers"]
 
 
-def test_installed_it_runs_from_any_folder_and_says_where_it_needs_the_repository(source: Path, tmp_path: Path) -> None:
+def test_installed_it_runs_anywhere_and_says_when_it_needs_the_repository(
+        source: Path, tmp_path: Path) -> None:
     target = tmp_path / "site"
-    subprocess.run([*PIP, "install", *OFFLINE, "--no-deps", "--target", str(target), str(source)], check=True)
+    subprocess.run([*PIP, "install", *OFFLINE, "--no-deps", "--target", str(target), str(source)],
+                   check=True)
     assert (target / "brats_helpers" / "lessons" / "viewer.js").is_file()
+    assert (target / "brats_helpers" / "tools" / "page.html.j2").is_file()
 
     def run(*arguments: str) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True,
-                              env={**os.environ, "PYTHONPATH": str(target)})
+        return subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True,
+                              text=True, env={**os.environ, "PYTHONPATH": str(target)})
 
     assert "predict" in run("-m", "brats_helpers", "--help").stdout
     code = ("import brats_helpers.lessons.viewers as v, brats_helpers.basics.device as d, sys\n"
-            "assert v.__file__.startswith(sys.argv[1]) and d.work_folder() == d.Path.cwd() / 'runs' / 'quick'")
+            "assert v.__file__.startswith(sys.argv[1]) and d.work_folder() == d.Path.cwd() / "
+            "'runs' / 'quick'")
     assert run("-c", code, str(target)).returncode == 0
     for command in (["run"], ["editions"], ["kaggle", "build"]):
         done = run("-m", "brats_helpers", *command)
-        assert done.returncode == 1 and "needs the repository" in done.stderr and "Traceback" not in done.stderr
+        assert done.returncode == 1
+        assert "needs the repository" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def imported(folder: Path) -> set[str]:
+    """Return the names of the third-party packages that the Python files of a folder import."""
+    found = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add(node.module)
+    return {name.split(".")[0] for name in found} - sys.stdlib_module_names - {"brats_helpers"}
+
+
+def test_every_import_is_declared_and_every_requirement_is_used() -> None:
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    declared = {re.split(r"[<>=]", line)[0].lower() for line in lines if line[:1] != "#"}
+    names = {"IPython": "ipython", "PIL": "pillow", "skimage": "scikit-image", "yaml": "pyyaml"}
+    used = {names.get(name, name) for name in imported(ROOT / "brats_helpers")}
+    assert used - declared == {"kaggle", "distributed"}  # optional: a message asks for them
+    assert declared - used - imported(FOLDER) == {"ipykernel", "jupyterlab"}  # to open notebooks
+
+
+PLACES = ["README.md", "pyproject.toml", *(f"notebooks/{name}.py" for name in NAMES)]
 
 
 def test_the_repositorys_address_is_the_same_wherever_it_stands() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    repository = project["urls"]["Repository"].removeprefix("https://github.com/")
-    links = [("README.md", (ROOT / "README.md").read_text(), "01_setup")]
-    links += [(name, (FOLDER / f"{name}.py").read_text(), name) for name in NAMES]
-    for where, text, name in links:
-        assert f"colab.research.google.com/github/{repository}/blob/main/notebooks/{name}.ipynb" in text, where
-        assert f"mybinder.org/v2/gh/{repository}/main?labpath=notebooks/{name}.ipynb" in text, where
-        assert where == "README.md" or f'address = "https://github.com/{repository}"' in text, where
+    repository = project.get("urls", {}).get("Repository", "").removeprefix(GITHUB)
+    for place in PLACES:
+        text = (ROOT / place).read_text()
+        assert with_address(text, Path(place).stem, repository) == text, place
+
+
+def test_one_command_sets_the_address_everywhere_and_takes_it_out_again(tmp_path: Path) -> None:
+    (tmp_path / "notebooks").mkdir()
+    before = {place: with_address((ROOT / place).read_text(), Path(place).stem, "")
+              for place in PLACES}
+    for place, text in before.items():
+        (tmp_path / place).write_text(text)
+    for address in ("somebody/else", "you/name"):
+        assert len(set_address(address, tmp_path)) == len(PLACES)
+    for place in PLACES:
+        text, name = (tmp_path / place).read_text(), Path(place).stem
+        assert "somebody/" not in text
+        if place == "pyproject.toml":
+            assert tomllib.loads(text)["project"]["urls"]["Repository"] == f"{GITHUB}you/name"
+            continue
+        book = "01_setup" if name == "README" else name
+        assert f"colab.research.google.com/github/you/name/blob/main/notebooks/{book}.ipynb" in text
+        assert f"mybinder.org/v2/gh/you/name/main?labpath=notebooks/{book}.ipynb" in text
+        assert name == "README" or f'address = "{GITHUB}you/name"' in text
+    set_address("", tmp_path)
+    assert {place: (tmp_path / place).read_text() for place in PLACES} == before
+    with pytest.raises(BratsError, match="OWNER/NAME"):
+        set_address("https://elsewhere", tmp_path)
+
+
+@pytest.mark.parametrize("remote", ["https://github.com/you/name.git", "git@github.com:you/name",
+                                    "", "/tmp/here"])
+def test_the_address_is_that_of_the_git_remote(tmp_path: Path, remote: str) -> None:
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    if remote:
+        subprocess.run(["git", "remote", "add", "origin", remote], cwd=tmp_path, check=True)
+    if "github" in remote:
+        assert from_remote(tmp_path) == "you/name"
+    else:
+        with pytest.raises(BratsError, match="not on GitHub"):
+            from_remote(tmp_path)
 
 
 def stub(folder: Path, name: str) -> None:
@@ -74,13 +143,14 @@ def stub(folder: Path, name: str) -> None:
 
 
 def test_on_colab_alone_the_repository_is_fetched_and_what_it_requires(tmp_path: Path) -> None:
-    cells = {next(c.source for c in jupytext.read(FOLDER / f"{name}.py").cells if "COLAB_RELEASE_TAG" in c.source)
-             for name in NAMES}
+    cells = {next(c.source for c in jupytext.read(FOLDER / f"{name}.py").cells
+                  if "COLAB_RELEASE_TAG" in c.source) for name in NAMES}
     assert len(cells) == 1
     for name in ("git", "pip"):
         stub(tmp_path, name)
     for colab, wanted in (({"COLAB_RELEASE_TAG": "1"}, ["git clone", "pip install"]), ({}, [])):
-        said = subprocess.run([sys.executable, "-c", next(iter(cells))], capture_output=True, text=True, check=True,
+        said = subprocess.run([sys.executable, "-c", next(iter(cells))], capture_output=True,
+                              text=True, check=True,
                               env={"PATH": f"{tmp_path}:{os.environ['PATH']}", **colab}).stdout
         assert [" ".join(line.split()[:2]) for line in said.splitlines()] == wanted
 
@@ -91,8 +161,8 @@ def test_binder_installs_what_is_required_and_leaves_its_torch_alone(tmp_path: P
     script = ROOT / "binder" / "postBuild"
     assert os.access(script, os.X_OK)
     stub(tmp_path, "python")
-    said = subprocess.run(["bash", str(script)], cwd=ROOT, capture_output=True, text=True, check=True,
-                          env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}).stdout
+    said = subprocess.run(["bash", str(script)], cwd=ROOT, capture_output=True, text=True,
+                          check=True, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}).stdout
     assert "-r requirements.txt" in said
     kept = Path("/tmp/constraints.txt").read_text()
     assert not re.search(r"^torch", kept, re.MULTILINE) and "monai==" in kept

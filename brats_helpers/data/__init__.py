@@ -1,4 +1,4 @@
-"""An archive or a folder of patients, to checked cases, to prepared files, to patches."""
+"""An archive or folder to checked cases, to prepared files, to patches."""
 
 import lazy_loader
 

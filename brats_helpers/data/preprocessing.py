@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor
 
 from ..basics.constants import LABEL_SHORT, MODALITIES, ORIENTATION
@@ -80,6 +81,12 @@ def bounding_box(mask: np.ndarray) -> tuple[tuple[int, int], ...]:
     plane = mask.any(axis=0)
     lines = (mask.any(axis=(1, 2)), plane.any(axis=1), plane.any(axis=0))
     return tuple((int(line.argmax()), int(len(line) - line[::-1].argmax())) for line in lines)
+
+
+def largest_component(mask: np.ndarray) -> np.ndarray:
+    """Find the largest connected part of a boolean mask; voxels are connected by faces."""
+    parts, count = ndimage.label(mask)
+    return mask if count < 2 else parts == 1 + np.bincount(parts.ravel())[1:].argmax()
 
 
 def statistics(images: np.ndarray, mask: np.ndarray, name: str = "") -> tuple[np.ndarray, np.ndarray]:

@@ -1,9 +1,9 @@
-"""Domain shift: what the patients of a training looked like, and in what another patient differs from all of them.
+"""Domain shift: warn of a patient whose scan differs from all that a network was trained on.
 
-A network's probabilities do not say how far a scan is from those that it learnt from, and the farther it is, the less they
-can be trusted (Ovadia et al. 2019, arXiv:1906.02530). So a few plain figures of every patient are kept: the size of the brain
-and of its voxels, the shape of each contrast's histogram, and how contrasts go together. A scan whose figures lie outside of
-all that training saw is segmented all the same, with a warning.
+A network's probabilities do not show how far a scan is from the training data, and the farther it
+is, the less they can be trusted (Ovadia et al. 2019, arXiv:1906.02530). So a checkpoint keeps the
+range of each statistic of `data.fingerprint` over the training patients. A patient far outside of a
+range is segmented with a warning.
 """
 
 from __future__ import annotations
@@ -12,41 +12,48 @@ from collections.abc import Mapping, Sequence
 
 from ..basics.constants import MODALITY_TITLES
 
-MARGIN = 1.0                                          # of a range's width, that a figure may lie outside before it is named
-LEAST = {"ml": 150.0, "mm": 12.0, "voxel": 0.25, "z": 0.4, "r": 0.25}   # and at least that much, by kind of figure
-FEWEST = 5                                            # patients that a range is worth anything from
+Ranges = Mapping[str, Sequence[float]]  # statistic -> lowest and highest value
+MARGIN = 1.0  # widths of a range that a value may lie outside of it without a warning,
+MIN_MARGIN = {"ml": 150.0, "mm": 12.0, "voxel": 0.25, "z": 0.4, "r": 0.25}  # and at least this
+MIN_PATIENTS = 5  # a range of fewer means nothing
 
 
 def ranges(patients: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
-    """The smallest and the largest of each figure over the patients of a training; empty for too few of them."""
-    if len(patients) < FEWEST:
+    """Find the range of each statistic over the training patients; empty for too few of them."""
+    if len(patients) < MIN_PATIENTS:
         return {}
-    return {key: [min(p[key] for p in patients), max(p[key] for p in patients)] for key in patients[0]}
+    return {key: [min(p[key] for p in patients), max(p[key] for p in patients)]
+            for key in patients[0]}
 
 
-def widest(trainings: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
-    """The ranges of several trainings together; empty where one of them is."""
+def union_of_ranges(trainings: Sequence[Ranges]) -> dict[str, list[float]]:
+    """Join the ranges of several trainings; empty if those of any are."""
     if not all(trainings):
         return {}
-    return {key: [min(t[key][0] for t in trainings), max(t[key][1] for t in trainings)] for key in trainings[0]}
+    return {key: [min(t[key][0] for t in trainings), max(t[key][1] for t in trainings)]
+            for key in trainings[0]}
 
 
-def unlike(figures: Mapping[str, float], seen: Mapping[str, Sequence[float]]) -> list[str]:
-    """In what a patient lies far outside of what training saw, a sentence each; the farthest first."""
+def outside_ranges(statistics: Mapping[str, float], training_ranges: Ranges) -> list[str]:
+    """Describe each statistic of a patient that is far outside its range, the farthest first."""
     found = []
-    for key, (low, high) in seen.items():
-        margin = max(MARGIN * (high - low), LEAST[key.split()[0]])
-        excess = max(low - figures[key], figures[key] - high) / margin
+    for key, (low, high) in training_ranges.items():
+        value = statistics[key]
+        margin = max(MARGIN * (high - low), MIN_MARGIN[key.split()[0]])
+        excess = max(low - value, value - high) / margin
         if excess > 1:
-            found.append((excess, f"{_named(key)} is {figures[key]:.4g}, and was {low:.4g} to {high:.4g} in training"))
+            name, unit = _name_and_unit(key)
+            found.append((excess, f"{name} is {value:.4g}{unit} "
+                                  f"({low:.4g} to {high:.4g}{unit} in training)"))
     return [text for _, text in sorted(found, reverse=True)]
 
 
-def _named(key: str) -> str:
+def _name_and_unit(key: str) -> tuple[str, str]:
     kind, *rest = key.split()
     if kind == "z":
-        return f"{MODALITY_TITLES[rest[0]]}'s {float(rest[1]):.0%} quantile of z-scores"
+        return f"the {float(rest[1]):.0%} quantile of {MODALITY_TITLES[rest[0]]}'s z-scores", ""
     if kind == "r":
-        return f"the correlation of {MODALITY_TITLES[rest[0]]} with {MODALITY_TITLES[rest[1]]}"
-    return {"ml": "the brain's volume in ml", "voxel": "the voxels' longest edge in mm"}.get(
-        kind, f"the brain's extent {' '.join(rest)} in mm")
+        return "the correlation of " + " with ".join(MODALITY_TITLES[name] for name in rest), ""
+    if kind == "ml":
+        return "the brain's volume", " ml"
+    return "the longest voxel edge" if kind == "voxel" else f"the brain's extent {rest[0]}", " mm"

@@ -21,7 +21,7 @@ from ..data.cases import Patient, find_cases, read_case, write_mask
 from ..data.preprocessing import brain_mask, prepare
 from .build import for_inference
 from .checkpoints import network_of, read_checkpoint
-from .domain_shift import unlike, widest
+from .domain_shift import outside_ranges, union_of_ranges
 from .postprocessing import postprocess
 from .sliding_window import EVEN_FLIPS, FLIPS, predict_prepared
 
@@ -40,7 +40,7 @@ def segment(models: Sequence[nn.Module], patient: Patient, config: Config, tta: 
     seen: what the patients of the training looked like (`shift.ranges`); a patient who is unlike them brings a warning.
     """
     prepared = prepare(patient, config.spacing_mm)
-    if strange := unlike(prepared.meta.figures, seen or {}):
+    if strange := outside_ranges(prepared.meta.figures, seen or {}):
         tqdm.write(f"WARNING: patient {patient.name} is unlike those that the network learnt from, and the mask may be "
                    f"wrong: {'; '.join(strange[:3])}. Look at the scans, then at the mask.")
     probabilities = predict_prepared(models, prepared, config.patch, config.overlap,
@@ -57,7 +57,7 @@ def predict_cases(folders: Sequence[Path], checkpoints: Sequence[Path], out: Pat
     device = describe_device()
     contents = [read_checkpoint(path, device) for path in checkpoints]
     loaded = [network_of(content, path, device) for content, path in zip(contents, checkpoints, strict=True)]
-    seen = widest([content.get("seen", {}) for content in contents])
+    seen = union_of_ranges([content.get("seen", {}) for content in contents])
     if not seen:
         tqdm.write("What the patients of this training looked like was not stored, or they were too few: whether yours are "
                    "like them is not checked.")

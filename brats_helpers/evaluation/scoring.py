@@ -1,22 +1,31 @@
-"""The last step: every held-out patient segmented, written, scored on the scan's own grid, and summed up."""
+"""Evaluate a checkpoint: segment held-out patients, write masks and scores, and a model card."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
 from torch import nn
 from tqdm import tqdm
 
 from ..basics.config import OWN_NETWORK, Config
-from ..basics.constants import CHANNELS, DISK_LABELS, NOT_FOR_DIAGNOSIS, REGION_TITLES, REGIONS
+from ..basics.constants import (
+    CHANNELS,
+    DISK_ET,
+    DISK_LABELS,
+    ET,
+    NOT_FOR_DIAGNOSIS,
+    REGION_TITLES,
+    REGIONS,
+)
 from ..basics.device import Device
 from ..basics.errors import BratsError
 from ..basics.files import atomic_path, read_json, remove_leftovers, write_json
-from ..data.cases import Case, Patient, open_scan, read_case, read_reference, write_mask
+from ..data.cases import Case, Patient, open_scan, read_case, write_mask
 from ..data.pipeline import fingerprint
 from ..network.unet import count_parameters
 from ..training.stages import FOLDER as PRETRAINING
@@ -28,27 +37,29 @@ from .prediction import passes, segment
 
 CARD = """# Model card: brain tumor segmentation, {checkpoint}
 
-**{warning}.** It is no medical device, and nobody has approved it for use on patients.
+**{warning}.** This is not a medical device and is not approved for clinical use.
 
-**Overview.** {network}, with {parameters:,} parameters, which outlines {regions} in a
+**Overview.** {network} with {parameters:,} parameters. It outlines {regions} in a
 brain scan.
 
-**Data.** {learnt} {data}; preset {preset}, seed {seed}.
+**Data.** Trained on {training_cases} {data}; preset {preset}, seed {seed}.
 
-**Preprocessing.** Crop to the brain, voxels of {spacing:g} mm, z-score of each contrast over the brain.
+**Preprocessing.** Crop to the brain, voxels of {spacing:g} mm, z-score of each modality over the
+brain.
 
 **Hardware.** {device}, {seconds:.0f} s of training; patches of {patch} voxels an edge.
 
 **Input channels.** {channels}. **Output channels.** {regions}, as probabilities.
 
-**Performance** on {cases} {which} patients that it was not trained on:
+**Performance** on {cases} {which} patients that were not used for training:
 
 | region | Dice (95 % interval) | HD95, mm |
 |---|---|---|
 {results}
 
 **Limits.** {limits}
-The interval is over patients, not over trainings. Look at each mask before you count on it.
+The interval covers variation between patients, not between trainings. Check every mask before you
+rely on it.
 
 **Determinism.** The same seed gives the same weights, bit for bit, on the same kind of CPU.
 
@@ -56,13 +67,13 @@ The interval is over patients, not over trainings. Look at each mask before you 
 """
 
 
-def evaluate(cases: Sequence[Case], checkpoint: Path, work: Path, config: Config, which: str, device: Device,
-             left_out: Sequence[str] = ()) -> dict:
-    """Segment and score patients with a reference; writes predictions/ and metrics.json, and returns the metrics.
+def evaluate(cases: Sequence[Case], checkpoint: Path, work: Path, config: Config, which: str,
+             device: Device, left_out: Sequence[str] = ()) -> dict:
+    """Segment and score patients with a reference; write predictions/ and metrics.json.
 
-    which: "test" or "validation", the set that these patients are; left_out: who had a problem and is not in it, for
-    the record. Patients that the same weights have been scored on already, in an evaluation that was stopped, are not
-    done again.
+    which: "test" or "validation", the set of these patients; left_out: patients left out because
+    of problems, for the record. An evaluation that was stopped goes on where the same weights have
+    scored some patients. Returns the metrics.
     """
     if not cases:
         raise BratsError("there is no patient to evaluate on: see notebook 02's split.")
@@ -75,7 +86,8 @@ def evaluate(cases: Sequence[Case], checkpoint: Path, work: Path, config: Config
     load_weights(model, content["average"], checkpoint)
     rows = _score_all(cases, model.eval(), trained, Path(work), device)
     metrics = {
-        "cases": len(rows), "left_out": list(left_out), "set": which, "checkpoint": Path(checkpoint).name,
+        "cases": len(rows), "left_out": list(left_out), "set": which,
+        "checkpoint": Path(checkpoint).name,
         **summarize(rows), "per_case": rows,
         "preset": trained.preset, "seed": trained.seed, "parameters": count_parameters(model),
         "train_seconds": round(sum(read_checkpoint(path, device)["seconds"] for path in trainings), 1)}
@@ -83,68 +95,93 @@ def evaluate(cases: Sequence[Case], checkpoint: Path, work: Path, config: Config
     return metrics
 
 
-def write_model_card(path: Path, metrics: dict, config: Config, learnt: int, synthetic: bool, device: Device) -> str:
-    """What a checkpoint is, for whoever finds it: data, input, output, scores, limits, in the order of MONAI's model zoo.
-
-    Returns what is written.
-    """
-    data = "synthetic patients (MNI152 anatomy, modeled tumors)" if synthetic else "patients of the given source" + (
-        f", after and beside {config.pretrain} synthetic ones, of which a fifth only watched" if config.pretrain else "")
-    results = "\n".join(f"| {name} | {metrics['dice'][name]:.3f} ({interval_text(metrics['dice_ci95'][name])}) | "
-                        f"{metrics['hd95_mm'][name]:.2f} |" for name in REGIONS)
-    limits = ("It has never seen a real patient, and what it makes of real scans was not measured. " if synthetic else "") + (
-        "It knows adult glioma before treatment, in skull-stripped and co-registered FLAIR, T1, T1CE and T2; "
-        "nothing is known of it on other scanners, hospitals, ages or diseases.")
-    text = CARD.format(warning=NOT_FOR_DIAGNOSIS.capitalize(), parameters=metrics["parameters"], network=_named(config),
-                       learnt=learnt, data=data, spacing=config.spacing_mm, patch=config.patch, device=device.name,
-                       seconds=metrics["train_seconds"], channels=", ".join(CHANNELS), results=results, limits=limits,
-                       cases=metrics["cases"], which=metrics["set"], checkpoint=metrics["checkpoint"], seed=metrics["seed"],
-                       regions=", ".join(REGION_TITLES.values()), preset=metrics["preset"])
+def write_model_card(path: Path, metrics: dict, config: Config, training_cases: int,
+                     synthetic: bool, device: Device) -> str:
+    """Write and return a description of a checkpoint, in the order of MONAI's model zoo."""
+    data, limits = "patients of the given source", ""
+    if config.pretrain:
+        data += (f", after a first training on {config.pretrain} synthetic patients, which then "
+                 "stay among them (a fifth of them for validation only)")
+    if synthetic:
+        data = "synthetic patients (MNI152 anatomy, modeled tumors)"
+        limits = "It has never seen a real patient. Its quality on real scans was not measured. "
+    limits += ("It was trained for adult glioma before treatment, in skull-stripped and "
+               "co-registered FLAIR, T1, T1CE and T2. Its quality on other scanners, hospitals, "
+               "ages or diseases is unknown.")
+    results = "\n".join(
+        f"| {name} | {metrics['dice'][name]:.3f} ({interval_text(metrics['dice_ci95'][name])}) | "
+        f"{metrics['hd95_mm'][name]:.2f} |" for name in REGIONS)
+    text = CARD.format(
+        warning=NOT_FOR_DIAGNOSIS.capitalize(), network=_network_title(config), data=data,
+        limits=limits, results=results, training_cases=training_cases, device=device.name,
+        regions=", ".join(REGION_TITLES.values()), channels=", ".join(CHANNELS),
+        preset=metrics["preset"], seed=metrics["seed"], parameters=metrics["parameters"],
+        checkpoint=metrics["checkpoint"], cases=metrics["cases"], which=metrics["set"],
+        seconds=metrics["train_seconds"], spacing=config.spacing_mm, patch=config.patch)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return text
 
 
-def _named(config: Config) -> str:
+def _network_title(config: Config) -> str:
     if config.network != OWN_NETWORK:
         return f"The network {config.network}"
     return f"A U-Net of {len(config.filters)} levels (Futrega et al. 2021, arXiv:2110.03352)"
 
 
 def read_prediction(case: Case, work: Path) -> tuple[Patient, np.ndarray]:
-    """A patient, and what the network has made of him: labels 0 to 3, (X, Y, Z) uint8, from `evaluate`'s mask."""
-    patient = read_case(case)
-    path = Path(work) / "predictions" / f"{case.name}.nii.gz"
-    mask = replace(case, images=(path,), reference=path, channels=())     # ET is 4 in it, whatever the scans' names
-    return patient, read_reference(mask, patient.images.shape[1:], patient.affine)
+    """Read a patient and the mask that `evaluate` wrote: labels 0 to 3, (X, Y, Z) uint8."""
+    patient, path = read_case(case), _mask_path(work, case.name)
+    labels = read_mask(path)
+    if labels.shape != patient.images.shape[1:]:
+        raise BratsError(f"{path} has the shape {labels.shape}, and patient {case.name}'s scan "
+                         f"{patient.images.shape[1:]}: evaluate this patient again.")
+    return patient, labels
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Read a mask that `write_mask` wrote: labels 0 to 3, (X, Y, Z) uint8."""
+    try:
+        labels = np.asanyarray(nib.load(path).dataobj).astype(np.uint8)
+    except (OSError, EOFError, zlib.error, ImageFileError) as error:
+        raise BratsError(f"{path} cannot be read ({error}): delete it, and evaluate this patient "
+                         "again.") from error
+    labels[labels == DISK_ET] = ET
+    return labels
+
+
+def _mask_path(work: Path, name: str) -> Path:
+    return Path(work) / "predictions" / f"{name}.nii.gz"
 
 
 def verify_masks(cases: Sequence[Case], work: Path) -> None:
-    """Assert that each mask has its scan's shape and place, BraTS's labels, and one byte a voxel."""
+    """Assert that each mask has its scan's geometry, BraTS's labels, and one byte a voxel."""
     for case in cases:
-        scan, mask = open_scan(case), nib.load(Path(work) / "predictions" / f"{case.name}.nii.gz")
+        scan, mask = open_scan(case), nib.load(_mask_path(work, case.name))
         assert mask.shape == scan.shape[:3] and np.allclose(mask.affine, scan.affine), case.name
-        assert set(np.unique(mask.dataobj)) <= set(DISK_LABELS) and mask.get_data_dtype() == np.uint8, case.name
+        assert set(np.unique(mask.dataobj)) <= set(DISK_LABELS), case.name
+        assert mask.get_data_dtype() == np.uint8, case.name
 
 
-def _score_all(cases: Sequence[Case], model: nn.Module, config: Config, work: Path, device: Device) -> list[dict]:
+def _score_all(cases: Sequence[Case], model: nn.Module, config: Config, work: Path,
+               device: Device) -> list[dict]:
     remove_leftovers(work / "predictions")
     notes = work / "predictions" / "scores.json"
     tag = f"{weights_tag(model.state_dict())} {config.tta} {config.overlap} {POSTPROCESSING}"
     before = read_json(notes, "notebook 05") if notes.is_file() else {"rows": {}}
     done = before["rows"] if before.get("tag") == tag else {}
-    for name in set(before["rows"]) - {case.name for case in cases}:      # masks of patients who are no longer judged
-        (work / "predictions" / f"{name}.nii.gz").unlink(missing_ok=True)
+    for name in set(before["rows"]) - {case.name for case in cases}:
+        _mask_path(work, name).unlink(missing_ok=True)  # this patient is no longer evaluated
     network = for_inference(model, device, passes(len(cases), config.tta))
     for case in tqdm(cases, desc="evaluate", unit="patient"):
-        target = work / "predictions" / f"{case.name}.nii.gz"
-        source = fingerprint(case, config.spacing_mm)
+        target, source = _mask_path(work, case.name), fingerprint(case, config.spacing_mm)
         if done.get(case.name, {}).get("source") == source and target.is_file():
             continue
         patient = _with_reference(case)
         labels, _ = segment([network], patient, config, device=device)
         write_mask(target, labels, patient.affine, case)
-        done[case.name] = {"source": source, "scores": score_case(labels, patient.reference, patient.spacing)}
+        scores = score_case(labels, patient.reference, patient.spacing)
+        done[case.name] = {"source": source, "scores": scores}
         write_json(notes, {"tag": tag, "rows": done})
     return [{"name": case.name, **done[case.name]["scores"]} for case in cases]
 
@@ -152,5 +189,6 @@ def _score_all(cases: Sequence[Case], model: nn.Module, config: Config, work: Pa
 def _with_reference(case: Case) -> Patient:
     patient = read_case(case)
     if patient.reference is None:
-        raise BratsError(f"patient {case.name} has no reference to be scored against: use `predict` for it.")
+        raise BratsError(f"patient {case.name} has no reference to be scored against: use "
+                         "`predict` for it.")
     return patient

@@ -1,4 +1,4 @@
-"""What only the notebooks call."""
+"""Set up, draw, move and check: what only the notebooks call."""
 
 import lazy_loader
 

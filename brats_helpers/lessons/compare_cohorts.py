@@ -11,11 +11,11 @@ from ..basics.constants import LABEL_SHORT, MODALITY_TITLES
 from ..data.preprocessing import Prepared
 
 COMPARTMENTS = {0: "healthy", **LABEL_SHORT}
-VOXELS = 2000                                         # of a patient's compartment, at most, when cohorts are compared
+VOXELS = 2000  # at most, of each patient's compartment
 
 
 def scores_of(patients: Sequence[Prepared], label: int) -> np.ndarray:
-    """z-scores of one compartment (0: the brain without tumor) over some patients: (4, n)."""
+    """Return z-scores of one compartment (0: brain without tumor) of some patients: (4, n)."""
     found = []
     for patient in patients:
         images, mean, std = patient.volume[:-1], patient.meta.mean, patient.meta.std
@@ -25,15 +25,15 @@ def scores_of(patients: Sequence[Prepared], label: int) -> np.ndarray:
     return np.concatenate(found, axis=1)
 
 
-def distances(here: Sequence[Prepared], there: Sequence[Prepared]) -> dict[str, dict[str, float]]:
-    """How far two cohorts' z-scores are apart: compartment -> contrast -> Wasserstein distance, in deviations of a brain.
+def distances(here: Sequence[Prepared],
+              there: Sequence[Prepared]) -> dict[str, dict[str, float]]:
+    """Measure how far two cohorts' z-scores are apart, in standard deviations of a brain.
 
-    NaN where one of them has no voxel of a compartment.
+    Returns compartment -> modality -> Wasserstein distance, NaN if one has no such voxel.
     """
     table = {}
     for label, name in COMPARTMENTS.items():
         a, b = scores_of(here, label), scores_of(there, label)
-        some = a.shape[1] and b.shape[1]
-        table[name] = {title: float(wasserstein_distance(x, y)) if some else float("nan")
+        table[name] = {title: float(wasserstein_distance(x, y)) if x.size and y.size else np.nan
                        for title, x, y in zip(MODALITY_TITLES.values(), a, b, strict=True)}
     return table

@@ -1,22 +1,25 @@
-"""The series' pictures, each a function that returns a matplotlib figure.
+"""Draw the pictures of the series; each function returns a closed matplotlib figure with alt text.
 
-Slices follow the radiological convention (the patient's right on the left of the picture), with the
-aspect of the voxels and letters for the directions. Volumes are (X, Y, Z) in LPS: see `upright`.
+Slices follow the radiological convention (the patient's right is on the left of the picture), with
+the voxels' aspect and letters for the directions. Volumes are (X, Y, Z) in LPS: see `upright`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap, to_rgb
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Patch
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from ..basics.constants import (
     LABEL_COLORS,
+    LABEL_NAMES,
     LABEL_SHORT,
     MODALITIES,
     MODALITY_TITLES,
@@ -26,137 +29,195 @@ from ..basics.constants import (
     REGIONS,
 )
 from ..data.cases import Patient
-from ..data.preprocessing import Prepared, lps_spacing, to_lps
-from .compare_cohorts import COMPARTMENTS, distances, scores_of
+from ..data.preprocessing import Prepared, bounding_box, lps_spacing, to_lps
+from .compare_cohorts import distances, scores_of
+from .surfaces import camera, render
 
-# Letters at the left, right, top and bottom of each plane's picture.
+# Letters at the left, right, top and bottom of each plane's picture, and how they are aligned.
 PLANES = {"axial": (2, "RLAP"), "coronal": (1, "RLSI"), "sagittal": (0, "APSI")}
-LABEL_MAP = ListedColormap(["black", *LABEL_COLORS.values()])
-INK, BLUE = "#333333", "#0072B2"
-LINES = (BLUE, "#D55E00", "#009E73", "#CC79A7", INK)  # of curves, told apart by the color-blind, too
+LETTERS = ((0.03, 0.5, "left", "center"), (0.97, 0.5, "right", "center"),
+           (0.5, 0.97, "center", "top"), (0.5, 0.03, "center", "bottom"))
+LABEL_LEGEND = {LABEL_SHORT[n]: color for n, color in LABEL_COLORS.items()}
+# Of a prediction, told apart by the color-blind, and none a color of a label.
+ERROR_LEGEND = {"missed": "#D81B60", "false": "#FFE03D", "correct": "#9AD7F5"}
+INK, BLUE, GRAY = "#333333", "#0072B2", "#999999"
+LINES = (BLUE, "#D55E00", "#009E73", "#CC79A7", INK)  # told apart by the color-blind, too
+
+
+@dataclass(frozen=True)
+class SliceStyle:
+    """How a slice is drawn: gray levels, and the opacity and palette of what lies over it."""
+
+    limits: tuple[float, float] | None = None  # intensities of black and white; None: `window`
+    opacity: float = 0.55
+    legend: Mapping[str, str] | None = None  # name -> color of values 1, 2, 3; None: the labels
 
 
 def use_style() -> None:
-    """The look of all figures; called once in each notebook."""
+    """Set the look of all figures."""
     plt.rcParams.update({
-        "figure.dpi": 90, "savefig.dpi": 90, "font.size": 9, "axes.titlesize": 10, "axes.edgecolor": INK,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.labelcolor": INK, "xtick.color": INK,
-        "ytick.color": INK, "text.color": INK, "legend.frameon": False, "figure.constrained_layout.use": True,
+        "figure.dpi": 150, "savefig.dpi": 150, "font.size": 9, "axes.titlesize": 10,
+        "axes.edgecolor": INK, "axes.spines.top": False, "axes.spines.right": False,
+        "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK,
+        "legend.frameon": False, "figure.constrained_layout.use": True,
         "image.interpolation": "nearest"})
 
 
 def upright(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """(X, Y, Z) in any axis-aligned orientation to (X, Y, Z) in LPS, as the pictures want it."""
+    """Turn (X, Y, Z) in any axis-aligned orientation to (X, Y, Z) in LPS."""
     return to_lps(volume, affine).T
 
 
 def cut(volume: np.ndarray, plane: str, index: int) -> np.ndarray:
-    """The slice of a volume in a plane, rows from top to bottom of the picture: (rows, columns)."""
-    axis = PLANES[plane][0]
-    rows = np.take(volume, index, axis).T
-    return rows if plane == "axial" else rows[::-1]   # the feet are below
+    """Return a slice as rows from top to bottom of the picture: (rows, columns)."""
+    rows = np.take(volume, index, PLANES[plane][0]).T
+    return rows if plane == "axial" else rows[::-1]  # the feet are below
 
 
-def widest(labels: np.ndarray, plane: str = "axial") -> int:
-    """The slice that shows the most tumor; the middle one where there is none."""
+def slice_with_most_tumor(labels: np.ndarray, plane: str = "axial") -> int:
+    """Return the index of the slice with the most tumor, or of the middle one without any."""
     axis = PLANES[plane][0]
     areas = (labels > 0).sum(axis=tuple(a for a in range(3) if a != axis))
     return int(areas.argmax()) if areas.any() else labels.shape[axis] // 2
 
 
 def window(image: np.ndarray) -> tuple[float, float]:
-    """Gray levels from the 0.5th to the 99.5th percentile of what is not background."""
+    """Return the 0.5th and the 99.5th percentile of what is not background."""
     inside = image[image != 0]
     low, high = np.percentile(inside, [0.5, 99.5]) if inside.size else (0.0, 1.0)
-    return (low, high) if low < high else (0.0, high)     # a mask has one value
+    return (low, high) if low < high else (0.0, high)  # a mask has one value
 
 
-def draw_slice(ax: Axes, image: np.ndarray, plane: str, index: int, spacing: Sequence[float] = (1, 1, 1),
-               labels: np.ndarray | None = None, limits: tuple[float, float] | None = None, opacity: float = 0.55,
-               letters: bool = True, frame: tuple[int, ...] = ()) -> None:
-    """One slice of a volume with its labels laid over it; `frame` is what `frame_of` gives, where it is known already."""
+def draw_slice(ax: Axes, image: np.ndarray, plane: str, index: int,
+               spacing: Sequence[float] = (1, 1, 1), labels: np.ndarray | None = None,
+               letters: bool = True, style: SliceStyle = SliceStyle()) -> None:
+    """Draw one slice of a volume with its labels over it."""
     axis, marks = PLANES[plane]
     across, down = (s for a, s in enumerate(spacing) if a != axis)
-    low, high = limits or window(image)
+    low, high = style.limits or window(image)
     shown = cut(image, plane, index)
-    ax.imshow(np.where(shown == 0, low, shown), cmap="gray", vmin=low, vmax=high, aspect=down / across)
+    ax.imshow(np.where(shown == 0, low, shown), cmap="gray", vmin=low, vmax=high,
+              aspect=down / across)
     if labels is not None:
-        ax.imshow(np.ma.masked_equal(cut(labels, plane, index), 0), cmap=LABEL_MAP, vmin=0, vmax=3, alpha=opacity,
-                  aspect=down / across)
-    if letters:
-        for mark, x, y, where in zip(marks, (0.03, 0.97, 0.5, 0.5), (0.5, 0.5, 0.97, 0.03),
-                                     (("left", "center"), ("right", "center"), ("center", "top"), ("center", "bottom")),
-                                     strict=True):
-            ax.text(x, y, mark, transform=ax.transAxes, color="white", fontsize=8, ha=where[0], va=where[1])
-    if frame := frame or frame_of(image, plane):
-        ax.set(xlim=frame[:2], ylim=frame[2:])
+        colors = ListedColormap(["black", *(style.legend or LABEL_LEGEND).values()])
+        ax.imshow(np.ma.masked_equal(cut(labels, plane, index), 0), cmap=colors, vmin=0, vmax=3,
+                  alpha=style.opacity, aspect=down / across)
+    for mark, (x, y, ha, va) in zip(marks if letters else "", LETTERS, strict=False):
+        ax.text(x, y, mark, transform=ax.transAxes, color="white", fontsize=8, ha=ha, va=va)
+    # The outline of the whole brain, so that every slice has one frame.
+    outline = image.any(axis).T[::1 if plane == "axial" else -1]
+    rows, columns = (np.flatnonzero(outline.any(a)) for a in (1, 0))
+    if len(rows):
+        ax.set(xlim=(columns[0] - 4, columns[-1] + 4), ylim=(rows[-1] + 4, rows[0] - 4))
     ax.set_facecolor("black")
+    _hide_frame(ax)
+
+
+def _hide_frame(ax: Axes) -> None:
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
 
 
-def frame_of(image: np.ndarray, plane: str) -> tuple[int, ...]:
-    """Left, right, bottom and top of the whole brain's outline in a plane, so that every slice has one frame."""
-    shadow = image.any(PLANES[plane][0]).T
-    rows, columns = (np.flatnonzero((shadow if plane == "axial" else shadow[::-1]).any(a)) for a in (1, 0))
-    return (columns[0] - 4, columns[-1] + 4, rows[-1] + 4, rows[0] - 4) if len(rows) else ()
+def finish(figure: Figure, synthetic: bool, legend: bool | Mapping[str, str] = False,
+           prediction: bool = False, alt: str = "") -> Figure:
+    """Add the legend, the words below and alt text to a figure, and close it to pyplot.
 
-
-def finish(figure: Figure, synthetic: bool, legend: bool = False, prediction: bool = False) -> Figure:
-    """The legend of the labels, and below what is shown: that it is synthetic, that a prediction is no diagnosis.
-
-    The figure is closed to further drawing.
+    legend: True for the labels, or name -> color. prediction: whether it shows what a network
+    predicted. alt: what is seen, for readers who do not see it; by default from the titles.
     """
     if legend:
-        figure.legend(handles=[Patch(color=c, label=LABEL_SHORT[n]) for n, c in LABEL_COLORS.items()],
-                      loc="outside lower left", ncols=3)
+        colors = LABEL_LEGEND if legend is True else legend
+        figure.legend(handles=[Patch(color=c, label=name) for name, c in colors.items()],
+                      loc="outside lower left", ncols=len(colors))
     if words := [NOT_FOR_DIAGNOSIS] * prediction + ["synthetic"] * synthetic:
-        figure.supxlabel("; ".join(words), x=0.995, ha="right", fontsize=8, style="italic", color="#777777")
-    plt.close(figure)                                 # a notebook shows what is returned, once
+        figure.supxlabel("; ".join(words), x=0.995, ha="right", fontsize=8, style="italic",
+                         color="#777777")
+    plt.close(figure)  # a notebook shows what is returned, once
+    return describe(figure, alt or _alt_from_titles(figure))
+
+
+def describe(figure: Figure, alt: str) -> Figure:
+    """Give a figure alt text, which a notebook stores with its picture and a page shows."""
+    # IPython asks for this method and draws the PNG itself.
+    figure._repr_mimebundle_ = lambda **_: ({}, {"image/png": {"alt": alt}})
     return figure
+
+
+def _alt_from_titles(figure: Figure) -> str:
+    """Describe a figure by its title, its panels and what they show."""
+    parts = [text.get_text() for text in figure.texts]
+    for ax in figure.axes:
+        names = (ax.get_legend_handles_labels()[1] if ax.lines or ax.collections else
+                 [tick.get_text() for tick in ax.get_yticklabels()] if ax.containers else [])
+        against = " against ".join(filter(None, (ax.get_ylabel(), ax.get_xlabel())))
+        names = [name for name in names if name]
+        parts += [": ".join(filter(None, (ax.get_title() or against, ", ".join(names))))]
+    return "; ".join(dict.fromkeys(part.replace("\n", " ") for part in parts if part)) or "figure"
 
 
 # ---------------------------------------------------------------- simple ones
 
 def series_map(here: int) -> Figure:
-    """The five notebooks in their order, with what each hands on, and the one that is open."""
+    """Draw the five notebooks in order, what each leaves for the next, and the open one."""
     steps = (("01", "setup", "patients"), ("02", "extraction", "checked\ncases"),
-             ("03", "preprocessing", "one file\na patient"), ("04", "architecture", "a network"),
+             ("03", "preprocessing", "one file\na patient"), ("04", "architecture", "settings"),
              ("05", "training and\nevaluation", ""))
     figure, ax = plt.subplots(figsize=(9.6, 1.1))
     for place, (number, name, gives) in enumerate(steps):
-        current = place + 1 == here
-        ax.add_patch(FancyBboxPatch((place * 2, 0), 1.3, 1, boxstyle="round,pad=0.05", color=BLUE if current else "#DDDDDD"))
-        ax.text(place * 2 + 0.65, 0.5, f"{number} {name}", ha="center", va="center", color="white" if current else INK)
+        current, x = place + 1 == here, place * 2
+        ax.add_patch(FancyBboxPatch((x, 0), 1.3, 1, boxstyle="round,pad=0.05",
+                                    color=BLUE if current else "#DDDDDD"))
+        ax.text(x + 0.65, 0.5, f"{number} {name}", ha="center", va="center",
+                color="white" if current else INK)
         if gives:
-            ax.annotate("", (place * 2 + 1.93, 0.5), (place * 2 + 1.37, 0.5), arrowprops={"arrowstyle": "->", "color": INK})
-            ax.text(place * 2 + 1.65, 0.58, gives, ha="center", va="bottom", fontsize=7)
+            _arrow(ax, (x + 1.37, 0.5), (x + 1.93, 0.5))
+            ax.text(x + 1.65, 0.58, gives, ha="center", va="bottom", fontsize=7)
     ax.set(xlim=(-0.1, 9.45), ylim=(-0.1, 1.3))
     ax.set_axis_off()
-    return finish(figure, False)
+    names = ", ".join(" ".join(step[:2]).replace("\n", " ") for step in steps)
+    return finish(figure, False, alt=f"The five notebooks: {names}. This is number {here}.")
 
 
-def bars(values: Mapping[str, float], label: str, unit: str = "", colors: Sequence[str] = (), title: str = "",
-         notes: Sequence[str] = ()) -> Figure:
-    """Named numbers as horizontal bars, each with its value, or its note, beside it."""
+def _arrow(ax: Axes, start: Sequence[float], end: Sequence[float], color: str = INK,
+           line: str = "-") -> None:
+    ax.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": color, "linestyle": line})
+
+
+def bars(values: Mapping[str, float], label: str, unit: str = "", colors: Sequence[str] = (),
+         title: str = "", notes: Sequence[str] = ()) -> Figure:
+    """Draw named numbers as horizontal bars, each followed by its value or its note."""
     figure, ax = plt.subplots(figsize=(6.4, 0.6 + 0.32 * len(values)))
     drawn = ax.barh(list(values), list(values.values()), color=list(colors) or BLUE)
-    ax.bar_label(drawn, notes or [f"{value:.3g} {unit}" for value in values.values()], padding=3, fontsize=8)
+    notes = notes or [f"{number} {unit}" for number in same_digits(list(values.values()))]
+    ax.bar_label(drawn, notes, padding=3, fontsize=8)
     ax.set(xlabel=label, title=title, xlim=(0, 1.25 * max(values.values())))
     ax.invert_yaxis()
-    return finish(figure, False)
+    told = ", ".join(f"{name} {note.strip()}" for name, note in zip(values, notes, strict=True))
+    return finish(figure, False, alt=f"{title or label}: {told}")
 
 
-def curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], xlabel: str, ylabel: str = "",
-           log: bool = False) -> Figure:
-    """Lines in one panel or in several: title of the panel -> name of the line -> its x and its y."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels) + 1.2, 2.5), squeeze=False)
+def same_digits(values: Sequence[float]) -> list[str]:
+    """Write numbers with equally many decimals, so that the largest has three digits."""
+    digits = max(0, 2 - int(np.floor(np.log10(max(np.abs(values).max(), 1e-9)))))
+    least = 10.0**-digits
+    return [f"< {least:.{digits}f}" if 0 < value < least / 2 else f"{value:,.{digits}f}"
+            for value in values]
+
+
+def curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], xlabel: str,
+           ylabel: str = "", log: bool = False) -> Figure:
+    """Draw lines in one or more panels: title of the panel -> name of the line -> its x and y."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels) + 1.2, 2.5),
+                                squeeze=False)
     for ax, (title, lines) in zip(axes[0], panels.items(), strict=True):
         for number, (name, (x, y)) in enumerate(lines.items()):
-            ax.plot(x, y, label=name, color=LINES[number % len(LINES)], linestyle=("-", "--", ":")[number // len(LINES) % 3],
+            dashes = ("-", "--", ":")[number // len(LINES) % 3]
+            ax.plot(x, y, label=name, color=LINES[number % len(LINES)], linestyle=dashes,
                     marker="o" if len(x) == 1 else "")
         ax.set(title=title, xlabel=xlabel, yscale="log" if log else "linear")
-        if not log and ax.get_ylim()[0] > 0:          # from zero, so that a small change looks small
+        if log:
+            _plain_log_ticks(ax, "y")
+        elif ax.get_ylim()[0] > 0:  # from zero, so that a small change looks small
             ax.set_ylim(0, 1.05 * ax.get_ylim()[1])
         if len(lines) > 1:
             ax.legend(fontsize=8)
@@ -164,215 +225,324 @@ def curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[flo
     return finish(figure, False)
 
 
-def pictures(images: Mapping[str, np.ndarray], synthetic: bool = False, limits: tuple[float, float] | None = None,
-             prediction: bool = False) -> Figure:
-    """Named two-dimensional arrays side by side, in gray, rows from top to bottom."""
-    figure, axes = plt.subplots(1, len(images), figsize=(2.3 * len(images), 2.6), squeeze=False)
+def _plain_log_ticks(ax: Axes, which: str) -> None:
+    """Label a logarithmic axis with 0.5, 1, 20 instead of powers of ten."""
+    axis, (low, high) = getattr(ax, f"{which}axis"), sorted(getattr(ax, f"get_{which}lim")())
+    few = high / low < 30
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
+    axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def pictures(images: Mapping[str, np.ndarray], synthetic: bool = False,
+             limits: tuple[float, float] | None = None, prediction: bool = False) -> Figure:
+    """Draw named two-dimensional arrays in a row, from top to bottom.
+
+    Arrays of uint8 are labels and get their colors (3 and 4 are both ET); all others are gray.
+    """
+    figure, axes = plt.subplots(1, len(images), figsize=(min(9.6, 3.2 * len(images)), 3.2),
+                                squeeze=False)
+    low, high = limits or (None, None)
+    colors = ListedColormap(["black", *LABEL_COLORS.values()])
     for ax, (name, image) in zip(axes[0], images.items(), strict=True):
-        ax.imshow(image, cmap="gray", vmin=limits and limits[0], vmax=limits and limits[1])
-        ax.set(title=name, xticks=[], yticks=[])
-        ax.spines[:].set_visible(False)
-    return finish(figure, synthetic, prediction=prediction)
+        if image.dtype == np.uint8:
+            ax.imshow(np.minimum(image, 3), cmap=colors, vmin=0, vmax=3)
+        else:
+            ax.imshow(image, cmap="gray", vmin=low, vmax=high)
+        ax.set_title(name)
+        _hide_frame(ax)
+    labeled = any(image.dtype == np.uint8 for image in images.values())
+    return finish(figure, synthetic, labeled, prediction)
 
 
 # ---------------------------------------------------------------- patients
 
-def show_modalities(patient: Patient, plane: str = "axial", index: int | None = None, synthetic: bool = False) -> Figure:
-    """The four contrasts of one slice, and below them the same with the reference over it."""
+def show_modalities(patient: Patient, plane: str = "axial", index: int | None = None,
+                    synthetic: bool = False) -> Figure:
+    """Draw the four modalities of one slice, and below them the same with the reference."""
     images = [upright(image, patient.affine) for image in patient.images]
-    labels = None if patient.reference is None else upright(patient.reference, patient.affine)
+    known = patient.reference is not None
+    labels = upright(patient.reference, patient.affine) if known else np.zeros(images[0].shape)
     spacing = lps_spacing(patient.spacing, patient.affine)
-    index = index if index is not None else widest(labels if labels is not None else np.zeros(images[0].shape), plane)
-    rows = 1 if labels is None else 2
-    figure, axes = plt.subplots(rows, 4, figsize=(9.6, 2.6 * rows), squeeze=False)
+    index = slice_with_most_tumor(labels, plane) if index is None else index
+    figure, axes = plt.subplots(1 + known, 4, figsize=(9.6, 2.6 * (1 + known)), squeeze=False)
     for column, (modality, image) in enumerate(zip(MODALITIES, images, strict=True)):
-        for row in range(rows):
+        for row in range(1 + known):
             draw_slice(axes[row, column], image, plane, index, spacing, labels if row else None)
         axes[0, column].set_title(MODALITY_TITLES[modality])
-    figure.suptitle(f"{patient.name}, {plane} slice {index}", fontsize=10, parse_math=False)     # names may hold a $
-    return finish(figure, synthetic, legend=labels is not None)
+    _suptitle(figure, f"{patient.name}, {plane} slice {index}")
+    return finish(figure, synthetic, legend=known)
 
 
-def compare_slices(volumes: Mapping[str, np.ndarray], plane: str = "axial", index: int | None = None,
-                   labels: np.ndarray | None = None, spacing: Sequence[float] = (1, 1, 1), synthetic: bool = False,
-                   title: str = "", shared_window: bool = False, columns: int = 4, prediction: bool = False,
-                   legend: bool = True, width: float = 2.4) -> Figure:
-    """Named volumes side by side in one slice, for before and after; `labels` is one volume for all, or none;
-    prediction: whether one of the volumes is a network's; width: of a picture, in inches."""
+def _suptitle(figure: Figure, title: str) -> None:
+    figure.suptitle(title, fontsize=10, parse_math=False)  # a patient's name may hold a $
+
+
+def compare_slices(volumes: Mapping[str, np.ndarray], index: int | None = None,
+                   labels: np.ndarray | None = None, spacing: Sequence[float] = (1, 1, 1),
+                   synthetic: bool = False, title: str = "", shared_window: bool = False,
+                   columns: int = 4, prediction: bool = False) -> Figure:
+    """Draw an axial slice of each named volume, with the same labels over all, or with none.
+
+    prediction: whether one of the volumes is a network's.
+    """
     first = next(iter(volumes.values()))
     if index is None:
-        index = widest(labels, plane) if labels is not None else first.shape[PLANES[plane][0]] // 2
-    limits = window(first) if shared_window else None
+        index = first.shape[2] // 2 if labels is None else slice_with_most_tumor(labels)
+    style = SliceStyle(limits=window(first) if shared_window else None)
     columns = min(columns, len(volumes))
-    rows = -(-len(volumes) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, 1.08 * width * rows), squeeze=False)
+    rows, width = -(-len(volumes) // columns), min(3.2, 9.6 / columns)
+    figure, axes = plt.subplots(rows, columns, squeeze=False,
+                                figsize=(width * columns, 1.08 * width * rows))
     for ax, (name, volume) in zip(axes.flat, volumes.items(), strict=False):
-        draw_slice(ax, volume, plane, index, spacing, labels, limits)
+        draw_slice(ax, volume, "axial", index, spacing, labels, style=style)
         ax.set_title(name)
     for ax in axes.flat[len(volumes):]:
         ax.set_axis_off()
-    figure.suptitle(title, fontsize=10, parse_math=False)
-    return finish(figure, synthetic, legend=legend and labels is not None, prediction=prediction)
+    _suptitle(figure, title)
+    return finish(figure, synthetic, labels is not None, prediction)
 
 
-def three_planes(image: np.ndarray, overlays: Mapping[str, np.ndarray], spacing: Sequence[float], title: str = "",
-                 synthetic: bool = False) -> Figure:
-    """Axial, coronal and sagittal slices through the tumor: the image alone, then with each named overlay."""
-    first = next(iter(overlays.values()))
-    figure, axes = plt.subplots(3, 1 + len(overlays), figsize=(2.5 * (1 + len(overlays)), 6.6), squeeze=False)
+def three_planes(image: np.ndarray, overlays: Mapping[str, np.ndarray], spacing: Sequence[float],
+                 title: str = "", synthetic: bool = False) -> Figure:
+    """Draw three planes through the tumor: the image alone, then with each named overlay.
+
+    Overlays named "reference" and "prediction" are followed by the errors in the whole tumor.
+    """
+    first, shown = next(iter(overlays.values())), {"": None, **overlays}
+    compared = {"reference", "prediction"} <= set(overlays)
+    if compared:
+        shown["errors"] = agreement(overlays["prediction"] > 0, overlays["reference"] > 0)
+    figure, axes = plt.subplots(3, len(shown), figsize=(2.4 * len(shown), 6.6), squeeze=False)
     for row, plane in zip(axes, PLANES, strict=True):
-        index = widest(first, plane)
-        for ax, (name, labels) in zip(row, {"": None, **overlays}.items(), strict=True):
-            draw_slice(ax, image, plane, index, spacing, labels)
+        index = slice_with_most_tumor(first, plane)
+        for ax, (name, labels) in zip(row, shown.items(), strict=True):
+            style = SliceStyle(legend=ERROR_LEGEND if name == "errors" else None)
+            draw_slice(ax, image, plane, index, spacing, labels, style=style)
             if plane == "axial":
                 ax.set_title(name)
         row[0].set_title(f"{plane} {index}", fontsize=9)
-    figure.suptitle(title, fontsize=10, parse_math=False)
-    return finish(figure, synthetic, legend=True, prediction="prediction" in overlays)
+    _suptitle(figure, title)
+    legend = LABEL_LEGEND | (ERROR_LEGEND if compared else {})
+    return finish(figure, synthetic, legend, prediction="prediction" in overlays)
+
+
+def agreement(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Compare two masks: 1 where voxels are missed, 2 where false, 3 where correct, else 0."""
+    kinds = [~predicted & truth, predicted & ~truth, predicted & truth]
+    return np.select(kinds, [1, 2, 3], 0).astype(np.uint8)
 
 
 def tumor_3d(labels: np.ndarray, brain: np.ndarray, spacing: Sequence[float], title: str = "",
              synthetic: bool = False) -> Figure:
-    """The regions as surfaces in a transparent brain, seen from the front left and from above; labels and brain in LPS."""
-    from skimage.measure import marching_cubes
-    figure = plt.figure(figsize=(9, 4.2))
-    step = max(1, round(3 / min(spacing)))
-    surfaces = [(brain, "#999999", 0.07)] + [
-        (np.isin(labels, REGIONS[name]), REGION_COLORS[name], alpha)
-        for name, alpha in (("WT", 0.18), ("TC", 0.35), ("ET", 0.55))]
-    for place, (elevation, azimuth, view) in enumerate([(12, 60, "from the front and the left"), (80, 90, "from above")], 1):
-        ax = figure.add_subplot(1, 2, place, projection="3d")
-        for mask, color, alpha in surfaces:
-            if mask.sum() > 8:
-                stride = step if mask is brain else 1 if mask.sum() < 20_000 else 2
-                points, faces, _, _ = marching_cubes(np.pad(mask, 1).astype(np.float32), 0.5, spacing=tuple(spacing),
-                                                     step_size=stride)
-                ax.plot_trisurf(points[:, 0], points[:, 1], faces, points[:, 2], color=(*to_rgb(color), alpha),
-                                linewidth=0, shade=True)
-        ax.view_init(elevation, -azimuth)
-        ax.set_box_aspect(np.array(brain.shape) * spacing, zoom=1.5)
+    """Draw the tumor in its translucent brain, whole and cut open; labels and brain in LPS.
+
+    The view is from the side of the head on which the tumor lies.
+    """
+    box = tuple(slice(max(0, low - 2), high + 2) for low, high in bounding_box(brain))
+    labels, brain = labels[box], brain[box]
+    size = np.multiply(labels.shape, spacing)
+    reach = float(np.linalg.norm(size)) / 2
+    tumor = np.argwhere(labels) if labels.any() else np.argwhere(brain)
+    x, y, _ = tumor.mean(0) / labels.shape - 0.5
+    front, left = y < 0.1, x > 0
+    place = f"from the {'front' if front else 'back'} and the {'left' if left else 'right'}"
+    azimuth = (40 if front else 140) * (1 if left else -1)
+    figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.6))
+    middle = slice_with_most_tumor(labels)
+    for ax, elevation, cut_at, name in zip(
+            axes, (12, 50), (None, middle), (place, "from higher up, cut open"), strict=True):
+        view = camera(azimuth, elevation)
+        image = render(labels, brain, spacing, view, cut_at)
+        ax.imshow(image, extent=(-reach, reach, -reach, reach), interpolation="bilinear")
+        edge = size.max() / 2 + 8
+        _draw_compass(ax, view, edge)
+        ax.set(title=name, xlim=(-edge - 22, edge), ylim=(-edge, edge))
         ax.set_axis_off()
-        ax.set_title(view, fontsize=9)
-    figure.legend(handles=[Patch(color=REGION_COLORS[n], label=REGION_TITLES[n]) for n in REGIONS],
-                  loc="outside lower center", ncols=3)
-    figure.suptitle(title, fontsize=10, parse_math=False)
-    return finish(figure, synthetic)
+    _suptitle(figure, title)
+    colors = {LABEL_NAMES[n]: color for n, color in LABEL_COLORS.items()}
+    return finish(figure, synthetic, colors, alt=f"{title}: the tumor in its brain in three "
+                  f"dimensions, {place}, and cut open")
+
+
+def _draw_compass(ax: Axes, view: np.ndarray, corner: float) -> None:
+    """Draw the patient's axes near a lower left corner, their far ends in gray."""
+    for axis, pair in enumerate(("RL", "AP", "IS")):
+        for letter, sign in zip(pair, (-1, 1), strict=True):
+            across, up, near = view[:, axis] * sign
+            x, y, color = 2 - corner, 24 - corner, INK if near > 0 else GRAY
+            ax.plot([x, x + 13 * across], [y, y + 13 * up], color=color, lw=1)
+            ax.text(x + 20 * across, y + 20 * up, letter, ha="center", va="center", color=color)
 
 
 # ---------------------------------------------------------------- cohorts
 
-def histograms(images: np.ndarray, labels: np.ndarray | None, unit: str, synthetic: bool = False) -> Figure:
-    """The intensities of each modality in the brain, and those of each tumor label over them: images (4, X, Y, Z)."""
-    figure, axes = plt.subplots(1, 4, figsize=(9.6, 2.4))
+def histograms(images: np.ndarray, labels: np.ndarray | None, unit: str,
+               synthetic: bool = False) -> Figure:
+    """Draw the intensities of each modality in the brain and in each label: images (4, X, Y, Z).
+
+    Each histogram has the area 1, although the brain has far more voxels than a label.
+    """
+    figure, axes = plt.subplots(1, 4, figsize=(9.6, 2.6))
     brain = (images != 0).any(0)
+    healthy = brain if labels is None else brain & (labels == 0)
     for ax, modality, image in zip(axes, MODALITIES, images, strict=True):
         bins = np.linspace(*np.percentile(image[brain], [0.2, 99.8]), 60)
-        groups = {"brain": (brain if labels is None else brain & (labels == 0), "#999999")}
-        if labels is not None:
-            groups |= {LABEL_SHORT[n]: (labels == n, color) for n, color in LABEL_COLORS.items()}
-        for name, (mask, color) in groups.items():
-            if mask.any():
-                ax.hist(image[mask], bins, density=True, histtype="stepfilled" if name == "brain" else "step",
-                        color=color, alpha=0.5 if name == "brain" else 1, label=name)
+        ax.hist(image[healthy], bins, density=True, color=GRAY, alpha=0.5, label="brain")
+        for n, color in LABEL_COLORS.items() if labels is not None else ():
+            if (labels == n).any():
+                ax.hist(image[labels == n], bins, density=True, histtype="step", color=color,
+                        lw=1.5, label=LABEL_SHORT[n])
         ax.set(title=MODALITY_TITLES[modality], xlabel=unit, yticks=[])
-    axes[0].set_ylabel("share of voxels")
-    axes[-1].legend(fontsize=8)
+    axes[0].set_ylabel("share of its voxels")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=4)
     return finish(figure, synthetic)
 
 
-def two_cohorts(here: Sequence[Prepared], there: Sequence[Prepared], names: Sequence[str], synthetic: bool = False) -> Figure:
-    """z-scores by compartment and contrast of two cohorts, `names` in the legend; above each panel their distance."""
-    apart = distances(here, there)
-    figure, axes = plt.subplots(len(COMPARTMENTS), len(MODALITIES), figsize=(9.6, 6), sharex=True)
+def two_cohorts(here: Sequence[Prepared], there: Sequence[Prepared], names: Sequence[str],
+                synthetic: bool = False, panels: int = 3) -> Figure:
+    """Draw the z-scores of two cohorts where they differ most, and how far they are apart.
+
+    names: of the two cohorts. Each panel shows one modality in one compartment.
+    """
+    table = distances(here, there)
+    apart = {(compartment, n): far for compartment, row in table.items()
+             for n, far in enumerate(row.values()) if np.isfinite(far)}
+    labels = {name: label for label, name in enumerate(table)}
+    figure, axes = plt.subplots(1, panels, figsize=(9.6, 2.6), sharex=True)
     bins = np.linspace(-3, 6, 46)
-    for row, (label, compartment) in zip(axes, COMPARTMENTS.items(), strict=True):
-        values = [scores_of(cohort, label) for cohort in (there, here)]
-        for n, (ax, title) in enumerate(zip(row, MODALITY_TITLES.values(), strict=True)):
-            for scores, look in zip(values, ({"color": "#BBBBBB", "label": names[1]}, {
-                    "histtype": "step", "color": BLUE, "lw": 1.5, "label": names[0]}), strict=True):
-                if scores.size:                       # a few patients may have none of a compartment
-                    ax.hist(scores[n], bins, density=True, **look)
-            ax.set(title=f"{title}, {compartment}: {apart[compartment][title]:.2f}", yticks=[])
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
-    axes[-1, 0].set_xlabel("z-score")
+    for ax, (compartment, n) in zip(axes, sorted(apart, key=apart.get)[::-1], strict=False):
+        other, own = (scores_of(cohort, labels[compartment])[n] for cohort in (there, here))
+        ax.hist(other, bins, density=True, color="#BBBBBB", label=names[1])
+        ax.hist(own, bins, density=True, histtype="step", color=BLUE, lw=1.5, label=names[0])
+        title = list(MODALITY_TITLES.values())[n]
+        ax.set(title=f"{title}, {compartment}: {apart[compartment, n]:.2f} apart", yticks=[],
+               xlabel="z-score")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
     return finish(figure, synthetic)
 
 
 def volume_distribution(rows: Sequence[Mapping], synthetic: bool = False) -> Figure:
-    """Volumes of the regions over a cohort, from the rows of `cases.check_cohort`, on a logarithmic axis."""
-    figure, ax = plt.subplots(figsize=(6.4, 2.6))
-    rng = np.random.default_rng(0)                    # spreads the dots so that they do not hide each other
+    """Draw the volumes of the regions, from `cases.check_cohort`, on a logarithmic axis."""
+    figure, ax = plt.subplots(figsize=(7.2, 2.8))
+    known = [row["volumes_ml"] for row in rows if row["volumes_ml"]]
     for height, (name, members) in enumerate(REGIONS.items()):
-        volumes = np.array([sum(row["volumes_ml"][LABEL_SHORT[n]] for n in members) for row in rows if row["volumes_ml"]])
-        some = volumes[volumes > 0]
-        ax.scatter(some, height + rng.uniform(-0.18, 0.18, len(some)), s=14, alpha=0.6, color=REGION_COLORS[name])
-        ax.plot([np.median(volumes)] * 2, [height - 0.32, height + 0.32], color=INK)
-        ax.text(1.01, height, f"median {np.median(volumes):.0f} ml\nnone in {np.sum(volumes == 0)} of {len(volumes)}",
-                transform=ax.get_yaxis_transform(), va="center", fontsize=8)
-    ax.set(xscale="log", xlabel="volume (ml)", yticks=range(3), yticklabels=[REGION_TITLES[n] for n in REGIONS])
+        volumes = np.array([sum(each[LABEL_SHORT[n]] for n in members) for each in known])
+        some, median = volumes[volumes > 0], np.median(volumes)
+        ax.scatter(some, height + _spread(some), s=18, alpha=0.6, color=REGION_COLORS[name])
+        ax.plot([median] * 2, [height - 0.32, height + 0.32], color=INK, lw=2)
+        ax.text(1.01, height, f"median {median:.0f} ml\nnone in {np.sum(volumes == 0)} of "
+                f"{len(volumes)}", transform=ax.get_yaxis_transform(), va="center", fontsize=8)
+    ax.set(xscale="log", xlabel="volume (ml), one dot a patient", yticks=range(3),
+           yticklabels=[REGION_TITLES[n] for n in REGIONS])
+    _plain_log_ticks(ax, "x")
     ax.invert_yaxis()
-    return finish(figure, synthetic)
+    return finish(figure, synthetic, alt=f"Tumor volumes of {len(known)} patients by region")
+
+
+def _spread(values: np.ndarray) -> np.ndarray:
+    """Return small shifts that keep dots from hiding each other."""
+    return np.random.default_rng(0).uniform(-0.18, 0.18, len(values))
 
 
 # ---------------------------------------------------------------- training and results
 
 def learning_curves(history: Sequence[Mapping]) -> Figure:
-    """Loss, validation Dice by region, and learning rate, from the records of `training.train`."""
+    """Draw loss, validation Dice and learning rate, from the records of `training.train`."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9.6, 2.6))
     epochs = [record["epoch"] for record in history]
-    left.plot(epochs, [record["loss"] for record in history], color=INK)
-    left.set(title="training loss", xlabel="epoch", ylim=(0, None))
+    for ax, key, title in ((left, "loss", "training loss"),
+                           (right, "learning_rate", "learning rate at the epoch's end")):
+        ax.plot(epochs, [record[key] for record in history], color=INK)
+        ax.set(title=title, xlabel="epoch", ylim=(0, None))
     scored = [record for record in history if record["dice"]]
     for name in REGIONS:
         middle.plot([r["epoch"] for r in scored], [r["dice"][name] for r in scored], "o-", ms=3,
                     color=REGION_COLORS[name], label=name)
     middle.set(title="validation Dice", xlabel="epoch", ylim=(0, 1))
     middle.legend(loc="lower right")
-    right.plot(epochs, [record["learning_rate"] for record in history], color=INK)
-    right.set(title="learning rate at the epoch's end", xlabel="epoch", ylim=(0, None))
     return finish(figure, False)
 
 
-def dice_boxplot(rows: Sequence[Mapping], key: str = "dice", label: str = "Dice", synthetic: bool = False) -> Figure:
-    """One score of every patient by region, from rows of `metrics.score_case`: box, dots, mean."""
-    figure, ax = plt.subplots(figsize=(5, 3))
-    rng = np.random.default_rng(0)
-    for place, name in enumerate(REGIONS):
-        values = np.array([row[name][key] for row in rows])
-        ax.boxplot(values, positions=[place], widths=0.5, showfliers=False, medianprops={"color": INK})
-        ax.scatter(place + rng.uniform(-0.15, 0.15, len(values)), values, s=16, alpha=0.65, color=REGION_COLORS[name])
-    means = {name: np.mean([row[name][key] for row in rows]) for name in REGIONS}
-    ax.set(xticks=range(3), xticklabels=[f"{n}\nmean {mean:.{1 if key == 'hd95_mm' else 3}f}" for n, mean in means.items()],
-           ylabel=label, xlim=(-0.5, 2.5))
-    if key != "hd95_mm":
-        ax.set_ylim(-0.03, 1.03)
-    return finish(figure, synthetic)
+def dice_boxplot(rows: Sequence[Mapping], synthetic: bool = False) -> Figure:
+    """Draw every patient's Dice by region, from rows of `metrics.score_case`.
+
+    A box holds the middle half of the patients, and a line in it is the median.
+    """
+    figure, ax = plt.subplots(figsize=(6.4, 2.8))
+    scores = {name: np.array([row[name]["dice"] for row in rows]) for name in REGIONS}
+    for place, (name, values) in enumerate(scores.items()):
+        first, median, third = np.percentile(values, [25, 50, 75])
+        ax.barh(place, third - first, 0.6, first, color="#EEEEEE", edgecolor=GRAY)
+        ax.plot([median] * 2, [place - 0.3, place + 0.3], color=INK, lw=2)
+        ax.scatter(values, place + _spread(values), s=22, alpha=0.7, color=REGION_COLORS[name])
+    low = max(0.0, np.floor(10 * min(values.min() for values in scores.values()) - 0.2) / 10)
+    begins = f" (the axis begins at {low:.1f})" if low else ""
+    means = {name: values.mean() for name, values in scores.items()}
+    ax.set(yticks=range(3), xlim=(low - 0.01 * (1 - low), 1 + 0.01 * (1 - low)),
+           yticklabels=[f"{name}\nmean {mean:.3f}" for name, mean in means.items()],
+           xlabel=f"Dice, one dot a patient{begins}")
+    ax.invert_yaxis()
+    told = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+    return finish(figure, synthetic, alt=f"Dice of {len(rows)} patients by region; means: {told}")
 
 
 def diagram_unet(rows: Sequence[Mapping]) -> Figure:
-    """The network as drawn in papers, from `unet.level_table`: a box a level, skips across, heads at the right."""
+    """Draw the network of `unet.level_table` as a U, and the memory of its levels beside it.
+
+    Memory is that of the convolutions' outputs, four bytes a number: two in the encoder and two in
+    the decoder of each level, for one patch.
+    """
     encoder = [row for row in rows if row["level"].startswith("encoder")]
-    figure, ax = plt.subplots(figsize=(9.6, 0.62 * len(encoder) + 0.6))
-    depth = len(encoder) - 1
-    for row in rows:
-        if row["level"] == "heads":
-            continue
-        side, level = row["level"].split()
-        x, y = (-4 if side == "encoder" else 4) * (1 - int(level) / (depth + 1)), -int(level)
-        if int(level) == depth:
-            x = 0
-        width = 1.1 + 1.2 * row["channels"] / encoder[-1]["channels"]
-        ax.add_patch(FancyBboxPatch((x - width / 2, y - 0.28), width, 0.56, boxstyle="round,pad=0.02",
-                                    color="#56B4E9" if side == "encoder" else "#F0C674", alpha=0.75))
-        ax.text(x, y, f"{row['channels']} x {row['edge']}$^3$", ha="center", va="center", fontsize=8)
-        if side == "decoder":
-            ax.annotate("", (x - width / 2 - 0.05, y), (-x + width / 2 + 0.05, y),
-                        arrowprops={"arrowstyle": "->", "color": "#999999", "linestyle": "--"})
-            if int(level) < 3:
-                ax.annotate(f"3 x {row['edge']}$^3$", (x + width / 2 + 0.05, y), (x + 2.2, y), va="center", fontsize=8,
-                            arrowprops={"arrowstyle": "<-", "color": INK})
-    ax.text(-4, 0.55, "5 channels in", ha="center", fontsize=8)
-    ax.set(xlim=(-5.4, 7), ylim=(-depth - 0.6, 0.9))
-    ax.set_axis_off()
-    ax.set_title("boxes: channels x edge of the volume; dashed: skip connections; right: heads", fontsize=9)
-    return finish(figure, False)
+    height = 0.75 * len(encoder) + 0.9
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, height), width_ratios=(3, 1.1),
+                                         sharey=True)
+    for row in encoder:
+        _draw_level(left, row, int(row["level"].split()[1]), len(encoder) - 1)
+    left.text(-2.6, 0.6, "5 channels in", ha="center", va="bottom", fontsize=8)
+    _arrow(left, (-2.6, 0.58), (-2.6, 0.27))
+    left.set(xlim=(-3.6, 4.9), ylim=(0.6 - len(encoder), 0.9))
+    left.set_axis_off()
+    left.set_title("channels x voxels of each level")
+    _draw_memory(right, encoder)
+    sizes = ", ".join(f"{row['channels']} x {row['edge']}³" for row in encoder)
+    return finish(figure, False, alt=f"U-Net of {len(encoder)} levels, channels x edge: {sizes}; "
+                  "arrows down, skip connections across, arrows up; memory is mostly at the top")
+
+
+def _draw_level(ax: Axes, row: Mapping, level: int, depth: int) -> None:
+    """Draw a level: a box on each side, or one at the bottom, and its arrows."""
+    y, x = -level, 2.6
+    sides = {0.0: "#B7CBD9"} if level == depth else {-x: "#8CC8EC", x: "#F0C674"}
+    for place, color in sides.items():
+        ax.add_patch(FancyBboxPatch((place - 0.85, y - 0.22), 1.7, 0.44, color=color,
+                                    boxstyle="round,pad=0.03"))
+        ax.text(place, y, f"{row['channels']} x {row['edge']}³", ha="center", va="center",
+                fontsize=9)
+    if level == depth:
+        return
+    inner = x if level + 1 < depth else 0.5  # the arrows to and from the bottom meet in the middle
+    _arrow(ax, (-x, y - 0.27), (-inner, y - 0.73))
+    _arrow(ax, (inner, y - 0.73), (x, y - 0.27))
+    _arrow(ax, (-x + 0.95, y), (x - 0.95, y), GRAY, "--")
+    ax.text(0, y + 0.06, f"skip connection, {row['channels']} channels", ha="center", va="bottom",
+            fontsize=7.5, color="#666666")
+    if level == 0 < depth - 1:
+        ax.text(-x + 0.1, y - 0.5, "half the edge", va="center", fontsize=7.5)
+        ax.text(x - 0.1, y - 0.5, "twice the edge", va="center", ha="right", fontsize=7.5)
+    if level < 3:
+        _arrow(ax, (x + 0.95, y), (x + 1.3, y))
+        ax.text(x + 1.35, y, f"head {level + 1}\n3 x {row['edge']}³", va="center", fontsize=7.5)
+
+
+def _draw_memory(ax: Axes, encoder: Sequence[Mapping]) -> None:
+    stages = [2] * (len(encoder) - 1) + [1]
+    mib = [row["channels"] * row["edge"] ** 3 * 2 * stage * 4 / 2**20
+           for row, stage in zip(encoder, stages, strict=True)]
+    drawn = ax.barh([-level for level in range(len(mib))], mib, 0.5, color=BLUE)
+    shares = [f"{part / sum(mib):.0%}" if part > 0.005 * sum(mib) else "< 1%" for part in mib]
+    notes = [f"{text} MiB, {share}" for text, share in zip(same_digits(mib), shares, strict=True)]
+    ax.bar_label(drawn, notes, padding=3, fontsize=8)
+    ax.set(title="memory of a patch's feature maps", xlim=(0, 1.9 * max(mib)), xticks=[])
+    ax.spines[:].set_visible(False)
+    ax.tick_params(left=False, labelleft=False)

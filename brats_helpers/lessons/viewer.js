@@ -1,12 +1,12 @@
-// One patient in three linked planes and from outside, drawn on plain canvases: no kernel, no network, no WebGL.
-// `data` is what viewers.slice_viewer writes; volumes are (z, y, x) in LPS with x running fastest.
+// Draw a patient in three linked planes and from outside, on plain canvases: no kernel, no WebGL.
+// viewers.slice_viewer writes `data`; volumes are (z, y, x) in LPS, x varies fastest.
 async function showPatient(root, data) {
-  const [nx, ny, nz] = data.shape, spacing = data.spacing, FLOOR = data.floor;   // gray values of the brain begin at FLOOR
+  const [nx, ny, nz] = data.shape, {spacing, floor} = data;  // the brain's gray values begin at floor
   const colors = data.labels.map(label => [1, 3, 5].map(at => parseInt(label.color.slice(at, at + 2), 16)));
-  // Each plane's axes: across, down, through; and the letters at its left, right, top and bottom.
+  // Axes across, down and through each plane; letters at its left, right, top and bottom.
   const planes = [["axial", 0, 1, 2, "RLAP"], ["coronal", 0, 2, 1, "RLSI"], ["sagittal", 1, 2, 0, "APSI"]];
 
-  async function volume(source) {                     // a mosaic of axial slices as one array
+  async function volume(source) {  // unpacks a mosaic of axial slices
     const image = new Image();
     image.src = source;
     await image.decode();
@@ -36,7 +36,7 @@ async function showPatient(root, data) {
     .brats input{vertical-align:middle} .brats .bar input[type=range]{width:90px} .brats .words{color:#777;font-style:italic}</style>
     <div class="brats"><div class="bar">
     <label>contrast <select name="image">${options(data.images)}</select></label>
-    ${slider("width", 5, 255, 255 - FLOOR, "window")} ${slider("level", FLOOR, 255, (255 + FLOOR) / 2)}</div><div class="bar">
+    ${slider("width", 5, 255, 255 - floor, "window")} ${slider("level", floor, 255, (255 + floor) / 2)}</div><div class="bar">
     ${data.masks.length ? `<label>labels <select name="mask">${options(data.masks)}</select></label>` : ""}
     ${slider("opacity", 0, 100, data.masks.length ? 50 : 0)}
     ${data.labels.map((l, n) => `<label style="color:${l.color}"><input type="checkbox" name="label${n + 1}" checked>
@@ -44,8 +44,8 @@ async function showPatient(root, data) {
     ${planes.map(([name, , , axis]) => `<div><canvas tabindex="0" aria-label="${name} slice"></canvas>
     ${slider(name, 0, data.shape[axis] - 1, data.start[axis])}</div>`).join("")}
     <div><canvas tabindex="0" aria-label="tumor in the brain, from outside"></canvas>
-    ${slider("turn", 0, 359, 35)}</div></div><div>Click or drag: move the crosshair. Wheel or
-    arrow keys: go through the slices. Keys 1 to 4: the contrast; o: the labels. <span class="words">${data.words}</span>
+    ${slider("turn", 0, 359, 35)}</div></div><div>Click or drag to move the crosshair. Use the wheel or the
+    arrow keys to go through the slices, keys 1 to 4 for the contrast, o for the labels. <span class="words">${data.words}</span>
     </div></div>`;
   const control = Object.fromEntries([...root.querySelectorAll("[name]")].map(element => [element.name, element]));
   const canvases = [...root.querySelectorAll("canvas")], at = [...data.start];
@@ -58,9 +58,9 @@ async function showPatient(root, data) {
     const image = images[chosen("image")], mask = masks[chosen("mask")], opacity = chosen("opacity") / 100;
     const low = chosen("level") - chosen("width") / 2, gain = 255 / chosen("width");
     for (let r = 0, p = 0; r < rows; r++) {
-      let i = at[through] * step[through] + (down === 2 ? rows - 1 - r : r) * step[down];   // the feet are below
+      let i = at[through] * step[through] + (down === 2 ? rows - 1 - r : r) * step[down];  // the feet are below
       for (let c = 0; c < columns; c++, p += 4, i += step[across]) {
-        const gray = image[i] < FLOOR / 2 ? 0 : Math.min(255, Math.max(0, (image[i] - low) * gain));
+        const gray = image[i] < floor / 2 ? 0 : Math.min(255, Math.max(0, (image[i] - low) * gain));
         const label = mask ? mask[i] : 0, covers = label && visible[label - 1] ? opacity : 0;
         for (let k = 0; k < 3; k++) flat.data[p + k] = gray * (1 - covers) + (covers ? colors[label - 1][k] * covers : 0);
         flat.data[p + 3] = 255;
@@ -77,7 +77,7 @@ async function showPatient(root, data) {
     context.drawImage(patch, left, top, wide, high);
     const x = left + (at[across] + 0.5) * wide / columns;
     const y = top + ((down === 2 ? rows - 1 - at[down] : at[down]) + 0.5) * high / rows;
-    context.fillStyle = "rgba(240,228,66,0.6)";       // the crosshair: where the other two planes cut this one
+    context.fillStyle = "rgba(240,228,66,0.6)";  // the crosshair: the other two planes
     context.fillRect(x, 0, 1, canvas.height);
     context.fillRect(0, y, canvas.width, 1);
     context.fillStyle = "#fff";
@@ -85,14 +85,14 @@ async function showPatient(root, data) {
     [[6, canvas.height / 2], [canvas.width - 16, canvas.height / 2], [canvas.width / 2 - 5, 16],
       [canvas.width / 2 - 5, canvas.height - 6]].forEach(([u, v], k) => context.fillText(letters[k], u, v));
     control[`${name}-is`].value = ` ${data.offset[through] + at[through]}`;
-    canvas.place = (u, v) => {                        // a point of the canvas (0 to 1) as voxels
+    canvas.place = (u, v) => {  // the voxel at a point of the canvas, 0 to 1
       const column = Math.floor((u * canvas.width - left) / wide * columns);
       const row = Math.floor((v * canvas.height - top) / high * rows);
       return [[across, column], [down, down === 2 ? rows - 1 - row : row]];
     };
   }
 
-  function surface(inside) {                          // x, y, z and a normal for every voxel at a border
+  function surface(inside) {  // x, y, z and a normal of every voxel at a border
     const found = [];
     for (let z = 2; z < nz - 2; z++) for (let y = 2; y < ny - 2; y++) for (let x = 2; x < nx - 2; x++) {
       const i = (z * ny + y) * nx + x;
@@ -105,14 +105,14 @@ async function showPatient(root, data) {
     }
     return found;
   }
-  const brain = surface(i => images[0][i] > FLOOR / 2), known = new Map();
-  const borders = label => {                          // of a label's voxels, found once for each mask
+  const brain = surface(i => images[0][i] > floor / 2), known = new Map();
+  const borders = label => {  // found once for each label of a mask
     const key = `${chosen("mask")} ${label}`, mask = masks[chosen("mask")];
     if (!known.has(key)) known.set(key, mask ? surface(i => mask[i] === label) : []);
     return known.get(key);
   };
 
-  function splat(points, size) {                      // for each pixel how bright its nearest point is; 0: none
+  function splat(points, size) {  // how bright the nearest point of each pixel is; 0: none
     const angle = chosen("turn") * Math.PI / 180, [sin, cos] = [Math.sin(angle), Math.cos(angle)];
     const scale = 0.95 * size / Math.hypot(nx * spacing[0], ny * spacing[1]);
     const dot = Math.ceil(scale * Math.max(...spacing)) + 1;
@@ -132,7 +132,7 @@ async function showPatient(root, data) {
   function drawOutside() {
     const canvas = canvases[3], size = canvas.width, flat = new ImageData(size, size), visible = shown();
     flat.data.fill(255);
-    const outer = splat(brain, size), layers = [[1, 1], [3, 0.7], [2, 0.35]]     // NCR in ET in ED, and how opaque
+    const outer = splat(brain, size), layers = [[1, 1], [3, 0.7], [2, 0.35]]  // NCR in ET in ED, and opacity
       .filter(([label]) => visible[label - 1]).map(([label, alpha]) => [splat(borders(label), size), colors[label - 1], alpha]);
     for (let p = 0; p < size * size; p++) {
       const here = layers.filter(([light]) => light[p]), skin = 255 * outer[p] * (here.length ? 0.15 : 0.45);
@@ -142,7 +142,7 @@ async function showPatient(root, data) {
     }
     const context = canvas.getContext("2d"), angle = chosen("turn") * Math.PI / 180;
     context.putImageData(flat, 0, 0);
-    context.fillStyle = "#fff";                       // the four sides of the patient, as they turn with him
+    context.fillStyle = "#fff";  // the letters turn with the patient
     [["R", 180], ["L", 0], ["P", 90], ["A", 270]].forEach(([letter, degrees]) => {
       const around = degrees * Math.PI / 180 + angle, nearer = 0.5 + Math.sin(around) / 2;
       context.font = `${10 + 5 * nearer}px system-ui, sans-serif`;
@@ -152,8 +152,8 @@ async function showPatient(root, data) {
   }
 
   function draw(outside = true) {
-    const range = data.images[chosen("image")], unit = (range.high - range.low) / (255 - FLOOR);
-    const gray = value => Math.round(range.low + (value - FLOOR) * unit);
+    const range = data.images[chosen("image")], unit = (range.high - range.low) / (255 - floor);
+    const gray = value => Math.round(range.low + (value - floor) * unit);
     control["width-is"].value = ` ${Math.round(chosen("width") * unit)}`;
     control["level-is"].value = ` ${gray(chosen("level"))}`;
     control["opacity-is"].value = ` ${chosen("opacity")} %`;
@@ -191,7 +191,7 @@ async function showPatient(root, data) {
       draw(false);
     };
   });
-  root.onkeydown = event => {                         // JupyterLab would take the arrows to move between cells
+  root.onkeydown = event => {  // or JupyterLab would move to another cell
     if (/^(Arrow|Page|Home|End|[1-9o]$)/.test(event.key)) event.stopPropagation();
   };
   root.oninput = event => {

@@ -1,10 +1,9 @@
-"""Things to move while looking: a patient in three planes, a threshold, the augmentation, the worst patients.
+"""Widgets: a patient in three planes, a threshold, the augmentation, the worst patients.
 
-The slice viewer lives in the browser alone, on plain canvases: a step takes a few milliseconds. (ipyniivue was
-tried in its place. It is finer on a graphics card, but it draws with WebGL, which took half a second a step
-without one, on two cores in headless Chromium, and it shows nothing without a kernel.) The others compute, so
-they need a kernel: ipywidgets around one matplotlib picture that is replaced when a control moves. None needs
-an extension: all work in JupyterLab, VS Code, Kaggle and Colab.
+The slice viewer runs in the browser alone, on plain canvases. (ipyniivue is finer on a graphics
+card, but without one its WebGL took half a second a step, and it needs a kernel.) The others
+compute, so they need a kernel: ipywidgets (7.7 or 8) around a picture that is replaced when a
+control moves. No extension is needed in JupyterLab, VS Code, Kaggle or Colab.
 """
 
 from __future__ import annotations
@@ -25,13 +24,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..basics.constants import (
-    ED,
-    ET,
     LABEL_COLORS,
     LABEL_SHORT,
     MODALITIES,
     MODALITY_TITLES,
-    NCR,
     NOT_FOR_DIAGNOSIS,
     REGIONS,
 )
@@ -39,72 +35,101 @@ from ..basics.device import gpu_load
 from ..data.cases import Patient
 from ..data.preprocessing import Prepared, bounding_box, lps_spacing, normalize
 from ..evaluation.metrics import counts, dice
-from .plots import compare_slices, draw_slice, finish, learning_curves, three_planes, upright, widest, window
+from .plots import (
+    ERROR_LEGEND,
+    LABEL_LEGEND,
+    SliceStyle,
+    agreement,
+    draw_slice,
+    finish,
+    learning_curves,
+    slice_with_most_tumor,
+    three_planes,
+    upright,
+    window,
+)
 
 if TYPE_CHECKING:
     import ipywidgets
+    import torch
     from IPython.display import HTML, Code
 
-
-FLOOR = 30                                            # JPEG's ripples around the brain stay below half of it
+FLOOR = 30  # gray of the darkest brain; ripples of JPEG around the brain stay below half of it
+ERRORS = SliceStyle(legend=ERROR_LEGEND)
 
 
 def show_source(*objects: Callable) -> Code:
-    """The source of functions and classes as it stands in the module, in color."""
+    """Show the source of functions and classes, in color."""
     from IPython.display import Code
     return Code("\n\n".join(inspect.getsource(each) for each in objects), language="python")
 
 
 def png(figure: Figure) -> bytes:
-    """A figure as the bytes of a PNG."""
+    """Draw a figure quickly as a PNG, at the size in which widgets show it."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", pil_kwargs={"compress_level": 1})       # quick: it is looked at, not kept
+    figure.savefig(buffer, format="png", dpi=100, pil_kwargs={"compress_level": 1})
     return buffer.getvalue()
 
 
-def slice_viewer(patient: Patient, prediction: np.ndarray | None = None, synthetic: bool = False) -> HTML:
-    """A patient in three linked planes and from outside: contrast, window and level, labels, crosshair, wheel and keys.
+def slice_viewer(patient: Patient, prediction: np.ndarray | None = None,
+                 synthetic: bool = False) -> HTML:
+    """Show a patient in three linked planes and from outside.
 
-    prediction: labels, (X, Y, Z) as read from disk, to choose beside the reference. All of it is in the page that is
-    returned and runs in the browser (viewer.js), so that it moves in an exported page, too, and asks no kernel for a
-    picture. Where scripts are not run, as on GitHub, a picture of the same slices stands in its place.
+    The page holds the data and runs viewer.js, so it works without a kernel. Where scripts do not
+    run, as on GitHub, it shows a picture of the same slices.
+
+    prediction: labels, (X, Y, Z) as read from disk, to choose instead of the reference.
     """
     from IPython.display import HTML
     images = [upright(image, patient.affine) for image in patient.images]
-    labels = {title: upright(volume, patient.affine) for title, volume in (
-        ("reference", patient.reference), ("prediction", prediction)) if volume is not None}
-    brain = np.any([image != 0 for image in images], axis=0)
-    box = tuple(slice(max(0, low - 2), high + 2) for low, high in bounding_box(brain))
+    known = {"reference": patient.reference, "prediction": prediction}
+    labels = {title: upright(volume, patient.affine) for title, volume in known.items()
+              if volume is not None}
     marks = next(iter(labels.values()), np.zeros(images[0].shape, np.uint8))
     spacing = lps_spacing(patient.spacing, patient.affine)
-    start = [widest(marks, plane) - box[axis].start for axis, plane in enumerate(("sagittal", "coronal", "axial"))]
     words = [NOT_FOR_DIAGNOSIS] * (prediction is not None) + ["synthetic"] * synthetic
-    data = {"shape": images[0][box].shape, "offset": [s.start for s in box], "spacing": list(spacing),
-            "start": start, "floor": FLOOR, "words": "; ".join(words),
-            "images": [_gray(MODALITY_TITLES[m], image[box]) for m, image in zip(MODALITIES, images, strict=True)],
+    data = _viewer_data(images, labels, marks) | {"spacing": list(spacing),
+                                                  "words": "; ".join(words)}
+    still = io.BytesIO()
+    figure = three_planes(images[0], labels or {"image": marks}, spacing, synthetic=synthetic)
+    figure.savefig(still, format="jpeg", dpi=90)
+    # Equal patients give equal bytes in the notebook.
+    name = f"brats-{zlib.crc32(json.dumps(data).encode()):08x}"
+    code = Path(__file__).with_name("viewer.js").read_text(encoding="utf-8")
+    source = _source(still.getvalue(), "JPEG")
+    fallback = f"<img src='{source}' style='max-width:100%' alt='{patient.name} in three planes'>"
+    start = f"for (const root of document.querySelectorAll('#{name}')) showPatient(root, "
+    return HTML(f"<div id='{name}'>{fallback}</div>"
+                f"<script>{{{code}\n{start}{json.dumps(data)});}}</script>")
+
+
+def _viewer_data(images: Sequence[np.ndarray], labels: Mapping[str, np.ndarray],
+                 marks: np.ndarray) -> dict:
+    """Collect what viewer.js draws, cropped to the brain: volumes (X, Y, Z) in LPS."""
+    brain = np.any([image != 0 for image in images], axis=0)
+    box = tuple(slice(max(0, low - 2), high + 2) for low, high in bounding_box(brain))
+    planes = ("sagittal", "coronal", "axial")
+    return {"shape": images[0][box].shape, "offset": [side.start for side in box], "floor": FLOOR,
+            "start": [slice_with_most_tumor(marks[box], plane) for plane in planes],
+            "images": [_gray(MODALITY_TITLES[modality], image[box])
+                       for modality, image in zip(MODALITIES, images, strict=True)],
             "masks": [{"title": title, "source": _mosaic(volume[box].astype(np.uint8), "PNG")}
                       for title, volume in labels.items()],
-            "labels": [{"title": LABEL_SHORT[n], "color": color} for n, color in LABEL_COLORS.items()]}
-    still = io.BytesIO()
-    three_planes(images[0], labels or {"image": marks}, spacing, synthetic=synthetic).savefig(still, format="jpeg")
-    name = f"brats-{zlib.crc32(json.dumps(data).encode()):08x}"          # equal patients, equal bytes in the notebook
-    code = Path(__file__).with_name("viewer.js").read_text(encoding="utf-8")
-    fallback = f"<img src='{_source(still.getvalue(), 'JPEG')}' style='max-width:100%' alt='{patient.name} in three planes'>"
-    start = f"for (const root of document.querySelectorAll('#{name}')) showPatient(root, {json.dumps(data)});"
-    return HTML(f"<div id='{name}'>{fallback}</div><script>{{{code}\n{start}}}</script>")
+            "labels": [{"title": LABEL_SHORT[n], "color": color}
+                       for n, color in LABEL_COLORS.items()]}
 
 
 def _gray(title: str, image: np.ndarray) -> dict:
-    """A contrast as a mosaic of gray values, FLOOR to 255 in the brain, and the intensities that these two stand for."""
+    """Pack a modality as gray values, FLOOR to 255 in the brain, and the intensities of these."""
     inside = image[image != 0]
-    low, high = (float(v) for v in np.percentile(inside, [0.1, 99.9])) if inside.size else (0.0, 1.0)
+    low, high = map(float, np.percentile(inside, [0.1, 99.9])) if inside.size else (0.0, 1.0)
     gray = np.clip(FLOOR + (255 - FLOOR) * (image - low) / max(high - low, 1e-9), FLOOR, 255)
     source = _mosaic(np.where(image == 0, 0, gray).astype(np.uint8), "JPEG")
     return {"title": title, "low": low, "high": high, "source": source}
 
 
 def _mosaic(volume: np.ndarray, kind: str) -> str:
-    """(X, Y, Z) uint8 as one picture of all axial slices, which a browser decodes at once."""
+    """Pack (X, Y, Z) uint8 as one picture of all axial slices, which a browser decodes at once."""
     from PIL import Image
     x, y, z = volume.shape
     columns = math.ceil(math.sqrt(z * y / x))
@@ -120,123 +145,138 @@ def _source(content: bytes, kind: str) -> str:
     return f"data:image/{kind.lower()};base64,{base64.b64encode(content).decode()}"
 
 
+def _redraw(draw: Callable[[], None], *controls: ipywidgets.Widget) -> None:
+    """Draw now, and again whenever a control moves."""
+    for control in controls:
+        control.observe(lambda _: draw(), "value")
+    draw()
+
+
 def threshold_explorer(patient: Patient, probability: np.ndarray, region: str = "WT",
                        synthetic: bool = False) -> ipywidgets.Widget:
-    """Move the threshold on a region's probabilities, (X, Y, Z), and see mask, Dice, sensitivity and volume change."""
+    """Move the threshold on a region's probabilities, (X, Y, Z); see mask, Dice and volume."""
     import ipywidgets as widgets
     truth = np.isin(patient.reference, REGIONS[region])
-    threshold = widgets.FloatSlider(0.45, min=0.05, max=0.95, step=0.05, description="threshold", continuous_update=False)
-    index = widgets.IntSlider(widest(upright(truth, patient.affine)), 0, patient.images.shape[3] - 1, description="slice")
+    scan, marks = (upright(volume, patient.affine) for volume in (patient.images[0], truth))
+    spacing = lps_spacing(patient.spacing, patient.affine)
+    ml = float(np.prod(patient.spacing)) / 1000
+    threshold = widgets.FloatSlider(value=0.45, min=0.05, max=0.95, step=0.05,
+                                    description="threshold", continuous_update=False)
+    index = widgets.IntSlider(value=slice_with_most_tumor(marks), min=0, max=scan.shape[2] - 1,
+                              description="slice")
     image, line = widgets.Image(format="png"), widgets.Label()
 
-    def draw(_: object = None) -> None:
+    def draw() -> None:
         mask = probability >= threshold.value
-        tp, fp, fn, _tn = counts(mask, truth)
-        ml = float(np.prod(patient.spacing)) / 1000
+        tp, fp, fn, _ = counts(mask, truth)
         line.value = (f"Dice {dice(mask, truth):.3f}, sensitivity {tp / max(1, tp + fn):.3f}, "
                       f"volume {(tp + fp) * ml:.1f} ml (reference {(tp + fn) * ml:.1f} ml)")
-        kinds = agreement(mask, truth)
-        views = {f"green: both, orange: {region} too much, blue: missed": upright(patient.images[0], patient.affine)}
-        image.value = png(compare_slices(views, index=index.value, labels=upright(kinds, patient.affine),
-                                         spacing=lps_spacing(patient.spacing, patient.affine), synthetic=synthetic,
-                                         prediction=True, legend=False, width=4.6))
+        figure, ax = plt.subplots(figsize=(6.6, 5))
+        errors = upright(agreement(mask, truth), patient.affine)
+        draw_slice(ax, scan, "axial", index.value, spacing, errors, style=ERRORS)
+        ax.set_title(region)
+        image.value = png(finish(figure, synthetic, ERROR_LEGEND, prediction=True))
 
-    for control in (threshold, index):
-        control.observe(draw, "value")
-    draw()
+    _redraw(draw, threshold, index)
     return widgets.VBox([threshold, index, line, image])
-
-
-def agreement(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Where both masks agree, where one is too much, where one misses: as the labels ED (green), ET (orange), NCR (blue)."""
-    return np.select([predicted & truth, predicted & ~truth, ~predicted & truth], [ED, ET, NCR], 0).astype(np.uint8)
 
 
 def comparison_viewer(rows: Sequence[Mapping], read: Callable[[str], tuple[Patient, np.ndarray]],
                       synthetic: bool = False) -> ipywidgets.Widget:
-    """Reference, prediction and error of every patient, the worst first; rows of `evaluation.evaluate`.
+    """Show reference, prediction and error of every patient in `evaluation.evaluate`, worst first.
 
-    read: a patient and his predicted labels, (X, Y, Z), by name; it is called when a patient is chosen.
+    read: returns the patient of a name and the predicted labels, (X, Y, Z), when it is chosen.
     """
     import ipywidgets as widgets
-    score = {row["name"]: float(np.mean([row[region]["dice"] for region in REGIONS])) for row in rows}
-    order = sorted(score, key=score.get)
-    who = widgets.Select(options=[(f"{score[name]:.3f}  {name}", name) for name in order], rows=6, description="mean Dice")
+    score = {row["name"]: float(np.mean([row[region]["dice"] for region in REGIONS]))
+             for row in rows}
+    options = [(f"{score[name]:.3f}  {name}", name) for name in sorted(score, key=score.get)]
+    who = widgets.Select(options=options, rows=6, description="mean Dice")
     index, image = widgets.IntSlider(description="slice"), widgets.Image(format="png")
-    state: dict[str, object] = {}
+    shown: dict[str, np.ndarray] = {}
 
-    def choose(_: object = None) -> None:
+    def choose() -> None:
         patient, labels = read(who.value)
-        reference, predicted = (upright(volume, patient.affine) for volume in (patient.reference, labels))
-        state.update(image=upright(patient.images[0], patient.affine), spacing=lps_spacing(patient.spacing, patient.affine),
-                     views={"reference": reference, "prediction": predicted,
-                            "WT: blue missed, orange too much": agreement(predicted > 0, reference > 0)})
-        index.max, index.value = reference.shape[2] - 1, widest(reference)
+        truth, predicted = (upright(v, patient.affine) for v in (patient.reference, labels))
+        shown.update(image=upright(patient.images[0], patient.affine), truth=truth,
+                     spacing=lps_spacing(patient.spacing, patient.affine), predicted=predicted,
+                     errors=agreement(predicted > 0, truth > 0))
+        index.max, index.value = truth.shape[2] - 1, slice_with_most_tumor(truth)
         draw()
 
-    def draw(_: object = None) -> None:
-        figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.6))
-        for ax, (title, labels) in zip(axes, state["views"].items(), strict=True):
-            draw_slice(ax, state["image"], "axial", index.value, state["spacing"], labels)
-            ax.set_title(title, fontsize=9)
-        image.value = png(finish(figure, synthetic, legend=True, prediction=True))
+    def draw() -> None:
+        figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.8))
+        titles = {"truth": "reference", "predicted": "prediction", "errors": "whole tumor: errors"}
+        for ax, (key, title) in zip(axes, titles.items(), strict=True):
+            style = ERRORS if key == "errors" else SliceStyle()
+            draw_slice(ax, shown["image"], "axial", index.value, shown["spacing"], shown[key],
+                       style=style)
+            ax.set_title(title)
+        image.value = png(finish(figure, synthetic, LABEL_LEGEND | ERROR_LEGEND, prediction=True))
 
-    who.observe(choose, "value")
-    index.observe(draw, "value")
-    choose()
+    _redraw(choose, who)
+    index.observe(lambda _: draw(), "value")
     return widgets.VBox([widgets.HBox([who, index]), image])
 
 
 def augmentation_playground(prepared: Prepared, synthetic: bool = False) -> ipywidgets.Widget:
-    """A slider for each transform of the augmentation, on the slice of a prepared patient that shows the most tumor."""
+    """Move a slider for each transform, and see it on the slice with the most tumor."""
     import ipywidgets as widgets
     import torch
-
-    from ..training import augmentation as augment
     z_scored = normalize(prepared.volume[:4], prepared.meta.mean, prepared.meta.std)
-    at = slice(max(0, (z := widest(prepared.volume[4].T)) - 8), z + 8)   # a slab: what is not seen is not computed
-    whole, marks = torch.from_numpy(z_scored[:, at]), torch.from_numpy(prepared.volume[4:, at])
-    ranges = {"zoom": (1, 1.4, 1), "angle": (-45, 45, 0), "elastic": (0, 8, 0), "noise": (0, 0.5, 0), "blur": (0, 2, 0),
-              "brightness": (0.7, 1.3, 1), "contrast": (0.65, 1.5, 1), "gamma": (0.7, 1.5, 1),
-              "shift": (-0.5, 0.5, 0)}
-    sliders = {name: widgets.FloatSlider(start, min=low, max=high, step=(high - low) / 20, description=name,
-                                         continuous_update=False) for name, (low, high, start) in ranges.items()}
+    z = slice_with_most_tumor(prepared.volume[4].T)
+    slab = slice(max(0, z - 8), z + 8)  # what is not seen is not computed
+    whole = torch.from_numpy(z_scored[:, slab])
+    marks = torch.from_numpy(prepared.volume[4:, slab])
+    middle, style = whole.shape[1] // 2, SliceStyle(window(whole[0].numpy()), opacity=0.25)
+    ranges = {"zoom": (1, 1.4, 1), "angle": (-45, 45, 0), "elastic": (0, 8, 0),
+              "noise": (0, 0.5, 0), "blur": (0, 2, 0), "brightness": (0.7, 1.3, 1),
+              "contrast": (0.65, 1.5, 1), "gamma": (0.7, 1.5, 1), "shift": (-0.5, 0.5, 0)}
+    sliders = {name: widgets.FloatSlider(value=start, min=low, max=high, step=(high - low) / 20,
+                                         description=name, continuous_update=False)
+               for name, (low, high, start) in ranges.items()}
     image = widgets.Image(format="png")
 
-    def draw(_: object = None) -> None:
-        value = {name: slider.value for name, slider in sliders.items()}
-        generator = torch.Generator().manual_seed(0)
-        grid = augment.sampling_grid(whole.shape[1:], value["zoom"], [0, 0, value["angle"]], value["elastic"], generator)
-        changed, moved = augment.resample(whole, marks, grid)
-        brain, x = changed[4:], changed[:4]
-        x = augment.add_noise(x, value["noise"], generator) if value["noise"] else x
-        x = augment.blur(x, value["blur"]) if value["blur"] else x
-        x = augment.change_gamma(augment.change_contrast(x * value["brightness"], value["contrast"]), value["gamma"])
-        x = x + value["shift"]
-        middle = whole.shape[1] // 2
+    def draw() -> None:
+        changed, moved = _augment(whole, marks, {name: s.value for name, s in sliders.items()})
         figure, axes = plt.subplots(1, 2, figsize=(6.4, 3.6))
-        for ax, name, volume, labels in zip(axes, ("original", "changed"), (whole[0], (x * brain)[0]), (marks, moved),
-                                            strict=True):
-            draw_slice(ax, volume.numpy().T, "axial", middle, labels=labels[0].numpy().T, limits=window(whole[0].numpy()),
-                       opacity=0.25, letters=False)
+        views = {"original": (whole, marks), "changed": (changed, moved)}
+        for ax, (name, (volume, labels)) in zip(axes, views.items(), strict=True):
+            draw_slice(ax, volume[0].numpy().T, "axial", middle, labels=labels[0].numpy().T,
+                       letters=False, style=style)
             ax.set_title(name)
         image.value = png(finish(figure, synthetic, legend=True))
 
-    for slider in sliders.values():
-        slider.observe(draw, "value")
-    draw()
-    return widgets.HBox([widgets.VBox(list(sliders.values()), layout={"min_width": "310px"}), image])
+    _redraw(draw, *sliders.values())
+    return widgets.HBox([widgets.VBox([*sliders.values()], layout={"min_width": "310px"}), image])
+
+
+def _augment(volume: torch.Tensor, marks: torch.Tensor,
+             value: Mapping[str, float]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Apply each transform with its value to a z-scored volume (5, D, H, W) and labels."""
+    import torch
+
+    from ..training import augmentation as augment
+    generator = torch.Generator().manual_seed(0)
+    grid = augment.sampling_grid(volume.shape[1:], value["zoom"], [0, 0, value["angle"]],
+                                 value["elastic"], generator)
+    changed, moved = augment.resample(volume, marks, grid)
+    x, brain = changed[:4], changed[4:]
+    x = augment.add_noise(x, value["noise"], generator) if value["noise"] else x
+    x = augment.blur(x, value["blur"]) if value["blur"] else x
+    x = augment.change_contrast(x * value["brightness"], value["contrast"])
+    return (augment.change_gamma(x, value["gamma"]) + value["shift"]) * brain, moved
 
 
 class Dashboard:
-    """The learning curves while a network trains: redrawn in place in a live notebook, silent in a headless run."""
+    """Redraw the learning curves in a live notebook while a network trains."""
 
     def __init__(self) -> None:
         self.handle = None
 
     def __call__(self, history: Sequence[dict]) -> None:
         """Show the history so far; `training.train` calls this after every epoch."""
-        if "BRATS_HEADLESS" in os.environ:            # nobody is watching: the progress bar says enough
+        if "BRATS_HEADLESS" in os.environ:  # nobody is watching
             return
         from IPython.display import display
         figure = learning_curves(history)
@@ -248,11 +288,12 @@ class Dashboard:
 
 
 def throughput(history: Sequence[dict]) -> str:
-    """A line on speed and, on a GPU, its memory and load."""
+    """Return a line on speed and, on a GPU, its memory and load."""
     last, load = history[-1], gpu_load()
-    line = f"epoch {last['epoch']}, step {last['step']}, {last['step'] / max(last['seconds'], 1e-9):.1f} steps a second"
+    speed = last["step"] / max(last["seconds"], 1e-9)
+    parts = [f"epoch {last['epoch']}", f"step {last['step']}", f"{speed:.1f} steps a second"]
     if "gpu/memory_gib" in load:
-        line += f", {load['gpu/memory_gib']:.1f} GiB of GPU memory at most"
+        parts.append(f"{load['gpu/memory_gib']:.1f} GiB of GPU memory at most")
     if "gpu/percent_busy" in load:
-        line += f", GPU {load['gpu/percent_busy']:.0f} % busy"
-    return line
+        parts.append(f"GPU {load['gpu/percent_busy']:.0f} % busy")
+    return ", ".join(parts)

@@ -20,16 +20,15 @@ from .kinds import LOOKS, VERSION, WIDE_REVISION
 from .patient import make_patient
 
 TRAINING, TEST = "BraTS2021_Training_Data.tar", "BraTS2021_Test_Data.tar"
-TEST_INDEX = 90_000                                   # test patients' numbers start here, so that no name is met twice
+TEST_INDEX = 90_000  # the first test patient's number, so that no name occurs twice
 
-
-# ---------------------------------------------------------------- archives
 
 def build_cohort(folder: Path, seed: int, patients: int, test_patients: int, spacing_mm: float,
                  jobs: int = -1, kind: str = "phantom") -> tuple[Path, Path | None]:
-    """Write the training and the test archive into `folder`; returns their paths (no test patients: None).
+    """Write the training and the test archive into `folder`, of a kind in LOOKS.
 
-    kind: of LOOKS. Archives of the same settings are used again. The same settings give the same bytes.
+    Archives of the same settings are reused. The same settings give the same bytes. Returns both
+    paths, the second None without test patients.
     """
     folder = Path(folder)
     paths = []
@@ -43,28 +42,30 @@ def build_cohort(folder: Path, seed: int, patients: int, test_patients: int, spa
 
 
 def _build_archive(path: Path, settings: dict, indices: Sequence[int], jobs: int) -> None:
-    note = path.with_suffix(".json")                  # beside the archive: what is in it
+    note = path.with_suffix(".json")  # the settings of the archive beside it
     if path.is_file() and note.is_file() and json.loads(note.read_text()) == settings:
         return
     note.unlink(missing_ok=True)
+    kind = settings.get("kind", "phantom")
     packed = Parallel(n_jobs=jobs, return_as="generator")(
-        delayed(_pack)(settings["seed"], index, settings["spacing_mm"], settings.get("kind", "phantom")) for index in indices)
+        delayed(_pack)(settings["seed"], index, settings["spacing_mm"], kind) for index in indices)
+    progress = tqdm(packed, total=len(indices), desc=f"phantoms for {path.name}", unit="patient")
     with atomic_path(path) as temporary, tarfile.open(temporary, "w") as tar:
-        for members in tqdm(packed, total=len(indices), desc=f"phantoms for {path.name}", unit="patient"):
+        for members in progress:
             for name, content in members:
-                info = tarfile.TarInfo(name)          # the default time, owner and mode: the same bytes every time
+                info = tarfile.TarInfo(name)  # its default time, owner and mode never change
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
     write_json(note, settings)
 
 
 def _pack(seed: int, index: int, spacing_mm: float, kind: str) -> list[tuple[str, bytes]]:
-    """The five files of a patient, as name and content, exactly as BraTS names and labels them."""
+    """Make a patient's five files, as name and content, named and labeled as in BraTS."""
     patient = make_patient(seed, index, spacing_mm, LOOKS[kind])
     on_disk = np.array([0, NCR, ED, DISK_ET], np.uint8)[patient.reference]
     arrays = [*zip(MODALITIES, patient.images, strict=True), ("seg", on_disk)]
-    return [(f"{patient.name}/{patient.name}_{kind}.nii.gz", _nifti_bytes(array, patient.affine))
-            for kind, array in arrays]
+    return [(f"{patient.name}/{patient.name}_{part}.nii.gz", _nifti_bytes(array, patient.affine))
+            for part, array in arrays]
 
 
 def _nifti_bytes(array: np.ndarray, affine: np.ndarray) -> bytes:

@@ -1,7 +1,8 @@
-"""The student's and the teacher's edition of the notebooks, both made from the same source.
+"""Writes a student's and a teacher's edition of the notebooks.
 
-In a cell tagged "exercise", what a student has to find ends in `# solution`. The student's edition has a blank in its
-place, and the solution folded away below; the teacher's has solutions, outputs, and the notes "For teachers".
+In a cell with the tag "exercise", lines that end in `# solution` are the answer. The student's
+edition has a blank instead, and the solution folded away below. The teacher's edition has
+solutions, outputs and the notes "For teachers".
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from .series import FOLDER, NAMES, check_repository
 
 MARK = re.compile(r"\s*# solution$")
 NOTES = re.compile(r"<details><summary>For teachers</summary>.*?</details>", re.DOTALL)
-ANSWER = re.compile(r"^(\w+) = ")                     # a name at the left margin; within a function the body is blank
+ANSWER = re.compile(r"^(\w+) = ")  # at the left margin; inside a function the body is blank
 
 
 def blank(source: str) -> str:
-    """An exercise without its solution: `name = ...`, or `...` for lines of a function."""
+    """Replace an exercise's solution by `name = ...`, or by `...` inside a function."""
     lines: list[str] = []
     inside = False
     for line in source.splitlines():
@@ -38,12 +39,12 @@ def blank(source: str) -> str:
 
 
 def solved(source: str) -> str:
-    """An exercise with its solution, without the marks."""
+    """Remove the marks from an exercise and keep its solution."""
     return "\n".join(MARK.sub("", line) for line in source.splitlines())
 
 
 def student(notebook: NotebookNode) -> NotebookNode:
-    """A copy for learning: blanks, solutions folded away, no outputs, no notes for teachers."""
+    """Blank the exercises, fold away the solutions, and remove outputs and notes for teachers."""
     cells = []
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
@@ -52,8 +53,9 @@ def student(notebook: NotebookNode) -> NotebookNode:
             continue
         cells.append(cell)
         if "exercise" in tags:
-            text = f"<details><summary>Solution</summary>\n\n```python\n{solved(cell.source)}\n```\n</details>"
-            cells.append(new_markdown_cell(text))
+            code = f"```python\n{solved(cell.source)}\n```"
+            cells.append(new_markdown_cell(
+                f"<details><summary>Solution</summary>\n\n{code}\n</details>"))
             cell.source = blank(cell.source)
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
@@ -62,7 +64,7 @@ def student(notebook: NotebookNode) -> NotebookNode:
 
 
 def teacher(notebook: NotebookNode) -> NotebookNode:
-    """A copy for teaching: all as it is in the series, the solutions without their marks."""
+    """Keep everything, but remove the marks from the solutions."""
     for cell in notebook.cells:
         if "exercise" in cell.metadata.get("tags", []):
             cell.source = solved(cell.source)
@@ -70,20 +72,21 @@ def teacher(notebook: NotebookNode) -> NotebookNode:
 
 
 def numbered(notebook: NotebookNode) -> NotebookNode:
-    """The same with cell ids in order, so that two runs write the same file."""
+    """Number the cell ids, so that two runs write the same file."""
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:03d}"
     return notebook
 
 
 def write_editions(folder: Path) -> list[Path]:
-    """Write both editions, `folder`/student and `folder`/teacher; returns the paths."""
+    """Write both editions into `folder`/student and `folder`/teacher; returns the paths."""
     check_repository()
     written = []
     for name in NAMES:
         for edition in (student, teacher):
             path = Path(folder) / edition.__name__ / f"{name}.ipynb"
+            notebook = edition(nbformat.read(FOLDER / f"{name}.ipynb", 4))
             with atomic_path(path) as temporary:
-                temporary.write_text(jupytext.writes(edition(nbformat.read(FOLDER / f"{name}.ipynb", 4)), "ipynb"), "utf-8")
+                temporary.write_text(jupytext.writes(notebook, "ipynb"), "utf-8")
             written.append(path)
     return written

@@ -1,8 +1,8 @@
-"""Many runs from one command: notebook 05 for every point of a grid, on shared preprocessing, and a report of them all.
+"""Runs notebook 05 for every point of a grid, on shared preprocessing, and reports on all of them.
 
-Each point has a folder of its own with its executed notebook and its metrics.json. A point that is
-finished is not run again, one that was cut off goes on from its last checkpoint, and one that fails is
-reported and stops nobody else. joblib spreads the points over processes (loky) or over a Dask cluster.
+Each point has its own folder with the executed notebook and metrics.json. A sweep does not repeat
+a finished point, resumes an interrupted one from its last checkpoint, and records the error of one
+that fails while the others go on. joblib distributes the points over processes or a Dask cluster.
 """
 
 from __future__ import annotations
@@ -25,71 +25,77 @@ from ..basics.files import read_json, write_json
 from .series import FOLDER, NAMES, ROOT, declared, execute, render, run_series
 
 SHARED = ("config.json", "cohort.json", "patients.json", "splits.json")
-REPORT = FOLDER / "sweep_report.py"
 
 
 def points_of(grid: Mapping[str, Sequence[object]]) -> list[dict]:
-    """Every combination of a grid's values, the last name changing fastest; BratsError for a name that nobody declares."""
+    """Return every combination of a grid's values, the last name changing fastest.
+
+    Raises BratsError for a name that no notebook declares, and for one without values.
+    """
     tables = [declared(number) for number in range(1, len(NAMES) + 1)]
     known = set().union(*tables) - {"work", "preset", "source"}
     if unknown := sorted(set(grid) - known):
-        raise BratsError(f"no notebook has a parameter {', '.join(unknown)}; there are: {', '.join(sorted(known))}.")
+        raise BratsError(f"no notebook has a parameter {', '.join(unknown)}; there are: "
+                         f"{', '.join(sorted(known))}.")
     if empty := [name for name, values in grid.items() if not values]:
         raise BratsError(f"--grid {empty[0]}= has no value: give some, as in {empty[0]}=1,2,3.")
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
 def name_of(point: Mapping[str, object]) -> str:
-    """A folder's name for a point, as in learning_rate=0.001,seed=2."""
-    texts = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in point.items()}
+    """Return a folder name for a point, as in learning_rate=0.001,seed=2."""
+    texts = {name: f"{value:g}" if isinstance(value, float) else str(value)
+             for name, value in point.items()}
     return ",".join(f"{name}={re.sub(r'[:/]', '.', text)}" for name, text in texts.items())
 
 
-def run_sweep(grid: Mapping[str, Sequence[object]], work: Path, preset: str | None = None, source: str | None = None,
-              fixed: Mapping[str, object] | None = None, jobs: int = 1, backend: str = "loky",
-              scheduler: str | None = None) -> list[dict]:
-    """Run every point of a grid in `work`/points; returns a row for each: its parameters, and its metrics or its error.
+def run_sweep(grid: Mapping[str, Sequence[object]], work: Path, preset: str | None = None,
+              source: str | None = None, fixed: Mapping[str, object] | None = None, jobs: int = 1,
+              backend: str = "loky", scheduler: str | None = None) -> list[dict]:
+    """Run every point of a grid in `work`/points.
 
-    fixed: parameters that all points share; scheduler: the address of a Dask cluster, with backend "dask".
-    What notebook 05 does not declare is settled by the notebooks before it, which are run once for each such choice.
+    fixed: parameters of all points; scheduler: address of a Dask cluster, with backend "dask".
+    The notebooks before 05 run once for each choice of the parameters that 05 does not declare.
+    Returns a row for each point: its parameters, and its metrics or its error.
     """
     work, points, late = Path(work).absolute(), points_of(grid), declared(len(NAMES))
-    places = []
+    rows, tasks = [], []
     for point in tqdm(points, desc="shared notebooks", unit="point"):
         early = {name: value for name, value in point.items() if name not in late}
         base = work / "shared" / (name_of(early) or "all")
         _run_shared(base, preset, source, {**(fixed or {}), **early})
         place = work / "points" / name_of(point)
         _link(base, place)
-        places.append(place)
-    asked = [{name: value for name, value in {**(fixed or {}), **point}.items() if name in late} for point in points]
+        wanted = {**(fixed or {}), **point}
+        rows.append({"name": place.name, "parameters": point})
+        tasks.append(delayed(run_point)(place, {k: v for k, v in wanted.items() if k in late}))
     with _pool(backend, scheduler):
-        rows = Parallel(n_jobs=jobs, return_as="generator")(
-            delayed(run_point)(place, wanted) for place, wanted in zip(places, asked, strict=True))
-        done = list(tqdm(rows, total=len(points), desc="points", unit="run"))
-    rows = [{"name": place.name, "parameters": point, **row} for place, point, row in zip(places, points, done, strict=True)]
+        results = Parallel(n_jobs=jobs, return_as="generator")(tasks)
+        done = list(tqdm(results, total=len(points), desc="points", unit="run"))
+    rows = [{**row, **result} for row, result in zip(rows, done, strict=True)]
     write_json(work / "sweep.json", rows)
     return rows
 
 
-def _run_shared(base: Path, preset: str | None, source: str | None, parameters: Mapping[str, object]) -> None:
-    """Notebooks 01 to 03 in a folder of their own, unless they have run there; BratsError where that was for other data."""
-    known = {number: {name: value for name, value in parameters.items() if name in declared(number)} for number in (1, 2, 3)}
+def _run_shared(base: Path, preset: str | None, source: str | None,
+                parameters: Mapping[str, object]) -> None:
+    """Run notebooks 01 to 03 in `base` once; raises BratsError if it holds other patients."""
+    known = {number: {k: v for k, v in parameters.items() if k in declared(number)}
+             for number in (1, 2, 3)}
     asked = {"preset": preset, "source": source, **known[1], **known[2], **known[3]}
     note = base / "asked.json"
     if note.is_file() and (before := read_json(note, "the sweep")) != asked:
-        raise BratsError(f"{base} holds the patients of another sweep ({before}; now {asked}): name another folder with "
-                         "--work, or delete that one.")
+        raise BratsError(f"{base} holds the patients of another sweep ({before}; now {asked}): "
+                         "name another folder with --work, or delete that one.")
     if (base / "preprocessed" / "dataset.json").is_file():
         return
-    base.mkdir(parents=True, exist_ok=True)
     write_json(note, asked)
     for number, chosen in known.items():
         run_series(preset, source if number == 1 else None, base, only=number, parameters=chosen)
 
 
 def _link(base: Path, place: Path) -> None:
-    """Give a point what it reads: the settings as copies, the prepared patients as hard links, which take no room."""
+    """Give a point its input: copies of the settings, hard links to the prepared patients."""
     (place / "preprocessed").mkdir(parents=True, exist_ok=True)
     for name in SHARED:
         shutil.copyfile(base / name, place / name)
@@ -98,45 +104,49 @@ def _link(base: Path, place: Path) -> None:
         target.unlink(missing_ok=True)
         try:
             os.link(path, target)
-        except OSError:                               # another disk, or one that knows no links
+        except OSError:  # another disk, or a file system without links
             shutil.copyfile(path, target)
 
 
 @contextlib.contextmanager
 def _pool(backend: str, scheduler: str | None) -> Iterator[None]:
-    """joblib's backend for the points: processes of this machine, or a Dask cluster."""
-    if backend != "dask":
-        with parallel_config(backend=backend):
-            yield
-        return
-    try:
-        from distributed import Client
-    except ModuleNotFoundError as error:
-        raise BratsError("the dask backend needs a package more: pip install \"dask[distributed]\".") from error
-    with Client(scheduler), parallel_config(backend="dask"):
+    """Select joblib's backend, and connect to the Dask cluster if that is the backend."""
+    with contextlib.ExitStack() as stack:
+        if backend == "dask":
+            try:
+                from distributed import Client
+            except ModuleNotFoundError as error:
+                raise BratsError("the dask backend needs another package: "
+                                 "pip install \"dask[distributed]\".") from error
+            stack.enter_context(Client(scheduler))
+        stack.enter_context(parallel_config(backend=backend))
         yield
 
 
 def run_point(place: Path, parameters: Mapping[str, object]) -> dict:
-    """Notebook 05 in a point's folder, unless it has run there with these parameters; its metrics, or its error."""
+    """Run notebook 05 in a point's folder, unless it has run there with these parameters.
+
+    Returns the point's metrics or its error: a point that fails does not end the sweep.
+    """
     note, result = place / "point.json", place / "metrics.json"
-    if result.is_file() and note.is_file() and read_json(note, "the sweep") == dict(parameters):
-        return {"metrics": read_json(result, "notebook 05")}
-    result.unlink(missing_ok=True)
-    try:
-        execute(len(NAMES), place / "notebooks", {"work": str(place), **parameters})
-    except BratsError as error:                       # one point's failure is a row, not the sweep's end
-        return {"error": str(error)}
-    write_json(note, dict(parameters))
+    finished = result.is_file() and note.is_file()
+    if not finished or read_json(note, "the sweep") != dict(parameters):
+        result.unlink(missing_ok=True)
+        try:
+            execute(len(NAMES), place / "notebooks", {"work": str(place), **parameters})
+        except BratsError as error:
+            return {"error": str(error)}
+        write_json(note, dict(parameters))
     return {"metrics": read_json(result, "notebook 05")}
 
 
 def write_report(work: Path) -> Path:
-    """Execute the report on a sweep's results into `work`/report.ipynb and render it; returns the notebook's path."""
+    """Execute the report on a sweep into `work`/report.ipynb, render it, and return its path."""
     work = Path(work).absolute()
     target = work / "report.ipynb"
-    jupytext.write(jupytext.read(REPORT), target)
-    papermill.execute_notebook(str(target), str(target), {"work": str(work)}, kernel_name="python3", cwd=str(ROOT),
+    jupytext.write(jupytext.read(FOLDER / "sweep_report.py"), target)
+    papermill.execute_notebook(str(target), str(target), {"work": str(work)},
+                               kernel_name="python3", cwd=str(ROOT),
                                progress_bar={"desc": "report", "leave": False})
     render(target)
     return target

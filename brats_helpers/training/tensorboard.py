@@ -21,7 +21,7 @@ from ..data.preprocessing import Prepared, normalize_batch
 from ..data.storage import load
 from ..evaluation.metrics import regions
 from ..evaluation.sliding_window import sliding_window_inference
-from ..lessons.plots import cut, draw_slice, finish, widest
+from ..lessons.plots import cut, draw_slice, finish, slice_with_most_tumor
 from . import distributed
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def overlay(prepared: Prepared, model: torch.nn.Module, config: Config, device: 
     image = normalize_batch(volume[None, :4], torch.tensor([meta.mean]), torch.tensor([meta.std]))[0]
     predicted = sliding_window_inference(model, image, config.patch, config.overlap, device=device).numpy() > 0.5
     figure, ax = plt.subplots(figsize=(4, 4.4))
-    at = widest(prepared.volume[4].T)
+    at = slice_with_most_tumor(prepared.volume[4].T)
     draw_slice(ax, image[0].numpy().T, "axial", at)
     for style, masks in (("dashed", regions(prepared.volume[4])), ("solid", predicted)):
         for color, mask in zip(REGION_COLORS.values(), masks, strict=True):

@@ -1,4 +1,4 @@
-"""Other networks in the place of the U-Net: any of them trains, and none that a checkpoint names runs unasked."""
+"""Other networks than the U-Net: any can be trained, and a checkpoint runs none unasked."""
 
 from __future__ import annotations
 
@@ -63,10 +63,14 @@ def test_one_parameter_changes_the_network_and_the_default_is_ours() -> None:
 
 def test_a_single_tensor_is_a_list_of_one_for_the_loss() -> None:
     logits, target = torch.randn(2, 3, 8, 8, 8), torch.randint(0, 2, (2, 3, 8, 8, 8)).float()
-    assert torch.equal(deep_supervision_loss(logits, target), deep_supervision_loss([logits], target))
+    assert torch.equal(
+        deep_supervision_loss(logits, target), deep_supervision_loss([logits], target)
+    )
 
 
-def test_monais_network_trains_resumes_and_comes_back_from_its_checkpoint(prepared, tmp_path: Path) -> None:  # noqa: F811
+def test_monais_network_trains_resumes_and_comes_back_from_its_checkpoint(
+    prepared, tmp_path: Path
+) -> None:  # noqa: F811
     config = CONFIG.with_(network=SEGRESNET, epochs=1, steps=2)
     history = train(config, prepared[:3], prepared[3:], tmp_path, device=CPU)
     assert history == train(config, prepared[:3], prepared[3:], tmp_path, device=CPU)
@@ -78,7 +82,8 @@ def test_monais_network_trains_resumes_and_comes_back_from_its_checkpoint(prepar
 
 def test_a_class_of_the_notebook_itself_trains(prepared, tmp_path: Path, monkeypatch) -> None:  # noqa: F811
     monkeypatch.setattr(sys.modules["__main__"], "Point", Point, raising=False)
-    config = CONFIG.with_(network="__main__:Point", epochs=1, steps=2, patch=15)       # 15: the U-Net's rule is not its
+    # The U-Net would not take a patch of 15.
+    config = CONFIG.with_(network="__main__:Point", epochs=1, steps=2, patch=15)
     train(config, prepared[:3], prepared[3:], tmp_path, device=CPU)
     assert isinstance(load_checkpoint(tmp_path / "best.pt", CPU)[0], Point)
     if importlib.util.find_spec("onnxscript"):
@@ -88,30 +93,63 @@ def test_a_class_of_the_notebook_itself_trains(prepared, tmp_path: Path, monkeyp
         load_checkpoint(tmp_path / "best.pt", CPU)
 
 
-def test_a_checkpoint_imports_nothing_until_its_reader_has(module: str, tmp_path: Path, capsys) -> None:
+def test_a_checkpoint_imports_nothing_until_its_reader_has(
+    module: str, tmp_path: Path, capsys
+) -> None:
     config = CONFIG.with_(network=f"{module}:Flat")
     write_checkpoint(tmp_path / "c.pt", config, {"average": nn.Conv3d(5, 3, 1).state_dict()})
     with pytest.raises(BratsError, match="trust it, import elsewhere first"):
         load_checkpoint(tmp_path / "c.pt", CPU)
     assert module not in sys.modules
-    arguments = ["predict", str(tmp_path), "--checkpoint", str(tmp_path / "c.pt"), "--out", str(tmp_path / "masks")]
-    assert main(arguments) == 1 and "--import elsewhere" in capsys.readouterr().err and module not in sys.modules
-    assert main([*arguments, "--import", module]) == 1 and "trust" not in capsys.readouterr().err    # there are no patients
+    arguments = [
+        "predict",
+        str(tmp_path),
+        "--checkpoint",
+        str(tmp_path / "c.pt"),
+        "--out",
+        str(tmp_path / "masks"),
+    ]
+    assert (
+        main(arguments) == 1
+        and "--import elsewhere" in capsys.readouterr().err
+        and module not in sys.modules
+    )
+    # There are no patients.
+    assert main([*arguments, "--import", module]) == 1 and "trust" not in capsys.readouterr().err
     assert type(load_checkpoint(tmp_path / "c.pt", CPU)[0]).__name__ == "Flat"
 
 
-@pytest.mark.parametrize("name", ["os:system", "builtins:eval", "torch:load", "torch:nn", "torch.nn:Missing",
-                                  "monai.networks.nets:sys", "subprocess:Popen", "elsewhere:NOTHING"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os:system",
+        "builtins:eval",
+        "torch:load",
+        "torch:nn",
+        "torch.nn:Missing",
+        "monai.networks.nets:sys",
+        "subprocess:Popen",
+        "elsewhere:NOTHING",
+    ],
+)
 def test_what_is_no_network_is_never_called(name: str, module: str) -> None:
     for from_checkpoint in (True, False):
         with pytest.raises(BratsError, match="no torch.nn.Module of that name|trust it"):
             build_network(CONFIG.with_(network=name), CPU, from_checkpoint)
 
 
-@pytest.mark.parametrize(("name", "message"), [
-    ("SegResNet", "must be 'unet', or 'module:Class'"), ("a/b:C", "must be 'unet'"), ("nowhere_at_all:Net", "is not there"),
-    ("monai.networks.nets:UNet", "channels, strides.*class of your own"), ("monai.networks.nets:DenseNet121", "makes .1, 3."),
-    ("torch.nn:Identity", "differs in in_channels, out_channels"), ("torch.nn:Conv3d", "kernel_size")])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("SegResNet", "must be 'unet', or 'module:Class'"),
+        ("a/b:C", "must be 'unet'"),
+        ("nowhere_at_all:Net", "is not there"),
+        ("monai.networks.nets:UNet", "channels, strides.*class of your own"),
+        ("monai.networks.nets:DenseNet121", "makes .1, 3."),
+        ("torch.nn:Identity", "differs in in_channels, out_channels"),
+        ("torch.nn:Conv3d", "kernel_size"),
+    ],
+)
 def test_networks_that_do_not_fit_are_explained_before_training(name: str, message: str) -> None:
     with pytest.raises(BratsError, match=message):
         new_state(CONFIG.with_(network=name, patch=32), CPU)

@@ -30,23 +30,29 @@ def patients() -> list:
     return [prepare(make_patient(0, index, 4.0), 4.0) for index in range(16)]
 
 
-def changed(patient, order: tuple[int, ...] = (0, 1, 2, 3), spacing: float = 4.0, scale: int = 1) -> dict[str, float]:
-    """The figures of a patient with contrasts in another order, larger intensities, or voxels said to be of another size."""
-    mean, std = (scale * np.array(values)[list(order)] for values in (patient.meta.mean, patient.meta.std))
+def changed(
+    patient, order: tuple[int, ...] = (0, 1, 2, 3), spacing: float = 4.0, scale: int = 1
+) -> dict[str, float]:
+    """A patient's statistics with other orders of modalities, intensities or voxel sizes."""
+    mean, std = (
+        scale * np.array(values)[list(order)] for values in (patient.meta.mean, patient.meta.std)
+    )
     images = patient.volume[:-1][list(order)].astype(np.int32) * scale
     return fingerprint.describe(images, mean, std, (spacing,) * 3, (spacing,) * 3)
 
 
 def test_patients_of_the_same_kind_are_not_warned_of_and_strange_ones_are(patients: list) -> None:
-    seen = shift.ranges([p.meta.figures for p in patients[:12]])
-    assert [shift.unlike(p.meta.figures, seen) for p in patients[12:]] == [[]] * 4
+    training_ranges = shift.ranges([p.meta.figures for p in patients[:12]])
+    assert not any(shift.outside_ranges(p.meta.figures, training_ranges) for p in patients[12:])
     for patient in patients[12:]:
         assert changed(patient) == pytest.approx(patient.meta.figures)
-        assert changed(patient, scale=7) == pytest.approx(patient.meta.figures)        # a scanner's units mean nothing
-        swapped = shift.unlike(changed(patient, (0, 3, 2, 1)), seen)                   # T1 and T2 mixed up
+        # A scanner's units mean nothing.
+        assert changed(patient, scale=7) == pytest.approx(patient.meta.figures)
+        # T1 and T2 mixed up.
+        swapped = shift.outside_ranges(changed(patient, (0, 3, 2, 1)), training_ranges)
         assert swapped and any("T1" in text or "T2" in text for text in swapped)
-        coarse = shift.unlike(changed(patient, spacing=8.0), seen)
-        assert any("voxels' longest edge in mm is 8, and was 4 to 4" in text for text in coarse)
+        coarse = shift.outside_ranges(changed(patient, spacing=8.0), training_ranges)
+        assert "the longest voxel edge is 8 mm (4 to 4 mm in training)" in coarse
         assert any("volume" in text for text in coarse)
 
 
@@ -54,11 +60,11 @@ def test_patients_of_the_same_kind_are_not_warned_of_and_strange_ones_are(patien
 @given(st.lists(st.lists(st.floats(-100, 100), min_size=3, max_size=3), min_size=5, max_size=8))
 def test_who_was_in_the_training_is_never_strange(rows: list[list[float]]) -> None:
     figures = [dict(zip(("ml brain", "z t1 0.5", "r t1 t2"), row, strict=True)) for row in rows]
-    seen = shift.ranges(figures)
-    assert not any(shift.unlike(row, seen) for row in figures)
-    both = shift.widest([seen, {key: [0.0, 0.0] for key in seen}])
+    training_ranges = shift.ranges(figures)
+    assert not any(shift.outside_ranges(row, training_ranges) for row in figures)
+    both = shift.union_of_ranges([training_ranges, {key: [0.0, 0.0] for key in training_ranges}])
     assert all(low <= 0 <= high for low, high in both.values())
-    assert shift.ranges(figures[:4]) == {} and shift.widest([seen, {}]) == {}
+    assert shift.ranges(figures[:4]) == {} and shift.union_of_ranges([training_ranges, {}]) == {}
 
 
 def test_distances_are_scipys_on_all_voxels_and_none_to_oneself(patients: list) -> None:
@@ -70,20 +76,30 @@ def test_distances_are_scipys_on_all_voxels_and_none_to_oneself(patients: list) 
                 flair = p.volume[0].astype(float)
                 side.extend((flair[p.volume[-1] == label] - p.meta.mean[0]) / p.meta.std[0])
         assert apart[name]["FLAIR"] == pytest.approx(wasserstein_distance(*values), abs=0.05)
-    assert all(value == 0 for row in compare_cohorts.distances(patients[:2], patients[:2]).values() for value in row.values())
+    assert all(
+        value == 0
+        for row in compare_cohorts.distances(patients[:2], patients[:2]).values()
+        for value in row.values()
+    )
 
 
 def test_training_notes_what_it_saw(prepared, tmp_path: Path) -> None:  # noqa: F811
     paths = [*prepared, *prepared[:1]]
     train(CONFIG, paths, prepared[:1], tmp_path, device=CPU)
-    seen = shift.ranges([load(path).meta.figures for path in paths])
-    assert seen and all(read_checkpoint(tmp_path / name, CPU)["seen"] == seen for name in ("best.pt", "last.pt"))
+    training_ranges = shift.ranges([load(path).meta.figures for path in paths])
+    assert training_ranges and all(
+        read_checkpoint(tmp_path / name, CPU)["seen"] == training_ranges
+        for name in ("best.pt", "last.pt")
+    )
 
 
 def test_predict_warns_and_segments_all_the_same(patients: list, tmp_path: Path, capsys) -> None:
     config = CONFIG.with_(spacing_mm=4.0, patch=32)
     torch.manual_seed(0)
-    content = {"average": UNet(config.filters).state_dict(), "seen": shift.ranges([p.meta.figures for p in patients[:12]])}
+    content = {
+        "average": UNet(config.filters).state_dict(),
+        "seen": shift.ranges([p.meta.figures for p in patients[:12]]),
+    }
     write_checkpoint(tmp_path / "c.pt", config, content)
     write_checkpoint(tmp_path / "old.pt", config, {"average": content["average"]})
     usual = make_patient(0, 14, 4.0)
@@ -100,6 +116,9 @@ def test_predict_warns_and_segments_all_the_same(patients: list, tmp_path: Path,
 def test_real_patients_are_like_each_other_and_not_when_contrasts_are_mixed_up(real_cases) -> None:
     labeled = [prepare(read_case(case), 2.0) for case in real_cases if case.reference]
     held_out, rest = labeled[:2], labeled[2:]
-    seen = shift.ranges([p.meta.figures for p in rest])
-    assert not any(shift.unlike(p.meta.figures, seen) for p in held_out)
-    assert all(shift.unlike(changed(p, (0, 1, 3, 2), 2.0), seen) for p in held_out)      # T1CE and T2
+    training_ranges = shift.ranges([p.meta.figures for p in rest])
+    assert not any(shift.outside_ranges(p.meta.figures, training_ranges) for p in held_out)
+    # T1CE and T2 mixed up.
+    assert all(
+        shift.outside_ranges(changed(p, (0, 1, 3, 2), 2.0), training_ranges) for p in held_out
+    )

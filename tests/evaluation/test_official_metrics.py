@@ -1,7 +1,7 @@
-"""Scores beside what BraTS publishes, on 240 pairs of masks: full ones, empty ones, single voxels, and real ones.
+"""Scores compared with BraTS's, on 240 pairs of masks: full, empty, single voxels, and real.
 
-The challenge's own code (Saluja et al., BraTS-2023-Metrics, github.com/rachitsaluja/BraTS-2023-Metrics) takes components
-from cc3d and distances from DeepMind's surface-distance; so does the slow version of its algorithm here.
+The challenge's own code (Saluja et al., github.com/rachitsaluja/BraTS-2023-Metrics) takes
+components from cc3d and distances from DeepMind's surface-distance, as the slow version here does.
 """
 
 from __future__ import annotations
@@ -20,18 +20,23 @@ from brats_helpers.data.cases import read_case
 from brats_helpers.evaluation.metrics import dice, hd95, lesion_wise, regions, score_case
 
 Mask = np.ndarray
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")     # surface-distance's, of SciPy
+# surface-distance uses SciPy's old names.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 def deepminds_hd95(a: Mask, b: Mask, spacing: tuple[float, ...]) -> float:
     """The 95th percentile of surface-distance: each piece of surface weighs as much as its area."""
-    if not a.any() or not b.any():                    # its version 0.1 stops here, for NumPy 2 has no np.Inf
+    if not a.any() or not b.any():  # its version 0.1 stops here, for NumPy 2 has no np.Inf
         return HD95_EMPTY_MM if a.any() or b.any() else 0.0
-    return surface_distance.compute_robust_hausdorff(surface_distance.compute_surface_distances(a, b, spacing), 95)
+    return surface_distance.compute_robust_hausdorff(
+        surface_distance.compute_surface_distances(a, b, spacing), 95
+    )
 
 
-def published(predicted: Mask, reference: Mask, spacing: tuple[float, ...], distance: Callable) -> dict[str, float]:
-    """The challenge's lesion-wise scores, lesion by lesion over the whole volume, as its text describes them."""
+def published(
+    predicted: Mask, reference: Mask, spacing: tuple[float, ...], distance: Callable
+) -> dict[str, float]:
+    """The challenge's lesion-wise scores over the whole volume, as its text describes them."""
     grow = {"structure": ndimage.generate_binary_structure(3, 2), "iterations": 3}
     parts = cc3d.connected_components(predicted, connectivity=26)
     areas = cc3d.connected_components(ndimage.binary_dilation(reference, **grow), connectivity=26)
@@ -43,16 +48,27 @@ def published(predicted: Mask, reference: Mask, spacing: tuple[float, ...], dist
         if lesion.sum() * np.prod(spacing) <= 50:
             continue
         found = np.isin(parts, sorted(near))
-        scores.append((2 * (found & lesion).sum() / (found.sum() + lesion.sum()), distance(lesion, found, spacing)))
+        scores.append(
+            (
+                2 * (found & lesion).sum() / (found.sum() + lesion.sum()),
+                distance(lesion, found, spacing),
+            )
+        )
         missed += not near
     false = parts.max() - len(hit)
     scores += [(0.0, HD95_EMPTY_MM)] * false
     mean = np.mean(scores, 0) if scores else (1.0, 0.0)
-    return {"dice": mean[0], "hd95_mm": mean[1], "found": len(scores) - false - missed, "missed": missed, "false": false}
+    return {
+        "dice": mean[0],
+        "hd95_mm": mean[1],
+        "found": len(scores) - false - missed,
+        "missed": missed,
+        "false": false,
+    }
 
 
 def pairs() -> list[tuple[Mask, Mask, tuple[float, ...]]]:
-    """Predicted and reference masks, odd in shape; islands, near misses, empty ones and single voxels among them."""
+    """Predicted and reference masks with islands, near misses, empty ones and single voxels."""
     found = []
     for seed in range(80):
         rng = np.random.default_rng(seed)
@@ -75,7 +91,11 @@ def pairs() -> list[tuple[Mask, Mask, tuple[float, ...]]]:
 @pytest.fixture(scope="module")
 def all_pairs() -> list[tuple[Mask, Mask, tuple[float, ...]]]:
     made = pairs()
-    assert len(made) == 240 and sum(not p.any() for p, _, _ in made) > 10 and sum(r.sum() == 1 for _, r, _ in made) > 10
+    assert (
+        len(made) == 240
+        and sum(not p.any() for p, _, _ in made) > 10
+        and sum(r.sum() == 1 for _, r, _ in made) > 10
+    )
     return made
 
 
@@ -89,13 +109,19 @@ def test_lesion_wise_scores_are_the_published_ones(all_pairs) -> None:
 
 
 def test_dice_is_deepminds_and_distances_differ_by_less_than_a_voxel(all_pairs) -> None:
-    """Their surface runs between voxels and is weighed by area; ours is the border voxels' centers, as in MONAI."""
+    """Their surface is between voxels, weighed by area; ours has voxels' centers, as in MONAI."""
     gaps = []
     for p, r, spacing in all_pairs:
         if p.any() or r.any():
-            assert dice(p, r) == pytest.approx(surface_distance.compute_dice_coefficient(r, p), abs=1e-12)
-            gaps.append(abs(hd95(p, r, spacing) - deepminds_hd95(r, p, spacing)) / np.linalg.norm(spacing))
-        assert published(p, r, spacing, deepminds_hd95)["dice"] == pytest.approx(lesion_wise(p, r, spacing)["dice"], abs=1e-6)
+            assert dice(p, r) == pytest.approx(
+                surface_distance.compute_dice_coefficient(r, p), abs=1e-12
+            )
+            gaps.append(
+                abs(hd95(p, r, spacing) - deepminds_hd95(r, p, spacing)) / np.linalg.norm(spacing)
+            )
+        assert published(p, r, spacing, deepminds_hd95)["dice"] == pytest.approx(
+            lesion_wise(p, r, spacing)["dice"], abs=1e-6
+        )
     assert np.median(gaps) < 0.2 and np.mean(np.array(gaps) < 1) > 0.95
 
 
@@ -104,7 +130,9 @@ def test_on_real_tumors_moved_and_shrunk(real_cases) -> None:
         labels = read_case(case).reference
         for change in (lambda m: np.roll(m, 2, 0), lambda m: m * ndimage.binary_erosion(m > 0)):
             for p, r in zip(regions(change(labels)), regions(labels), strict=True):
-                assert lesion_wise(p, r, (1, 1, 1)) == pytest.approx(published(p, r, (1, 1, 1), hd95), abs=1e-6)
+                assert lesion_wise(p, r, (1, 1, 1)) == pytest.approx(
+                    published(p, r, (1, 1, 1), hd95), abs=1e-6
+                )
                 assert abs(hd95(p, r, (1, 1, 1)) - deepminds_hd95(r, p, (1, 1, 1))) < np.sqrt(3)
 
 

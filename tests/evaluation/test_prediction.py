@@ -17,13 +17,24 @@ from brats_helpers.__main__ import main
 from brats_helpers.basics.config import Config
 from brats_helpers.basics.constants import ED, ET, NCR
 from brats_helpers.basics.device import Device
+from brats_helpers.basics.errors import BratsError
 from brats_helpers.data.cases import Patient, find_cases, read_case
 from brats_helpers.evaluation.checkpoints import write_checkpoint
 from brats_helpers.evaluation.metrics import dice
 from brats_helpers.evaluation.postprocessing import postprocess
 from brats_helpers.evaluation.prediction import segment
-from brats_helpers.evaluation.scoring import evaluate, read_prediction, verify_masks, write_model_card
-from brats_helpers.evaluation.sliding_window import FLIPS, flip_average, sliding_window_inference, window_starts
+from brats_helpers.evaluation.scoring import (
+    evaluate,
+    read_prediction,
+    verify_masks,
+    write_model_card,
+)
+from brats_helpers.evaluation.sliding_window import (
+    FLIPS,
+    flip_average,
+    sliding_window_inference,
+    window_starts,
+)
 from brats_helpers.network.unet import UNet
 from brats_helpers.phantoms.anatomy import brats_affine
 
@@ -40,7 +51,11 @@ def model() -> UNet:
 @given(st.integers(1, 300), st.integers(4, 64), st.sampled_from([0.0, 0.25, 0.5, 0.75]))
 def test_windows_cover_the_axis_and_overlap_enough(length: int, patch: int, overlap: float) -> None:
     starts = window_starts(length, patch, overlap)
-    assert starts[0] == 0 and starts == sorted(starts) and max(starts[-1] + patch, length) == starts[-1] + patch
+    assert (
+        starts[0] == 0
+        and starts == sorted(starts)
+        and max(starts[-1] + patch, length) == starts[-1] + patch
+    )
     assert all(b - a <= max(1, np.ceil(patch * (1 - overlap))) for a, b in zip(starts, starts[1:]))
     assert length < patch or starts[-1] + patch == length
 
@@ -49,15 +64,28 @@ def test_windows_equal_monais_where_both_choose_the_same_ones(model) -> None:
     image = torch.randn(5, 24, 32, 16)
     ours = sliding_window_inference(model, image, 16, 0.5, device=CPU)
     with torch.inference_mode():
-        theirs = monai_inference(image[None], 16, 1, lambda x: torch.sigmoid(model(x)), 0.5, "gaussian",
-                                          sigma_scale=0.125)[0]
+        theirs = monai_inference(
+            image[None],
+            16,
+            1,
+            lambda x: torch.sigmoid(model(x)),
+            0.5,
+            "gaussian",
+            sigma_scale=0.125,
+        )[0]
     torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=0)
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.tuples(*[st.integers(1, 40)] * 3), st.sampled_from([4, 8, 16]), st.sampled_from([0.0, 0.25, 0.5]),
-       st.integers(1, 8))
-def test_a_voxelwise_network_is_left_as_it_is_by_windows_and_flips(shape, patch: int, overlap: float, flips: int) -> None:
+@given(
+    st.tuples(*[st.integers(1, 40)] * 3),
+    st.sampled_from([4, 8, 16]),
+    st.sampled_from([0.0, 0.25, 0.5]),
+    st.integers(1, 8),
+)
+def test_a_voxelwise_network_is_left_as_it_is_by_windows_and_flips(
+    shape, patch: int, overlap: float, flips: int
+) -> None:
     torch.manual_seed(0)
     pointwise = torch.nn.Conv3d(5, 3, 1)
     image = torch.randn(5, *shape)
@@ -68,7 +96,7 @@ def test_a_voxelwise_network_is_left_as_it_is_by_windows_and_flips(shape, patch:
 
 
 def _blocks(*blocks: tuple[int, int, float]) -> np.ndarray:
-    """Probabilities (3, 12, 12, 12): WT and TC sure everywhere inside, ET in cubes of (corner, edge, probability)."""
+    """Probabilities (3, 12, 12, 12): sure of WT and TC inside, ET in (corner, edge, value)."""
     p = np.zeros((3, 12, 12, 12), np.float32)
     p[:2, 1:11, 1:11, 1:11] = 0.99
     for corner, edge, value in blocks:
@@ -77,32 +105,42 @@ def _blocks(*blocks: tuple[int, int, float]) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("blocks", "spacing", "et"), [
-    (((2, 2, 0.8), (5, 5, 0.95)), 1.0, 125),          # a component of 8 voxels and doubtful: gone
-    (((2, 2, 0.95), (5, 5, 0.95)), 1.0, 133),         # as small, and sure: kept
-    (((2, 4, 0.8),), 1.0, 0),                         # all of ET is 64 mm3 and doubtful: gone
-    (((2, 4, 0.95),), 1.0, 64),                       # sure: kept
-    (((2, 4, 0.8),), 2.0, 64)])                       # the same voxels at 2 mm are 512 mm3: kept
+    (((2, 2, 0.8), (5, 5, 0.95)), 1.0, 125),  # a component of 8 voxels and doubtful: gone
+    (((2, 2, 0.95), (5, 5, 0.95)), 1.0, 133),  # as small, and sure: kept
+    (((2, 4, 0.8),), 1.0, 0),  # all of ET is 64 mm3 and doubtful: gone
+    (((2, 4, 0.95),), 1.0, 64),  # sure: kept
+    (((2, 4, 0.8),), 2.0, 64)])  # the same voxels at 2 mm are 512 mm3: kept
 def test_small_and_doubtful_et_becomes_necrosis(blocks, spacing: float, et: int) -> None:
     labels = postprocess(_blocks(*blocks), [spacing] * 3)
-    assert (labels == ET).sum() == et and (labels > 0).sum() == 1000 and set(np.unique(labels)) <= {0, NCR, ET}
+    assert (
+        (labels == ET).sum() == et
+        and (labels > 0).sum() == 1000
+        and set(np.unique(labels)) <= {0, NCR, ET}
+    )
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
-def test_views_that_a_gpu_is_given_in_pairs_are_those_that_a_cpu_takes_one_by_one(model, count: int) -> None:
-    x, seen = torch.randn(1, 5, 16, 16, 16), []
+def test_flips_in_pairs_on_a_gpu_equal_flips_one_by_one_on_a_cpu(
+    model, count: int
+) -> None:
+    x, batches = torch.randn(1, 5, 16, 16, 16), []
 
-    def watched(views: torch.Tensor) -> torch.Tensor:
-        seen.append(len(views))
-        return model(views)
+    def watched(copies: torch.Tensor) -> torch.Tensor:
+        batches.append(len(copies))
+        return model(copies)
 
     with torch.inference_mode():
         pairs = flip_average(watched, x, FLIPS[:count], Device("cuda", "test", 1.0, torch.float32))
-        torch.testing.assert_close(pairs, flip_average(model, x, FLIPS[:count], CPU), atol=1e-6, rtol=0)
-    assert seen == [2] * (count // 2) + [1] * (count % 2)
+        torch.testing.assert_close(
+            pairs, flip_average(model, x, FLIPS[:count], CPU), atol=1e-6, rtol=0
+        )
+    assert batches == [2] * (count // 2) + [1] * (count % 2)
 
 
 def test_the_chain_of_thresholds() -> None:
-    p = np.array([[0.44, 0.46, 0.46, 0.46], [0.99, 0.39, 0.41, 0.41], [0.99, 0.99, 0.39, 0.95]], np.float32)
+    p = np.array(
+        [[0.44, 0.46, 0.46, 0.46], [0.99, 0.39, 0.41, 0.41], [0.99, 0.99, 0.39, 0.95]], np.float32
+    )
     assert postprocess(p.reshape(3, 4, 1, 1), (5, 5, 5)).ravel().tolist() == [0, ED, NCR, ET]
 
 
@@ -118,7 +156,9 @@ def test_segment_returns_to_the_scans_grid(model) -> None:
     images, labels = small_volumes(shape=(33, 26, 17))
     for spacing in (1.0, 2.0):
         patient = Patient("P", images, None, np.diag([1.0, -1.0, 1.0, 1.0]))
-        mask, probabilities = segment([model], patient, CONFIG.with_(spacing_mm=spacing), device=CPU)
+        mask, probabilities = segment(
+            [model], patient, CONFIG.with_(spacing_mm=spacing), device=CPU
+        )
         assert mask.shape == labels.shape and probabilities.shape == (3, *labels.shape)
         assert not mask[~images.any(0)].any()
 
@@ -168,14 +208,22 @@ def test_evaluation_is_written_and_goes_on_after_a_stop(checkpoint: Path, tmp_pa
     first = (tmp_path / "predictions" / "A.nii.gz").stat().st_mtime_ns
     metrics = evaluate(cases, checkpoint, tmp_path, CONFIG, "test", CPU)
     assert (tmp_path / "predictions" / "A.nii.gz").stat().st_mtime_ns == first
-    assert metrics["cases"] == 2 and set(metrics["dice"]) == {"WT", "TC", "ET"} and metrics["set"] == "test"
+    assert (
+        metrics["cases"] == 2
+        and set(metrics["dice"]) == {"WT", "TC", "ET"}
+        and metrics["set"] == "test"
+    )
     assert metrics["per_case"][0]["WT"]["dice"] == metrics["per_case"][1]["WT"]["dice"]
     verify_masks(cases, tmp_path)
     patient, mask = read_prediction(cases[0], tmp_path)
     assert metrics["per_case"][0]["WT"]["dice"] == dice(mask > 0, patient.reference > 0)
     write_model_card(tmp_path / "CARD.md", metrics, CONFIG, 7, True, CPU)
     card = (tmp_path / "CARD.md").read_text()
-    assert "not for diagnosis" in card and "never seen a real patient" in card and f"{metrics['dice']['TC']:.3f}" in card
+    assert (
+        "not for diagnosis" in card
+        and "never seen a real patient" in card
+        and f"{metrics['dice']['TC']:.3f}" in card
+    )
     assert "7 synthetic patients" in card and "2 test patients" in card and "{" not in card
     evaluate(cases[1:], checkpoint, tmp_path, CONFIG, "test", CPU)
     assert [p.name for p in (tmp_path / "predictions").glob("*.nii.gz")] == ["B.nii.gz"]
@@ -187,11 +235,29 @@ def test_a_mask_is_read_whatever_the_scans_are_called(tmp_path: Path) -> None:
     for name, endings in (("old", old), ("new", new)):
         case = find_cases(write_case(tmp_path / "cohort", name, images, None, endings=endings))[0]
         (tmp_path / "predictions").mkdir(exist_ok=True)
-        nib.save(nib.Nifti1Image(labels, brats_affine(1.0)), tmp_path / "predictions" / f"{name}.nii.gz")
+        nib.save(
+            nib.Nifti1Image(labels, brats_affine(1.0)), tmp_path / "predictions" / f"{name}.nii.gz"
+        )
         assert np.array_equal(read_prediction(case, tmp_path)[1] == ET, labels == 4)
 
 
-def test_real_scans_are_segmented_on_their_own_grid(real_cases, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_damaged_mask_and_one_of_another_scan_are_explained(tmp_path: Path) -> None:
+    case = find_cases(write_case(tmp_path / "cohort", "A", *small_volumes()))[0]
+    path = tmp_path / "predictions" / "A.nii.gz"
+    path.parent.mkdir()
+    for content in (None, b"", b"no mask"):
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(BratsError, match="A.nii.gz cannot be read.*evaluate this patient"):
+            read_prediction(case, tmp_path)
+    nib.save(nib.Nifti1Image(np.zeros((2, 3, 4), np.uint8), brats_affine(1.0)), path)
+    with pytest.raises(BratsError, match="has the shape .2, 3, 4., and patient A's scan"):
+        read_prediction(case, tmp_path)
+
+
+def test_real_scans_are_segmented_on_their_own_grid(
+    real_cases, checkpoint: Path, tmp_path: Path
+) -> None:
     coarse = CONFIG.with_(spacing_mm=4.0)
     for case in real_cases:
         patient = read_case(case)

@@ -24,18 +24,25 @@ def patients() -> list:
     return [make_patient(3, index, 4.0) for index in range(12)]
 
 
-def test_archives_are_the_same_bytes_for_the_same_seed_and_laid_out_as_brats(tmp_path: Path) -> None:
+def test_archives_are_the_same_bytes_for_the_same_seed_and_laid_out_as_brats(
+    tmp_path: Path,
+) -> None:
     for folder in ("a", "b"):
         build_cohort(tmp_path / folder, seed=5, patients=2, test_patients=1, spacing_mm=8.0, jobs=1)
     for name in (TRAINING, TEST):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert list_archive(tmp_path / "a" / TRAINING)[0].name == "BraTS2021_00000/BraTS2021_00000_flair.nii.gz"
+    assert (
+        list_archive(tmp_path / "a" / TRAINING)[0].name
+        == "BraTS2021_00000/BraTS2021_00000_flair.nii.gz"
+    )
     for name in (TRAINING, TEST):
         extract(tmp_path / "a" / name, tmp_path / "out" / name.split(".")[0])
     cases = find_cases(tmp_path / "out")
     assert len(cases) == 3 and len({case.name for case in cases}) == 3
     patient, made = read_case(cases[0]), make_patient(5, 0, 8.0)
-    assert np.array_equal(patient.images, made.images) and np.array_equal(patient.reference, made.reference)
+    assert np.array_equal(patient.images, made.images) and np.array_equal(
+        patient.reference, made.reference
+    )
     assert np.array_equal(patient.affine, brats_affine(8.0)) and patient.orientation == "LPS"
 
 
@@ -50,15 +57,19 @@ def test_another_seed_builds_anew_and_the_same_one_does_not(tmp_path: Path) -> N
 def test_intensities_are_what_a_radiologist_expects(patients: list) -> None:
     def level(patient, modality: int, label: int) -> float:
         image = patient.images[modality]
-        return image[patient.reference == label].mean() / np.median(image[(patient.reference == 0) & (image > 0)])
+        return image[patient.reference == label].mean() / np.median(
+            image[(patient.reference == 0) & (image > 0)]
+        )
 
     whole = [p for p in patients if all((p.reference == n).sum() > 8 for n in (NCR, ED, ET))]
     assert len(whole) >= 4
     for p in whole:
         assert p.images.dtype == np.int16 and (p.images[:, ~brain_mask(p.images)] == 0).all()
-        assert level(p, 2, ET) > 1.2 and level(p, 2, ET) > level(p, 2, NCR)          # the rim takes up contrast
-        assert level(p, 0, ED) > 1.1 and level(p, 3, ED) > 1.1                       # edema: bright on FLAIR and T2
-        assert level(p, 3, NCR) > level(p, 3, ET) and level(p, 2, NCR) < 1           # necrosis: bright T2, dark T1CE
+        # The rim takes up contrast.
+        assert level(p, 2, ET) > 1.2 and level(p, 2, ET) > level(p, 2, NCR)
+        assert level(p, 0, ED) > 1.1 and level(p, 3, ED) > 1.1  # edema: bright on FLAIR and T2
+        # Necrosis is bright on T2 and dark on T1CE.
+        assert level(p, 3, NCR) > level(p, 3, ET) and level(p, 2, NCR) < 1
 
 
 def test_tumors_of_every_kind_and_of_sizes_over_two_orders_of_magnitude() -> None:
@@ -76,21 +87,31 @@ def test_a_threshold_on_flair_does_not_solve_it(patients: list) -> None:
     assert 0.3 < scores.mean(0).max() < 0.75
 
 
-def test_wide_patients_differ_more_than_the_narrow_ones_and_still_show_their_tumors(tmp_path: Path, patients: list) -> None:
+def test_wide_patients_differ_more_than_the_narrow_ones_and_still_show_their_tumors(
+    tmp_path: Path, patients: list
+) -> None:
     def levels(cohort: list) -> np.ndarray:
         """z-scores of edema on FLAIR and T2 and of enhancing tumor on T1CE, a row a patient."""
         rows = []
         for p in cohort:
             z = normalize(p.images, *statistics(p.images, brain_mask(p.images)))
-            rows.append([z[m][p.reference == label].mean() for m, label in ((0, ED), (3, ED), (2, ET))
-                         if (p.reference == label).sum() > 8])
+            rows.append(
+                [
+                    z[m][p.reference == label].mean()
+                    for m, label in ((0, ED), (3, ED), (2, ET))
+                    if (p.reference == label).sum() > 8
+                ]
+            )
         return np.array([row for row in rows if len(row) == 3])
 
     wide = [make_patient(3, index, 4.0, LOOKS["wide"]) for index in range(12)]
     narrow_levels, wide_levels = levels(patients), levels(wide)
-    spread = [levels.std(0) / np.abs(np.median(levels, 0)) for levels in (wide_levels, narrow_levels)]
+    spread = [
+        levels.std(0) / np.abs(np.median(levels, 0)) for levels in (wide_levels, narrow_levels)
+    ]
     assert (spread[0] > spread[1]).all() and (wide_levels.std(0) > narrow_levels.std(0))[:2].all()
-    assert np.median(wide_levels[:, 0]) > 0.8 and np.median(wide_levels[:, 2]) > 1          # seen on FLAIR, and on T1CE
+    # Seen on FLAIR, and on T1CE.
+    assert np.median(wide_levels[:, 0]) > 0.8 and np.median(wide_levels[:, 2]) > 1
     first, _ = build_cohort(tmp_path, 0, 1, 0, 8.0, jobs=1)
     content = first.read_bytes()
     assert build_cohort(tmp_path, 0, 1, 0, 8.0, jobs=1, kind="wide")[0].read_bytes() != content

@@ -23,34 +23,47 @@ def written(tmp_path_factory) -> Path:
 
 def exercises(path: Path) -> list[str]:
     """The sources of a notebook's exercises."""
-    return [c.source for c in nbformat.read(path, 4).cells if "exercise" in c.metadata.get("tags", [])]
+    return [c.source for c in nbformat.read(path, 4).cells
+            if "exercise" in c.metadata.get("tags", [])]
 
 
 def test_blanks() -> None:
-    source = "a = 1\nanswer = a + 1  # solution\n\ndef f(x):\n    y = x  # solution\n    return y  # solution\n\ncheck(f)"
-    assert editions.blank(source) == "a = 1\nanswer = ...  # your turn\n\ndef f(x):\n    ...  # your turn\n\ncheck(f)"
+    source = ("a = 1\nanswer = a + 1  # solution\n\ndef f(x):\n    y = x  # solution\n"
+              "    return y  # solution\n\ncheck(f)")
+    blank = "a = 1\nanswer = ...  # your turn\n\ndef f(x):\n    ...  # your turn\n\ncheck(f)"
+    assert editions.blank(source) == blank
     assert editions.solved(source) == source.replace("  # solution", "")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_four_exercises_each_blank_with_its_solution_folded_away(written: Path, name: str) -> None:
-    student, teacher = (nbformat.read(written / kind / f"{name}.ipynb", 4) for kind in ("student", "teacher"))
+    student, teacher = (nbformat.read(written / kind / f"{name}.ipynb", 4)
+                        for kind in ("student", "teacher"))
     given, solved = (exercises(written / kind / f"{name}.ipynb") for kind in ("student", "teacher"))
     assert len(given) == len(solved) == 4
     folded = [c.source for c in student.cells if c.source.startswith("<details><summary>Solution")]
     for blank, solution, text in zip(given, solved, folded, strict=True):
-        assert "...  # your turn" in blank and "# solution" not in blank + solution and solution in text
+        assert "...  # your turn" in blank
+        assert "# solution" not in blank + solution
+        assert solution in text
         assert re.search(r"checks\.check_\w+\(", blank)
-    assert not any(c.get("outputs") for c in student.cells) and any(c.get("outputs") for c in teacher.cells)
+    assert not any(c.get("outputs") for c in student.cells)
+    assert any(c.get("outputs") for c in teacher.cells)
     everything = "\n".join(c.source for c in student.cells)
-    assert "For teachers" not in everything and "For teachers" in "\n".join(c.source for c in teacher.cells)
+    assert "For teachers" not in everything
+    assert "For teachers" in "\n".join(c.source for c in teacher.cells)
 
 
-def test_a_student_who_leaves_every_blank_comes_to_the_end(written: Path, tmp_path: Path) -> None:
-    settings = {"patients": 6, "test_patients": 2, "spacing_mm": 4.0, "epochs": 1, "steps": 3, "patch": 32,
-                "overfit_steps": 40, "full_size": False}
-    work = series.run_series(work=tmp_path / "work", parameters=settings, folder=written / "student")
+def test_a_student_who_leaves_every_blank_comes_to_the_end(written: Path, tmp_path: Path,
+                                                           monkeypatch) -> None:
+    settings = {"patients": 6, "test_patients": 2, "spacing_mm": 4.0, "epochs": 1, "steps": 3,
+                "patch": 32, "overfit_steps": 40, "full_size": False}
+    monkeypatch.setattr(series, "FOLDER", written / "student")
+    work = series.run_series(work=tmp_path / "work", parameters=settings)
     for name in NAMES:
         cells = nbformat.read(work / "notebooks" / f"{name}.ipynb", 4).cells
-        said = [out.data["text/plain"] for c in cells if "exercise" in c.metadata.get("tags", []) for out in c.outputs]
-        assert len(said) == 4 and all(text == repr(Verdict("open", text.removeprefix("Not tried yet. "))) for text in said)
+        said = [out.data["text/plain"] for c in cells if "exercise" in c.metadata.get("tags", [])
+                for out in c.outputs]
+        assert len(said) == 4
+        assert all(text == repr(Verdict("open", text.removeprefix("Not tried yet. ")))
+                   for text in said)

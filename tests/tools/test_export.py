@@ -50,7 +50,8 @@ def test_onnxruntime_gives_torchs_logits_for_any_batch(checkpoint: Path, tmp_pat
         np.testing.assert_allclose(session.run(None, {"image": x.numpy()})[0], wanted, atol=1e-3)
 
 
-def test_monai_verifies_the_bundle_reads_a_patient_as_we_do_and_segments_him(checkpoint: Path, tmp_path: Path) -> None:
+def test_monai_verifies_the_bundle_and_it_segments_as_we_do(checkpoint: Path,
+                                                            tmp_path: Path) -> None:
     from monai.bundle import ConfigWorkflow, verify_net_in_out
 
     from brats_helpers.data.archive import extract, patients_in
@@ -59,8 +60,9 @@ def test_monai_verifies_the_bundle_reads_a_patient_as_we_do_and_segments_him(che
     verify_net_in_out("network_def", meta, config, device="cpu")
     archive, _ = build_cohort(tmp_path, 0, 1, 0, 4.0)
     extract(archive, tmp_path / "data")
-    workflow = ConfigWorkflow(config, meta, logging_file=False, init_id="", final_id="", workflow_type="inference",
-                              bundle_root=str(root), dataset_dir=str(tmp_path / "data"), output_dir=str(tmp_path / "eval"))
+    workflow = ConfigWorkflow(config, meta, logging_file=False, init_id="", final_id="",
+                              workflow_type="inference", bundle_root=str(root),
+                              dataset_dir=str(tmp_path / "data"), output_dir=str(tmp_path / "eval"))
     workflow.initialize()
     given = workflow.parser.get_parsed_content("dataset")[0]
     case = patients_in(tmp_path / "data")[0]
@@ -69,15 +71,18 @@ def test_monai_verifies_the_bundle_reads_a_patient_as_we_do_and_segments_him(che
     wanted = normalize(ours.volume[:4], ours.meta.mean, ours.meta.std).transpose(0, 3, 2, 1)
     np.testing.assert_allclose(np.concatenate((given["image"], given["brain"])), wanted, atol=1e-3)
     workflow.run()
-    assert torch.is_grad_enabled()                        # a bundle is a guest: it leaves the settings as they were
+    assert torch.is_grad_enabled()  # a bundle is a guest: it leaves the settings as they were
     mask = nib.load(next((tmp_path / "eval").rglob("*_seg.nii.gz")))
     assert mask.shape == patient.images.shape[1:] and set(np.unique(mask.dataobj)) <= {0, 1, 2, 4}
     np.testing.assert_allclose(mask.affine, patient.affine, atol=1e-4)
 
 
-def test_the_command_writes_both_and_names_a_file_that_is_none(checkpoint: Path, tmp_path: Path, capsys) -> None:
-    assert main(["export", "--checkpoint", str(checkpoint), "--out", str(tmp_path), "--only", "bundle"]) == 0
-    assert (tmp_path / "bundle" / "models" / "model.pt").is_file() and "not for diagnosis" in capsys.readouterr().out
+def test_the_command_writes_both_and_names_a_file_that_is_none(checkpoint: Path, tmp_path: Path,
+                                                               capsys) -> None:
+    assert main(["export", "--checkpoint", str(checkpoint), "--out", str(tmp_path), "--only",
+                 "bundle"]) == 0
+    assert (tmp_path / "bundle" / "models" / "model.pt").is_file()
+    assert "not for diagnosis" in capsys.readouterr().out
     (tmp_path / "x.pt").write_text("nothing")
     assert main(["export", "--checkpoint", str(tmp_path / "x.pt"), "--out", str(tmp_path)]) == 1
     assert "x.pt" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A sweep: every point once, failures kept apart, nothing done twice, on this machine or on a Dask cluster."""
+"""A sweep runs every point once, here or on a Dask cluster, and keeps failures apart."""
 
 from __future__ import annotations
 
@@ -31,13 +31,15 @@ def shared(tmp_path_factory) -> Path:
 def test_a_grid_is_every_combination_under_names_of_its_own() -> None:
     points = points_of({"learning_rate": [1e-3, 3e-4], "seed": [0, 1, 2]})
     assert len(points) == 6 and points[1] == {"learning_rate": 1e-3, "seed": 1}
-    assert len({name_of(point) for point in points}) == 6 and name_of(points[3]) == "learning_rate=0.0003,seed=0"
+    assert len({name_of(point) for point in points}) == 6
+    assert name_of(points[3]) == "learning_rate=0.0003,seed=0"
     assert parse_grid("learning_rate=1e-3,3e-4") == ("learning_rate", [1e-3, 3e-4])
     assert parse_grid("tta=true,false") == ("tta", [True, False])
     for wrong in ("seed", "=1"):
         with pytest.raises(BratsError, match="give a parameter and its values"):
             parse_grid(wrong)
-    with pytest.raises(BratsError, match="no notebook has a parameter color; there are: .*learning_rate"):
+    with pytest.raises(BratsError,
+                       match="no notebook has a parameter color; there are: .*learning_rate"):
         points_of({"color": [1]})
     with pytest.raises(BratsError, match="--grid seed= has no value"):
         points_of({"seed": []})
@@ -57,8 +59,9 @@ def test_a_failing_point_is_a_row_and_a_finished_one_is_not_run_again(shared: Pa
     assert names == ["learning_rate=0.001", "learning_rate=-1"]
     report = write_report(shared).read_text()
     assert "1 of 2 runs finished" in report and "image/png" in report
-    links = (shared / "points" / "learning_rate=0.001" / "preprocessed" / "dataset.json").stat().st_nlink
-    assert links >= 2                                     # prepared once, and no copy
+    links = (shared / "points" / "learning_rate=0.001" / "preprocessed"
+             / "dataset.json").stat().st_nlink
+    assert links >= 2  # prepared once, and no copy
 
 
 def test_a_folder_of_other_patients_is_not_taken_for_these(shared: Path) -> None:
@@ -69,7 +72,8 @@ def test_a_folder_of_other_patients_is_not_taken_for_these(shared: Path) -> None
 
 def test_a_dask_worker_that_dies_loses_no_run_and_counts_none_twice(shared: Path) -> None:
     distributed = pytest.importorskip("distributed", reason="dask.distributed is not installed")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True,
+                                  dashboard_address=None) as cluster:
         def kill_one() -> None:
             """As soon as a point is under way, the first worker is gone."""
             while not list((shared / "points").glob("seed=*/notebooks/*.ipynb")):
@@ -77,10 +81,13 @@ def test_a_dask_worker_that_dies_loses_no_run_and_counts_none_twice(shared: Path
             os.kill(cluster.workers[0].pid, signal.SIGKILL)
 
         threading.Thread(target=kill_one, daemon=True).start()
-        rows = run_sweep({"seed": [1, 2, 3]}, shared, fixed=TINY, jobs=2, backend="dask", scheduler=cluster.scheduler_address)
-    assert [row["name"] for row in rows] == ["seed=1", "seed=2", "seed=3"] and not any("error" in row for row in rows)
+        rows = run_sweep({"seed": [1, 2, 3]}, shared, fixed=TINY, jobs=2, backend="dask",
+                         scheduler=cluster.scheduler_address)
+    assert [row["name"] for row in rows] == ["seed=1", "seed=2", "seed=3"]
+    assert not any("error" in row for row in rows)
     scores = [row["metrics"]["dice"] for row in rows]
     assert len({json.dumps(score) for score in scores}) == 3
     for row in rows:
-        last = read_checkpoint(shared / "points" / row["name"] / "checkpoints" / "last.pt", describe_device())
+        last = read_checkpoint(shared / "points" / row["name"] / "checkpoints" / "last.pt",
+                               describe_device())
         assert last["step"] == TINY["steps"] and row["metrics"]["seed"] == row["parameters"]["seed"]

@@ -1,0 +1,101 @@
+"""Writes the tables of the Markdown pages from the stored results: `python -m benchmarks.pages`.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`. With --check nothing is written,
+and the exit status is 1 if a page is out of date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from brats_helpers.basics.files import atomic_path, read_json
+
+from . import costs, gpu, report
+from . import real_tables as real
+
+HERE = Path(__file__).resolve().parent
+MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+# Our code, the library that could replace it, and the item and peer that compare them.
+OURS = (
+    ("Blosc2 files and `read_patch`", "nnU-Net's store and loader", "patch", "nnU-Net"),
+    ("the same", "nnU-Net's store", "storage", "nnU-Net"),
+    ("the same", "MONAI's `CacheDataset`", "patch", "MONAI CacheDataset"),
+    ("`data/preprocessing`", "MONAI's transforms", "preprocess", "MONAI"),
+    ("`training/augmentation`", "MONAI's transforms", "augment", "MONAI"),
+    ("`network/unet`", "MONAI's `DynUNet`", "train-step", "MONAI equal precision"),
+    ("`evaluation/sliding_window`", "MONAI's inferer", "infer, 8 views", "MONAI"),
+    ("`evaluation/metrics`", "MONAI's metrics", "metrics", "MONAI"),
+    ("the same", "DeepMind's surface-distance", "metrics", "surface-distance"),
+    ("`data/archive`", "`tarfile` and nibabel", "extract", "tarfile + nibabel"),
+)
+
+
+def _stored(name: str) -> dict:
+    return read_json(HERE / f"{name}.json", "the benchmark")
+
+
+def ours_or_library() -> str:
+    """Return the table of what our code gains over the library that could replace it."""
+    results = {item["item"]: item for item in _stored("results")["items"]}
+    lines = ["| ours | library | gain | measured as |", "|---|---|---|---|"]
+    for ours, library, item, peer in OURS:
+        gain = "1/{:.1f} of the space" if results[item]["unit"] == "MB" else "{:.1f} times as fast"
+        lines.append(f"| {ours} | {library} | {gain.format(results[item]['ratio'][peer])} "
+                     f"| {item} |")
+    return "\n".join(lines)
+
+
+def tables() -> dict[str, Callable[[], str]]:
+    """Return the tables by name."""
+    everything, earlier = (_stored(name)["results"]
+                           for name in ("real_cohort", "real_cohort_earlier"))
+    now = [result for result in everything if result["learnt"] == 8]
+    found: dict[str, Callable[[], str]] = {
+        "costs": costs.table, "ours": ours_or_library,
+        "gpu": lambda: gpu.goals(_stored("gpu_nvidia_h200")),
+        "by_patients": lambda: real.by_patients(everything)}
+    for name, results in (("now", now), ("earlier", earlier)):
+        scores = real.scores_by_system(results)
+        found |= {f"{name}_patients": lambda scores=scores: real.patients_table(scores),
+                  f"{name}_means": lambda scores=scores: real.means_table(scores),
+                  f"{name}_verdicts": lambda scores=scores: real.verdicts(scores),
+                  f"{name}_trainings": lambda results=results: real.trainings(results)}
+    return found
+
+
+def pages() -> dict[Path, str]:
+    """Return each page that holds a stored result, as it should be."""
+    made, known = {}, tables()
+    for path in [HERE.parent / "README.md", *sorted(HERE.parent.glob("docs/*.md")),
+                 *sorted(HERE.glob("*.md"))]:
+        text = path.read_text(encoding="utf-8")
+        if MARK.search(text):
+            made[path] = MARK.sub(lambda m: f"{m[1]}\n{known[m[2]]()}\n\n{m[3]}", text)
+    results, machine = report.load(HERE / "results.json")
+    made[HERE / "results.md"] = report.table(results, machine)
+    made[HERE / "gpu_nvidia_h200.md"] = gpu.table(_stored("gpu_nvidia_h200"))
+    return made
+
+
+def main() -> int:
+    """Write the pages, or only compare them."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pages", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if out of date")
+    check = parser.parse_args().check
+    old = {path: text for path, text in pages().items()
+           if path.read_text(encoding="utf-8") != text}
+    for path, text in old.items():
+        print(f"{path} is out of date: run python -m benchmarks.pages" if check
+              else f"wrote {path}")
+        if not check:
+            with atomic_path(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+    return int(bool(old and check))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""The module's map holds, and functions and lines are short enough to read in a notebook."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import brats_helpers
+from brats_helpers.tools.series import FOLDER, ROOT
+
+PACKAGE = ROOT / "brats_helpers"
+ROOMS = dict(re.findall(r"^(\w+)/ +(.*)$", brats_helpers.__doc__, re.MULTILINE))
+READING = re.findall(r"\b\w+/\w+\b", brats_helpers.__doc__.rpartition("reading")[2])
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Yield the functions of a file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node
+
+
+def test_no_function_is_longer_than_40_lines() -> None:
+    long = [f"{path}:{node.lineno} {node.name}" for path in PACKAGE.rglob("*.py")
+            for node in functions(path) if node.end_lineno - node.lineno >= 40]
+    assert not long
+
+
+@pytest.mark.parametrize("folder", ["brats_helpers", "benchmarks", "tests"])
+def test_no_line_is_longer_than_100_columns(folder: str) -> None:
+    long = [f"{path}:{number}" for path in (ROOT / folder).rglob("*.py") for number, line
+            in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if len(line) > 100]
+    assert not long
+
+
+def test_the_map_names_every_room_in_the_rooms_own_words() -> None:
+    assert set(ROOMS) == {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    for room, sentence in ROOMS.items():
+        said = importlib.import_module(f"brats_helpers.{room}").__doc__.strip().rstrip(".")
+        assert said[0].lower() + said[1:] == sentence
+
+
+def test_contributing_and_notebook_01_show_the_map() -> None:
+    assert brats_helpers.__doc__.strip() in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert "brats_helpers.__doc__" in (FOLDER / "01_setup.py").read_text(encoding="utf-8")
+
+
+def test_the_reading_list_takes_an_afternoon() -> None:
+    lines = [len((PACKAGE / f"{name}.py").read_text(encoding="utf-8").splitlines())
+             for name in READING]
+    assert len(READING) >= 9 and sum(lines) <= 1600
+
+
+@pytest.mark.parametrize("name", ["LOW", "FAULTS"])
+def test_the_makefiles_lists_name_tests_that_exist(name: str) -> None:
+    listed = re.search(rf"^{name} := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    missing = [test for test in listed.split()
+               if not list((ROOT / "tests").rglob(f"test_{test}.py"))]
+    assert listed and not missing
