@@ -691,7 +691,7 @@ from brats_helpers.lessons import plots
 others = [prepare(stranger, config.spacing_mm) for stranger in strangers]
 seen = shift.ranges([open_volume(prepared[n])[1].figures for n in learnt])
 for stranger, prepared_stranger, score in zip(strangers, others, falls):
-    warnings = shift.unlike(prepared_stranger.meta.figures, seen)
+    warnings = shift.outside_ranges(prepared_stranger.meta.figures, seen)
     print(f"{stranger.name}: Dice of WT {score[0]:.2f}, {len(warnings)} warning(s)", *warnings[:1])
 
 # %% [markdown]

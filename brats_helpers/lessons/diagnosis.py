@@ -1,4 +1,4 @@
-"""Why a mask is wrong: its errors in colors of their own, and their cause in words computed from them."""
+"""Why a mask is wrong: its errors in color, and their cause in words computed from them."""
 
 from __future__ import annotations
 
@@ -6,23 +6,21 @@ from collections.abc import Iterator, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.colors import to_rgb
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from scipy import ndimage
 
 from ..basics.constants import MODALITIES, MODALITY_TITLES, REGION_TITLES, REGIONS
 from ..data.cases import Patient
 from ..data.preprocessing import bounding_box
 from ..evaluation.metrics import dice, regions
-from .plots import finish, upright
+from .plots import ERROR_LEGEND, agreement, finish, upright, window
 
-ERROR_COLORS = {"correct": "#BBBBBB", "missed": "#56B4E9", "false": "#D55E00"}
-SEEN_ON = {"WT": "flair", "TC": "t1ce", "ET": "t1ce"}   # the contrast that shows a region best
+SEEN_ON = {"WT": "flair", "TC": "t1ce", "ET": "t1ce"}  # the modality that shows a region best
 SMALL_ML = 2.0
-DEEP_MM = 3.0                                           # an error farther from the border is no matter of a voxel
-FAINT = 0.5                                             # deviations between two means
-MARGIN = 6                                              # voxels around what is shown
+DEEP_MM = 3.0  # an error farther from the border is more than a matter of one voxel
+FAINT = 0.5  # deviations between two means
+MARGIN = 6  # voxels around what is shown
 
 
 def diagnose(patient: Patient, mask: np.ndarray) -> list[str]:
@@ -57,7 +55,8 @@ def _faintness(patient: Patient, name: str, missed: np.ndarray, hit: np.ndarray)
     spread = image[patient.images.any(0)].std()
     gap = (image[hit].mean() - image[missed].mean()) / spread
     if abs(gap) > FAINT:
-        yield (f"The missed part is {abs(gap):.1f} deviations {'darker' if gap > 0 else 'brighter'} on "
+        darker = "darker" if gap > 0 else "brighter"
+        yield (f"The missed part is {abs(gap):.1f} deviations {darker} on "
                f"{MODALITY_TITLES[SEEN_ON[name]]} than the part that was found.")
 
 
@@ -66,34 +65,30 @@ def compare_masks(patient: Patient, mask: np.ndarray, synthetic: bool = False) -
     figure, axes = plt.subplots(2, len(REGIONS), figsize=(9.6, 6.4))
     pairs = zip(REGIONS, regions(mask), regions(patient.reference), strict=True)
     for column, (name, *pair) in zip(axes.T, pairs, strict=True):
-        image = upright(patient.images[MODALITIES.index(SEEN_ON[name])], patient.affine)
+        modality = SEEN_ON[name]
+        image = upright(patient.images[MODALITIES.index(modality)], patient.affine)
         found, truth = (upright(each, patient.affine) for each in pair)
-        at = int((found != truth).sum((0, 1)).argmax() if (found != truth).any()
-                 else truth.sum((0, 1)).argmax())
-        for ax, overlay in zip(column, (False, True), strict=True):
-            _zoomed(ax, image[..., at], found[..., at], truth[..., at], overlay)
-        column[0].set_title(f"{REGION_TITLES[name]} on {MODALITY_TITLES[SEEN_ON[name]]}", fontsize=10)
-    handles = [Patch(color=color, label=name) for name, color in ERROR_COLORS.items()]
-    figure.legend(handles=handles, loc="outside lower left", ncols=len(handles))
+        shown = found != truth if (found != truth).any() else truth
+        at = int(shown.sum((0, 1)).argmax())
+        _zoomed(column, image[..., at], found[..., at], truth[..., at])
+        column[0].set_title(f"{REGION_TITLES[name]} on {MODALITY_TITLES[modality]}", fontsize=10)
     figure.suptitle(f"{patient.name}, each region on its slice with most error", fontsize=10,
                     parse_math=False)
-    return finish(figure, synthetic, prediction=True)
+    return finish(figure, synthetic, ERROR_LEGEND, prediction=True)
 
 
-def _zoomed(ax: plt.Axes, image: np.ndarray, found: np.ndarray, truth: np.ndarray,
-            overlay: bool) -> None:
-    window = _window(found | truth, image.shape)
-    image, found, truth = image[window], found[window], truth[window]
-    inside = image[image != 0]
-    low, high = np.percentile(inside, (1, 99.5)) if inside.size else (0, 1)
-    shown = np.repeat(np.clip((image - low) / max(high - low, 1e-6), 0, 1)[..., None], 3, axis=2)
-    if overlay:
-        parts = {"correct": found & truth, "missed": truth & ~found, "false": found & ~truth}
-        for name, part in parts.items():
-            strength = 0.3 if name == "correct" else 0.75
-            shown[part] = (1 - strength) * shown[part] + strength * np.array(to_rgb(ERROR_COLORS[name]))
-    ax.imshow(shown.transpose(1, 0, 2), interpolation="nearest")
-    ax.set_axis_off()
+def _zoomed(axes: Sequence[plt.Axes], image: np.ndarray, found: np.ndarray,
+            truth: np.ndarray) -> None:
+    """Draw the part of a slice around a region twice: alone, and with the errors over it."""
+    part = _window(found | truth, image.shape)
+    errors = np.ma.masked_equal(agreement(found, truth)[part].T, 0)
+    low, high = window(image)
+    for ax in axes:
+        ax.imshow(image[part].T, cmap="gray", vmin=low, vmax=high)
+        ax.set_axis_off()
+    strength = np.where(errors == 3, 0.35, 0.8)
+    axes[1].imshow(errors, cmap=ListedColormap(["black", *ERROR_LEGEND.values()]), vmin=0, vmax=3,
+                   alpha=strength)
 
 
 def _window(marked: np.ndarray, shape: Sequence[int]) -> tuple[slice, ...]:
@@ -103,4 +98,5 @@ def _window(marked: np.ndarray, shape: Sequence[int]) -> tuple[slice, ...]:
     (_, (x0, x1), (y0, y1)) = bounding_box(marked[None])
     half = max(x1 - x0, y1 - y0) // 2 + MARGIN
     middle = ((x0 + x1) // 2, (y0 + y1) // 2)
-    return tuple(slice(max(0, m - half), min(n, m + half)) for m, n in zip(middle, shape, strict=True))
+    return tuple(slice(max(0, m - half), min(n, m + half))
+                 for m, n in zip(middle, shape, strict=True))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from ..basics.constants import ET, MODALITIES
+from ..basics.constants import ET
 from ..data.cases import Case, Patient, read_case
 from .checks import Verdict, is_blank, judge
 from .outline import largest_slice, outline_mask
@@ -19,6 +19,13 @@ ENOUGH_DICE = 0.8
 
 def _dice(a: np.ndarray, b: np.ndarray) -> float:
     return 2 * float((a & b).sum()) / max(1, int(a.sum()) + int(b.sum()))
+
+
+def _verdict(answer: object, right: bool, praise: str, mistakes: Mapping[str, bool],
+             otherwise: str) -> Verdict:
+    """Judge an answer; `otherwise` is the hint if no mistake fits."""
+    hints = [*(hint for hint, fits in mistakes.items() if fits), otherwise]
+    return judge(answer, right, praise, otherwise, (hints[0], lambda: True))
 
 
 # ---------------------------------------------------------------- 01: an outline by hand
@@ -36,7 +43,7 @@ def check_outline(corners: object, patient: Patient) -> Verdict:
         enhancing = upright(patient.reference, patient.affine)[..., largest_slice(patient)] == ET
         core = _dice(mask, enhancing)
     score = _dice(mask, truth)
-    return judge(corners, score >= ENOUGH_DICE, f"Your Dice is {score:.2f}.", {
+    return _verdict(corners, score >= ENOUGH_DICE, f"Your Dice is {score:.2f}.", {
         "Give at least three corners, each as (x, y).": len(points) < 3,
         "x and y are swapped: x runs to the right, y downward.": _dice(turned, truth) > score + 0.2,
         "You outlined the enhancing rim. The whole tumor includes the edema around it.":
@@ -59,7 +66,7 @@ class Slice:
 
 
 def tumor_slices(cases: Sequence[Case]) -> list[Slice]:
-    """Return every axial slice with tumor of some patients; brains are centered on one grid."""
+    """Return every axial slice with tumor of some patients."""
     found = []
     for case in tqdm(cases, desc="slices", unit="patient"):
         patient = read_case(case)
@@ -67,15 +74,15 @@ def tumor_slices(cases: Sequence[Case]) -> list[Slice]:
         labels = upright(patient.reference, patient.affine) > 0
         for at in np.flatnonzero(labels.any((0, 1))):
             inside = image[..., at] != 0
-            flair = np.where(inside, image[..., at] - image[..., at][inside].mean(), 0)
-            found.append(Slice(case.name, (flair / np.linalg.norm(flair)).ravel(), labels[..., at]))
+            flair = np.where(inside, image[..., at] - image[..., at][inside].mean(), 0).ravel()
+            found.append(Slice(case.name, flair / np.linalg.norm(flair), labels[..., at]))
     return found
 
 
 def copying_machine(slices: Sequence[Slice], held_out: np.ndarray) -> float:
     """Copy the mask of the most similar training slice; return the Dice over all held-out slices.
 
-    held_out: (n,) bool. Slices of another shape than the first are left out. NaN if a side is empty.
+    held_out: (n,) bool. Slices with a shape unlike the first are left out. NaN if a side is empty.
     """
     shape = slices[0].tumor.shape
     same = np.array([piece.tumor.shape == shape for piece in slices])
@@ -107,14 +114,14 @@ def check_twin(find_twin: Callable[[Mapping[str, np.ndarray]], object]) -> Verdi
         cohort, twins = leaky_cohort(seed)
         answer = find_twin(cohort)
         if is_blank(answer):
-            return judge(answer, False, "", {}, "")
+            return _verdict(answer, False, "", {}, "")
         names = list(cohort)
         gaps = {(a, b): np.abs(cohort[a] - cohort[b]).mean() for a in names for b in names if a < b}
         closest.append(set(min(gaps, key=gaps.get)))
         answers.append(set(answer) if isinstance(answer, (set, list, tuple)) else {answer})
         right.append(twins)
     wrong = [(a, r, c) for a, r, c in zip(answers, right, closest, strict=True) if a != r]
-    return judge(answers, not wrong, "You found the twin in five cohorts out of five.", {
+    return _verdict(answers, not wrong, "You found the twin in five cohorts out of five.", {
         "You compared differences. One copy was multiplied by a number: use the correlation.":
         any(a == c for a, _, c in wrong),
         "Return exactly two names.": any(len(a) != 2 for a, _, _ in wrong)},
@@ -136,7 +143,7 @@ def broken_patients(patient: Patient) -> dict[str, tuple[np.ndarray, np.ndarray]
 def check_repairs(repaired: object, patient: Patient) -> Verdict:
     """Whether three broken patients are as they were: {what was wrong: (images, labels)}."""
     if is_blank(repaired) or not isinstance(repaired, Mapping):
-        return judge(..., False, "", {}, "")
+        return _verdict(..., False, "", {}, "")
     found = {}
     for name, (images, labels) in repaired.items():
         found[name] = (np.array_equal(images, patient.images),
@@ -145,7 +152,7 @@ def check_repairs(repaired: object, patient: Patient) -> Verdict:
     brain_lost = any(np.asarray(images).shape == patient.images.shape
                      and ((patient.images != 0) & (np.asarray(images) == 0)).any()
                      for images, _ in repaired.values())
-    return judge(repaired, not left and len(found) == 3, "All three are as they were.", {
+    return _verdict(repaired, not left and len(found) == 3, "All three are as they were.", {
         "Some voxels of the brain became 0. Change only voxels where every other contrast is 0.":
         brain_lost,
         "FLAIR comes first and T2 last: reorder the four volumes, do not rename them.":
@@ -167,15 +174,15 @@ def check_forward(forward: Callable) -> Verdict:
         try:
             answer = forward(model, x)
         except (RuntimeError, TypeError, IndexError, ValueError) as error:
-            return judge("raised", False, "", {
+            return _verdict("raised", False, "", {
                 "The sizes do not match: a skip must join the decoder at its own resolution. "
                 "Take the last one that you saved first, and leave out the bottom level.":
                 "size" in str(error).lower()}, f"Your function raised: {error}")
         if is_blank(answer):
-            return judge(..., False, "", {}, "")
+            return _verdict(..., False, "", {}, "")
         right = model(x)
     same = isinstance(answer, torch.Tensor) and answer.shape == right.shape
-    return judge(answer, same and torch.allclose(answer, right, atol=1e-5),
+    return _verdict(answer, same and torch.allclose(answer, right, atol=1e-5),
                  "Your forward pass gives the same logits as the module's.", {
         "Those are features. The last head turns them into three logits.":
         isinstance(answer, torch.Tensor) and answer.shape[1] != right.shape[1],
@@ -188,18 +195,20 @@ def check_forward(forward: Callable) -> Verdict:
 def errors_of(predicted: np.ndarray, reference: np.ndarray, spacing: Sequence[float]) -> dict:
     """Return ml that a mask missed, marked falsely and found: {"missed", "false", "found"}."""
     ml = float(np.prod(spacing)) / 1000
-    return {"missed": (reference & ~predicted).sum() * ml, "false": (predicted & ~reference).sum() * ml,
+    return {"missed": (reference & ~predicted).sum() * ml,
+            "false": (predicted & ~reference).sum() * ml,
             "found": (predicted & reference).sum() * ml}
 
 
-def check_explanation(answer: object, row: Mapping, errors: Mapping[str, Mapping[str, float]]) -> Verdict:
+def check_explanation(answer: object, row: Mapping,
+                      errors: Mapping[str, Mapping[str, float]]) -> Verdict:
     """Whether (region, kind) names the worst region of a patient and its larger error."""
     region = min(errors, key=lambda name: row[name]["dice"])
     kind = max(("missed", "false"), key=lambda k: errors[region][k])
     given = tuple(answer) if isinstance(answer, (list, tuple)) and not is_blank(answer) else answer
-    return judge(answer, given == (region, kind),
+    return _verdict(answer, given == (region, kind),
                  f"{region} scores lowest, and most of its error is {kind} voxels.", {
         'Give two words, such as ("ET", "false").':
         not (isinstance(given, tuple) and len(given) == 2 and given[0] in errors),
         "Another region has a lower Dice.": isinstance(given, tuple) and given[0] != region},
-        "That is the right region. Compare the ml that it missed with the ml that it marked falsely.")
+        "The region is right. Compare its missed ml with its false ml.")

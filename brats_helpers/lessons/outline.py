@@ -21,7 +21,7 @@ def largest_slice(patient: Patient) -> int:
 
 
 def draw_outline_task(patient: Patient) -> Figure:
-    """Draw FLAIR and T1CE of the slice with most tumor, large and with a grid to read corners from."""
+    """Draw FLAIR and T1CE of the slice with most tumor, with a grid to read corners from."""
     at = largest_slice(patient)
     figure, axes = plt.subplots(1, len(SHOWN), figsize=(9.6, 5.2))
     for ax, name in zip(axes, SHOWN, strict=True):
