@@ -14,7 +14,7 @@ FEWEST_VOXELS = 1000                                  # of brain among them, or 
 QUANTILES = (0.05, 0.5, 0.95)                         # of the z-scores in the brain
 
 
-def describe(volume: np.ndarray, mean: Sequence[float], std: Sequence[float], grid_mm: Sequence[float],
+def scan_fingerprint(volume: np.ndarray, mean: Sequence[float], std: Sequence[float], grid_mm: Sequence[float],
              spacing_mm: Sequence[float]) -> dict[str, float]:
     """The figures of one patient: images (4, D, H, W), 0 outside the brain, on voxels of `grid_mm` (d h w).
 

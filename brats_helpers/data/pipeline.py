@@ -24,7 +24,7 @@ from .storage import FORMAT, load, save
 
 # ---------------------------------------------------------------- a cohort
 
-def fingerprint(case: Case, spacing_mm: float) -> str:
+def content_hash(case: Case, spacing_mm: float) -> str:
     """Changes with a patient's files and with the target grid; of a .gz it reads gzip's own checksum, 8 bytes."""
     digest = hashlib.sha256(f"{FORMAT} {spacing_mm}".encode())
     for path in (*case.images, case.reference):
@@ -36,12 +36,12 @@ def fingerprint(case: Case, spacing_mm: float) -> str:
 
 def preprocess_case(case: Case, folder: Path, spacing_mm: float) -> Meta:
     """Prepare one patient into `folder`/<name>.b2nd, unless the same is there already."""
-    path, source = Path(folder) / f"{case.name}.b2nd", fingerprint(case, spacing_mm)
+    path, wanted = Path(folder) / f"{case.name}.b2nd", content_hash(case, spacing_mm)
     with contextlib.suppress(BratsError):             # missing, damaged or of another version: made anew
         before = load(path)
-        if before.meta.source == source:
+        if before.meta.content_hash == wanted:
             return before.meta
-    prepared = prepare(read_case(case), spacing_mm, source)
+    prepared = prepare(read_case(case), spacing_mm, wanted)
     save(prepared, path)
     return prepared.meta
 
@@ -61,7 +61,7 @@ def prepared_files(cases: Sequence[Case], folder: Path, spacing_mm: float) -> di
     files = {case.name: Path(folder) / f"{case.name}.b2nd" for case in cases}
     metas = Parallel(n_jobs=-1, prefer="threads", return_as="generator")(delayed(_meta_of)(path) for path in files.values())
     checked = tqdm(zip(cases, metas, strict=True), total=len(cases), desc="compare with the scans", unit="patient")
-    stale = [case.name for case, meta in checked if meta.source != fingerprint(case, spacing_mm)]
+    stale = [case.name for case, meta in checked if meta.content_hash != content_hash(case, spacing_mm)]
     if stale:
         raise BratsError(f"{len(stale)} prepared file(s) in {folder} are from other scans or another voxel size "
                          f"({', '.join(stale[:3])}{', ...' if len(stale) > 3 else ''}): run notebook 03 again.")
@@ -77,7 +77,7 @@ def verify_prepared(case: Case, path: Path) -> list[str]:
     prepared, patient = load(path), read_case(case)
     problems = []
     outside = brain_mask(patient.images)
-    if max(prepared.meta.factor) > 1:                 # coarsened: the geometry is what can be compared
+    if max(prepared.meta.downsampling) > 1:                 # coarsened: the geometry is what can be compared
         back = restore(prepared.volume, prepared.meta)
         overlap = 2 * np.sum(brain_mask(back[:4]) & outside) / (brain_mask(back[:4]).sum() + outside.sum())
         return [] if overlap > 0.95 else [f"the coarsened brain overlaps the scan's by {overlap:.2f} (Dice)"]

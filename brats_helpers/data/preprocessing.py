@@ -22,10 +22,12 @@ from torch import Tensor
 from ..basics.constants import LABEL_SHORT, MODALITIES, ORIENTATION
 from ..basics.errors import BratsError
 from .cases import Patient
-from .fingerprint import describe
+from .fingerprint import scan_fingerprint
 
 FINER = 1.25                                          # a scan is resampled where its voxels are finer by this factor
 SAMPLES = 500                                         # tumor voxels kept a label, to center patches on
+# Fields of Meta that prepared files store under an older name.
+STORED_NAMES = {"bounding_box": "box", "downsampling": "factor", "content_hash": "source", "fingerprint": "figures"}
 
 
 @dataclass(frozen=True)
@@ -35,15 +37,29 @@ class Meta:
     name: str
     shape: tuple[int, int, int]                       # of the scan, (X, Y, Z)
     affine: tuple[tuple[float, ...], ...]             # of the scan
-    box: tuple[tuple[int, int], ...]                  # the brain in the scan, LPS, d h w: first and one past the last
-    factor: tuple[float, float, float]                # voxels of the scan a voxel of the grid, d h w
+    bounding_box: tuple[tuple[int, int], ...]                  # the brain in the scan, LPS, d h w: first and one past the last
+    downsampling: tuple[float, float, float]                # voxels of the scan a voxel of the grid, d h w
     mean: tuple[float, ...]                           # of each modality over the brain
     std: tuple[float, ...]
     has_reference: bool
-    source: str                                       # fingerprint of the files
+    content_hash: str                                       # fingerprint of the files
     tumor_rows: tuple[int, int] = (0, 0)              # of h, that the tumor is in: first and one past the last
     tumor_voxels: dict[str, list[int]] = field(default_factory=dict)   # label's short name -> places in the flat (D, H, W)
-    figures: dict[str, float] = field(default_factory=dict)       # of `shift.describe`
+    fingerprint: dict[str, float] = field(default_factory=dict)       # of `fingerprint.scan_fingerprint`
+
+    def to_json(self) -> dict:
+        """Return the fields in order, under the names that prepared files use."""
+        return {STORED_NAMES.get(name, name): value for name, value in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, stored: dict) -> Meta:
+        """Rebuild from what `to_json` wrote, once JSON has turned the tuples into lists."""
+        values = {name: stored[STORED_NAMES.get(name, name)] for name in cls.__dataclass_fields__}
+        for name in ("shape", "downsampling", "mean", "std", "tumor_rows"):
+            values[name] = tuple(values[name])
+        for name in ("affine", "bounding_box"):
+            values[name] = tuple(map(tuple, values[name]))
+        return cls(**values)
 
 
 @dataclass
@@ -118,7 +134,7 @@ def normalize(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -
 
 # ---------------------------------------------------------------- a patient
 
-def prepare(patient: Patient, spacing_mm: float, source: str = "") -> Prepared:
+def prepare(patient: Patient, spacing_mm: float, content_hash: str = "") -> Prepared:
     """Turn to LPS, crop to the brain, and coarsen to `spacing_mm` where the scan is finer."""
     images = [to_lps(image, patient.affine) for image in patient.images]  # views: only what is in the box is copied
     mask = brain_mask(images)
@@ -139,8 +155,8 @@ def prepare(patient: Patient, spacing_mm: float, source: str = "") -> Prepared:
     mean, std = statistics(volume[:-1], mask, patient.name)
     return Prepared(volume, Meta(
         patient.name, patient.images.shape[1:], tuple(map(tuple, patient.affine.tolist())), box, factor,
-        tuple(mean.tolist()), tuple(std.tolist()), patient.reference is not None, source, tumor_rows(volume[-1]),
-        sample_voxels(volume[-1], patient.name), describe(volume[:-1], mean, std, np.multiply(factor, spacing), spacing)))
+        tuple(mean.tolist()), tuple(std.tolist()), patient.reference is not None, content_hash, tumor_rows(volume[-1]),
+        sample_voxels(volume[-1], patient.name), scan_fingerprint(volume[:-1], mean, std, np.multiply(factor, spacing), spacing)))
 
 
 def tumor_rows(labels: np.ndarray) -> tuple[int, int]:
@@ -193,11 +209,11 @@ def restore(array: np.ndarray, meta: Meta) -> np.ndarray:
 
     Floating point (probabilities) is interpolated, integers (labels) take the nearest voxel.
     """
-    size = [stop - start for start, stop in meta.box]
-    if max(meta.factor) > 1:
-        array = rescale(array, meta.factor) if array.dtype.kind == "f" else _repeat(array, meta.factor, size)
+    size = [stop - start for start, stop in meta.bounding_box]
+    if max(meta.downsampling) > 1:
+        array = rescale(array, meta.downsampling) if array.dtype.kind == "f" else _repeat(array, meta.downsampling, size)
     full = np.zeros((len(array), *meta.shape[::-1]), array.dtype).transpose(0, 3, 2, 1)     # laid out as the scan's voxels
-    box = tuple(slice(*edge) for edge in meta.box)
+    box = tuple(slice(*edge) for edge in meta.bounding_box)
     for channel, whole in zip(array, full, strict=True):
         to_lps(whole, np.array(meta.affine))[box] = channel[:size[0], :size[1], :size[2]]   # a view: whole is written to
     return full

@@ -35,12 +35,12 @@ def save(prepared: Prepared, path: Path) -> None:
         array = blosc2.asarray(prepared.volume, urlpath=str(temporary), chunks=(1, depth, height, width),
                                blocks=(1, depth, min(ROWS, height), width), cparams=COMPRESSION)
         # As JSON: Blosc2's own encoding of nested lists fails on empty ones before some 4.x.
-        array.schunk.vlmeta["meta"] = json.dumps({"format": FORMAT, "checksum": checksum(prepared), **vars(prepared.meta)})
+        array.schunk.vlmeta["meta"] = json.dumps({"format": FORMAT, "checksum": checksum(prepared), **prepared.meta.to_json()})
 
 
 def checksum(prepared: Prepared) -> int:
     """CRC-32 of the voxels and of what is known of them: a disk's silent error must not become a network's."""
-    return isal_zlib.crc32(np.ascontiguousarray(prepared.volume), zlib.crc32(json.dumps(vars(prepared.meta)).encode()))
+    return isal_zlib.crc32(np.ascontiguousarray(prepared.volume), zlib.crc32(json.dumps(prepared.meta.to_json()).encode()))
 
 
 def open_volume(path: Path) -> tuple[blosc2.NDArray, Meta]:
@@ -49,7 +49,7 @@ def open_volume(path: Path) -> tuple[blosc2.NDArray, Meta]:
     Patches are read unchecked, for speed; `prepared_files` and `load` compare the checksum.
     """
     array = _open(path)
-    return array, _meta(_stored(array, path))
+    return array, Meta.from_json(_stored(array, path))
 
 
 @contextlib.contextmanager
@@ -119,17 +119,12 @@ def read_patch(array: blosc2.NDArray, meta: Meta, corner: Sequence[int], into: n
             place[d, there, w] = wanted[:, some]
 
 
-def _meta(stored: dict) -> Meta:
-    return Meta(**{k: tuple(map(tuple, v)) if k in ("affine", "box") else tuple(v) if isinstance(v, list) else v
-                   for k, v in stored.items() if k != "checksum"})
-
-
 def load(path: Path) -> Prepared:
     """Read a whole prepared patient into memory; BratsError where it is not what was written."""
     array = _open(path)
     stored = _stored(array, path)
     with _reading(path):
-        prepared, written = Prepared(np.empty(array.shape, array.dtype), _meta(stored)), stored["checksum"]
+        prepared, written = Prepared(np.empty(array.shape, array.dtype), Meta.from_json(stored)), stored["checksum"]
         read_patch(array, prepared.meta, (0, 0, 0), prepared.volume)
     if checksum(prepared) != written:
         raise BratsError(f"{path} is damaged (its checksum is not that of its content): {AGAIN}.")

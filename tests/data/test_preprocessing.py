@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import tempfile
 from dataclasses import replace
@@ -128,6 +129,13 @@ def test_save_and_load_lose_nothing(shape: tuple[int, int, int], dtype: type, se
         again, whole = load(path), open_volume(path)[0][:]                             # Blosc2's own way
     assert again.meta == prepared.meta and again.volume.dtype == dtype and np.array_equal(again.volume, prepared.volume)
     assert np.array_equal(whole, prepared.volume)
+
+
+def test_stored_names_and_their_order_stay_those_of_earlier_versions() -> None:
+    meta = prepare(patient_of((9, 10, 11), ("L", "P", "S"), 0), 2.0, "a1b2").meta
+    assert list(meta.to_json()) == ["name", "shape", "affine", "box", "factor", "mean", "std", "has_reference",
+                                    "source", "tumor_rows", "tumor_voxels", "figures"]
+    assert Meta.from_json(json.loads(json.dumps(meta.to_json()))) == meta
 
 
 @settings(max_examples=60, deadline=None)
