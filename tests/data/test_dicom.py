@@ -96,6 +96,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "another series": (change(1, SeriesInstanceUID="1.2.3"), "slice0001.dcm belongs to another series"),
     "another voxel size": (change(1, PixelSpacing=["9", "9"]), "slice0001.dcm differs from slice0000.dcm"),
     "no position": (change(1, ImagePositionPatient=None), "slice0001.dcm lacks ImagePositionPatient"),
+    "an orientation of five numbers": (
+        change(1, ImageOrientationPatient=["1", "0", "0", "0", "1"]),
+        "slice0001.dcm lacks ImageOrientationPatient"),
+    "an empty position": (change(1, ImagePositionPatient=""), "slice0001.dcm lacks ImagePositionP"),
     "no pixels": (change(1, PixelData=None), "slice0001.dcm cannot be read as a DICOM slice"),
     "burned-in text": (change(1, BurnedInAnnotation="YES"), "slice0001.dcm says that text is burned"),
     "a text file": (lambda f: (f / "notes.txt").write_text("hello"), "notes.txt cannot be read as a DICOM slice"),
