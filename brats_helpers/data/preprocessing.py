@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from math import ceil
 
 import nibabel as nib
@@ -23,53 +22,10 @@ from ..basics.constants import LABEL_SHORT, MODALITIES, ORIENTATION
 from ..basics.errors import BratsError
 from .cases import Patient
 from .fingerprint import scan_fingerprint
+from .storage import Meta, Prepared
 
 FINER = 1.25  # an axis is downsampled if its voxels are finer than the target by more than this
 SAMPLES = 500  # tumor voxels kept of each label, to center patches on
-# Fields of Meta that prepared files store under an older name.
-STORED_NAMES = {"bounding_box": "box", "downsampling": "factor", "content_hash": "source",
-                "fingerprint": "figures"}
-
-
-@dataclass(frozen=True)
-class Meta:
-    """What is known of a prepared patient besides the voxels; enough to restore the scan's grid."""
-
-    name: str
-    shape: tuple[int, int, int]  # of the scan, (X, Y, Z)
-    affine: tuple[tuple[float, ...], ...]  # of the scan
-    bounding_box: tuple[tuple[int, int], ...]  # of the brain: (first, past the last) in d, h, w
-    downsampling: tuple[float, float, float]  # scan voxels per prepared voxel in d, h, w
-    mean: tuple[float, ...]  # of each modality in the brain
-    std: tuple[float, ...]
-    has_reference: bool
-    content_hash: str  # of the scan's files
-    tumor_rows: tuple[int, int] = (0, 0)  # rows of h with a tumor: (first, past the last)
-    # Label's short name -> sampled voxels, as indices of the flat (D, H, W).
-    tumor_voxels: dict[str, list[int]] = field(default_factory=dict)
-    fingerprint: dict[str, float] = field(default_factory=dict)  # of `scan_fingerprint`
-
-    def to_json(self) -> dict:
-        """Return the fields in order, under the names that prepared files use."""
-        return {STORED_NAMES.get(name, name): value for name, value in vars(self).items()}
-
-    @classmethod
-    def from_json(cls, stored: dict) -> Meta:
-        """Rebuild from `to_json`'s output, in which JSON has turned tuples into lists."""
-        values = {name: stored[STORED_NAMES.get(name, name)] for name in cls.__dataclass_fields__}
-        for name in ("shape", "downsampling", "mean", "std", "tumor_rows"):
-            values[name] = tuple(values[name])
-        for name in ("affine", "bounding_box"):
-            values[name] = tuple(map(tuple, values[name]))
-        return cls(**values)
-
-
-@dataclass
-class Prepared:
-    """A prepared patient: voxels and what is known of them."""
-
-    volume: np.ndarray  # (5, D, H, W): four modalities, and labels 0 to 3 (0 without a reference)
-    meta: Meta
 
 
 # ---------------------------------------------------------------- the steps

@@ -6,6 +6,7 @@ import contextlib
 import json
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
 
@@ -16,7 +17,6 @@ import torch
 from ..basics.constants import MODALITIES
 from ..basics.errors import BratsError
 from ..basics.files import atomic_path, isal_zlib
-from .preprocessing import Meta, Prepared
 
 FORMAT = 5  # of a prepared file
 AGAIN = "run notebook 03 again, which makes it anew"
@@ -24,6 +24,50 @@ AGAIN = "run notebook 03 again, which makes it anew"
 COMPRESSION = {"codec": blosc2.Codec.LZ4HC, "clevel": 1, "filters": [blosc2.Filter.SHUFFLE],
                "nthreads": 1}
 ROWS = 8  # a block holds this many rows of one channel in all slices, and decompresses as a whole
+# Fields of Meta that prepared files store under an older name.
+STORED_NAMES = {"bounding_box": "box", "downsampling": "factor", "content_hash": "source",
+                "fingerprint": "figures"}
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What is known of a prepared patient besides the voxels; enough to restore the scan's grid."""
+
+    name: str
+    shape: tuple[int, int, int]  # of the scan, (X, Y, Z)
+    affine: tuple[tuple[float, ...], ...]  # of the scan
+    bounding_box: tuple[tuple[int, int], ...]  # of the brain: (first, past the last) in d, h, w
+    downsampling: tuple[float, float, float]  # scan voxels per prepared voxel in d, h, w
+    mean: tuple[float, ...]  # of each modality in the brain
+    std: tuple[float, ...]
+    has_reference: bool
+    content_hash: str  # of the scan's files
+    tumor_rows: tuple[int, int] = (0, 0)  # rows of h with a tumor: (first, past the last)
+    # Label's short name -> sampled voxels, as indices of the flat (D, H, W).
+    tumor_voxels: dict[str, list[int]] = field(default_factory=dict)
+    fingerprint: dict[str, float] = field(default_factory=dict)  # of `scan_fingerprint`
+
+    def to_json(self) -> dict:
+        """Return the fields in order, under the names that prepared files use."""
+        return {STORED_NAMES.get(name, name): value for name, value in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, stored: dict) -> Meta:
+        """Rebuild from `to_json`'s output, in which JSON has turned tuples into lists."""
+        values = {name: stored[STORED_NAMES.get(name, name)] for name in cls.__dataclass_fields__}
+        for name in ("shape", "downsampling", "mean", "std", "tumor_rows"):
+            values[name] = tuple(values[name])
+        for name in ("affine", "bounding_box"):
+            values[name] = tuple(map(tuple, values[name]))
+        return cls(**values)
+
+
+@dataclass
+class Prepared:
+    """A prepared patient: voxels and what is known of them."""
+
+    volume: np.ndarray  # (5, D, H, W): four modalities, and labels 0 to 3 (0 without a reference)
+    meta: Meta
 
 
 def save(prepared: Prepared, path: Path) -> None:
