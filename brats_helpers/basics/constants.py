@@ -1,8 +1,8 @@
 """The facts of the domain, each in one place.
 
 Labels and regions are those of BraTS 2021 (Baid et al. 2021, arXiv:2107.02314, section 2.2);
-thresholds are those of NVIDIA's Optimized U-Net (Futrega et al. 2021, arXiv:2110.03352, section 3.5).
-Colors are from Okabe and Ito's palette, which stays legible to color-blind readers.
+thresholds are those of NVIDIA's Optimized U-Net (Futrega et al. 2021, arXiv:2110.03352, section
+3.5). Colors are from Okabe and Ito's palette, which stays legible to color-blind readers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SMALL_COMPONENT_MM3 = 16.0  # ET components smaller than this ...
 SMALL_TOTAL_MM3 = 73.0  # ... and a whole ET smaller than this ...
 SMALL_PROBABILITY = 0.9  # ... become NCR if their mean probability is below this
 
-# If only the reference or only the prediction is empty: the diagonal of a 240 x 240 x 155 mm volume.
+# If only reference or only prediction is empty: the diagonal of a 240 x 240 x 155 mm volume.
 HD95_EMPTY_MM = 373.1287
 
 LABEL_COLORS = {NCR: "#0072B2", ED: "#009E73", ET: "#E69F00"}

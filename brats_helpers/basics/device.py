@@ -75,7 +75,7 @@ def describe_device() -> Device:
 
 
 def supported(major: int, minor: int, built_for: list[str]) -> bool:
-    """Whether binaries for these architectures ("sm_75", "compute_90") run on capability major.minor."""
+    """Whether binaries for these architectures ("sm_75", "compute_90") run on a capability."""
     for architecture in built_for:
         kind, number = architecture.split("_")
         target = (int(number.rstrip("af")[:-1]), int(number.rstrip("af")[-1]))
@@ -108,7 +108,8 @@ def _cpu() -> Device:
     memory = psutil.virtual_memory().total / GIB
     if flags & {"amx_bf16", "avx512_bf16"}:
         return Device("cpu", name, memory, torch.bfloat16, "bf16 in hardware")
-    return Device("cpu", name, memory, torch.float32, "no bf16 in hardware: fp32, about half as fast")
+    return Device("cpu", name, memory, torch.float32,
+                  "no bf16 in hardware: fp32, about half as fast")
 
 
 def where_am_i() -> str:
