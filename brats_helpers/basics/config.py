@@ -76,7 +76,8 @@ class Config:
         return [
             ("patch", self.patch % depth == 0 and self.patch >= 2 * depth,
              f"a multiple of {depth}, at least {2 * depth}: {len(self.filters)} levels halve it "
-             f"{len(self.filters) - 1} times, and instance norm needs more than one voxel at the bottom"),
+             f"{len(self.filters) - 1} times, and instance norm needs more than one voxel at the "
+             "bottom"),
             ("network", ours or bool(re.fullmatch(r"[\w.]+:\w+", self.network)),
              f"'{OWN_NETWORK}', or 'module:Class'"),
             ("validation", 0 < self.validation < 1, "between 0 and 1"),
