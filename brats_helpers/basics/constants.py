@@ -13,7 +13,8 @@ MODALITY_TITLES = {"flair": "FLAIR", "t1": "T1", "t1ce": "T1CE", "t2": "T2"}
 
 # Inside the project labels are 0, 1, 2, 3; on disk the enhancing tumor is 4 (3 since BraTS 2023).
 NCR, ED, ET = 1, 2, 3
-# Necrotic and non-enhancing core, peritumoral edema, enhancing tumor.
+LABEL_NAMES = {0: "background", NCR: "necrotic and non-enhancing core", ED: "peritumoral edema",
+               ET: "enhancing tumor"}
 LABEL_SHORT = {NCR: "NCR", ED: "ED", ET: "ET"}
 DISK_LABELS = (0, 1, 2, 4)  # of an exported mask
 DISK_ET = 4
