@@ -396,7 +396,7 @@ back = restore(prepared.volume[4:], prepared.meta)[0]
 same = dice(back > 0, patient.reference > 0)
 print(f"shape {back.shape}; Dice with the reference, whole tumor: {same:.4f}")
 assert back.shape == patient.reference.shape
-assert max(prepared.meta.factor) > 1 or (back == patient.reference).all()
+assert max(prepared.meta.downsampling) > 1 or (back == patient.reference).all()
 
 # %% [markdown]
 # Where they differ, if they do, is at the border, by less than a coarse voxel:
@@ -422,7 +422,7 @@ picked = np.random.default_rng(config.seed).permutation(len(everyone))[:6]
 sample = [everyone[i] for i in picked]
 wrong = {case.name: verify_prepared(case, files[case.name]) for case in tqdm(sample, "verify")}
 assert not any(wrong.values()), wrong
-coarser = max(prepared.meta.factor) > 1
+coarser = max(prepared.meta.downsampling) > 1
 verdict = "brain and labels lie where they should" if coarser else "not one voxel differs"
 print(f"{len(wrong)} patients compared with their scans: {verdict}")
 
@@ -432,7 +432,7 @@ print(f"{len(wrong)} patients compared with their scans: {verdict}")
 # that we chose, it is worth a look. It is not an error.
 
 # %%
-features = {"brain's box": [np.prod([b - a for a, b in m.box]) for m in metas]}
+features = {"brain's box": [np.prod([b - a for a, b in m.bounding_box]) for m in metas]}
 for i, name in enumerate(("FLAIR", "T1", "T1CE", "T2")):
     features[f"contrast of {name}"] = [m.std[i] / m.mean[i] for m in metas]
 robust = {}
@@ -485,7 +485,7 @@ if chosen:  # 4D files are in the Decathlon's format already, and a tar is not r
 
 # %%
 index = {key: [case.name for case in found] for key, found in cases.items()}
-index |= {"spacing_mm": config.spacing_mm, "fingerprints": {m.name: m.source for m in metas}}
+index |= {"spacing_mm": config.spacing_mm, "content_hashes": {m.name: m.content_hash for m in metas}}
 write_json(work / "preprocessed" / "dataset.json", index)
 assert all(file.is_file() for file in files.values())
 print(f"wrote {len(files)} files of {total / 1e6:.1f} MB in all, and dataset.json")
@@ -505,7 +505,7 @@ print("next: 04_architecture needs one patient of them, 05_training_evaluation a
 # | z-score | distance from the mean in standard deviations |
 # | foreground | here: the brain, as opposed to everything that was set to 0 |
 # | lossless | what is read back is what was written, to the last bit |
-# | fingerprint | a few characters that change when a file does |
+# | content hash | a few characters that change when a file does |
 #
 # ## When it goes wrong
 #

@@ -606,8 +606,8 @@ from brats_helpers.phantoms.patient import some_phantoms
 from brats_helpers.evaluation import domain_shift as shift
 
 others = some_phantoms("wide" if synthetic else "phantom", 4, config.spacing_mm)
-seen = shift.ranges([open_volume(prepared[n])[1].figures for n in learnt])
-print("unlike:", [len(shift.outside_ranges(p.meta.figures, seen)) for p in others])
+seen = shift.ranges([open_volume(prepared[n])[1].fingerprint for n in learnt])
+print("unlike:", [len(shift.outside_ranges(p.meta.fingerprint, seen)) for p in others])
 judged = [load(prepared[name]) for name in judged_names[:8]]
 plots.two_cohorts(judged, others, ("judged above", "other phantoms"), synthetic)
 
