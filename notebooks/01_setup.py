@@ -273,6 +273,30 @@ compare_slices(
 # patient is healthy tissue in another. Notebook 03 deals with that.
 # </details>
 #
+# ### Exercise 3: the best threshold
+#
+# Write a function that takes a FLAIR volume and the true tumor mask, and returns the threshold whose mask (`image >
+# threshold`) has the highest Dice. (It cheats, because it sees the truth. We want to know how far a threshold could get.)
+#
+# <details><summary>Hint</summary>
+#
+# `np.percentile(image[image > 0], range(2, 100, 2))` gives 49 candidates. Compute Dice for each, and return the best.
+# </details>
+
+
+# %% tags=["exercise"]
+def best_threshold(image: np.ndarray, tumor: np.ndarray) -> float:
+    """The threshold with the highest Dice."""
+    def score(threshold):  # solution
+        mask = image > threshold  # solution
+        return 2 * (mask & tumor).sum() / (mask.sum() + tumor.sum())  # solution
+
+    return max(np.percentile(image[image > 0], range(2, 100, 2)), key=score)  # solution
+
+
+investigations.check_best_threshold(best_threshold, others)
+
+# %% [markdown]
 # A histogram of one patient shows a second problem: the compartments overlap. Each curve is scaled to its own compartment.
 # **Question.** Could a threshold on a single contrast find the edema?
 
@@ -339,7 +363,7 @@ except BratsError as error:
 # Notebook 03 stores five arrays for every patient: the four contrasts and the reference, cropped to a box around the brain.
 # A usual box has 140 x 175 x 140 voxels of 1 mm.
 #
-# ### Exercise 3: the bill
+# ### Exercise 4: the bill
 #
 # How many GB do five such arrays take for all 1,251 patients, as 32-bit floating point?
 #

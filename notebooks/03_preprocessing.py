@@ -377,7 +377,7 @@ back = restore(prepared.volume[4:], prepared.meta)[0]
 same = dice(back > 0, patient.reference > 0)
 print(f"shape {back.shape}; Dice with the reference, whole tumor: {same:.4f}")
 assert back.shape == patient.reference.shape
-assert max(prepared.meta.factor) > 1 or (back == patient.reference).all()
+assert max(prepared.meta.downsampling) > 1 or (back == patient.reference).all()
 
 # %% [markdown]
 # <details><summary>Answer</summary>
@@ -408,7 +408,7 @@ picked = np.random.default_rng(config.seed).permutation(len(everyone))[:6]
 sample = [everyone[i] for i in picked]
 wrong = {case.name: verify_prepared(case, files[case.name]) for case in tqdm(sample, "verify")}
 assert not any(wrong.values()), wrong
-coarser = max(prepared.meta.factor) > 1
+coarser = max(prepared.meta.downsampling) > 1
 verdict = "brain and labels lie where they should" if coarser else "not one voxel differs"
 print(f"{len(wrong)} patients compared with their scans: {verdict}")
 
@@ -425,7 +425,7 @@ print("shifted on purpose:", *verify_prepared(sample[0], work / "preprocessed" /
 # exported with its contrast stretched threefold. **Question.** Does anybody else stand out?
 
 # %%
-features = {"brain's box": [np.prod([b - a for a, b in m.box]) for m in metas]}
+features = {"brain's box": [np.prod([b - a for a, b in m.bounding_box]) for m in metas]}
 for i, name in enumerate(("FLAIR", "T1", "T1CE", "T2")):
     features[f"contrast of {name}"] = [m.std[i] / m.mean[i] for m in metas]
 shown_names = [m.name for m in metas] + ["made up"]
@@ -513,7 +513,7 @@ if chosen:  # 4D files are in the Decathlon's format already, and a tar is not r
 
 # %%
 index = {key: [case.name for case in found] for key, found in cases.items()}
-index |= {"spacing_mm": config.spacing_mm, "fingerprints": {m.name: m.source for m in metas}}
+index |= {"spacing_mm": config.spacing_mm, "content_hashes": {m.name: m.content_hash for m in metas}}
 write_json(work / "preprocessed" / "dataset.json", index)
 assert all(file.is_file() for file in files.values())
 print(f"wrote {len(files)} files of {total / 1e6:.1f} MB in all, and dataset.json")

@@ -689,9 +689,9 @@ from brats_helpers.evaluation import domain_shift as shift
 from brats_helpers.lessons import plots
 
 others = [prepare(stranger, config.spacing_mm) for stranger in strangers]
-seen = shift.ranges([open_volume(prepared[n])[1].figures for n in learnt])
+seen = shift.ranges([open_volume(prepared[n])[1].fingerprint for n in learnt])
 for stranger, prepared_stranger, score in zip(strangers, others, falls):
-    warnings = shift.outside_ranges(prepared_stranger.meta.figures, seen)
+    warnings = shift.outside_ranges(prepared_stranger.meta.fingerprint, seen)
     print(f"{stranger.name}: Dice of WT {score[0]:.2f}, {len(warnings)} warning(s)", *warnings[:1])
 
 # %% [markdown]

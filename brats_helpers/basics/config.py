@@ -11,86 +11,96 @@ import re
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
 from pathlib import Path
+from typing import get_type_hints
 
 from .errors import BratsError
 from .files import read_json, write_json
 
 OWN_NETWORK = "unet"
-FORMER_NAMES = {"foreground": "oversample_foreground"}    # settings in files of earlier versions
-KINDS = {"int": (Integral, "a whole number"), "float": (Real, "a number"), "bool": (bool, "true or false"),
-         "str": (str, "text")}
+FORMER_NAMES = {"foreground": "oversample_foreground"}  # in files of earlier versions
+KINDS = {int: (Integral, "a whole number"), float: (Real, "a number"),
+         bool: (bool, "true or false"), str: (str, "text")}
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a result; two runs with equal configurations and data are equal on the CPU."""
+    """Everything that decides a result: on the CPU, equal settings and data give equal runs."""
 
     preset: str = "full"
     seed: int = 0
     # data
-    spacing_mm: float = 1.0            # mm; voxel size that the network sees, coarser than the scan's to save time
-    patients: int = 50                 # phantoms to learn from (training and validation)
-    test_patients: int = 12            # phantoms in the second archive, seen by nothing before the last evaluation
-    validation: float = 0.2            # share of patients held out to choose the checkpoint
-    folds: int = 5                     # cross-validation folds
-    fold: int = -1                     # -1: the 80/20 split; 0 to folds-1: that fold is held out
-    pretrain: int = 0                  # phantoms to learn from before the patients; notebook 05 sets it for a few patients
+    spacing_mm: float = 1.0  # voxel size that the network sees; coarser than the scan's saves time
+    patients: int = 50  # phantoms for training and validation
+    test_patients: int = 12  # phantoms in the second archive, unused before the last evaluation
+    validation: float = 0.2  # share of patients held out to choose the checkpoint
+    folds: int = 5  # of cross-validation
+    fold: int = -1  # held out, 0 to folds - 1; -1: the 80/20 split
+    pretrain: int = 0  # phantoms to learn from first; notebook 05 sets it for few patients
     # network
-    network: str = OWN_NETWORK         # ours, or "module:Class" of another from 5 to 3 channels (`networks`)
-    filters: tuple[int, ...] = (64, 96, 128, 192, 256, 384, 512)   # one entry a level
-    checkpointing: bool = False        # recompute activations in the backward pass: less memory, a third slower
+    network: str = OWN_NETWORK  # or "module:Class" of another network from 5 to 3 channels
+    filters: tuple[int, ...] = (64, 96, 128, 192, 256, 384, 512)  # of each level
+    checkpointing: bool = False  # recompute activations: less memory, a third slower
     # training
-    patch: int = 128                   # voxels an edge
-    batch: int = 2                     # patches a step
-    oversample_foreground: float = 0.4            # share of patches centered on a tumor voxel
+    patch: int = 128  # voxels an edge
+    batch: int = 2  # patches a step
+    oversample_foreground: float = 0.4  # share of patches centered on a tumor voxel
     epochs: int = 30
-    steps: int = 500                   # optimizer steps an epoch
-    learning_rate: float = 3e-4        # peak, after the warm-up
-    warmup: int = 250                  # steps
+    steps: int = 500  # optimizer steps an epoch
+    learning_rate: float = 3e-4  # peak, after the warm-up
+    warmup: int = 250  # steps
     weight_decay: float = 1e-4
-    clip: float = 1.0                  # largest norm of the gradient
-    ema: float = 0.999                 # weight averaging, per step; 0 switches it off
-    validate_every: int = 1            # epochs
-    tensorboard: bool = False          # write event files of the training (`tracking`)
-    on_nan: str = "stop"               # a loss that is no number: "stop", or "halve" the rate, leave the batch out, go on
+    clip: float = 1.0  # largest norm of the gradient
+    ema: float = 0.999  # decay of the averaged weights, per step; 0: no averaging
+    validate_every: int = 1  # epochs
+    tensorboard: bool = False  # write event files of the training
+    on_nan: str = "stop"  # after a NaN loss: "stop", or "halve" the rate, skip the batch and go on
     # inference
-    overlap: float = 0.5               # of neighboring windows
-    tta: bool = True                   # average over all 8 mirrored views; False: over 4
+    overlap: float = 0.5  # of neighboring windows
+    tta: bool = True  # average over all 8 mirrored views; False: over 4
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work, naming the field and what it may be."""
-        for f in fields(self):
-            value, (kind, wanted) = getattr(self, f.name), KINDS.get(str(f.type), (object, ""))
+        for name, annotation in get_type_hints(type(self)).items():
+            value, (kind, wanted) = getattr(self, name), KINDS.get(annotation, (object, ""))
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-                raise BratsError(f"{f.name}={value!r} cannot work: it must be {wanted}.")
-        ours = self.network == OWN_NETWORK            # another network has rules of its own, and says so itself
+                raise BratsError(f"{name}={value!r} cannot work: it must be {wanted}.")
+        for name, holds, wanted in self._rules():
+            if not holds:
+                raise BratsError(
+                    f"{name}={getattr(self, name)!r} cannot work: it must be {wanted}.")
+
+    def _rules(self) -> list[tuple[str, bool, str]]:
+        """List each field's rule: name, whether it holds, what the value must be."""
+        ours = self.network == OWN_NETWORK  # another network checks its own rules
         depth = 2 ** (len(self.filters) - 1) if ours else 1
-        rules = [
+        return [
             ("patch", self.patch % depth == 0 and self.patch >= 2 * depth,
-             f"a multiple of {depth}, at least {2 * depth}: {len(self.filters)} levels halve it {len(self.filters) - 1} "
-             "times, and instance norm needs more than one voxel at the bottom"),
-            ("network", ours or bool(re.fullmatch(r"[\w.]+:\w+", str(self.network))), f"'{OWN_NETWORK}', or 'module:Class'"),
+             f"a multiple of {depth}, at least {2 * depth}: {len(self.filters)} levels halve it "
+             f"{len(self.filters) - 1} times, and instance norm needs more than one voxel at the "
+             "bottom"),
+            ("network", ours or bool(re.fullmatch(r"[\w.]+:\w+", self.network)),
+             f"'{OWN_NETWORK}', or 'module:Class'"),
             ("validation", 0 < self.validation < 1, "between 0 and 1"),
             ("folds", self.folds >= 2, "2 or more"),
-            ("fold", -1 <= self.fold < self.folds, f"-1 (the 80/20 split) or 0 to {self.folds - 1}"),
+            ("fold", -1 <= self.fold < self.folds,
+             f"-1 (the 80/20 split) or 0 to {self.folds - 1}"),
             ("oversample_foreground", 0 <= self.oversample_foreground <= 1, "between 0 and 1"),
             ("overlap", 0 <= self.overlap < 1, "at least 0 and below 1"),
             ("on_nan", self.on_nan in ("stop", "halve"), "'stop' or 'halve'"),
             ("ema", 0 <= self.ema < 1, "at least 0 and below 1"),
             *((name, getattr(self, name) > 0, "above 0") for name in
-              ("spacing_mm", "patients", "batch", "epochs", "steps", "learning_rate", "clip", "validate_every")),
+              ("spacing_mm", "patients", "batch", "epochs", "steps", "learning_rate", "clip",
+               "validate_every")),
             *((name, getattr(self, name) >= 0, "0 or more") for name in
               ("seed", "test_patients", "pretrain", "warmup", "weight_decay")),
         ]
-        for name, holds, wanted in rules:
-            if not holds:
-                raise BratsError(f"{name}={getattr(self, name)!r} cannot work: it must be {wanted}.")
 
     def with_(self, **changes: object) -> Config:
-        """A copy with some fields changed; None leaves the preset's value; an unknown name lists the valid ones."""
+        """Copy with some fields changed; None keeps a value; an unknown name raises BratsError."""
         known = {f.name for f in fields(self)}
         if unknown := sorted(set(changes) - known):
-            raise BratsError(f"unknown setting {', '.join(unknown)}; there are: {', '.join(sorted(known))}.")
+            raise BratsError(f"unknown setting {', '.join(unknown)}; "
+                             f"there are: {', '.join(sorted(known))}.")
         return replace(self, **{k: v for k, v in changes.items() if v is not None})
 
     def save(self, path: Path) -> None:
@@ -99,7 +109,7 @@ class Config:
 
     @classmethod
     def load(cls, path: Path) -> Config:
-        """Read what `save` wrote; BratsError where it is missing."""
+        """Read what `save` wrote; BratsError if it is missing."""
         return cls.from_dict(read_json(path, "notebook 01"))
 
     @classmethod
@@ -111,15 +121,15 @@ class Config:
 
 PRESETS: dict[str, Config] = {
     "quick": Config(
-        preset="quick", spacing_mm=2.0, filters=(8, 16, 32, 64), patch=64, batch=2, epochs=6, steps=100,
-        learning_rate=4e-3, warmup=60, ema=0.99, validate_every=2),
+        preset="quick", spacing_mm=2.0, filters=(8, 16, 32, 64), patch=64, batch=2, epochs=6,
+        steps=100, learning_rate=4e-3, warmup=60, ema=0.99, validate_every=2),
     "kaggle": Config(preset="kaggle", batch=1, epochs=30, steps=1000),
     "full": Config(),
 }
 
 
 def preset(name: str) -> Config:
-    """The preset of that name; BratsError lists the names where there is none."""
+    """Return the preset of that name; BratsError lists the names if there is none."""
     if name not in PRESETS:
         raise BratsError(f"preset {name!r} is not known; there are: {', '.join(PRESETS)}.")
     return PRESETS[name]

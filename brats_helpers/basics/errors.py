@@ -6,10 +6,11 @@ A message is written to a person: what is wrong, in which file of which patient,
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 
 class BratsError(Exception):
-    """A problem that the reader of the message can solve; anything else that is raised is our bug."""
+    """A problem that the reader of the message can solve; any other exception is our bug."""
 
 
 class Stopped(BratsError):
@@ -17,12 +18,15 @@ class Stopped(BratsError):
 
 
 def short_messages() -> None:
-    """In a notebook, show our errors and the stop button as one message, without the traceback; elsewhere do nothing."""
+    """In a notebook, show our errors and the stop button as one message without a traceback."""
     if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
         shell.set_custom_exc((BratsError, KeyboardInterrupt), _show)
 
 
-def _show(shell: object, kind: type, value: BaseException, trace: object, tb_offset: int | None = None) -> list[str]:
-    said = str(value) or "stopped. What is finished is kept: run this cell again to go on."
-    shell._showtraceback(kind, value, [f"{kind.__name__}: {said}"])      # IPython's own way to a cell's error output
+def _show(shell: Any, kind: type, value: BaseException, trace: object, tb_offset: int | None = None
+          ) -> list[str]:
+    message = str(value) or "stopped. What is finished is kept: run this cell again to go on."
+    # IPython's hook. A message on stderr alone would leave papermill no error output to fail on.
+    value._render_traceback_ = lambda: [f"{kind.__name__}: {message}"]
+    shell.showtraceback((kind, value, trace))
     return []

@@ -1,7 +1,4 @@
-"""Files that are either whole or not there: written under a temporary name, flushed, then renamed.
-
-And files inside a plain tar, which are read where they lie.
-"""
+"""Write files atomically, and read files inside a plain tar without unpacking it."""
 
 from __future__ import annotations
 
@@ -29,30 +26,31 @@ except ModuleNotFoundError:
 
 
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
-NEARLY_FULL = 1_000_000                               # bytes
-GZIP_HEADER = 31                                      # zlib's `wbits` for a stream with gzip's own header and checksum
-LARGEST_GUESS = 2**28                                 # bytes set aside on the word of a .gz file's end, which may lie
+NEARLY_FULL = 1_000_000  # bytes
+GZIP_HEADER = 31  # zlib's `wbits` for a stream with gzip's header and checksum
+LARGEST_GUESS = 2**28  # bytes to allocate at most for the size that a .gz file claims
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it takes the place of `path` when the block ends well.
+    """Yield a temporary path to write to; it replaces `path` when the block succeeds.
 
-    The temporary name keeps the suffixes (nibabel chooses its format by them) and is removed on failure. BratsError
-    where the disk is full or the folder may not be written.
+    It keeps the suffixes, by which nibabel chooses the format, and is removed on failure.
+    BratsError if the disk is full or the folder may not be written.
     """
     path, temporary = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".part-", suffix="".join(path.suffixes[-2:]), dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=".part-", suffix="".join(path.suffixes[-2:]),
+                                        dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)                        # mkstemp's files are for their owner alone
+        temporary.chmod(0o644)  # mkstemp's files are for their owner alone
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:          # torch and Blosc2 raise RuntimeError where the disk is full
+    except (OSError, RuntimeError) as error:  # torch and Blosc2 raise RuntimeError on a full disk
         _explain(path, error)
         raise
     finally:
@@ -61,19 +59,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _explain(path: Path, error: OSError | RuntimeError) -> None:
-    """Raise BratsError if the error is the disk's; `path` is what should have been written."""
+    """Raise BratsError if writing `path` failed because of the disk."""
     parent = next(p for p in path.parents if p.is_dir())
     free = shutil.disk_usage(parent).free
-    if getattr(error, "errno", None) in UNWRITABLE or (isinstance(error, RuntimeError) and free < NEARLY_FULL):
-        raise BratsError(f"{path} could not be written ({error}); {free / 1e6:,.1f} MB are free there. What was there before "
-                         "is untouched: make room, or choose a work folder that may be written, and run again.") from error
+    full = isinstance(error, RuntimeError) and free < NEARLY_FULL
+    if full or getattr(error, "errno", None) in UNWRITABLE:
+        raise BratsError(
+            f"{path} could not be written ({error}); {free / 1e6:,.1f} MB are free there. What was "
+            "there before is untouched: make room, or choose a work folder that may be written, "
+            "and run again.") from error
 
 
 @contextmanager
 def stop_button() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C or a notebook's stop button, noted instead of raised, so that no step is left half done.
+    """Note Ctrl-C or a notebook's stop button, so that no step is left half done.
 
-    Yields a function that says whether it was pressed. A second press is raised at once.
+    Yields a function that tells whether it was pressed. A second press raises at once.
     """
     pressed: list[int] = []
 
@@ -82,7 +83,7 @@ def stop_button() -> Iterator[Callable[[], bool]]:
         if len(pressed) > 1:
             raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():        # only there can signals be heard
+    if threading.current_thread() is not threading.main_thread():  # only it receives signals
         yield lambda: False
         return
     before = signal.signal(signal.SIGINT, note)
@@ -93,18 +94,18 @@ def stop_button() -> Iterator[Callable[[], bool]]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that a killed process has left in a folder and below it."""
+    """Remove a killed process's temporary files in a folder and below it."""
     for leftover in Path(folder).rglob(".part-*"):
         leftover.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A file inside a plain tar, where nothing is compressed and every file is a run of bytes: to be read as a `Path` is."""
+    """A file inside a plain (uncompressed) tar, which can be read like a `Path`."""
 
     archive: Path
-    member: str                                       # its name in the archive
-    offset: int                                       # bytes from the beginning of the archive
+    member: str  # its name in the archive
+    offset: int  # bytes from the beginning of the archive
     size: int
 
     def __str__(self) -> str:
@@ -112,16 +113,16 @@ class Packed:
 
     @property
     def name(self) -> str:
-        """The last part of its name."""
+        """Return the last part of the name."""
         return PurePosixPath(self.member).name
 
     @property
     def parent(self) -> Path:
-        """Its folder, as if the archive were one."""
+        """Return the folder, as if the archive were one."""
         return self.archive / PurePosixPath(self.member).parent
 
     def read_bytes(self, last: int = 0) -> bytes:
-        """All of it, or its last bytes; OSError where the archive is shorter than its headers say."""
+        """Read all or the last bytes; OSError if the archive is shorter than its headers say."""
         count = min(last, self.size) or self.size
         with open(self.archive, "rb") as file:
             file.seek(self.offset + self.size - count)
@@ -132,12 +133,14 @@ class Packed:
 
 
 def gunzip(content: bytes) -> bytes:
-    """The content of a .gz file, decompressed; OSError where it is damaged or cut short."""
-    expected = min(int.from_bytes(content[-4:], "little"), LARGEST_GUESS)                   # as the file's end has it
+    """Decompress the content of a .gz file; OSError if it is damaged or cut short."""
+    expected = min(int.from_bytes(content[-4:], "little"), LARGEST_GUESS)  # as the file claims
     try:
         stream = isal_zlib.decompressobj(GZIP_HEADER)
-        whole = stream.decompress(content, expected + 1)                                    # into one buffer of that size
-        return whole if stream.eof and not stream.unused_data else igzip.decompress(content)   # several members, or odd
+        whole = stream.decompress(content, expected + 1)  # into one buffer of that size
+        if stream.eof and not stream.unused_data:
+            return whole
+        return igzip.decompress(content)  # several members, or damaged
     except (EOFError, zlib.error, isal_zlib.error) as error:
         raise OSError(str(error)) from error
 
@@ -149,11 +152,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, made_by: str) -> Any:
-    """Read a JSON file; `made_by` completes the message where it is missing, as in "notebook 02"."""
+    """Read a JSON file; `made_by`, as in "notebook 02", completes the message if it is missing."""
     path = Path(path)
     if not path.is_file():
         raise BratsError(f"{path} is missing: run {made_by} first, which writes it.")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise BratsError(f"{path} is not valid JSON ({error}): delete it and run {made_by} again.") from error
+        raise BratsError(f"{path} is not valid JSON ({error}): delete it and run {made_by} "
+                         "again.") from error

@@ -18,7 +18,7 @@ from ..basics.constants import MODALITIES, MODALITY_TITLES, REGION_TITLES, REGIO
 from ..basics.errors import BratsError
 from ..basics.files import atomic_path, read_json, write_json
 from .cases import Case, open_scan, read_reference
-from .pipeline import fingerprint
+from .pipeline import content_hash
 
 DATASET = "Dataset021_BraTS"
 SOURCES = ".sources.json"                             # which reference each label was made from
@@ -36,7 +36,7 @@ def write_nnunet(cases: Sequence[Case], splits: dict, folder: Path, synthetic: b
         if not exportable(case):
             raise BratsError(f"patient {case.name}: the export needs a file for each modality, unpacked, and a reference; "
                              "leave it out.")
-        label, tag = root / "labelsTr" / f"{case.name}.nii.gz", fingerprint(case, 0)
+        label, tag = root / "labelsTr" / f"{case.name}.nii.gz", content_hash(case, 0)
         if sources.get(case.name) != tag or not label.is_file():
             _write_label(case, label)
             sources[case.name] = tag

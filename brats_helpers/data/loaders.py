@@ -1,8 +1,8 @@
 """From prepared patients on disk to batches of patches.
 
-A patch is a pure function of the seed and of its number, so that training resumes at any step with
-the patches that it would have seen, whatever the number of worker processes. Patches travel as the
-integers of the scan; the device that trains turns them into z-scores (`augment.normalize_batch`).
+A patch is a pure function of the seed and its number. Training can therefore resume at any step
+with the patches that it would have seen, whatever the number of worker processes. Patches travel
+as the scan's integers; the training device z-scores them (`preprocessing.normalize_batch`).
 """
 
 from __future__ import annotations
@@ -21,87 +21,96 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..basics.constants import MODALITIES
 from ..basics.errors import BratsError
-from .preprocessing import Meta
-from .storage import open_mapped, open_volume, read_patch
+from .storage import Meta, map_file, open_mapped, read_meta, read_patch
 
-SHARED = Path("/dev/shm")                             # Linux's shared memory, through which processes hand tensors over
+SHARED = Path("/dev/shm")  # Linux's shared memory, through which processes hand over tensors
 
 
 class PatchDataset(Dataset):
-    """Patches of an endless, seeded stream that shows every patient as often as `paths` names him.
+    """Patches of an endless, seeded stream that shows a patient as often as `paths` lists them.
 
-    `stream[numbers]` are the patches of these numbers, a batch: {"volume": (B, 5, P, P, P), four modalities and the reference
-    as stored; "mean", "std": (B, 4) float32; "name", "number": lists}. With probability `oversample_foreground` a patch is centered on a
-    tumor voxel, the label chosen first, so that a small compartment is met as often as a large one (Isensee et al. 2021);
-    otherwise it lies anywhere in the brain's box.
+    `dataset[numbers]` is a batch: {"volume": (B, 5, P, P, P), four modalities and the reference as
+    stored; "mean", "std": (B, 4) float32; "name", "number": lists}. With probability
+    `oversample_foreground` a patch is centered on a tumor voxel, and the label is drawn first, so
+    that small compartments are met as often as large ones (Isensee et al. 2021). Otherwise the
+    patch lies anywhere in the brain's box.
     """
 
-    def __init__(self, paths: Sequence[Path], patch: int, oversample_foreground: float, seed: int) -> None:
+    def __init__(self, paths: Sequence[Path], patch: int, oversample_foreground: float,
+                 seed: int) -> None:
         self.paths, self.patch, self.seed = list(paths), patch, seed
         self.oversample_foreground = oversample_foreground
-        self.known: dict[Path, tuple[np.ndarray, Meta]] = {}          # of the patients met before: the file, mapped
+        self.known: dict[Path, tuple[np.ndarray, Meta]] = {}  # mapped bytes of files met before
 
     def __getitem__(self, numbers: Sequence[int]) -> dict:
-        paths = [self.paths[patient_of(number, len(self.paths), self.seed)] for number in numbers]
+        paths = [self.paths[patient_of(n, len(self.paths), self.seed)] for n in numbers]
         arrays, metas = zip(*map(self._open, paths), strict=True)
-        # Integers, or floating point where one of the patients needs it.
-        volume = np.empty((len(numbers), arrays[0].shape[0], *[self.patch] * 3), np.result_type(*arrays))
+        # Integers, or floating point if one of the patients needs it.
+        dtype = np.result_type(*arrays)
+        volume = np.empty((len(numbers), arrays[0].shape[0], *[self.patch] * 3), dtype)
         for number, array, meta, patch in zip(numbers, arrays, metas, volume, strict=True):
             rng = np.random.default_rng([self.seed, 1, number])
-            read_patch(array, meta, choose_corner(meta, array.shape[1:], self.patch, self.oversample_foreground, rng), patch)
-        mean, std = (torch.tensor([getattr(meta, key) for meta in metas]) for key in ("mean", "std"))
-        return {"volume": torch.from_numpy(volume), "mean": mean, "std": std,
+            corner = choose_corner(meta, array.shape[1:], self.patch, self.oversample_foreground,
+                                   rng)
+            read_patch(array, meta, corner, patch)
+        return {"volume": torch.from_numpy(volume),
+                "mean": torch.tensor([meta.mean for meta in metas]),
+                "std": torch.tensor([meta.std for meta in metas]),
                 "name": [meta.name for meta in metas], "number": list(numbers)}
 
     def _open(self, path: Path) -> tuple[blosc2.NDArray, Meta]:
-        if path in self.known:                        # mapping a file anew takes a twelfth of a patch's time
-            mapped, meta = self.known[path]
-            return open_mapped(mapped, path), meta
-        array, meta = open_volume(path)
-        self.known[path] = array.mapped, meta
-        return array, meta
+        if path not in self.known:  # mapping a file anew takes a twelfth of a patch's time
+            mapped = map_file(path)
+            self.known[path] = mapped, read_meta(open_mapped(mapped, path), path)
+        mapped, meta = self.known[path]
+        return open_mapped(mapped, path), meta
 
     def __getstate__(self) -> dict:
-        return vars(self) | {"known": {}}             # a worker process maps the files itself
+        return vars(self) | {"known": {}}  # a worker process maps the files itself
 
 
 def patient_of(index: int, patients: int, seed: int) -> int:
-    """Which patient patch `index` is from: each round of `patients` patches is a permutation of its own."""
+    """Choose the patient of patch `index`: every `patients` patches are a new permutation."""
     order = np.random.default_rng([seed, 0, index // patients]).permutation(patients)
     return int(order[index % patients])
 
 
 def choose_corner(meta: Meta, shape: Sequence[int], patch: int, oversample_foreground: float,
                   rng: np.random.Generator) -> np.ndarray:
-    """The patch's first voxel, (3,) in d h w; negative or too far where the volume is smaller than the patch."""
+    """Draw a patch's first voxel, (3,) in d h w.
+
+    A volume smaller than the patch is centered in it, and the corner then lies outside.
+    """
     low, high = np.zeros(3, int), np.array(shape) - patch
     short = high < 0
-    low[short] = high[short] = (high[short] / 2).round()                  # center what is too small
-    voxels = [v for v in meta.tumor_voxels.values() if len(v)]
-    if voxels and rng.random() < oversample_foreground:
-        of_label = voxels[rng.integers(len(voxels))]
-        voxel = np.unravel_index(of_label[rng.integers(len(of_label))], shape)
+    low[short] = high[short] = (high[short] / 2).round()
+    labels = [voxels for voxels in meta.tumor_voxels.values() if voxels]
+    if labels and rng.random() < oversample_foreground:
+        voxels = labels[rng.integers(len(labels))]
+        voxel = np.unravel_index(voxels[rng.integers(len(voxels))], shape)
         return np.clip(np.array(voxel) - patch // 2, low, high)
     return rng.integers(low, high + 1)
 
 
-def batches(dataset: PatchDataset, batch: int, first: int, last: int, workers: int = 0, rank: int = 0,
-            processes: int = 1) -> Iterator[dict]:
-    """Batches number `first` to `last` - 1 of the stream; volume (B, 5, P, P, P), mean and std (B, 4), names, numbers.
+def batches(dataset: PatchDataset, batch: int, first: int, last: int, workers: int = 0,
+            rank: int = 0, processes: int = 1) -> Iterator[dict]:
+    """Yield batches number `first` to `last` - 1 of the stream, as `PatchDataset` describes them.
 
-    Of several training processes each deals itself every so-manieth patch and reads no other; B is then its share.
+    With several training processes, each reads every `processes`-th patch of a batch, from its
+    `rank` on.
     """
-    mine = (range(number * batch + rank, (number + 1) * batch, processes) for number in range(first, last))
+    mine = (range(number * batch + rank, (number + 1) * batch, processes)
+            for number in range(first, last))
     workers = affordable(workers, ceil(batch / processes) * dataset.patch**3, processes)
-    for served in DataLoader(_Served(dataset), None, sampler=mine, num_workers=workers, worker_init_fn=_ignore_stop,
-                             pin_memory=torch.cuda.is_available()):
+    for served in DataLoader(_Served(dataset), None, sampler=mine, num_workers=workers,
+                             worker_init_fn=_ignore_stop, pin_memory=torch.cuda.is_available()):
         if isinstance(served, BratsError):
             raise served
         yield served
 
 
 class _Served(Dataset):
-    """Batches as a loader's process hands them over: our errors too, which torch would raise with the process's traceback."""
+    """Hand over a BratsError as an item; torch would raise it with the worker's traceback."""
 
     def __init__(self, dataset: PatchDataset) -> None:
         self.dataset = dataset
@@ -114,36 +123,40 @@ class _Served(Dataset):
 
 
 def _ignore_stop(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)      # Ctrl-C reaches every process; training ends its loader's itself
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # training ends its workers itself after Ctrl-C
 
 
 def affordable(workers: int, voxels: int, processes: int = 1) -> int:
-    """As many loader processes as there is shared memory for, at most `workers`; says so where they are fewer.
+    """Limit the loader's workers to what shared memory holds, and print it if they become fewer.
 
-    A container often has 64 MB of it, and a process that gets none hands nothing over and says nothing. Of each, two batches
-    of `voxels` are under way, and two more in use; voxels may be float32.
+    A container often has only 64 MB, and a worker that gets none hangs silently. Each worker
+    prepares two batches of `voxels`, and two more are in use; voxels may be float32.
     """
     if not workers or not SHARED.is_dir():
         return workers
-    free, size = shutil.disk_usage(SHARED).free, 2 * 4 * (len(MODALITIES) + 1) * voxels * processes
+    free = shutil.disk_usage(SHARED).free
+    size = 2 * 4 * (len(MODALITIES) + 1) * voxels * processes
     enough = max(0, min(workers, free // size - 1))
     if enough < workers:
-        print(f"{workers} processes that read patches need {(workers + 1) * size / 1e6:.0f} MB of {SHARED}, where "
-              f"{free / 1e6:.0f} are free: {enough} will read, and a GPU may wait. "
+        print(f"{workers} processes that read patches need {(workers + 1) * size / 1e6:.0f} MB of "
+              f"{SHARED}, where {free / 1e6:.0f} are free: {enough} will read, and a GPU may wait. "
               "A container gets more with docker run --shm-size=2g.")
     return enough
 
 
 @contextlib.contextmanager
 def explain_killed_worker() -> Iterator[None]:
-    """A loader process that somebody has ended becomes a BratsError; torch interrupts whatever is under way."""
+    """Turn torch's error for a killed loader process into a BratsError."""
     try:
         yield
     except RuntimeError as error:
+        # If the error interrupted a save, that raised its own, with torch's as context.
         first: BaseException | None = error
         while first and "DataLoader worker" not in str(first):
-            first = first.__context__                 # a saving that is interrupted raises an error of its own
+            first = first.__context__
         if not first:
             raise
-        raise BratsError(f"a process that reads patches was ended from outside ({first}), most often because memory ran out. "
-                         "What was saved is kept: close other programs, and run it again to go on.") from error
+        raise BratsError(
+            f"a process that reads patches was ended from outside ({first}), most often because "
+            "memory ran out. What was saved is kept: close other programs, and run it again to go "
+            "on.") from error

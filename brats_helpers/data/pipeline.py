@@ -18,14 +18,13 @@ from ..basics.files import remove_leftovers
 from .archive import patients_in
 from .cases import Case, check_cohort, file_state, read_case
 from .cohort import write_patients, write_source
-from .preprocessing import Meta, brain_mask, prepare, restore
+from .preprocessing import brain_mask, prepare, restore
 from .splits import make_splits
-from .storage import FORMAT, load, save
+from .storage import FORMAT, Meta, load, save
 
-# ---------------------------------------------------------------- a cohort
 
-def fingerprint(case: Case, spacing_mm: float) -> str:
-    """Changes with a patient's files and with the target grid; of a .gz it reads gzip's own checksum, 8 bytes."""
+def content_hash(case: Case, spacing_mm: float) -> str:
+    """Hash a patient's files and the target grid; of a .gz, only gzip's own checksum is read."""
     digest = hashlib.sha256(f"{FORMAT} {spacing_mm}".encode())
     for path in (*case.images, case.reference):
         if path is not None:
@@ -35,19 +34,20 @@ def fingerprint(case: Case, spacing_mm: float) -> str:
 
 
 def preprocess_case(case: Case, folder: Path, spacing_mm: float) -> Meta:
-    """Prepare one patient into `folder`/<name>.b2nd, unless the same is there already."""
-    path, source = Path(folder) / f"{case.name}.b2nd", fingerprint(case, spacing_mm)
-    with contextlib.suppress(BratsError):             # missing, damaged or of another version: made anew
+    """Prepare one patient into `folder`/<name>.b2nd, unless an up-to-date file is there."""
+    path, wanted = Path(folder) / f"{case.name}.b2nd", content_hash(case, spacing_mm)
+    with contextlib.suppress(BratsError):  # a missing, damaged or older file is made anew
         before = load(path)
-        if before.meta.source == source:
+        if before.meta.content_hash == wanted:
             return before.meta
-    prepared = prepare(read_case(case), spacing_mm, source)
+    prepared = prepare(read_case(case), spacing_mm, wanted)
     save(prepared, path)
     return prepared.meta
 
 
-def preprocess_cohort(cases: Sequence[Case], folder: Path, spacing_mm: float, jobs: int = -1) -> list[Meta]:
-    """Prepare all patients, in parallel and with progress; what is there already is kept."""
+def preprocess_cohort(cases: Sequence[Case], folder: Path, spacing_mm: float, jobs: int = -1
+                      ) -> list[Meta]:
+    """Prepare all patients in parallel, with progress; up-to-date files are kept."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
     metas = Parallel(n_jobs=jobs, return_as="generator")(
@@ -56,35 +56,40 @@ def preprocess_cohort(cases: Sequence[Case], folder: Path, spacing_mm: float, jo
 
 
 def prepared_files(cases: Sequence[Case], folder: Path, spacing_mm: float) -> dict[str, Path]:
-    """The prepared file of each patient, by name; BratsError where one is missing, damaged or made from another scan or
-    grid. Reads every file once, with progress."""
+    """Return each patient's prepared file by name, after reading all of them once.
+
+    BratsError if one is missing, damaged or made from another scan or grid.
+    """
     files = {case.name: Path(folder) / f"{case.name}.b2nd" for case in cases}
-    metas = Parallel(n_jobs=-1, prefer="threads", return_as="generator")(delayed(_meta_of)(path) for path in files.values())
-    checked = tqdm(zip(cases, metas, strict=True), total=len(cases), desc="compare with the scans", unit="patient")
-    stale = [case.name for case, meta in checked if meta.source != fingerprint(case, spacing_mm)]
+    metas = Parallel(n_jobs=-1, prefer="threads", return_as="generator")(
+        delayed(_checked_meta)(path) for path in files.values())
+    checked = tqdm(zip(cases, metas, strict=True), total=len(cases), desc="compare with the scans",
+                   unit="patient")
+    stale = [c.name for c, meta in checked if meta.content_hash != content_hash(c, spacing_mm)]
     if stale:
-        raise BratsError(f"{len(stale)} prepared file(s) in {folder} are from other scans or another voxel size "
-                         f"({', '.join(stale[:3])}{', ...' if len(stale) > 3 else ''}): run notebook 03 again.")
+        names = ", ".join(stale[:3]) + (", ..." if len(stale) > 3 else "")
+        raise BratsError(f"{len(stale)} prepared file(s) in {folder} are from other scans or "
+                         f"another voxel size ({names}): run notebook 03 again.")
     return files
 
 
-def _meta_of(path: Path) -> Meta:
+def _checked_meta(path: Path) -> Meta:
     return load(path).meta
 
 
 def verify_prepared(case: Case, path: Path) -> list[str]:
-    """Compare a prepared file with the scan, voxel by voxel; returns what is wrong, an empty list if nothing is."""
+    """Compare a prepared file with the scan voxel by voxel; returns the problems found."""
     prepared, patient = load(path), read_case(case)
-    problems = []
-    outside = brain_mask(patient.images)
-    if max(prepared.meta.factor) > 1:                 # coarsened: the geometry is what can be compared
-        back = restore(prepared.volume, prepared.meta)
-        overlap = 2 * np.sum(brain_mask(back[:4]) & outside) / (brain_mask(back[:4]).sum() + outside.sum())
-        return [] if overlap > 0.95 else [f"the coarsened brain overlaps the scan's by {overlap:.2f} (Dice)"]
     back = restore(prepared.volume, prepared.meta)
-    for modality, image, scan in zip(MODALITIES, back, patient.images, strict=False):
-        if not np.array_equal(image, scan):
-            problems.append(f"{modality}: {np.count_nonzero(image != scan)} voxels differ")
+    if max(prepared.meta.downsampling) > 1:  # only the geometry can be compared
+        brain, scan = brain_mask(back[:4]), brain_mask(patient.images)
+        dice = 2 * np.sum(brain & scan) / (brain.sum() + scan.sum())
+        if dice > 0.95:
+            return []
+        return [f"the coarsened brain overlaps the scan's by {dice:.2f} (Dice)"]
+    problems = [f"{modality}: {np.count_nonzero(image != scan)} voxels differ"
+                for modality, image, scan in zip(MODALITIES, back, patient.images, strict=False)
+                if not np.array_equal(image, scan)]
     if patient.reference is not None and not np.array_equal(back[4], patient.reference):
         problems.append("the reference differs")
     return problems
@@ -92,11 +97,12 @@ def verify_prepared(case: Case, path: Path) -> list[str]:
 
 def fill_work_folder(work: Path, config: Config, source: str, place: Path, jobs: int = -1,
                      synthetic: bool = False) -> None:
-    """What notebooks 01 to 03 leave, of the labeled patients in a folder or a plain tar, without notebooks."""
+    """Write what notebooks 01 to 03 write, for the labeled patients of a folder or plain tar."""
     cases = patients_in(place)
     rows = check_cohort(cases, jobs)
     volumes = {row["name"]: sum(row["volumes_ml"].values()) for row in rows}
-    splits = make_splits(list(volumes), list(volumes.values()), config.seed, config.validation, config.folds)
+    splits = make_splits(list(volumes), list(volumes.values()), config.seed, config.validation,
+                         config.folds)
     write_source(work, config, source, place, None, synthetic)
     write_patients(work, {"training": place, "test": None}, {"training": rows, "test": []}, splits)
     preprocess_cohort(cases, work / "preprocessed", config.spacing_mm, jobs)

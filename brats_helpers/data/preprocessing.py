@@ -1,15 +1,14 @@
-"""From a scan to what the network reads, and back.
+"""Turn a scan into what the network reads, and an array of the network back to the scan's grid.
 
-Crop to the brain, keep the scanner's integers (lossless, compressed, one file a patient), and leave
-the z-score to the device that trains: its mean and deviation travel with the file. Arrays here are
-(D, H, W) = (z, y, x) in the orientation LPS; `restore` goes back to the scan's own grid.
+Preparing crops to the brain and keeps the scanner's integers (lossless, one compressed file a
+patient). The z-score is left to the training device: mean and standard deviation travel with the
+file. Arrays here are (D, H, W) = (z, y, x) in the orientation LPS.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from math import ceil
 
 import nibabel as nib
@@ -22,54 +21,33 @@ from torch import Tensor
 from ..basics.constants import LABEL_SHORT, MODALITIES, ORIENTATION
 from ..basics.errors import BratsError
 from .cases import Patient
-from .fingerprint import describe
+from .fingerprint import scan_fingerprint
+from .storage import Meta, Prepared
 
-FINER = 1.25                                          # a scan is resampled where its voxels are finer by this factor
-SAMPLES = 500                                         # tumor voxels kept a label, to center patches on
-
-
-@dataclass(frozen=True)
-class Meta:
-    """What is known of a prepared patient beside its voxels; enough to go back to the scan's own grid."""
-
-    name: str
-    shape: tuple[int, int, int]                       # of the scan, (X, Y, Z)
-    affine: tuple[tuple[float, ...], ...]             # of the scan
-    box: tuple[tuple[int, int], ...]                  # the brain in the scan, LPS, d h w: first and one past the last
-    factor: tuple[float, float, float]                # voxels of the scan a voxel of the grid, d h w
-    mean: tuple[float, ...]                           # of each modality over the brain
-    std: tuple[float, ...]
-    has_reference: bool
-    source: str                                       # fingerprint of the files
-    tumor_rows: tuple[int, int] = (0, 0)              # of h, that the tumor is in: first and one past the last
-    tumor_voxels: dict[str, list[int]] = field(default_factory=dict)   # label's short name -> places in the flat (D, H, W)
-    figures: dict[str, float] = field(default_factory=dict)       # of `shift.describe`
-
-
-@dataclass
-class Prepared:
-    """A patient as the network's data path stores it."""
-
-    volume: np.ndarray                                # (5, D, H, W): four modalities, and labels 0 to 3 (0: no reference)
-    meta: Meta
+FINER = 1.25  # an axis is downsampled if its voxels are finer than the target by more than this
+SAMPLES = 500  # tumor voxels kept of each label, to center patches on
 
 
 # ---------------------------------------------------------------- the steps
 
 def to_lps(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """(X, Y, Z) in any axis-aligned orientation to (D, H, W) in LPS; a view, nothing is copied."""
-    turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt(ORIENTATION))
+    """Turn (X, Y, Z) in any axis-aligned orientation to (D, H, W) in LPS; returns a view."""
+    turn = nib.orientations.ornt_transform(nib.io_orientation(affine),
+                                           nib.orientations.axcodes2ornt(ORIENTATION))
     return nib.apply_orientation(array, turn).T
 
 
 def lps_spacing(spacing: Sequence[float], affine: np.ndarray) -> tuple[float, ...]:
-    """Voxel edges in mm, given for the file's axes, in the order x y z of the body."""
-    axes = nib.io_orientation(affine)[:, 0].astype(int)                   # the file's axis i is the body's axes[i]
-    return tuple(float(spacing[int(np.flatnonzero(axes == body)[0])]) for body in range(3))
+    """Reorder voxel edges in mm from the file's axes to x, y, z of the body."""
+    body_axes = nib.io_orientation(affine)[:, 0]  # of each of the file's axes
+    return tuple(float(spacing[axis]) for axis in np.argsort(body_axes))
 
 
 def brain_mask(images: Sequence[np.ndarray]) -> np.ndarray:
-    """Where any modality is not 0: (C, ...) to (...) bool. Modalities' own masks differ in some patients."""
+    """Mark voxels where any modality is not 0: (C, ...) to (...) bool.
+
+    The modalities' own masks differ in some patients.
+    """
     mask = images[0] != 0
     for image in images[1:]:
         mask |= image != 0
@@ -77,7 +55,7 @@ def brain_mask(images: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def bounding_box(mask: np.ndarray) -> tuple[tuple[int, int], ...]:
-    """The smallest box around a mask, first and one past the last voxel of each axis, from its projections."""
+    """Find the smallest box around a mask, (first, past the last) of each axis."""
     plane = mask.any(axis=0)
     lines = (mask.any(axis=(1, 2)), plane.any(axis=1), plane.any(axis=0))
     return tuple((int(line.argmax()), int(len(line) - line[::-1].argmax())) for line in lines)
@@ -89,26 +67,27 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
     return mask if count < 2 else parts == 1 + np.bincount(parts.ravel())[1:].argmax()
 
 
-def statistics(images: np.ndarray, mask: np.ndarray, name: str = "") -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each modality over the brain, both (C,) float64."""
+def statistics(images: np.ndarray, mask: np.ndarray, name: str = ""
+               ) -> tuple[np.ndarray, np.ndarray]:
+    """Compute each modality's mean and standard deviation in the brain, both (C,) float64."""
     mean, std = np.zeros(len(images)), np.zeros(len(images))
     for n, image in enumerate(images):
         values = image[mask].astype(np.float64)
         mean[n] = values.mean()
-        values -= mean[n]                             # in place: memory is what takes the time here
+        values -= mean[n]  # in place, because memory takes the time here
         std[n] = np.sqrt(np.square(values, out=values).mean())
     if not std.all():
         flat = ", ".join(m for m, s in zip(MODALITIES, std, strict=False) if s == 0)
-        raise BratsError(f"patient {name}: {flat} has one value in all of the brain, which cannot be normalized; "
-                         "get the file again, or leave this patient out.")
+        raise BratsError(f"patient {name}: {flat} has one value in all of the brain, which cannot "
+                         "be normalized; get the file again, or leave this patient out.")
     return mean, std
 
 
 def normalize(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Z-scores in the brain, 0 outside, and the brain as the fifth channel: (4, ...) to (5, ...) float32.
+    """Z-score the brain, set the rest to 0, append the brain: (4, ...) to (5, ...) float32.
 
-    The brain is found before the z-score: afterwards a large part of it is negative, and "above 0" finds
-    only the voxels that are brighter than average. Reference for `augment.normalize_batch`.
+    The brain is found before the z-score: afterwards "above 0" would find only the voxels that are
+    brighter than average. Reference for `normalize_batch`.
     """
     mask = brain_mask(images)
     shape = (-1, *[1] * mask.ndim)
@@ -116,45 +95,64 @@ def normalize(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -
     return np.concatenate([scored * mask, mask[None]]).astype(np.float32)
 
 
+def normalize_batch(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Do what `normalize` does for a batch on its device.
+
+    images (B, 4, D, H, W) of any type with 0 outside the brain; mean, std (B, 4). Returns
+    (B, 5, D, H, W) float32.
+    """
+    brain = images[:, :1] != 0
+    for image in images[:, 1:].split(1, dim=1):
+        brain |= image != 0
+    out = torch.empty(len(images), images.shape[1] + 1, *images.shape[2:], device=images.device)
+    shape = (*mean.shape, 1, 1, 1)
+    out[:, :-1] = images  # and the rest in place, because memory takes the time here
+    out[:, :-1].sub_(mean.view(shape)).div_(std.view(shape)).mul_(brain)
+    out[:, -1:] = brain
+    return out
+
+
 # ---------------------------------------------------------------- a patient
 
-def prepare(patient: Patient, spacing_mm: float, source: str = "") -> Prepared:
-    """Turn to LPS, crop to the brain, and coarsen to `spacing_mm` where the scan is finer."""
-    images = [to_lps(image, patient.affine) for image in patient.images]  # views: only what is in the box is copied
-    mask = brain_mask(images)
+def prepare(patient: Patient, spacing_mm: float, content_hash: str = "") -> Prepared:
+    """Turn to LPS, crop to the brain, and downsample to `spacing_mm` if the scan is finer."""
+    scans = [to_lps(image, patient.affine) for image in patient.images]  # views
+    mask = brain_mask(scans)
     box = bounding_box(mask)
     inside = tuple(slice(*edge) for edge in box)
     mask = mask[inside]
-    volume = np.zeros((len(images) + 1, *mask.shape), patient.images.dtype)
-    for channel, image in zip(volume, images, strict=False):
-        channel[:] = image[inside]
+    volume = np.zeros((len(scans) + 1, *mask.shape), patient.images.dtype)
+    for channel, scan in zip(volume, scans, strict=False):
+        channel[:] = scan[inside]
     if patient.reference is not None:
         volume[-1] = to_lps(patient.reference, patient.affine)[inside]
-    spacing = lps_spacing(patient.spacing, patient.affine)[::-1]          # d h w
+    spacing = lps_spacing(patient.spacing, patient.affine)[::-1]  # d h w
     factor = tuple(float(spacing_mm / s) if spacing_mm / s > FINER else 1.0 for s in spacing)
     if max(factor) > 1:
         labels = coarsen_labels(volume[-1], factor)
         volume = np.concatenate([coarsen(volume[:-1], factor), labels[None].astype(volume.dtype)])
         mask = brain_mask(volume[:-1])
-    mean, std = statistics(volume[:-1], mask, patient.name)
+    images, labels = volume[:-1], volume[-1]
+    mean, std = statistics(images, mask, patient.name)
     return Prepared(volume, Meta(
-        patient.name, patient.images.shape[1:], tuple(map(tuple, patient.affine.tolist())), box, factor,
-        tuple(mean.tolist()), tuple(std.tolist()), patient.reference is not None, source, tumor_rows(volume[-1]),
-        sample_voxels(volume[-1], patient.name), describe(volume[:-1], mean, std, np.multiply(factor, spacing), spacing)))
+        patient.name, patient.images.shape[1:], tuple(map(tuple, patient.affine.tolist())), box,
+        factor, tuple(mean.tolist()), tuple(std.tolist()), patient.reference is not None,
+        content_hash, tumor_rows(labels), sample_voxels(labels, patient.name),
+        scan_fingerprint(images, mean, std, np.multiply(factor, spacing), spacing)))
 
 
 def tumor_rows(labels: np.ndarray) -> tuple[int, int]:
-    """The rows of (D, H, W), along H, that a tumor is in: first and one past the last; (0, 0) where there is none."""
+    """Find the rows of (D, H, W) along H with a tumor, (first, past the last); (0, 0) if none."""
     return bounding_box(labels != 0)[1] if labels.any() else (0, 0)
 
 
 def sample_voxels(labels: np.ndarray, name: str) -> dict[str, list[int]]:
-    """At most SAMPLES voxels of each tumor label, places in the flat array, drawn with the patient's name as the seed."""
+    """Draw at most SAMPLES voxels of each label, as flat indices; the name is the seed."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    marked, found = np.flatnonzero(labels != 0), {}
-    kinds = labels.ravel()[marked]
+    tumor, found = np.flatnonzero(labels != 0), {}
+    label_of = labels.ravel()[tumor]
     for label, short in LABEL_SHORT.items():
-        voxels = marked[kinds == label]
+        voxels = tumor[label_of == label]
         found[short] = voxels[np.sort(rng.permutation(len(voxels))[:SAMPLES])].tolist()
     return found
 
@@ -162,66 +160,59 @@ def sample_voxels(labels: np.ndarray, name: str) -> dict[str, list[int]]:
 # ---------------------------------------------------------------- grids
 
 def coarsen(images: np.ndarray, factor: Sequence[float]) -> np.ndarray:
-    """Images (C, D, H, W) on a grid coarser by `factor`, in the same type; the last voxel may reach past the end.
+    """Downsample images (C, D, H, W) in the same type; the last voxel may reach past the end.
 
     Trilinear with edges aligned: at a factor of 2 this is the mean of 2 x 2 x 2 voxels.
     """
     small = rescale(images, [1 / f for f in factor])
-    return small.astype(np.float32) if images.dtype.kind == "f" else np.rint(small).astype(images.dtype)
+    if images.dtype.kind == "f":
+        return small.astype(np.float32)
+    return np.rint(small).astype(images.dtype)
 
 
 def coarsen_labels(labels: np.ndarray, factor: Sequence[float]) -> np.ndarray:
-    """Labels (D, H, W) by majority: the class that has the largest share of the coarser voxel."""
+    """Downsample labels (D, H, W) by majority: the class with the largest share of the voxel."""
     shares = rescale(np.stack([labels == n for n in range(4)]), [1 / f for f in factor])
     return shares.argmax(0).astype(np.uint8)
 
 
 def rescale(array: np.ndarray, scale: Sequence[float]) -> np.ndarray:
-    """Trilinear interpolation of (C, D, H, W) that keeps the first voxel's outer edge in place."""
+    """Interpolate (C, D, H, W) trilinearly and keep the first voxel's outer edge in place."""
     tensor = torch.from_numpy(np.ascontiguousarray(array, np.float32))[None]
-    wanted = [ceil(round(n * s, 6)) if s < 1 else ceil(n * s - 1e-6) for n, s in zip(array.shape[1:], scale, strict=True)]
-    # Enough voxels at the far end that rounding in floating point cannot make the result a voxel short; then cut.
-    spare = [max(0, ceil(w / s) + 1 - n) for w, n, s in zip(wanted, array.shape[1:], scale, strict=True)]
-    tensor = F.pad(tensor, [p for n in reversed(spare) for p in (0, n)], mode="replicate" if min(scale) >= 1 else "constant")
+    shape = array.shape[1:]
+    target_shape = [ceil(round(n * s, 6)) for n, s in zip(shape, scale, strict=True)]
+    # Pad the far end, then cut: rounding inside torch could make the result a voxel too short.
+    pad = [max(0, ceil(t / s) + 1 - n) for t, n, s in zip(target_shape, shape, scale, strict=True)]
+    tensor = F.pad(tensor, (0, pad[2], 0, pad[1], 0, pad[0]),
+                   mode="replicate" if min(scale) >= 1 else "constant")
     scaled = F.interpolate(tensor, scale_factor=list(scale), mode="trilinear", align_corners=False,
                            recompute_scale_factor=False)[0].numpy()
-    return scaled[:, :wanted[0], :wanted[1], :wanted[2]]
+    d, h, w = target_shape
+    return scaled[:, :d, :h, :w]
 
 
 def restore(array: np.ndarray, meta: Meta) -> np.ndarray:
-    """An array on the prepared grid, (C, D, H, W), back on the scan's: (C, X, Y, Z), 0 outside the brain's box.
+    """Return an array on the prepared grid, (C, D, H, W), to the scan's, (C, X, Y, Z).
 
-    Floating point (probabilities) is interpolated, integers (labels) take the nearest voxel.
+    0 outside the brain's box. Floating point (probabilities) is interpolated, integers (labels)
+    take the nearest voxel.
     """
-    size = [stop - start for start, stop in meta.box]
-    if max(meta.factor) > 1:
-        array = rescale(array, meta.factor) if array.dtype.kind == "f" else _repeat(array, meta.factor, size)
-    full = np.zeros((len(array), *meta.shape[::-1]), array.dtype).transpose(0, 3, 2, 1)     # laid out as the scan's voxels
-    box = tuple(slice(*edge) for edge in meta.box)
+    size = [stop - start for start, stop in meta.bounding_box]
+    if max(meta.downsampling) > 1:
+        if array.dtype.kind == "f":
+            array = rescale(array, meta.downsampling)
+        else:
+            array = _nearest(array, meta.downsampling, size)
+    full = np.zeros((len(array), *meta.shape[::-1]), array.dtype).transpose(0, 3, 2, 1)
+    box = tuple(slice(*edge) for edge in meta.bounding_box)
+    d, h, w = size
     for channel, whole in zip(array, full, strict=True):
-        to_lps(whole, np.array(meta.affine))[box] = channel[:size[0], :size[1], :size[2]]   # a view: whole is written to
+        to_lps(whole, np.array(meta.affine))[box] = channel[:d, :h, :w]  # writes through a view
     return full
 
 
-def _repeat(array: np.ndarray, factor: Sequence[float], size: Sequence[int]) -> np.ndarray:
+def _nearest(array: np.ndarray, factor: Sequence[float], size: Sequence[int]) -> np.ndarray:
     for axis, (f, n) in enumerate(zip(factor, size, strict=True), start=1):
         nearest = np.minimum(((np.arange(n) + 0.5) / f).astype(int), array.shape[axis] - 1)
         array = array.take(nearest, axis)
     return array
-
-
-def normalize_batch(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Raw intensities to the network's five channels.
-
-    images (B, 4, D, H, W) of any type with 0 outside the brain; mean, std (B, 4) over the patient's
-    brain. Returns (B, 5, D, H, W) float32: z-scores in the brain, 0 outside, and the brain itself.
-    """
-    brain = images[:, :1] != 0                        # before the z-score, which makes much of the brain negative
-    for image in images[:, 1:].split(1, dim=1):
-        brain |= image != 0
-    out = torch.empty(len(images), images.shape[1] + 1, *images.shape[2:], device=images.device)
-    shape = (*mean.shape, 1, 1, 1)
-    out[:, :-1] = images                              # and the rest in place: memory is what takes the time here
-    out[:, :-1].sub_(mean.view(shape)).div_(std.view(shape)).mul_(brain)
-    out[:, -1:] = brain
-    return out

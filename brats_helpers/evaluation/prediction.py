@@ -40,7 +40,7 @@ def segment(models: Sequence[nn.Module], patient: Patient, config: Config, tta: 
     seen: what the patients of the training looked like (`shift.ranges`); a patient who is unlike them brings a warning.
     """
     prepared = prepare(patient, config.spacing_mm)
-    if strange := outside_ranges(prepared.meta.figures, seen or {}):
+    if strange := outside_ranges(prepared.meta.fingerprint, seen or {}):
         tqdm.write(f"WARNING: patient {patient.name} is unlike those that the network learnt from, and the mask may be "
                    f"wrong: {'; '.join(strange[:3])}. Look at the scans, then at the mask.")
     probabilities = predict_prepared(models, prepared, config.patch, config.overlap,

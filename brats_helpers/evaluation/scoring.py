@@ -26,7 +26,7 @@ from ..basics.device import Device
 from ..basics.errors import BratsError
 from ..basics.files import atomic_path, read_json, remove_leftovers, write_json
 from ..data.cases import Case, Patient, open_scan, read_case, write_mask
-from ..data.pipeline import fingerprint
+from ..data.pipeline import content_hash
 from ..network.unet import count_parameters
 from ..training.stages import FOLDER as PRETRAINING
 from .build import build_network, for_inference
@@ -174,7 +174,7 @@ def _score_all(cases: Sequence[Case], model: nn.Module, config: Config, work: Pa
         _mask_path(work, name).unlink(missing_ok=True)  # this patient is no longer evaluated
     network = for_inference(model, device, passes(len(cases), config.tta))
     for case in tqdm(cases, desc="evaluate", unit="patient"):
-        target, source = _mask_path(work, case.name), fingerprint(case, config.spacing_mm)
+        target, source = _mask_path(work, case.name), content_hash(case, config.spacing_mm)
         if done.get(case.name, {}).get("source") == source and target.is_file():
             continue
         patient = _with_reference(case)

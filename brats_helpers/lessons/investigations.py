@@ -54,6 +54,25 @@ def check_outline(corners: object, patient: Patient) -> Verdict:
         f"Your Dice is {score:.2f}. Aim at {ENOUGH_DICE}: compare each corner with the picture.")
 
 
+def check_best_threshold(best_threshold: Callable, patients: Sequence[Patient]) -> Verdict:
+    """Whether a function finds each patient's FLAIR threshold with the highest Dice."""
+    chosen, gaps = [], []
+    for patient in patients:
+        image, tumor = patient.images[0], patient.reference > 0
+        answer = best_threshold(image, tumor)
+        if is_blank(answer):
+            return _verdict(answer, False, "", {}, "")
+        cuts = np.percentile(image[image > 0], range(2, 100, 2))
+        scores = [_dice(image > cut, tumor) for cut in cuts]
+        chosen.append((float(answer), _dice(image > float(answer), tumor)))
+        gaps.append(max(scores) - chosen[-1][1])
+    listed = ", ".join(f"{cut:.0f} (Dice {score:.2f})" for cut, score in chosen)
+    same = len({cut for cut, _ in chosen}) == 1 < len(chosen)
+    return _verdict(chosen, max(gaps) < 0.03, f"The best thresholds differ: {listed}.", {
+        "Your function returns one number for every patient. Search anew for each.": same},
+        f"A better threshold exists. You chose {listed}. Try more candidates.")
+
+
 # ---------------------------------------------------------------- 02: leakage
 
 @dataclass(frozen=True)
@@ -142,7 +161,7 @@ def broken_patients(patient: Patient) -> dict[str, tuple[np.ndarray, np.ndarray]
 
 def check_repairs(repaired: object, patient: Patient) -> Verdict:
     """Whether three broken patients are as they were: {what was wrong: (images, labels)}."""
-    if is_blank(repaired) or not isinstance(repaired, Mapping):
+    if not isinstance(repaired, Mapping) or any(map(is_blank, repaired.values())):
         return _verdict(..., False, "", {}, "")
     found = {}
     for name, (images, labels) in repaired.items():

@@ -45,7 +45,7 @@ def create_or_resume(config: Config, training: Sequence[Path], validation: Seque
     state = new_state(config, device)
     weights, rehearsed = (read_checkpoint(start.checkpoint, device)["average"], start.patients) if start else (None, ())
     tag = distributed.broadcast_from_rank_zero(lambda: fingerprint(config, [*training, *validation, *rehearsed], weights))
-    state.seen = ranges([open_volume(path)[1].figures for path in training])
+    state.seen = ranges([open_volume(path)[1].fingerprint for path in training])
     if weights:
         for model in (state.model, state.average.module):
             load_weights(model, weights, start.checkpoint)
@@ -63,7 +63,7 @@ def fingerprint(config: Config, patients: Sequence[Path], start: Mapping[str, Te
     """Eight characters that change with any setting or patient that training and the choice of the best depend on."""
     settings = {k: v for k, v in asdict(config).items() if k not in ELSEWHERE}
     before = [weights_tag(start)] if start else []
-    text = json.dumps([settings, [[p.name, open_volume(p)[1].source] for p in patients], *before], sort_keys=True)
+    text = json.dumps([settings, [[p.name, open_volume(p)[1].content_hash] for p in patients], *before], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

@@ -23,11 +23,13 @@ def pretend(monkeypatch, name: str, capability: tuple[int, int], built_for: list
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *a: name)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *a: capability)
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built_for)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *a: types.SimpleNamespace(total_memory=15 * 2**30))
+    monkeypatch.setattr(torch.cuda, "get_device_properties",
+                        lambda *a: types.SimpleNamespace(total_memory=15 * 2**30))
 
 
 @pytest.mark.parametrize(("name", "capability", "dtype", "scaler"), [
-    ("Tesla T4", (7, 5), torch.float16, True), ("Tesla P100-PCIE-16GB", (6, 0), torch.float16, True),
+    ("Tesla T4", (7, 5), torch.float16, True),
+    ("Tesla P100-PCIE-16GB", (6, 0), torch.float16, True),
     ("NVIDIA A100", (8, 0), torch.bfloat16, False), ("NVIDIA H200", (9, 0), torch.bfloat16, False)])
 def test_precision_follows_the_capability(monkeypatch, name, capability, dtype, scaler) -> None:
     pretend(monkeypatch, name, capability, ["sm_60", "sm_75", "sm_80", "sm_90"])
@@ -43,17 +45,20 @@ def test_a_gpu_that_torch_was_not_built_for_is_named_and_the_cpu_used(monkeypatc
 
 def test_binaries_run_on_later_minors_and_ptx_on_later_gpus() -> None:
     assert device.supported(8, 6, ["sm_80"]) and not device.supported(8, 0, ["sm_86"])
-    assert device.supported(12, 0, ["compute_90"]) and not device.supported(7, 0, ["compute_90", "sm_75"])
+    assert device.supported(12, 0, ["compute_90"])
+    assert not device.supported(7, 0, ["compute_90", "sm_75"])
     assert device.supported(9, 0, ["sm_90a"])
 
 
 @pytest.mark.parametrize(("capability", "there", "compiles"), [
     ((7, 5), {"gcc", "triton"}, True), ((6, 0), {"gcc", "triton"}, False),
     ((9, 0), {"triton"}, False), ((9, 0), {"cc"}, False)])
-def test_a_gpu_compiles_where_triton_knows_it_and_has_a_c_compiler(monkeypatch, capability, there, compiles) -> None:
+def test_a_gpu_compiles_where_triton_knows_it_and_has_a_c_compiler(monkeypatch, capability, there,
+                                                                   compiles) -> None:
     pretend(monkeypatch, "GPU", capability, ["sm_60", "sm_75", "sm_90"])
     monkeypatch.setattr(device.shutil, "which", lambda name: name if name in there else None)
-    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: name if name in there else None)
+    monkeypatch.setattr(device.importlib.util, "find_spec",
+                        lambda name: name if name in there else None)
     assert device.describe_device().compiles == compiles
     assert not device.Device("cpu", "test", 1.0, torch.float32).compiles
 
@@ -71,19 +76,22 @@ usual = faults()
 keep_memory()
 print(usual, [faults() for _ in range(4)][-1])"""
     bare = {k: v for k, v in os.environ.items() if k not in device.MALLOC}
-    done = subprocess.run([sys.executable, "-c", script], env=bare, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script], env=bare, capture_output=True,
+                          text=True, check=True)
     usual, kept = map(int, done.stdout.split())
     assert usual > 1000 and kept < usual / 100
 
 
 def test_budget_says_what_does_not_fit(monkeypatch, tmp_path: Path) -> None:
     kaggle = session.disk_budget(PRESETS["kaggle"], 1251, tmp_path / "not yet there")
-    assert 8 < kaggle["prepared_gb"] < 11             # 1,251 patients are inside Kaggle's 20 GB
+    assert 8 < kaggle["prepared_gb"] < 11  # 1,251 patients are inside Kaggle's 20 GB
     monkeypatch.setattr(device.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1e9))
     assert not session.disk_budget(PRESETS["kaggle"], 1251, tmp_path)["fits"]
     assert session.disk_budget(PRESETS["quick"], 40, tmp_path)["fits"]
-    alone, first = (session.disk_budget(PRESETS["full"], 8, tmp_path, False, phantoms=n) for n in (0, 120))
-    assert first["raw_gb"] > alone["raw_gb"] == 0 and first["prepared_gb"] == pytest.approx(16 * alone["prepared_gb"])
+    alone, first = (session.disk_budget(PRESETS["full"], 8, tmp_path, False, phantoms=n)
+                    for n in (0, 120))
+    assert first["raw_gb"] > alone["raw_gb"] == 0
+    assert first["prepared_gb"] == pytest.approx(16 * alone["prepared_gb"])
     assert first["other_gb"] == 2 * alone["other_gb"]
 
 

@@ -17,7 +17,7 @@ from brats_helpers.basics.files import Packed
 from brats_helpers.data.archive import Limits, Member, extract, list_archive, patients_in, readable_in_place, summarize
 from brats_helpers.data.cases import find_twins, on_disk, read_case
 from brats_helpers.data.formats import exportable
-from brats_helpers.data.pipeline import fingerprint
+from brats_helpers.data.pipeline import content_hash
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_patients_in_a_tar_are_those_of_the_folder_without_a_file_written(cohort
         np.testing.assert_array_equal(here.images, there.images)
         np.testing.assert_array_equal(here.reference, there.reference)
         np.testing.assert_array_equal(here.affine, there.affine)
-        assert fingerprint(a, 2.0) == fingerprint(b, 2.0)                # prepared once, used both ways
+        assert content_hash(a, 2.0) == content_hash(b, 2.0)                # prepared once, used both ways
         assert exportable(b) and not exportable(a)
     assert find_twins(packed) == find_twins(unpacked) == [["P1", "P2"]]
     assert sorted(tmp_path.rglob("*")) == before

@@ -1,4 +1,4 @@
-"""DICOM series: as another library reads them, wrong ones refused, and nothing of the patient but the voxels."""
+"""DICOM series: read as ITK reads them, malformed ones refused, no identifier kept."""
 
 from __future__ import annotations
 
@@ -22,12 +22,18 @@ from brats_helpers.basics.errors import BratsError
 from brats_helpers.data.dicom import convert_series, read_series, write_series
 
 IDENTIFIERS = {
-    "PatientName": "Doe^Jane", "PatientID": "MRN-4711", "PatientBirthDate": "19700102", "PatientSex": "F",
-    "PatientAddress": "Elm Street 7", "PatientTelephoneNumbers": "555-0199", "OtherPatientIDs": "SSN-078051120",
-    "InstitutionName": "StMary Hospital", "InstitutionAddress": "Hill Road 1", "ReferringPhysicianName": "House^Gregory",
-    "PerformingPhysicianName": "Wilson^James", "OperatorsName": "Foreman^Eric", "AccessionNumber": "ACC-99812",
-    "StudyDate": "20210304", "StudyTime": "131415", "StudyID": "STUDY-31337", "StudyDescription": "headache of JaneDoe",
-    "SeriesDescription": "FLAIR JaneDoe", "PatientComments": "neighbor of JohnRoe", "StationName": "MRSCANNER7",
+    "PatientName": "Doe^Jane", "PatientID": "MRN-4711", "PatientBirthDate": "19700102",
+    "PatientSex": "F",
+    "PatientAddress": "Elm Street 7", "PatientTelephoneNumbers": "555-0199",
+    "OtherPatientIDs": "SSN-078051120",
+    "InstitutionName": "StMary Hospital", "InstitutionAddress": "Hill Road 1",
+    "ReferringPhysicianName": "House^Gregory",
+    "PerformingPhysicianName": "Wilson^James", "OperatorsName": "Foreman^Eric",
+    "AccessionNumber": "ACC-99812",
+    "StudyDate": "20210304", "StudyTime": "131415", "StudyID": "STUDY-31337",
+    "StudyDescription": "headache of JaneDoe",
+    "SeriesDescription": "FLAIR JaneDoe", "PatientComments": "neighbor of JohnRoe",
+    "StationName": "MRSCANNER7",
     "DeviceSerialNumber": "SN-55501", "ProtocolName": "BRAIN-PROTO-9", "EthnicGroup": "ETHNIC-X"}
 
 
@@ -35,7 +41,8 @@ def volume(seed: int = 0, shape: tuple[int, int, int] = (7, 6, 5)) -> tuple[np.n
     """Intensities and an oblique, anisotropic affine."""
     rng = np.random.default_rng(seed)
     turn = np.linalg.qr(rng.standard_normal((3, 3)))[0]
-    turn *= np.linalg.det(turn)                       # slices are stacked along rows x columns, which is right-handed in LPS
+    # slices are stacked along rows x columns, which is right-handed in LPS
+    turn *= np.linalg.det(turn)
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = turn * rng.uniform(0.5, 4, 3), rng.uniform(-90, 90, 3)
     return rng.integers(0, 4000, shape).astype(np.int16), affine
@@ -48,11 +55,14 @@ def test_what_is_written_is_read_by_us_and_by_itk(seed: int, shape: tuple[int, i
     with tempfile.TemporaryDirectory() as folder:
         paths = write_series(image, affine, Path(folder))
         ours, placed = read_series(Path(folder))
-        assert np.array_equal(ours, image) and ours.dtype == np.int16 and np.allclose(placed, affine, atol=1e-4)
+        assert np.array_equal(ours, image)
+        assert ours.dtype == np.int16
+        assert np.allclose(placed, affine, atol=1e-4)
         theirs = SimpleITK.ReadImage([str(path) for path in paths])
         assert np.array_equal(SimpleITK.GetArrayFromImage(theirs).T, image)
         corner = theirs.TransformIndexToPhysicalPoint([n - 1 for n in shape])
-        assert np.allclose(np.array(corner) * [-1, -1, 1], (affine @ [*(n - 1 for n in shape), 1])[:3], atol=1e-3)
+        assert np.allclose(np.array(corner) * [-1, -1, 1],
+                           (affine @ [*(n - 1 for n in shape), 1])[:3], atol=1e-3)
 
 
 def test_names_do_not_decide_the_order_and_scaled_values_are_scaled(tmp_path: Path) -> None:
@@ -61,22 +71,26 @@ def test_names_do_not_decide_the_order_and_scaled_values_are_scaled(tmp_path: Pa
     for number, path in enumerate(paths):
         path.rename(tmp_path / "a" / f"{(number * 3) % 5}.dcm")
     read, placed = read_series(tmp_path / "a")
-    assert np.array_equal(read, image * np.float32(0.5) - 3) and np.allclose(placed, affine, atol=1e-4)
+    assert np.array_equal(read, image * np.float32(0.5) - 3)
+    assert np.allclose(placed, affine, atol=1e-4)
 
 
 def test_no_identifier_is_left(tmp_path: Path) -> None:
     image, affine = volume()
     write_series(image, affine, tmp_path / "scan", **IDENTIFIERS)
     header = pydicom.dcmread(tmp_path / "scan" / "slice0000.dcm")
-    assert all(keyword in header for keyword in IDENTIFIERS)             # they were there to be lost
+    assert all(keyword in header for keyword in IDENTIFIERS)  # they were there to be lost
     convert_series(tmp_path / "scan", tmp_path / "out.nii.gz")
     content = gzip.decompress((tmp_path / "out.nii.gz").read_bytes())
-    told = [*IDENTIFIERS.values(), header.SeriesInstanceUID, header.StudyInstanceUID, header.SOPInstanceUID, "scan", "Doe"]
+    told = [*IDENTIFIERS.values(), header.SeriesInstanceUID, header.StudyInstanceUID,
+            header.SOPInstanceUID, "scan", "Doe"]
     assert not [word for word in told if str(word).encode() in content]
     voxels = np.asarray(nib.load(tmp_path / "out.nii.gz").dataobj)
-    assert np.array_equal(voxels, image) and len(content) == 352 + voxels.nbytes     # header, voxels, nothing after them
+    # header, voxels, nothing after them
+    assert np.array_equal(voxels, image) and len(content) == 352 + voxels.nbytes
     plain = nib.Nifti1Header.from_fileobj(io.BytesIO(content[:352]))
-    assert not any(bytes(plain[field]).strip(b"\0") for field in ("descrip", "aux_file", "intent_name", "db_name"))
+    assert not any(bytes(plain[field]).strip(b"\0")
+                   for field in ("descrip", "aux_file", "intent_name", "db_name"))
 
 
 def change(index: int, **attributes: object) -> Callable[[Path], None]:
@@ -92,20 +106,33 @@ def change(index: int, **attributes: object) -> Callable[[Path], None]:
 
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a slice missing": (lambda f: (f / "slice0002.dcm").unlink(), "a slice is missing"),
-    "a slice twice": (lambda f: shutil.copy(f / "slice0002.dcm", f / "copy.dcm"), "a slice is missing or there twice"),
-    "another series": (change(1, SeriesInstanceUID="1.2.3"), "slice0001.dcm belongs to another series"),
-    "another voxel size": (change(1, PixelSpacing=["9", "9"]), "slice0001.dcm differs from slice0000.dcm"),
-    "no position": (change(1, ImagePositionPatient=None), "slice0001.dcm lacks ImagePositionPatient"),
+    "a slice twice": (lambda f: shutil.copy(f / "slice0002.dcm", f / "copy.dcm"),
+                      "a slice is missing or there twice"),
+    "another series": (change(1, SeriesInstanceUID="1.2.3"),
+                       "slice0001.dcm belongs to another series"),
+    "another voxel size": (change(1, PixelSpacing=["9", "9"]),
+                           "slice0001.dcm differs from slice0000.dcm"),
+    "no position": (change(1, ImagePositionPatient=None),
+                    "slice0001.dcm lacks ImagePositionPatient"),
+    "an orientation of five numbers": (
+        change(1, ImageOrientationPatient=["1", "0", "0", "0", "1"]),
+        "slice0001.dcm lacks ImageOrientationPatient"),
+    "an empty position": (change(1, ImagePositionPatient=""), "slice0001.dcm lacks ImagePositionP"),
     "no pixels": (change(1, PixelData=None), "slice0001.dcm cannot be read as a DICOM slice"),
-    "burned-in text": (change(1, BurnedInAnnotation="YES"), "slice0001.dcm says that text is burned"),
-    "a text file": (lambda f: (f / "notes.txt").write_text("hello"), "notes.txt cannot be read as a DICOM slice"),
-    "cut short": (lambda f: os.truncate(f / "slice0001.dcm", os.path.getsize(f / "slice0001.dcm") - 20), "0001.dcm cannot"),
+    "burned-in text": (change(1, BurnedInAnnotation="YES"),
+                       "slice0001.dcm says that text is burned"),
+    "a text file": (lambda f: (f / "notes.txt").write_text("hello"),
+                    "notes.txt cannot be read as a DICOM slice"),
+    "cut short": (
+        lambda f: os.truncate(f / "slice0001.dcm", os.path.getsize(f / "slice0001.dcm") - 20),
+        "0001.dcm cannot"),
     "an empty folder": (lambda f: [p.unlink() for p in f.iterdir()], "holds no DICOM files"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_series_is_refused_by_name_and_nothing_is_written(tmp_path: Path, damage: str, faults) -> None:
+def test_a_damaged_series_is_refused_by_name_and_nothing_is_written(tmp_path: Path, damage: str,
+                                                                    faults) -> None:
     write_series(*volume(), tmp_path / "scan")
     apply, message = DAMAGES[damage]
     apply(tmp_path / "scan")

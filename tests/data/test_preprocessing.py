@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import tempfile
 from dataclasses import replace
@@ -33,10 +34,12 @@ from brats_helpers.data.preprocessing import (
 from brats_helpers.data.storage import load, open_volume, read_patch, save
 
 META = Meta("P", (1, 1, 1), (), (), (1.0,) * 3, (0.0,) * 4, (1.0,) * 4, True, "")
-ORIENTATIONS = [codes for axes in itertools.permutations(("LR", "PA", "SI")) for codes in itertools.product(*axes)]
+ORIENTATIONS = [codes for axes in itertools.permutations(("LR", "PA", "SI"))
+                for codes in itertools.product(*axes)]
 
 
-def patient_of(shape: tuple[int, int, int], codes: tuple[str, ...], seed: int, spacing: float = 1.0) -> Patient:
+def patient_of(shape: tuple[int, int, int], codes: tuple[str, ...], seed: int,
+               spacing: float = 1.0) -> Patient:
     images, labels = small_volumes(seed, shape)
     start = nib.orientations.axcodes2ornt(codes)
     matrix = np.zeros((4, 4))
@@ -62,27 +65,32 @@ def test_every_orientation_gives_the_network_the_same_volume() -> None:
     image = nib.Nifti1Image(base.images[0], base.affine)
     wanted = prepare(base, 1.0).volume
     for codes in ORIENTATIONS:
-        turn = nib.orientations.ornt_transform(nib.io_orientation(base.affine), nib.orientations.axcodes2ornt(codes))
+        turn = nib.orientations.ornt_transform(nib.io_orientation(base.affine),
+                                               nib.orientations.axcodes2ornt(codes))
         turned = Patient("P", np.stack([nib.apply_orientation(i, turn) for i in base.images]),
-                         nib.apply_orientation(base.reference, turn), image.as_reoriented(turn).affine)
+                         nib.apply_orientation(base.reference, turn),
+                         image.as_reoriented(turn).affine)
         assert np.array_equal(prepare(turned, 1.0).volume, wanted), codes
 
 
 @pytest.mark.parametrize("shape", [(40, 44, 36), (41, 47, 33)])
 def test_coarsening_keeps_the_geometry(shape) -> None:
     grid = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")).astype(np.float32)
-    smooth = (1000 + 10 * grid[0] + 7 * grid[1] - 5 * grid[2]).astype(np.float32)      # no zero: the box is the volume
+    # no zero: the box is the volume
+    smooth = (1000 + 10 * grid[0] + 7 * grid[1] - 5 * grid[2]).astype(np.float32)
     patient = Patient("P", np.stack([smooth] * 4), None, np.diag([-1.0, -1.0, 1.0, 1.0]))
     prepared = prepare(patient, 2.0)
     back = restore(prepared.volume[:4].astype(np.float32), prepared.meta)[0]
     inner = tuple(slice(3, n - 3) for n in shape)
-    assert back.shape == shape and np.abs(back - smooth)[inner].max() < 0.01           # a linear ramp: no shift, no bend
+    # a linear ramp: no shift, no bend
+    assert back.shape == shape and np.abs(back - smooth)[inner].max() < 0.01
     block = smooth[:2, :2, :2].mean()
-    assert abs(prepared.volume[0, 0, 0, 0] - block) < 0.01                             # 2 x 2 x 2 voxels, averaged
+    assert abs(prepared.volume[0, 0, 0, 0] - block) < 0.01  # 2 x 2 x 2 voxels, averaged
 
 
 def test_spacing_turns_with_the_axes() -> None:
-    turned = np.array([[0, 0, 3.0, 0], [-1.0, 0, 0, 0], [0, 2.0, 0, 0], [0, 0, 0, 1]])      # P S R, of 1, 2 and 3 mm
+    # P S R, of 1, 2 and 3 mm
+    turned = np.array([[0, 0, 3.0, 0], [-1.0, 0, 0, 0], [0, 2.0, 0, 0], [0, 0, 0, 1]])
     assert lps_spacing((1.0, 2.0, 3.0), turned) == (3.0, 1.0, 2.0)
 
 
@@ -98,11 +106,14 @@ def test_every_voxel_size_returns_to_its_grid(spacing: float, target: float) -> 
 
 def test_normalize_is_zero_mean_unit_deviation_in_the_brain_alone() -> None:
     images, _ = small_volumes()
-    images[0, 10, 13, 8] = 0                                                           # 0 in one modality, and brain
+    images[0, 10, 13, 8] = 0  # 0 in one modality, and brain
     mask = brain_mask(images)
     scored = normalize(images, *statistics(images, mask))
-    assert np.allclose(scored[:4, mask].mean(1), 0, atol=1e-5) and np.allclose(scored[:4, mask].std(1), 1, atol=1e-5)
-    assert (scored[:, ~mask] == 0).all() and np.array_equal(scored[4] == 1, mask) and mask[10, 13, 8]
+    assert np.allclose(scored[:4, mask].mean(1), 0, atol=1e-5)
+    assert np.allclose(scored[:4, mask].std(1), 1, atol=1e-5)
+    assert (scored[:, ~mask] == 0).all()
+    assert np.array_equal(scored[4] == 1, mask)
+    assert mask[10, 13, 8]
     with pytest.raises(BratsError, match="patient X: t2 has one value"):
         statistics(np.concatenate([images[:3], mask[None] * 7]), mask, "X")
 
@@ -113,11 +124,13 @@ def test_brain_box_is_the_smallest(points) -> None:
     mask[tuple(np.array(points).T)] = True
     where = np.argwhere(mask)
     assert bounding_box(mask) == tuple(zip(where.min(0).tolist(), (where.max(0) + 1).tolist()))
-    assert tumor_rows(mask.astype(np.int16)) == bounding_box(mask)[1] and tumor_rows(np.zeros((9, 9, 9))) == (0, 0)
+    assert tumor_rows(mask.astype(np.int16)) == bounding_box(mask)[1]
+    assert tumor_rows(np.zeros((9, 9, 9))) == (0, 0)
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.tuples(*[st.integers(5, 70)] * 3), st.sampled_from([np.int16, np.float32]), st.integers(0, 99))
+@given(st.tuples(*[st.integers(5, 70)] * 3), st.sampled_from([np.int16, np.float32]),
+       st.integers(0, 99))
 def test_save_and_load_lose_nothing(shape: tuple[int, int, int], dtype: type, seed: int) -> None:
     patient = patient_of(shape, ("R", "A", "S"), seed)
     patient.images = patient.images.astype(dtype) * dtype(1.5 if dtype == np.float32 else 1)
@@ -125,21 +138,35 @@ def test_save_and_load_lose_nothing(shape: tuple[int, int, int], dtype: type, se
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "P.b2nd"
         save(prepared, path)
-        again, whole = load(path), open_volume(path)[0][:]                             # Blosc2's own way
-    assert again.meta == prepared.meta and again.volume.dtype == dtype and np.array_equal(again.volume, prepared.volume)
+        again, whole = load(path), open_volume(path)[0][:]  # Blosc2's own way
+    assert again.meta == prepared.meta
+    assert again.volume.dtype == dtype
+    assert np.array_equal(again.volume, prepared.volume)
     assert np.array_equal(whole, prepared.volume)
+
+
+def test_stored_names_and_their_order_stay_those_of_earlier_versions() -> None:
+    meta = prepare(patient_of((9, 10, 11), ("L", "P", "S"), 0), 2.0, "a1b2").meta
+    assert list(meta.to_json()) == [
+        "name", "shape", "affine", "box", "factor", "mean", "std", "has_reference", "source",
+        "tumor_rows", "tumor_voxels", "figures"]
+    assert Meta.from_json(json.loads(json.dumps(meta.to_json()))) == meta
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.tuples(*[st.integers(1, 40)] * 3), st.integers(0, 99), st.data())
-def test_a_patch_is_what_slicing_would_give_with_zeros_around(shape: tuple[int, int, int], seed: int, data) -> None:
+def test_a_patch_is_what_slicing_would_give_with_zeros_around(shape: tuple[int, int, int],
+                                                              seed: int, data) -> None:
     patch = data.draw(st.tuples(*[st.integers(1, 45)] * 3))
-    corner = data.draw(st.tuples(*[st.integers(1 - p, n - 1) for p, n in zip(patch, shape, strict=True)]))
-    rows = sorted(data.draw(st.tuples(*[st.integers(0, shape[1])] * 2)))               # that have a tumor, or none
+    corner = data.draw(st.tuples(*[st.integers(1 - p, n - 1)
+                                   for p, n in zip(patch, shape, strict=True)]))
+    # that have a tumor, or none
+    rows = sorted(data.draw(st.tuples(*[st.integers(0, shape[1])] * 2)))
     volume = np.random.default_rng(seed).integers(-9, 900, (5, *shape)).astype(np.int16)
     volume[4, :, :rows[0]] = volume[4, :, rows[1]:] = 0
     with tempfile.TemporaryDirectory() as folder:
-        save(Prepared(volume, replace(META, tumor_rows=tumor_rows(volume[4]))), Path(folder) / "P.b2nd")
+        save(Prepared(volume, replace(META, tumor_rows=tumor_rows(volume[4]))),
+             Path(folder) / "P.b2nd")
         into = np.full((5, *patch), 7, np.int16)
         read_patch(*open_volume(Path(folder) / "P.b2nd"), corner, into)
     wide = np.pad(volume, [(0, 0), *((p, p) for p in patch)])
@@ -147,7 +174,8 @@ def test_a_patch_is_what_slicing_would_give_with_zeros_around(shape: tuple[int, 
     assert np.array_equal(into, wide[:, *wanted])
 
 
-def test_a_damaged_prepared_file_is_noticed_whatever_bit_it_is_and_made_anew(tmp_path: Path, faults) -> None:
+def test_a_damaged_prepared_file_is_noticed_whatever_bit_it_is_and_made_anew(tmp_path: Path,
+                                                                             faults) -> None:
     write_case(tmp_path / "raw", "P", *small_volumes(0, (60, 64, 50)))
     cases, path = find_cases(tmp_path / "raw"), tmp_path / "out" / "P.b2nd"
     preprocess_cohort(cases, tmp_path / "out", 1.0, jobs=1)
@@ -160,7 +188,7 @@ def test_a_damaged_prepared_file_is_noticed_whatever_bit_it_is_and_made_anew(tmp
             del damaged[rng.integers(0, len(good)):]
         path.write_bytes(damaged)
         try:
-            assert np.array_equal(load(path).volume, volume)             # a bit that nothing is read from
+            assert np.array_equal(load(path).volume, volume)  # a bit that nothing is read from
         except BratsError as error:
             assert "P.b2nd is" in str(error) and "notebook 03 again" in str(error)
             with pytest.raises(BratsError):

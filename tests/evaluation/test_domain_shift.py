@@ -38,16 +38,16 @@ def changed(
         scale * np.array(values)[list(order)] for values in (patient.meta.mean, patient.meta.std)
     )
     images = patient.volume[:-1][list(order)].astype(np.int32) * scale
-    return fingerprint.describe(images, mean, std, (spacing,) * 3, (spacing,) * 3)
+    return fingerprint.scan_fingerprint(images, mean, std, (spacing,) * 3, (spacing,) * 3)
 
 
 def test_patients_of_the_same_kind_are_not_warned_of_and_strange_ones_are(patients: list) -> None:
-    training_ranges = shift.ranges([p.meta.figures for p in patients[:12]])
-    assert not any(shift.outside_ranges(p.meta.figures, training_ranges) for p in patients[12:])
+    training_ranges = shift.ranges([p.meta.fingerprint for p in patients[:12]])
+    assert not any(shift.outside_ranges(p.meta.fingerprint, training_ranges) for p in patients[12:])
     for patient in patients[12:]:
-        assert changed(patient) == pytest.approx(patient.meta.figures)
+        assert changed(patient) == pytest.approx(patient.meta.fingerprint)
         # A scanner's units mean nothing.
-        assert changed(patient, scale=7) == pytest.approx(patient.meta.figures)
+        assert changed(patient, scale=7) == pytest.approx(patient.meta.fingerprint)
         # T1 and T2 mixed up.
         swapped = shift.outside_ranges(changed(patient, (0, 3, 2, 1)), training_ranges)
         assert swapped and any("T1" in text or "T2" in text for text in swapped)
@@ -86,7 +86,7 @@ def test_distances_are_scipys_on_all_voxels_and_none_to_oneself(patients: list) 
 def test_training_notes_what_it_saw(prepared, tmp_path: Path) -> None:  # noqa: F811
     paths = [*prepared, *prepared[:1]]
     train(CONFIG, paths, prepared[:1], tmp_path, device=CPU)
-    training_ranges = shift.ranges([load(path).meta.figures for path in paths])
+    training_ranges = shift.ranges([load(path).meta.fingerprint for path in paths])
     assert training_ranges and all(
         read_checkpoint(tmp_path / name, CPU)["seen"] == training_ranges
         for name in ("best.pt", "last.pt")
@@ -98,7 +98,7 @@ def test_predict_warns_and_segments_all_the_same(patients: list, tmp_path: Path,
     torch.manual_seed(0)
     content = {
         "average": UNet(config.filters).state_dict(),
-        "seen": shift.ranges([p.meta.figures for p in patients[:12]]),
+        "seen": shift.ranges([p.meta.fingerprint for p in patients[:12]]),
     }
     write_checkpoint(tmp_path / "c.pt", config, content)
     write_checkpoint(tmp_path / "old.pt", config, {"average": content["average"]})
@@ -116,8 +116,8 @@ def test_predict_warns_and_segments_all_the_same(patients: list, tmp_path: Path,
 def test_real_patients_are_like_each_other_and_not_when_contrasts_are_mixed_up(real_cases) -> None:
     labeled = [prepare(read_case(case), 2.0) for case in real_cases if case.reference]
     held_out, rest = labeled[:2], labeled[2:]
-    training_ranges = shift.ranges([p.meta.figures for p in rest])
-    assert not any(shift.outside_ranges(p.meta.figures, training_ranges) for p in held_out)
+    training_ranges = shift.ranges([p.meta.fingerprint for p in rest])
+    assert not any(shift.outside_ranges(p.meta.fingerprint, training_ranges) for p in held_out)
     # T1CE and T2 mixed up.
     assert all(
         shift.outside_ranges(changed(p, (0, 1, 3, 2), 2.0), training_ranges) for p in held_out

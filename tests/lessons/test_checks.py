@@ -145,4 +145,5 @@ def test_there_is_a_case_for_every_check() -> None:
 
 
 def test_tensors_are_answers_too() -> None:
-    assert checks.check_half_rate(torch.tensor(0.002, requires_grad=True), CONFIG).state == "right"
+    answer = torch.tensor(GB * 20, requires_grad=True)
+    assert checks.check_float_gigabytes(answer, SHAPE, 1251).state == "right"

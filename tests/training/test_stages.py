@@ -78,7 +78,7 @@ def test_what_is_rehearsed_fills_half_of_the_patches_and_is_not_what_scans_are_j
     train(TINY, [patient], [], tmp_path / "after", device=CPU, start=start)
     assert sorted(shown) == sorted([load(patient).meta.name] * 3 + [load(path).meta.name for path in phantoms])
     content = read_checkpoint(tmp_path / "after" / "last.pt", CPU)
-    assert content["seen"] == ranges([load(patient).meta.figures])
+    assert content["seen"] == ranges([load(patient).meta.fingerprint])
     train(TINY, [patient], [], tmp_path / "after", device=CPU, start=start._replace(patients=phantoms[:2]))
     assert read_checkpoint(tmp_path / "after" / "last.pt", CPU)["fingerprint"] != content["fingerprint"]
 
