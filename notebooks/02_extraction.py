@@ -22,7 +22,7 @@
 # |---|---|
 # | reads | `config.json`, `cohort.json` and the archive or folder that they name |
 # | writes | `cases/`, `patients.json`, `splits.json` in the work folder |
-# | takes | 1 minute on two CPU cores (quick preset, measured: [README](../README.md#results)); not timed on a GPU yet; to read and to do the exercises 50 minutes, an estimate |
+# | takes | 1 minute on two CPU cores (quick preset, [measured](../docs/costs.md)); about 50 minutes to read and to do the exercises |
 #
 # ## By the end you can
 #

@@ -22,7 +22,7 @@
 # |---|---|
 # | reads | `config.json` and one prepared patient |
 # | writes | `architecture.json` in the work folder |
-# | takes | 1 minute on two CPU cores (quick preset, measured: [README](../README.md#results)); not timed on a GPU yet; to read and to do the exercises 60 minutes, an estimate |
+# | takes | 1 minute on two CPU cores (quick preset, [measured](../docs/costs.md)); about 60 minutes to read and to do the exercises |
 
 # %% [markdown]
 # ## By the end you can
