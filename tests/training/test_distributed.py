@@ -15,7 +15,6 @@ import pytest
 import torch
 from conftest import write_case
 
-from benchmarks.scaling import on_loaders, on_processes
 from brats_helpers.basics.config import PRESETS, Config
 from brats_helpers.basics.device import Device
 from brats_helpers.basics.errors import BratsError, Stopped
@@ -29,7 +28,8 @@ from brats_helpers.network.losses import deep_supervision_loss
 from brats_helpers.phantoms.patient import make_patient
 from brats_helpers.training import distributed, launch
 from brats_helpers.training.launch import choose_processes, for_all_gpus, train_here
-from brats_helpers.training.loop import train
+from brats_helpers.training.loop import HISTORY, train
+from brats_helpers.training.stages import checkpoint_folder
 from brats_helpers.training.step import new_state
 
 CPU = Device("cpu", "test", 1.0, torch.float32)
@@ -118,11 +118,11 @@ def test_two_processes_stopped_and_gone_on_are_one_with_the_same_batch(whole, wo
 
 
 def test_a_killed_process_is_replaced_and_training_ends_as_if_nothing_had_been(whole, work: Path, faults) -> None:
-    notes = work / "history.json"
-    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "2", "-m", "brats_helpers",
-               "train", "--work", str(work), "--history", str(notes), "--precision", "float32"]
+    notes = checkpoint_folder(work) / HISTORY
+    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts",
+               "2", "-m", "brats_helpers", "train", "--work", str(work), "--precision", "float32"]
     child = subprocess.Popen([sys.executable, "-m", *command], env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
-    while not notes.is_file() and child.poll() is None:
+    while not (notes.is_file() and read_json(notes, "training")) and child.poll() is None:
         time.sleep(0.005)
     victim = max(psutil.Process(child.pid).children(), key=lambda process: process.pid)
     victim.kill()
@@ -148,7 +148,7 @@ def test_a_batch_that_cannot_be_shared_is_refused_or_shared_by_fewer(work: Path,
         train_here(CONFIG, work, 3, device=CPU)
     assert choose_processes(2, 2) == 2 and choose_processes(6, 4) == 3 and not capsys.readouterr().out.startswith("2 of 2")
     assert choose_processes(1, 2) == 1 and "1 of 2 GPUs" in capsys.readouterr().out
-    monkeypatch.setattr(distributed, "size", lambda: 3)
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
     with pytest.raises(BratsError, match="batch=4 cannot be shared"):
         train(CONFIG, [], [], work / "c", device=CPU)
 
@@ -212,18 +212,6 @@ def test_the_loss_of_a_shared_batch_and_its_gradient_are_those_of_the_whole(work
     train(ONE_STEP, files[:3], files[3:], tmp_path / "one", device=CPU)
     one, two = first_gradient(tmp_path / "one"), first_gradient(tmp_path / "two")
     assert (one - two).norm() < 1e-5 * one.norm()     # measured: 8e-7
-
-
-def test_alone_everything_is_what_it_was() -> None:
-    value = torch.ones(3)
-    assert distributed.all_reduce_sum(value) is value and distributed.gather([1, 2]) == [1, 2] and distributed.any_rank(True) == [True]
-
-
-def test_throughput_is_measured(work: Path, tmp_path: Path) -> None:
-    rows = on_processes(work, CONFIG.with_(steps=2), counts=(1,))
-    assert rows[0]["processes"] == 1 and rows[0]["steps_per_second"] > 0
-    rows = on_loaders(tmp_path, spacing_mm=8.0, patch=16, count=2)
-    assert [row["processes"] for row in rows] == [0, 1, 2] and all(row["batches_per_second"] > 0 for row in rows)
 
 
 def test_two_gpus_train_the_preset_of_one_with_a_patch_each(monkeypatch, capsys) -> None:

@@ -54,8 +54,8 @@ def test_batches_made_ready_ahead_are_the_same_ones_in_the_same_order(prepared) 
     ahead = step.PrefetchedBatches(batches(data, 2, 0, 3), CONFIG, CPU)
     for plain in batches(data, 2, 0, 3):
         batch = next(ahead)
-        ahead.look()
-        ahead.look()                                  # looks no further than one batch
+        ahead.prepare_next()
+        ahead.prepare_next()                                  # looks no further than one batch
         assert batch["number"] == plain["number"]
         for a, b in zip(batch["prepared"], step.prepare_batch(plain, CONFIG.seed, CPU), strict=True):
             assert torch.equal(a, b)
@@ -168,10 +168,9 @@ def done(folder: Path) -> bool:
 
 
 def _child(prepared: list[Path], folder: Path, threads: int) -> None:
-    import brats_helpers.training as training
-    training.SAVE_SECONDS = 0                         # a checkpoint after every step: it can be killed at any
+    training.SAVE_SECONDS = 0  # a checkpoint after every step: it can be killed at any
     torch.set_num_threads(threads)
-    training.train(CONFIG, prepared[:3], prepared[3:], folder, device=CPU)
+    train(CONFIG, prepared[:3], prepared[3:], folder, device=CPU)
 
 
 def test_killed_at_random_steps_it_ends_with_the_same_bits(prepared, tmp_path: Path, faults) -> None:

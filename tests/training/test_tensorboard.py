@@ -49,7 +49,7 @@ def test_tensorboard_reads_the_history_and_a_resumed_training_writes_no_step_twi
 
 def test_without_being_asked_nothing_is_written_and_tensorboard_is_not_imported(prepared, tmp_path: Path) -> None:  # noqa: F811
     train(CONFIG.with_(epochs=1), prepared[:3], prepared[3:], tmp_path, device=CPU)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.pt", "last.pt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.pt", "history.json", "last.pt"]
     code = "import sys, brats_helpers.training.loop; assert not [m for m in sys.modules if m.startswith('tensorboard')]"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
@@ -57,4 +57,4 @@ def test_without_being_asked_nothing_is_written_and_tensorboard_is_not_imported(
 def test_where_it_is_not_installed_the_way_to_get_it_is_said(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(BratsError, match="pip install tensorboard"):
-        tracking.Tracker(tmp_path, CONFIG.with_(tensorboard=True), 0, CPU)
+        tracking.Tracker(tmp_path, CONFIG.with_(tensorboard=True), 0)
