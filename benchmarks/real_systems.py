@@ -37,7 +37,8 @@ from brats_helpers.training.stages import (
     on_phantoms,
     training_files,
 )
-from brats_helpers.training.step import new_state, train_step
+from brats_helpers.training.state import new_state
+from brats_helpers.training.step import train_step
 
 from .cohort import nnunet_dataset
 

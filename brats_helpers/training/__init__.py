@@ -6,5 +6,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "launch": ["for_all_gpus", "train_here"],
     "loop": ["train"],
     "stages": ["for_few_patients", "plan_training", "train_work"],
-    "step": ["learning_rate", "new_state", "plain_train_step", "prepare_batch", "train_step"],
+    "state": ["new_state"],
+    "step": ["learning_rate", "plain_train_step", "prepare_batch", "train_step"],
 })

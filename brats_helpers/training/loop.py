@@ -31,7 +31,8 @@ from ..evaluation.metrics import dice, regions
 from ..evaluation.sliding_window import sliding_window_inference
 from . import distributed
 from .resume import InitialWeights, create_or_resume, save
-from .step import PrefetchedBatches, State, learning_rate, train_step
+from .state import State
+from .step import PrefetchedBatches, learning_rate, train_step
 from .tensorboard import Tracker
 
 SAVE_SECONDS = 600  # between two checkpoints, at most

@@ -22,7 +22,7 @@ from ..data.storage import open_volume
 from ..evaluation.checkpoints import load_weights, read_checkpoint, weights_tag, write_checkpoint
 from ..evaluation.domain_shift import ranges
 from . import distributed
-from .step import State, new_state
+from .state import State, new_state
 
 # Settings that do not change what is trained.
 IRRELEVANT = ("preset", "patients", "test_patients", "tta", "on_nan", "tensorboard")

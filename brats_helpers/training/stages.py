@@ -48,9 +48,9 @@ def plan_training(config: Config, work: Path, all_data: bool = False) -> list[St
 
 def train_work(config: Config, work: Path, on_epoch: Callable[[list[dict]], None] | None = None,
                device: Device | None = None, all_data: bool = False) -> list[dict]:
-    """`train` on a work folder that notebooks 01 to 03 filled; returns the history of the last stage.
+    """Run the stages of `plan_training` on a work folder that notebooks 01 to 03 filled.
 
-    Runs the stages of `plan_training`; checkpoints go to `checkpoint_folder`.
+    Checkpoints go to `checkpoint_folder`. Returns the history of the last stage.
     """
     *earlier, last = plan_training(config, work, all_data)
     start = None

@@ -23,6 +23,7 @@ from conftest import CONFIG, CPU, weights
 
 from brats_helpers.basics.device import describe_device
 from brats_helpers.basics.errors import BratsError, Stopped
+from brats_helpers.basics.files import read_json
 from brats_helpers.data import loaders
 from brats_helpers.data.loaders import PatchDataset, batches, patient_of
 from brats_helpers.data.storage import load, save
@@ -30,6 +31,7 @@ from brats_helpers.evaluation.checkpoints import load_checkpoint, read_checkpoin
 from brats_helpers.training import loop as training
 from brats_helpers.training import resume, step
 from brats_helpers.training.loop import train
+from brats_helpers.training.state import PLAIN_FIELDS, new_state
 from brats_helpers.training.step import learning_rate
 
 KILLS = max(4, int(os.environ.get("BRATS_KILLS", "4")) // 2)
@@ -152,6 +154,32 @@ def test_a_patch_larger_than_the_brain_is_padded_with_background(prepared) -> No
     low = np.rint((48 - np.array(whole.shape[1:])) / 2).astype(int)                 # in the middle
     around = [(0, 0), *((a, 48 - a - n) for a, n in zip(low, whole.shape[1:], strict=True))]
     assert np.array_equal(item, np.pad(whole, around))
+
+
+def test_the_plain_step_and_the_real_one_give_the_same_bits(prepared) -> None:
+    plain, real = new_state(CONFIG, CPU), new_state(CONFIG, CPU)
+    for batch in batches(PatchDataset(prepared, 16, 0.4, seed=1), 2, 0, 4):
+        images, target = step.prepare_batch(batch, CONFIG.seed, CPU)
+        loss = step.plain_train_step(plain, images, target, CONFIG)
+        assert loss == step.train_step(real, batch, CONFIG, CPU)
+    assert plain.step == real.step == 4
+    for kind in ("model", "ema"):
+        one, other = (getattr(state, kind).state_dict() for state in (plain, real))
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_state_is_restored_from_its_dictionary_and_from_one_of_an_earlier_version(prepared) -> None:
+    state, fresh = new_state(CONFIG, CPU), new_state(CONFIG.with_(seed=1), CPU)
+    step.train_step(state, next(batches(PatchDataset(prepared, 16, 0.4, 0), 2, 0, 1)), CONFIG, CPU)
+    state.seconds, state.earlier_seconds, state.rate_factor = 3.0, 4.0, 0.5
+    content = copy.deepcopy(state.state_dict())
+    fresh.load_state_dict(content)
+    assert fresh.ema.n_averaged == 1 and all(getattr(fresh, n) == content[n] for n in PLAIN_FIELDS)
+    assert all(torch.equal(v, content["model"][k]) for k, v in fresh.model.state_dict().items())
+    del content["earlier_seconds"]
+    fresh.earlier_seconds = 7.0
+    fresh.load_state_dict(content)
+    assert fresh.earlier_seconds == 7.0
 
 
 def test_learning_rate_warms_up_and_falls_to_nothing() -> None:
@@ -281,7 +309,7 @@ def test_a_checkpoint_of_a_device_without_loss_scaling_goes_on_with_it_and_back(
     fp16 = replace(CPU, dtype=torch.float16)
     assert fp16.scaler and not CPU.scaler
     for epochs, device in enumerate((CPU, fp16, CPU), start=1):
-        state = step.new_state(CONFIG, device)
+        state = new_state(CONFIG, device)
         resume.resume(state, tmp_path, "tag", CONFIG, device)
         assert state.step == epochs - 1 and state.scaler.is_enabled() == device.scaler
         state.step = epochs
@@ -308,7 +336,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(prepared, tmp_path: Pa
 
 
 def test_best_checkpoint_rebuilds_its_network(prepared, tmp_path: Path) -> None:
-    train(CONFIG.with_(epochs=1), prepared[:3], prepared[3:], tmp_path, device=CPU)
+    history = train(CONFIG.with_(epochs=1), prepared[:3], prepared[3:], tmp_path, device=CPU)
+    assert read_json(tmp_path / training.HISTORY, "training") == history
     model, config = load_checkpoint(tmp_path / "best.pt", CPU)
     assert config == CONFIG.with_(epochs=1) and not model.training
     (tmp_path / "best.pt").write_bytes((tmp_path / "best.pt").read_bytes()[:1000])

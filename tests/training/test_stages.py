@@ -21,7 +21,8 @@ from brats_helpers.training import stages as pretraining
 from brats_helpers.training.loop import rehearsal, train
 from brats_helpers.training.resume import InitialWeights
 from brats_helpers.training.stages import for_few_patients, on_phantoms, train_work, training_files
-from brats_helpers.training.step import State, train_step
+from brats_helpers.training.state import State
+from brats_helpers.training.step import train_step
 
 TINY = CONFIG.with_(epochs=1, steps=3, warmup=1, validate_every=1, validation=0.4)
 
@@ -105,6 +106,8 @@ def test_a_work_folder_of_few_patients_is_trained_on_phantoms_first_and_again_to
         cohort = read_cohort(phantoms)
         assert cohort.synthetic and len(cohort.by_name) == 4
         assert read_checkpoint(phantoms / "checkpoints" / "last.pt", CPU)["config"]["pretrain"] == 0
+        first, last = (read_checkpoint(f / "checkpoints" / "last.pt", CPU) for f in (phantoms, work))
+        assert last["earlier_seconds"] == first["seconds"] > 0 == first["earlier_seconds"]
         stamp = (phantoms / "checkpoints" / "last.pt").stat().st_mtime_ns
         assert train_work(config, work, device=CPU) == history                     # done already: nothing is trained again
         assert (phantoms / "checkpoints" / "last.pt").stat().st_mtime_ns == stamp

@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import CONFIG, CPU
 
 from brats_helpers.basics.errors import BratsError
+from brats_helpers.data.storage import load
+from brats_helpers.evaluation.metrics import regions
 from brats_helpers.training import tensorboard as tracking
 from brats_helpers.training.loop import train
 from brats_helpers.training.resume import fingerprint
@@ -43,8 +46,26 @@ def test_tensorboard_reads_the_history_and_a_resumed_training_writes_no_step_twi
     single = events.Scalars("loss/step")
     assert [p.step for p in single] == [2, 4, 6, 8, 10, 12] == [p.step for p in events.Scalars("learning_rate/step")]
     assert all(p.value > 0 for p in events.Scalars("speed/patches_per_second"))
-    assert len(events.Images(events.Tags()["images"][0])) == 3
+    tag, = events.Tags()["images"]
+    assert len(events.Images(tag)) == 3
+    assert tag.startswith("patient/") and "not_for_diagnosis" in tag
     assert fingerprint(config, prepared) == fingerprint(CONFIG, prepared)       # so it can be switched on midway
+
+
+def test_outlines_of_reference_and_prediction_are_side_by_side(prepared) -> None:
+    patient = load(prepared[0])
+    reference = regions(patient.volume[4])
+    picture = tracking.overlay(patient, reference)
+    _, height, width = patient.volume.shape[1:]
+    assert picture.shape == (height * tracking.ENLARGE, 2 * width * tracking.ENLARGE, 3)
+    left, right = np.split(picture, 2, axis=1)
+    assert np.array_equal(left, right) and (np.ptp(left, 2) > 0).any()
+    left, right = np.split(tracking.overlay(patient, np.zeros_like(reference)), 2, axis=1)
+    assert (np.ptp(left, 2) > 0).any() and not np.ptp(right, 2).any()
+
+
+def test_pictures_of_phantoms_say_so(tmp_path: Path) -> None:
+    assert tracking.Tracker(tmp_path, CONFIG, 0, synthetic=True).prefix == "synthetic_patient"
 
 
 def test_without_being_asked_nothing_is_written_and_tensorboard_is_not_imported(prepared, tmp_path: Path) -> None:  # noqa: F811
