@@ -20,7 +20,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing.errors import record
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 from ..basics.errors import BratsError, Stopped
@@ -72,9 +71,26 @@ def parallel(model: nn.Module) -> nn.Module:
     return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
+class _AllReduceSum(torch.autograd.Function):
+    """The sum over all processes; their losses depend on every part, so gradients add up too.
+
+    `torch.distributed.nn.functional.all_reduce` does the same, but is deprecated.
+    """
+
+    @staticmethod
+    def forward(_: Any, part: Tensor) -> Tensor:
+        whole = part.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(whole)
+        return whole
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        return _AllReduceSum.apply(gradient)
+
+
 def all_reduce_sum(part: Tensor) -> Tensor:
     """Sum a tensor over all processes; gradients flow through."""
-    return all_reduce(part) if world_size() > 1 else part
+    return _AllReduceSum.apply(part) if world_size() > 1 else part
 
 
 def all_reduce_mean(value: Tensor) -> Tensor:
