@@ -1,19 +1,24 @@
-"""Instance norm (Ulyanov et al. 2016, arXiv:1607.08022) that keeps the layout of its input.
+"""Instance norm (Ulyanov et al. 2016, arXiv:1607.08022) that leaves the channels last, where convolutions want them.
 
-Torch's own norm puts the channels first and costs two copies of every activation; convolutions on a
-CPU want them last. Over one patch instance norm is batch norm, which keeps the layout. A compiler
-for GPUs receives the formula, which it fuses with the operations around it.
+Torch's own lays them first, and so costs two copies of every activation. Over one patch it is a batch norm, and torch's
+batch norm leaves its input as it lies; the compiler for GPUs is given the formula, which it fuses with what comes next.
 """
 
 from __future__ import annotations
+
+from math import gcd
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+COLUMNS = 64                                          # of numbers that a CPU takes at once
+NARROW = 16                                           # channels; with fewer, torch's batch norm does not fill its registers
+
 
 def compiled(x: Tensor) -> bool:
-    """Return whether a network compiled for the GPU of x runs (`build.compile_for_training`)."""
+    """Whether this is a pass through a network that is compiled for x's GPU (`networks.compile_for_training`)."""
     return x.device.type == "cuda" and torch.compiler.is_compiling()
 
 
@@ -21,13 +26,64 @@ class InstanceNorm3d(nn.InstanceNorm3d):
     """`nn.InstanceNorm3d(channels, affine=True)`, the same numbers in the layout of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize each channel of each patch of (B, C, D, H, W), then scale and shift it."""
+        """(B, C, D, H, W), each channel of each patch to mean 0 and variance 1 over its voxels, then scaled and shifted."""
         if compiled(x):
             variance, mean = torch.var_mean(x.float(), (2, 3, 4), correction=0, keepdim=True)
             scale, shift = (p.view(-1, 1, 1, 1) for p in (self.weight, self.bias))
             return ((x - mean) * (variance + self.eps).rsqrt() * scale + shift).to(x.dtype)
-        if x.device.type != "cpu" or torch.compiler.is_compiling():  # an export knows torch's norm
+        if x.device.type != "cpu" or torch.compiler.is_compiling():      # another GPU; or an export, which knows torch's
             return super().forward(x)
-        patches = [F.batch_norm(patch, None, None, self.weight, self.bias, True, eps=self.eps)
-                   for patch in x.split(1)]
-        return torch.cat(patches) if len(patches) > 1 else patches[0]
+        done = [self._one(patch) for patch in x.split(1)]
+        return torch.cat(done) if len(done) > 1 else done[0]
+
+    def _one(self, x: Tensor) -> Tensor:
+        neighbors = gcd(COLUMNS // self.num_features, x[0, 0].numel()) if self.num_features < NARROW else 1
+        if neighbors == 1:
+            return F.batch_norm(x, None, None, self.weight, self.bias, True, eps=self.eps)
+        return Folded.apply(x, self.weight, self.bias, neighbors, self.eps)
+
+
+class Folded(torch.autograd.Function):
+    """The norm of one patch (1, C, D, H, W) with few channels: its rows of C numbers are taken as a k-th of rows of k * C.
+
+    Mean and variance of a channel are put together from those of its k columns, forward and backward; torch's batch norm
+    with given statistics does the rest, column by column.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, k: int, eps: float) -> Tensor:
+        """Batch norm's formula: (x - mean) / sqrt(variance + eps) * weight + bias."""
+        rows, channels = _rows(x, k), len(weight)
+        one = weight.new_ones(rows.shape[1])
+        _, mean, rstd = torch.native_batch_norm(rows, one, 0 * one, None, None, True, 0.0, eps)
+        square = (rstd**-2 - eps + mean**2).view(k, channels).mean(0)
+        mean = mean.view(k, channels).mean(0)
+        variance, out = square - mean**2, torch.empty_like(x, memory_format=torch.channels_last_3d)
+        ctx.save_for_backward(x, weight, mean, variance)
+        ctx.k, ctx.eps = k, eps
+        torch.native_batch_norm(rows, *(v.repeat(k) for v in (weight, bias, mean, variance)), False, 0.0, eps,
+                                out=(_rows(out, k), one[:0], one[:0].clone()))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Through the formula with mean and variance held fixed, and then through these two."""
+        (x, weight, mean, variance), k = ctx.saved_tensors, ctx.k
+        rows, known = _rows(x, k), [v.repeat(k) for v in (weight, mean, variance)]
+        fixed, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
+            _rows(gradient, k), rows, *known, None, None, False, ctx.eps, [True] * 3)
+        by_weight, by_bias = (v.view(k, -1).sum(0) for v in (by_weight, by_bias))
+        rstd = (variance + ctx.eps).rsqrt()
+        scale = weight * rstd / (rows.numel() // len(weight))
+        slope = -scale * rstd * by_weight
+        shift = -scale * by_bias - slope * mean
+        slope, shift = (v.repeat(k).to(x.dtype) for v in (slope, shift))
+        return _patch(torch.addcmul(fixed.add_(shift), rows, slope), x), by_weight, by_bias, None, None
+
+
+def _rows(x: Tensor, k: int) -> Tensor:
+    return x.permute(0, 2, 3, 4, 1).reshape(-1, k * x.shape[1])           # a view, where channels are last
+
+
+def _patch(rows: Tensor, like: Tensor) -> Tensor:
+    return rows.view(1, *like.shape[2:], like.shape[1]).permute(0, 4, 1, 2, 3)
