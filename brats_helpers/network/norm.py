@@ -85,7 +85,8 @@ class Folded(torch.autograd.Function):
         slope = -scale * rstd * by_weight
         shift = -scale * by_bias - slope * mean
         slope, shift = (v.repeat(k).to(x.dtype) for v in (slope, shift))
-        return _patch(torch.addcmul(fixed.add_(shift), rows, slope), x), by_weight, by_bias, None, None
+        by_rows = torch.addcmul(fixed.add_(shift), rows, slope)
+        return _patch(by_rows, x), by_weight, by_bias, None, None
 
 
 def _rows(x: Tensor, k: int) -> Tensor:
