@@ -16,7 +16,6 @@ import yaml
 from .basics.config import PRESETS, Config
 from .basics.constants import NOT_FOR_DIAGNOSIS
 from .basics.errors import BratsError, Stopped
-from .basics.files import write_json
 
 RUN_EXAMPLES = """examples:
   python -m brats_helpers run
@@ -69,7 +68,6 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--everyone", action="store_true",
                        help="learn from the patients held out too, into DIR/everyone; nothing is left to measure it on")
     train.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="of products (the device's best)")
-    train.add_argument("--history", type=Path, metavar="FILE", help="write the record of every epoch here, as JSON")
 
     predict = commands.add_parser("predict", help="segment patients that have no reference", epilog=PREDICT_EXAMPLES,
                                   **shown)
@@ -199,10 +197,6 @@ def _train_alone_or_in_a_group(options: argparse.Namespace) -> int:
     parameters = {name: number_or_text(value) for name, value in options.parameters}
     config = Config.load(options.config or options.work / "config.json").with_(**parameters)
 
-    def note(history: list[dict]) -> None:
-        if options.history and distributed.rank() == 0:
-            write_json(options.history, history)
-
     with distributed.group():
         if not options.config:                        # else notebook 05 has settled it
             cohort = read_cohort(options.work)
@@ -212,7 +206,7 @@ def _train_alone_or_in_a_group(options: argparse.Namespace) -> int:
         if options.precision:
             device = replace(device, dtype=getattr(torch, options.precision))
         keep_memory()
-        last = train_work(config, options.work.absolute(), note, device, options.everyone)[-1]
+        last = train_work(config, options.work.absolute(), None, device, options.everyone)[-1]
         measured = f"validation Dice {last['dice']}" if last["dice"] else "measured on nobody"
         print(f"loss {last['loss']:.3f}, {measured}; checkpoints in {checkpoint_folder(options.work, options.everyone)}")
     return 0

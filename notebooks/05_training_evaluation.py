@@ -291,7 +291,7 @@ import time
 
 from brats_helpers.data.loaders import PatchDataset, batches
 from brats_helpers.network.losses import deep_supervision_loss
-from brats_helpers.training.step import new_state, prepare_batch
+from brats_helpers.training import new_state, prepare_batch
 
 state = new_state(config, device)
 stream = PatchDataset([prepared[n] for n in learnt], config.patch, config.oversample_foreground, config.seed)

@@ -28,7 +28,6 @@ from ..basics.files import atomic_path, read_json, remove_leftovers, write_json
 from ..data.cases import Case, Patient, open_scan, read_case, write_mask
 from ..data.pipeline import content_hash
 from ..network.unet import count_parameters
-from ..training.stages import FOLDER as PRETRAINING
 from .build import build_network, for_inference
 from .checkpoints import load_weights, read_checkpoint, weights_tag
 from .metrics import interval_text, score_case, summarize
@@ -79,9 +78,7 @@ def evaluate(cases: Sequence[Case], checkpoint: Path, work: Path, config: Config
         raise BratsError("there is no patient to evaluate on: see notebook 02's split.")
     content = read_checkpoint(checkpoint, device)
     trained = Config.from_dict(content["config"]).with_(tta=config.tta, overlap=config.overlap)
-    trainings = [Path(checkpoint).with_name("last.pt")]
-    if trained.pretrain:
-        trainings.append(Path(work) / PRETRAINING / "checkpoints" / "last.pt")
+    last = read_checkpoint(Path(checkpoint).with_name("last.pt"), device)
     model = build_network(trained, device, from_checkpoint=True)
     load_weights(model, content["average"], checkpoint)
     rows = _score_all(cases, model.eval(), trained, Path(work), device)
@@ -90,7 +87,7 @@ def evaluate(cases: Sequence[Case], checkpoint: Path, work: Path, config: Config
         "checkpoint": Path(checkpoint).name,
         **summarize(rows), "per_case": rows,
         "preset": trained.preset, "seed": trained.seed, "parameters": count_parameters(model),
-        "train_seconds": round(sum(read_checkpoint(path, device)["seconds"] for path in trainings), 1)}
+        "train_seconds": round(last["seconds"] + last.get("earlier_seconds", 0.0), 1)}
     write_json(Path(work) / "metrics.json", metrics)
     return metrics
 
