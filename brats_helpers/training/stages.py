@@ -46,7 +46,7 @@ def checkpoint_folder(work: Path, everyone: bool = False) -> Path:
 def training_files(config: Config, work: Path, everyone: bool = False) -> tuple[list[Path], list[Path]]:
     """The prepared patients of a work folder to learn from, and those to validate on; all of them and none for everyone."""
     cohort = read_cohort(work)
-    learnt, held_out = cohort.learnt(config, everyone), [] if everyone else cohort.held_out(config)
+    learnt, held_out = cohort.training_names(config, everyone), [] if everyone else cohort.held_out(config)
     cases = [cohort.by_name[name] for name in (*learnt, *held_out)]
     files = prepared_files(cases, work / "preprocessed", config.spacing_mm)
     return [files[name] for name in learnt], [files[name] for name in held_out]
