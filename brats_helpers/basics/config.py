@@ -125,7 +125,8 @@ class Config:
     def from_dict(cls, values: dict) -> Config:
         """Rebuild a configuration from `dataclasses.asdict`, as a checkpoint stores it."""
         filters = values.get("filters") if isinstance(values, dict) else None
-        if not (isinstance(filters, (list, tuple)) and all(isinstance(name, str) for name in values)):
+        named = isinstance(filters, (list, tuple)) and all(isinstance(name, str) for name in values)
+        if not named:
             raise BratsError("these are not the settings of a run: there is no list of filters.")
         values = {FORMER_NAMES.get(name, name): value for name, value in values.items()}
         return cls().with_(**{**values, "filters": tuple(filters)})

@@ -42,7 +42,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path, temporary = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=temporary_prefix(), suffix="".join(path.suffixes[-2:]),
+        handle, name = tempfile.mkstemp(prefix=temporary_prefix(),
+                                        suffix="".join(path.suffixes[-2:]),
                                         dir=path.parent)
         os.close(handle)
         temporary = Path(name)

@@ -36,7 +36,8 @@ from .metrics import interval_text, score_case, summarize
 from .postprocessing import POSTPROCESSING
 from .prediction import passes, segment
 
-SCORES = {"tag": str, "rows": {...: {"source": str, "scores": dict}}}    # of predictions/scores.json
+# The shape of predictions/scores.json.
+SCORES = {"tag": str, "rows": {...: {"source": str, "scores": dict}}}
 CARD = """# Model card: brain tumor segmentation, {checkpoint}
 
 **{warning}.** This is not a medical device and is not approved for clinical use.

@@ -19,7 +19,13 @@ from ..basics.device import Device
 from ..basics.errors import BratsError
 from ..basics.files import remove_leftovers
 from ..data.storage import open_volume
-from ..evaluation.checkpoints import RESUMED, load_weights, read_checkpoint, weights_tag, write_checkpoint
+from ..evaluation.checkpoints import (
+    RESUMED,
+    load_weights,
+    read_checkpoint,
+    weights_tag,
+    write_checkpoint,
+)
 from ..evaluation.domain_shift import ranges
 from . import distributed
 from .step import State, new_state
