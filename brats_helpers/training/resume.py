@@ -19,7 +19,13 @@ from ..basics.device import Device
 from ..basics.errors import BratsError
 from ..basics.files import remove_leftovers
 from ..data.storage import open_volume
-from ..evaluation.checkpoints import load_weights, read_checkpoint, weights_tag, write_checkpoint
+from ..evaluation.checkpoints import (
+    RESUMED,
+    load_weights,
+    read_checkpoint,
+    weights_tag,
+    write_checkpoint,
+)
 from ..evaluation.domain_shift import ranges
 from . import distributed
 from .state import State, new_state
@@ -105,7 +111,7 @@ def newest(folder: Path, device: Device) -> dict | None:
     for path in (folder / "last.pt", folder / "before.pt"):
         if path.is_file():
             try:
-                return read_checkpoint(path, device)
+                return read_checkpoint(path, device, RESUMED)
             except BratsError as error:
                 problem = error
                 tqdm.write(f"WARNING: {error} The checkpoint before it is used, if there is one.")

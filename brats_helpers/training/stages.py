@@ -79,7 +79,7 @@ def training_files(config: Config, work: Path,
                    all_data: bool = False) -> tuple[list[Path], list[Path]]:
     """Find the prepared patients to learn from and to validate on; all and none for all_data."""
     cohort = read_cohort(work)
-    learnt = cohort.learnt(config, all_data)
+    learnt = cohort.training_names(config, all_data)
     held_out = [] if all_data else cohort.held_out(config)
     cases = [cohort.by_name[name] for name in (*learnt, *held_out)]
     files = prepared_files(cases, work / "preprocessed", config.spacing_mm)
