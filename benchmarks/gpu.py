@@ -35,6 +35,7 @@ from brats_helpers.network import losses
 from brats_helpers.network.unet import UNet
 from brats_helpers.phantoms.patient import make_patient
 from brats_helpers.training import step as training_step
+from brats_helpers.training.state import State, new_state
 
 from . import peers
 
@@ -206,8 +207,7 @@ def fits_a_t4(device: Device, config: Config, paths: Sequence[Path], steps: int)
     rows = {}
     for name, long in (("compiled", True), ("not compiled", False)):
         try:
-            state = training_step.new_state(config.with_(epochs=WORTH_COMPILING if long else 1),
-                                            _half(device))
+            state = new_state(config.with_(epochs=WORTH_COMPILING if long else 1), _half(device))
             rate = _steps_a_second(state, config, _half(device), paths, steps, 0, False)
             rows[name] = {"fits": True, "peak_gib": round(_peak(device), 2),
                           "steps_per_second": round(rate, 2)}
@@ -225,8 +225,8 @@ def loader_share(device: Device, config: Config, paths: Sequence[Path], steps: i
 
     Medians of three alternating runs.
     """
-    state, rates = training_step.new_state(config.with_(epochs=WORTH_COMPILING),
-                                           device), {"from disk": [], "from memory": []}
+    state = new_state(config.with_(epochs=WORTH_COMPILING), device)
+    rates = {"from disk": [], "from memory": []}
     for name, found in [*rates.items()] * 3:
         found.append(_steps_a_second(state, config, device, paths, steps, workers,
                                      name == "from disk"))
@@ -235,7 +235,7 @@ def loader_share(device: Device, config: Config, paths: Sequence[Path], steps: i
         "batch": config.batch, "workers": workers}
 
 
-def _steps_a_second(state: training_step.State, config: Config, device: Device,
+def _steps_a_second(state: State, config: Config, device: Device,
                     paths: Sequence[Path], steps: int, workers: int, disk: bool) -> float:
     """Return steps a second with augmentation, after three that do not count."""
     source = batches(PatchDataset(paths, config.patch, config.oversample_foreground, 0),

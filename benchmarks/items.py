@@ -27,6 +27,7 @@ from brats_helpers.network import losses
 from brats_helpers.network.unet import UNet
 from brats_helpers.training import augmentation as ours_augment
 from brats_helpers.training import step
+from brats_helpers.training.state import new_state
 
 from . import cohort, peers
 from .timing import Result, one_core, race
@@ -309,8 +310,8 @@ class Bench:
             pipeline.preprocess_cohort(cases, out / "prepared", 1.0, jobs=2)
             config = Config(filters=filters, patch=PATCH, batch=1, epochs=1, steps=len(cases),
                             warmup=1, oversample_foreground=0.4)
-            state, files = step.new_state(config,
-                                          self.device), sorted((out / "prepared").glob("*.b2nd"))
+            state = new_state(config, self.device)
+            files = sorted((out / "prepared").glob("*.b2nd"))
             for batch in batches(PatchDataset(files, PATCH, config.oversample_foreground, 0), 1, 0,
                                  len(cases)):
                 step.train_step(state, batch, config, self.device)

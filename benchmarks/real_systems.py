@@ -31,12 +31,14 @@ from brats_helpers.evaluation.sliding_window import predict_prepared
 from brats_helpers.training.loop import train
 from brats_helpers.training.resume import InitialWeights
 from brats_helpers.training.stages import (
+    checkpoint_folder,
     for_few_patients,
     make_phantoms,
     on_phantoms,
     training_files,
 )
-from brats_helpers.training.step import new_state, train_step
+from brats_helpers.training.state import new_state
+from brats_helpers.training.step import train_step
 
 from .cohort import nnunet_dataset
 
@@ -125,9 +127,9 @@ class Ours:
             work = make_phantoms(config, self.folder)
             files, first = training_files(on_phantoms(config), work), on_phantoms(config)
             first = self._fitted(first, self._trial(first, files[0]), clock, PRETRAINING)
-            history = train(first, *files, work / "checkpoints", device=describe_device())
-            start, before = InitialWeights(work / "checkpoints" / "last.pt",
-                                           files[0]), first.epochs * first.steps
+            history = train(first, *files, checkpoint_folder(work), device=describe_device())
+            start = InitialWeights(checkpoint_folder(work) / "last.pt", files[0])
+            before = first.epochs * first.steps
             seconds = history[-1]["seconds"] / before
         config = self._fitted(config, seconds or self._trial(config, paths), clock, 1.0)
         checkpoints, reached = self.folder / "checkpoints", []

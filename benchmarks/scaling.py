@@ -84,16 +84,18 @@ def on_processes(work: Path, config: Config, counts: Sequence[int] = (1, 2),
 
     The first epoch does not count, nor the last, which validates.
     """
+    from brats_helpers.training.loop import HISTORY
+    from brats_helpers.training.stages import checkpoint_folder
     config, rows = config.with_(epochs=3, validate_every=3), []
     for count in counts:
-        shutil.rmtree(work / "checkpoints", ignore_errors=True)
+        shutil.rmtree(checkpoint_folder(work), ignore_errors=True)
         config.save(work / "config.json")
         subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
                         "--nproc-per-node", str(count), "-m", "brats_helpers", "train", "--work",
-                        str(work), "--history", str(work / "history.json")], check=True,
+                        str(work)], check=True,
                        env={**os.environ, "OMP_NUM_THREADS": str(cores // count),
                             "CUDA_VISIBLE_DEVICES": ""})
-        first, second, _ = read_json(work / "history.json", "training")
+        first, second, _ = read_json(checkpoint_folder(work) / HISTORY, "training")
         rows.append({"processes": count, "threads_each": cores // count, "batch": config.batch,
                      "steps_per_second": round(config.steps
                                                / max(second["seconds"] - first["seconds"], 0.1),

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ import yaml
 from .basics.config import PRESETS, Config
 from .basics.constants import NOT_FOR_DIAGNOSIS
 from .basics.errors import BratsError, Stopped
-from .basics.files import write_json
+from .basics.lock import hold_folder
 
 RUN_EXAMPLES = """examples:
   python -m brats_helpers run
@@ -47,6 +48,8 @@ examples:
 PREDICT_EXAMPLES = """examples:
   python -m brats_helpers predict data/BraTS2021_00001 --checkpoint runs/quick/checkpoints/best.pt --out masks
   python -m brats_helpers predict data/ --checkpoint fold0.pt --checkpoint fold1.pt --out masks --tta
+a patient who cannot be segmented does not stop the others; the same command goes on where it stopped
+exit status: 0 all patients segmented, 3 some of them, 1 none
 """
 
 
@@ -69,7 +72,6 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--everyone", action="store_true",
                        help="learn from the patients held out too, into DIR/everyone; nothing is left to measure it on")
     train.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="of products (the device's best)")
-    train.add_argument("--history", type=Path, metavar="FILE", help="write the record of every epoch here, as JSON")
 
     predict = commands.add_parser("predict", help="segment patients that have no reference", epilog=PREDICT_EXAMPLES,
                                   **shown)
@@ -81,6 +83,10 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--tta", action="store_true",
                          help="average over all 8 mirrored views instead of 4: half as fast")
 
+    predict.add_argument("--overwrite", action="store_true",
+                         help="make masks anew that are there already")
+    predict.add_argument("--jobs", type=int, default=1, metavar="N",
+                         help="processes that share the patients (1)")
     _sweep_command(commands, shown)
     _tool_commands(commands)
     return top
@@ -175,8 +181,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from .tools.series import results_table, run_series
     parameters = {name: number_or_text(value) for name, value in options.parameters}
-    work = run_series(options.preset, options.source, options.work, options.start, options.only,
-                      parameters)
+    if parameters.get("persons"):  # notebooks run in a folder of their own
+        parameters["persons"] = str(Path(str(parameters["persons"])).expanduser().absolute())
+    folder = options.work or Path("runs") / (options.preset or "quick")
+    with hold_folder(folder):
+        work = run_series(options.preset, options.source, folder, options.start, options.only,
+                          parameters)
     print(f"\nnotebooks and HTML  {work / 'notebooks'}")
     if options.only in (None, 5):
         print(f"results             {work / 'metrics.json'}")
@@ -199,20 +209,18 @@ def _train_alone_or_in_a_group(options: argparse.Namespace) -> int:
     parameters = {name: number_or_text(value) for name, value in options.parameters}
     config = Config.load(options.config or options.work / "config.json").with_(**parameters)
 
-    def note(history: list[dict]) -> None:
-        if options.history and distributed.rank() == 0:
-            write_json(options.history, history)
-
-    with distributed.group():
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    with hold_folder(options.work) if first else contextlib.nullcontext(), distributed.group():
         if not options.config:                        # else notebook 05 has settled it
             cohort = read_cohort(options.work)
-            learnt = cohort.learnt(config)            # the recipe that was measured, though it learns from everyone
-            config = for_few_patients(config, len(learnt), cohort.synthetic, parameters)
+            # The recipe that was measured, even with --everyone.
+            patients = len(cohort.training_names(config))
+            config = for_few_patients(config, patients, cohort.synthetic, parameters)
         device = describe_device()
         if options.precision:
             device = replace(device, dtype=getattr(torch, options.precision))
         keep_memory()
-        last = train_work(config, options.work.absolute(), note, device, options.everyone)[-1]
+        last = train_work(config, options.work.absolute(), None, device, options.everyone)[-1]
         measured = f"validation Dice {last['dice']}" if last["dice"] else "measured on nobody"
         print(f"loss {last['loss']:.3f}, {measured}; checkpoints in {checkpoint_folder(options.work, options.everyone)}")
     return 0
@@ -269,11 +277,18 @@ def parse_grid(text: str) -> tuple[str, list]:
 
 def _predict(options: argparse.Namespace) -> int:
     from .basics.device import keep_memory
-    from .evaluation.prediction import predict_cases
+    from .evaluation.batch import predict_cases
+    from .evaluation.prediction_table import DONE, TABLE, exit_code
     keep_memory()
-    written = list(predict_cases(options.cases, options.checkpoint, options.out, options.tta))
-    print(f"{len(written)} segmentation(s) in {options.out}: {NOT_FOR_DIAGNOSIS}.")
-    return 0
+    rows = predict_cases(options.cases, options.checkpoint, options.out, options.tta,
+                         options.overwrite, options.jobs)
+    done = sum(row["status"] == DONE for row in rows)
+    print(f"{done} of {len(rows)} segmentation(s) in {options.out}, listed in "
+          f"{options.out / TABLE}: {NOT_FOR_DIAGNOSIS}.")
+    if done < len(rows):
+        print(f"{len(rows) - done} patient(s) could not be segmented; the same command tries only "
+              "these again.", file=sys.stderr)
+    return exit_code(rows)
 
 
 def _editions(options: argparse.Namespace) -> int:

@@ -42,6 +42,7 @@ unpack: bool = (
     None  # write an archive's files to disk; None: yes, except on Kaggle, where room is short
 )
 on_error: str = "raise"  # a patient with a problem: "raise" stops here, "skip" leaves the patient out and says so
+persons: str = ""  # a CSV with the columns patient and person, where names do not tell who came twice
 
 # %%
 # On Colab alone: fetch the repository that this notebook is from, and what is missing there; its torch stays.
@@ -66,11 +67,11 @@ work, device = start(work)
 
 # %%
 from brats_helpers.basics.config import Config
-from brats_helpers.basics.files import read_json
+from brats_helpers.data.cohort import read_source
 from brats_helpers.lessons.plots import series_map
 
 config = Config.load(work / "config.json")
-cohort = read_json(work / "cohort.json", "notebook 01")
+cohort = read_source(work)
 synthetic = cohort["synthetic"]
 print(f"{cohort['source']}: {cohort['training']}")
 series_map(2)
@@ -440,21 +441,26 @@ histograms(patient.images, patient.reference, "intensity, scanner units", synthe
 # therefore has a third group in an archive of its own, the **test** set. It decides nothing. The network meets it once, at
 # the end of notebook 05.
 #
-# Whole patients are split, never slices: two neighboring slices of one brain are nearly the same picture. And a patient
-# who is in the cohort twice, under two names, must not end up on both sides:
+# Whole persons are split, never slices: two neighboring slices of one brain are nearly the same picture. And a person who
+# is in the cohort twice, at another visit or under another name, must not end up on both sides. So visits are grouped
+# by their names, and patients with identical scans by those. For a cohort whose names do not tell, give a list (`persons`).
 
 # %%
 from brats_helpers.data.cases import find_twins
-from brats_helpers.data.splits import make_splits
+from brats_helpers.data.splits import find_persons, make_splits, read_persons
 
-twins = find_twins(cases["training"] + cases["test"])
-if twins:
-    raise BratsError(f"these patients have the same scans: {twins}. Keep one of each, then rerun.")
+both = cases["training"] + cases["test"]
+listed = read_persons(persons, [case.name for case in both]) if persons else {}
+person = find_persons([case.name for case in both], listed, find_twins(both))
+tested = {person[row["name"]] for row in sound["test"]}
+if leak := [name for name in volumes if person[name] in tested]:
+    raise BratsError(f"{leak}: these persons are in the test set, too. Leave them out, then rerun.")
 
 names, sizes = list(volumes), list(volumes.values())
-splits = make_splits(names, sizes, config.seed, config.validation, config.folds)
+splits = make_splits(names, sizes, config.seed, config.validation, config.folds, person)
 print(f"{len(splits['training'])} to learn from, {len(splits['validation'])} to validate on")
 print(f"{len(sound['test'])} for the test; {len(splits['folds'])} folds")
+print("persons with several scans:", splits["persons"] or "none")
 
 # %% [markdown]
 # The split is *stratified* by size: we sort the patients by tumor volume, and from every five neighbors we hold one out at

@@ -95,12 +95,12 @@ asked = {name: globals().get(name) for name in vars(config)}  # the parameters a
 config = for_all_gpus(config.with_(**asked), device, processes if batch is None else 1)
 cohort = read_cohort(work)
 given = [name for name, value in asked.items() if value is not None]
-config = for_few_patients(config, len(cohort.learnt(config)), cohort.synthetic, given)
+config = for_few_patients(config, len(cohort.training_names(config)), cohort.synthetic, given)
 config.preset, config.epochs, config.steps, config.batch, config.patch
 
 # %%
 cases, synthetic = cohort.by_name, cohort.synthetic
-learnt, held_out, test_names = cohort.learnt(config), cohort.held_out(config), cohort.test_names
+learnt, held_out, test_names = cohort.training_names(config), cohort.held_out(config), cohort.test_names
 judged_names = test_names or held_out  # who the last section scores
 labeled = [cases[name] for name in {*learnt, *held_out, *judged_names}]
 prepared = prepared_files(labeled, work / "preprocessed", config.spacing_mm)
@@ -289,7 +289,7 @@ import time
 
 from brats_helpers.data.loaders import PatchDataset, batches
 from brats_helpers.network.losses import deep_supervision_loss
-from brats_helpers.training.step import new_state, prepare_batch
+from brats_helpers.training import new_state, prepare_batch
 
 state = new_state(config, device)
 stream = PatchDataset([prepared[n] for n in learnt], config.patch, config.oversample_foreground, config.seed)

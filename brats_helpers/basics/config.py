@@ -64,6 +64,10 @@ class Config:
             value, (kind, wanted) = getattr(self, name), KINDS.get(annotation, (object, ""))
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
                 raise BratsError(f"{name}={value!r} cannot work: it must be {wanted}.")
+        if not self.filters or not all(isinstance(n, Integral) and 0 < n < 2**16
+                                       for n in self.filters):
+            raise BratsError(f"filters={self.filters!r} cannot work: it must list a whole number "
+                             "above 0 for each level.")
         for name, holds, wanted in self._rules():
             if not holds:
                 raise BratsError(
@@ -109,14 +113,23 @@ class Config:
 
     @classmethod
     def load(cls, path: Path) -> Config:
-        """Read what `save` wrote; BratsError if it is missing."""
-        return cls.from_dict(read_json(path, "notebook 01"))
+        """Read what `save` wrote; BratsError names a file that is missing or of another shape."""
+        values = read_json(path, "notebook 01")
+        try:
+            return cls.from_dict(values)
+        except BratsError as error:
+            advice = "Correct the file, or run notebook 01 again."
+            raise BratsError(f"{path}: {error} {advice}") from error
 
     @classmethod
     def from_dict(cls, values: dict) -> Config:
         """Rebuild a configuration from `dataclasses.asdict`, as a checkpoint stores it."""
+        filters = values.get("filters") if isinstance(values, dict) else None
+        named = isinstance(filters, (list, tuple)) and all(isinstance(name, str) for name in values)
+        if not named:
+            raise BratsError("these are not the settings of a run: there is no list of filters.")
         values = {FORMER_NAMES.get(name, name): value for name, value in values.items()}
-        return cls().with_(**{**values, "filters": tuple(values["filters"])})
+        return cls().with_(**{**values, "filters": tuple(filters)})
 
 
 PRESETS: dict[str, Config] = {

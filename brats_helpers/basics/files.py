@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .errors import BratsError
+from .lock import is_leftover, temporary_prefix
 
 try:
     from isal import igzip, isal_zlib  # gzip by Intel's library, with the same results
@@ -41,7 +42,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path, temporary = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".part-", suffix="".join(path.suffixes[-2:]),
+        handle, name = tempfile.mkstemp(prefix=temporary_prefix(),
+                                        suffix="".join(path.suffixes[-2:]),
                                         dir=path.parent)
         os.close(handle)
         temporary = Path(name)
@@ -94,8 +96,8 @@ def stop_button() -> Iterator[Callable[[], bool]]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove a killed process's temporary files in a folder and below it."""
-    for leftover in Path(folder).rglob(".part-*"):
+    """Remove killed processes' temporary files in a folder and below it."""
+    for leftover in filter(is_leftover, Path(folder).rglob(".part-*")):
         leftover.unlink(missing_ok=True)
 
 

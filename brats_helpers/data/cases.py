@@ -124,7 +124,16 @@ def _files_below(folder: Path) -> list[Path]:
     """All files at any depth, sorted; a folder that may not be read is an error, or its patients would be left out unsaid."""
     def stop(error: OSError) -> NoReturn:
         raise BratsError(f"{error.filename} cannot be read ({error.strerror}): allow it (chmod), or move it away.")
-    return sorted(Path(root, name) for root, _, names in os.walk(folder, onerror=stop) for name in names)
+    found = []
+    for root, folders, names in os.walk(folder, onerror=stop):
+        folders[:] = [name for name in folders if not _is_work_folder(Path(root, name))]
+        found.extend(Path(root, name) for name in names)
+    return sorted(found)
+
+
+def _is_work_folder(folder: Path) -> bool:
+    """Whether a run wrote this folder: the copies of patients in it are not patients of the source."""
+    return (folder / "cohort.json").is_file() and (folder / "config.json").is_file()
 
 
 def _hidden(path: Path) -> bool:

@@ -19,6 +19,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from ..basics.constants import LABEL_SHORT, MODALITIES, ORIENTATION
+from ..basics.device import Device
 from ..basics.errors import BratsError
 from .cases import Patient
 from .fingerprint import scan_fingerprint
@@ -110,6 +111,14 @@ def normalize_batch(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     out[:, :-1].sub_(mean.view(shape)).div_(std.view(shape)).mul_(brain)
     out[:, -1:] = brain
     return out
+
+
+def network_input(prepared: Prepared, device: Device) -> Tensor:
+    """Put a prepared patient on the device as the network's input: (5, D, H, W) float32."""
+    images = torch.from_numpy(prepared.volume[None, :4]).to(device.torch_device)
+    mean, std = (torch.tensor([values], device=device.torch_device)
+                 for values in (prepared.meta.mean, prepared.meta.std))
+    return normalize_batch(images, mean, std)[0]
 
 
 # ---------------------------------------------------------------- a patient

@@ -24,17 +24,19 @@ from ..basics.constants import (
 )
 from ..basics.device import Device
 from ..basics.errors import BratsError
-from ..basics.files import atomic_path, read_json, remove_leftovers, write_json
+from ..basics.files import atomic_path, remove_leftovers, write_json
+from ..basics.shapes import read_json_as
 from ..data.cases import Case, Patient, open_scan, read_case, write_mask
 from ..data.pipeline import content_hash
 from ..network.unet import count_parameters
-from ..training.stages import FOLDER as PRETRAINING
 from .build import build_network, for_inference
-from .checkpoints import load_weights, read_checkpoint, weights_tag
+from .checkpoints import USUAL, config_of, load_weights, read_checkpoint, weights_tag
 from .metrics import interval_text, score_case, summarize
 from .postprocessing import POSTPROCESSING
 from .prediction import passes, segment
 
+# The shape of predictions/scores.json.
+SCORES = {"tag": str, "rows": {...: {"source": str, "scores": dict}}}
 CARD = """# Model card: brain tumor segmentation, {checkpoint}
 
 **{warning}.** This is not a medical device and is not approved for clinical use.
@@ -78,10 +80,8 @@ def evaluate(cases: Sequence[Case], checkpoint: Path, work: Path, config: Config
     if not cases:
         raise BratsError("there is no patient to evaluate on: see notebook 02's split.")
     content = read_checkpoint(checkpoint, device)
-    trained = Config.from_dict(content["config"]).with_(tta=config.tta, overlap=config.overlap)
-    trainings = [Path(checkpoint).with_name("last.pt")]
-    if trained.pretrain:
-        trainings.append(Path(work) / PRETRAINING / "checkpoints" / "last.pt")
+    trained = config_of(content, checkpoint).with_(tta=config.tta, overlap=config.overlap)
+    last = read_checkpoint(Path(checkpoint).with_name("last.pt"), device, (*USUAL, "seconds"))
     model = build_network(trained, device, from_checkpoint=True)
     load_weights(model, content["average"], checkpoint)
     rows = _score_all(cases, model.eval(), trained, Path(work), device)
@@ -90,7 +90,7 @@ def evaluate(cases: Sequence[Case], checkpoint: Path, work: Path, config: Config
         "checkpoint": Path(checkpoint).name,
         **summarize(rows), "per_case": rows,
         "preset": trained.preset, "seed": trained.seed, "parameters": count_parameters(model),
-        "train_seconds": round(sum(read_checkpoint(path, device)["seconds"] for path in trainings), 1)}
+        "train_seconds": round(last["seconds"] + last.get("earlier_seconds", 0.0), 1)}
     write_json(Path(work) / "metrics.json", metrics)
     return metrics
 
@@ -168,7 +168,7 @@ def _score_all(cases: Sequence[Case], model: nn.Module, config: Config, work: Pa
     remove_leftovers(work / "predictions")
     notes = work / "predictions" / "scores.json"
     tag = f"{weights_tag(model.state_dict())} {config.tta} {config.overlap} {POSTPROCESSING}"
-    before = read_json(notes, "notebook 05") if notes.is_file() else {"rows": {}}
+    before = read_json_as(notes, "notebook 05", SCORES) if notes.is_file() else {"rows": {}}
     done = before["rows"] if before.get("tag") == tag else {}
     for name in set(before["rows"]) - {case.name for case in cases}:
         _mask_path(work, name).unlink(missing_ok=True)  # this patient is no longer evaluated

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..basics.device import Device, describe_device
-from ..data.preprocessing import Prepared, normalize_batch, restore
+from ..data.preprocessing import Prepared, network_input, restore
 from .build import full_resolution_logits
 
 FLIPS = [axes for n in range(4) for axes in combinations((2, 3, 4), n)]  # all 8, none first
@@ -82,10 +82,7 @@ def predict_prepared(models: Sequence[nn.Module], prepared: Prepared, patch: int
     Returns (3, X, Y, Z) float32.
     """
     device = device or describe_device()
-    images = torch.from_numpy(prepared.volume[None, :4]).to(device.torch_device)
-    mean = torch.tensor([prepared.meta.mean], device=device.torch_device)
-    std = torch.tensor([prepared.meta.std], device=device.torch_device)
-    image = normalize_batch(images, mean, std)[0]
+    image = network_input(prepared, device)
     flips = FLIPS if tta else EVEN_FLIPS
     total = sum(sliding_window_inference(model.eval(), image, patch, overlap, flips, device)
                 for model in models)

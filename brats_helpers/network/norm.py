@@ -1,7 +1,8 @@
-"""Instance norm (Ulyanov et al. 2016, arXiv:1607.08022) that leaves the channels last, where convolutions want them.
+"""Instance norm (Ulyanov et al. 2016, arXiv:1607.08022) that keeps the layout of its input.
 
-Torch's own lays them first, and so costs two copies of every activation. Over one patch it is a batch norm, and torch's
-batch norm leaves its input as it lies; the compiler for GPUs is given the formula, which it fuses with what comes next.
+Torch's own norm puts the channels first and costs two copies of every activation; convolutions on a
+CPU want them last. Over one patch instance norm is batch norm, which keeps the layout. A compiler
+for GPUs receives the formula, which it fuses with the operations around it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-COLUMNS = 64                                          # of numbers that a CPU takes at once
-NARROW = 16                                           # channels; with fewer, torch's batch norm does not fill its registers
+COLUMNS = 64  # width of the rows that `Folded` makes
+NARROW = 16  # channels; with fewer, torch's batch norm adds long sums in float32
 
 
 def compiled(x: Tensor) -> bool:
-    """Whether this is a pass through a network that is compiled for x's GPU (`networks.compile_for_training`)."""
+    """Return whether a network compiled for the GPU of x runs (`build.compile_for_training`)."""
     return x.device.type == "cuda" and torch.compiler.is_compiling()
 
 
@@ -26,48 +27,54 @@ class InstanceNorm3d(nn.InstanceNorm3d):
     """`nn.InstanceNorm3d(channels, affine=True)`, the same numbers in the layout of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, D, H, W), each channel of each patch to mean 0 and variance 1 over its voxels, then scaled and shifted."""
+        """Normalize each channel of each patch of (B, C, D, H, W), then scale and shift it."""
         if compiled(x):
             variance, mean = torch.var_mean(x.float(), (2, 3, 4), correction=0, keepdim=True)
             scale, shift = (p.view(-1, 1, 1, 1) for p in (self.weight, self.bias))
             return ((x - mean) * (variance + self.eps).rsqrt() * scale + shift).to(x.dtype)
-        if x.device.type != "cpu" or torch.compiler.is_compiling():      # another GPU; or an export, which knows torch's
+        if x.device.type != "cpu" or torch.compiler.is_compiling():  # an export knows torch's norm
             return super().forward(x)
         done = [self._one(patch) for patch in x.split(1)]
         return torch.cat(done) if len(done) > 1 else done[0]
 
     def _one(self, x: Tensor) -> Tensor:
-        neighbors = gcd(COLUMNS // self.num_features, x[0, 0].numel()) if self.num_features < NARROW else 1
+        neighbors = 1
+        if self.num_features < NARROW:
+            neighbors = gcd(COLUMNS // self.num_features, x[0, 0].numel())
         if neighbors == 1:
             return F.batch_norm(x, None, None, self.weight, self.bias, True, eps=self.eps)
         return Folded.apply(x, self.weight, self.bias, neighbors, self.eps)
 
 
 class Folded(torch.autograd.Function):
-    """The norm of one patch (1, C, D, H, W) with few channels: its rows of C numbers are taken as a k-th of rows of k * C.
+    """The norm of one patch (1, C, D, H, W) with few channels, on rows that are k times as wide.
 
-    Mean and variance of a channel are put together from those of its k columns, forward and backward; torch's batch norm
-    with given statistics does the rest, column by column.
+    The voxels, (N, C), are reshaped to (N / k, k C): column j C + c holds every k-th voxel of
+    channel c. Mean and mean square of a channel are the averages of those of its k columns. Torch's
+    batch norm with these statistics, repeated k times, then normalizes column by column. Shorter
+    sums make it more accurate in float32 than batch norm on (N, C).
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, k: int, eps: float) -> Tensor:
-        """Batch norm's formula: (x - mean) / sqrt(variance + eps) * weight + bias."""
+        """Compute (x - mean) / sqrt(variance + eps) * weight + bias."""
         rows, channels = _rows(x, k), len(weight)
         one = weight.new_ones(rows.shape[1])
         _, mean, rstd = torch.native_batch_norm(rows, one, 0 * one, None, None, True, 0.0, eps)
         square = (rstd**-2 - eps + mean**2).view(k, channels).mean(0)
         mean = mean.view(k, channels).mean(0)
-        variance, out = square - mean**2, torch.empty_like(x, memory_format=torch.channels_last_3d)
+        variance = square - mean**2
+        out = torch.empty_like(x, memory_format=torch.channels_last_3d)
         ctx.save_for_backward(x, weight, mean, variance)
         ctx.k, ctx.eps = k, eps
-        torch.native_batch_norm(rows, *(v.repeat(k) for v in (weight, bias, mean, variance)), False, 0.0, eps,
+        repeated = (v.repeat(k) for v in (weight, bias, mean, variance))
+        torch.native_batch_norm(rows, *repeated, False, 0.0, eps,
                                 out=(_rows(out, k), one[:0], one[:0].clone()))
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Through the formula with mean and variance held fixed, and then through these two."""
+        """Differentiate the formula with mean and variance fixed, then through these two."""
         (x, weight, mean, variance), k = ctx.saved_tensors, ctx.k
         rows, known = _rows(x, k), [v.repeat(k) for v in (weight, mean, variance)]
         fixed, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
@@ -78,11 +85,12 @@ class Folded(torch.autograd.Function):
         slope = -scale * rstd * by_weight
         shift = -scale * by_bias - slope * mean
         slope, shift = (v.repeat(k).to(x.dtype) for v in (slope, shift))
-        return _patch(torch.addcmul(fixed.add_(shift), rows, slope), x), by_weight, by_bias, None, None
+        by_rows = torch.addcmul(fixed.add_(shift), rows, slope)
+        return _patch(by_rows, x), by_weight, by_bias, None, None
 
 
 def _rows(x: Tensor, k: int) -> Tensor:
-    return x.permute(0, 2, 3, 4, 1).reshape(-1, k * x.shape[1])           # a view, where channels are last
+    return x.permute(0, 2, 3, 4, 1).reshape(-1, k * x.shape[1])  # a view if channels are last
 
 
 def _patch(rows: Tensor, like: Tensor) -> Tensor:

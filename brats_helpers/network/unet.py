@@ -16,19 +16,21 @@ from torch.utils.checkpoint import checkpoint
 from ..basics.constants import CHANNELS, REGIONS
 from .norm import InstanceNorm3d, compiled
 
-SLOPE = 0.01                                          # of LeakyReLU below zero
+SLOPE = 0.01  # of LeakyReLU below zero
 
 
 def channels_last_where_faster(x: Tensor) -> Tensor:
-    """The same (B, C, D, H, W), channels last in memory where a convolution is quicker so: on a CPU, and compiled."""
-    return x.contiguous(memory_format=torch.channels_last_3d) if x.device.type == "cpu" or compiled(x) else x
+    """Lay (B, C, D, H, W) out with channels last if convolutions are faster so: CPU or compiled."""
+    if x.device.type == "cpu" or compiled(x):
+        return x.contiguous(memory_format=torch.channels_last_3d)
+    return x
 
 
 class Conv3d(nn.Conv3d):
     """A convolution whose input is laid out by `channels_last_where_faster`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, D, H, W) to (B, outputs, ...), as `nn.Conv3d`."""
+        """Convolve (B, inputs, D, H, W) to (B, outputs, ...), as `nn.Conv3d` does."""
         return super().forward(channels_last_where_faster(x))
 
 
@@ -37,14 +39,14 @@ class ConvNormAct(nn.Sequential):
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__(
-            Conv3d(inputs, outputs, 3, stride, padding=1, bias=False),      # the norm's shift stands in for a bias
+            Conv3d(inputs, outputs, 3, stride, padding=1, bias=False),  # the norm has the bias
             InstanceNorm3d(outputs, affine=True),
             nn.LeakyReLU(SLOPE, inplace=True),
         )
 
 
 class Stage(nn.Sequential):
-    """Two convolutions: all that happens at one level of the network, on one side of it."""
+    """Two convolutions: one level of the encoder or of the decoder."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__(ConvNormAct(inputs, outputs, stride), ConvNormAct(outputs, outputs))
@@ -55,46 +57,50 @@ class UNet(nn.Module):
 
     Input (B, in_channels, D, H, W), each edge a multiple of 2 ** (levels - 1). In training mode the
     output is a list of logits at full, 1/2 and 1/4 resolution, each (B, out_channels, ...); in
-    evaluation mode the full-resolution logits alone. The auxiliary heads are always built, so that a
-    state dict always loads. `checkpointing` recomputes each stage in the backward pass
+    evaluation mode it is the full-resolution logits. The auxiliary heads are always built, so that
+    a state dict always loads. `checkpointing` recomputes each stage in the backward pass
     (Chen et al. 2016, arXiv:1604.06174).
     """
 
-    def __init__(self, filters: Sequence[int], in_channels: int = len(CHANNELS), out_channels: int = len(REGIONS),
-                 checkpointing: bool = False) -> None:
+    def __init__(self, filters: Sequence[int], in_channels: int = len(CHANNELS),
+                 out_channels: int = len(REGIONS), checkpointing: bool = False) -> None:
         super().__init__()
-        down = list(zip([in_channels, *filters[:-1]], filters, strict=True))
-        up = list(zip(filters[:0:-1], filters[-2::-1], strict=True))
-        self.encoder = nn.ModuleList(Stage(a, b, stride=1 if i == 0 else 2) for i, (a, b) in enumerate(down))
-        self.upsample = nn.ModuleList(nn.ConvTranspose3d(a, b, 2, stride=2) for a, b in up)
-        self.decoder = nn.ModuleList(Stage(2 * b, b) for _, b in up)
-        self.heads = nn.ModuleList(Conv3d(b, out_channels, 1) for _, b in up[-3:])   # 1/4, 1/2, full resolution
+        inputs = [in_channels, *filters[:-1]]
+        strides = [1] + [2] * (len(filters) - 1)
+        wide, narrow = filters[::-1][:-1], filters[::-1][1:]  # the way up, from the bottleneck
+        self.encoder = nn.ModuleList(map(Stage, inputs, filters, strides))
+        self.upsample = nn.ModuleList(nn.ConvTranspose3d(w, n, 2, stride=2)
+                                      for w, n in zip(wide, narrow, strict=True))
+        self.decoder = nn.ModuleList(Stage(2 * n, n) for n in narrow)
+        self.heads = nn.ModuleList(Conv3d(n, out_channels, 1) for n in narrow[-3:])  # finest last
         self.checkpointing = checkpointing
         self.apply(_initialize)
 
     def forward(self, x: Tensor) -> list[Tensor] | Tensor:
-        """Logits, finest first in training mode; see the class."""
-        skips, decoded = [], []
+        """Compute the logits, finest first in training mode; see the class."""
+        skips = []
+        decoded = []
         for stage in self.encoder:
             x = self._run(stage, x)
-            skips.append(x)                           # (B, filters[i], D / 2**i, H / 2**i, W / 2**i)
-        x = skips.pop()                               # the bottleneck is its own input, not a skip
+            skips.append(x)  # (B, filters[i], D / 2**i, H / 2**i, W / 2**i)
+        x = skips.pop()  # the bottleneck has no skip connection
         for upsample, stage in zip(self.upsample, self.decoder, strict=True):
             x = self._run(stage, torch.cat((upsample(x), skips.pop()), dim=1))
             decoded.append(x)
         if not self.training:
-            return self.heads[-1](x)                  # (B, 3, D, H, W)
-        logits = [head(x) for head, x in zip(self.heads, decoded[-len(self.heads):], strict=True)]
-        return logits[::-1]
+            return self.heads[-1](x)  # (B, 3, D, H, W)
+        finest = decoded[-len(self.heads):]
+        return [head(x) for head, x in zip(self.heads, finest, strict=True)][::-1]
 
     def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
+        """Run a stage, and lay its output out once for the next level, the skip and the head."""
         if self.checkpointing and self.training:
             return channels_last_where_faster(checkpoint(stage, x, use_reentrant=False))
-        return channels_last_where_faster(stage(x))                          # once, for all that read it: the next level, the skip and the head
+        return channels_last_where_faster(stage(x))
 
 
 def _initialize(module: nn.Module) -> None:
-    """He's initialization for LeakyReLU (He et al. 2015, arXiv:1502.01852)."""
+    """Initialize a convolution for LeakyReLU (He et al. 2015, arXiv:1502.01852)."""
     if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
         nn.init.kaiming_normal_(module.weight, a=SLOPE)
         if module.bias is not None:
@@ -102,15 +108,15 @@ def _initialize(module: nn.Module) -> None:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """The number of trainable parameters."""
+    """Count the trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def layers_in_use(model: nn.Module, x: Tensor) -> list[nn.Module]:
-    """The layers that have weights, in the order in which a forward pass meets them: how two networks are matched."""
+    """List the layers with weights in the order of a forward pass, to match two networks."""
     met: list[nn.Module] = []
-    own = [module for module in model.modules() if list(module.parameters(recurse=False))]
-    hooks = [module.register_forward_hook(lambda module, *_: met.append(module)) for module in own]
+    hooks = [module.register_forward_hook(lambda module, *_: met.append(module))
+             for module in model.modules() if list(module.parameters(recurse=False))]
     with torch.no_grad():
         model(x)
     for hook in hooks:
@@ -118,10 +124,11 @@ def layers_in_use(model: nn.Module, x: Tensor) -> list[nn.Module]:
     return met
 
 
-def level_table(filters: Sequence[int], patch: int, in_channels: int = len(CHANNELS)) -> list[dict]:
-    """A row a level: name, channels, edge in voxels, parameters and receptive field in voxels.
+def level_table(filters: Sequence[int], patch: int,
+                in_channels: int = len(CHANNELS)) -> list[dict]:
+    """List the levels: name, channels, edge, parameters and receptive field, lengths in voxels.
 
-    The sums are taken from a network that is really built (on the meta device: shapes without memory).
+    Counts the parameters of a network built on the meta device (shapes without memory).
     """
     with torch.device("meta"):
         model = UNet(filters, in_channels)
@@ -132,10 +139,10 @@ def level_table(filters: Sequence[int], patch: int, in_channels: int = len(CHANN
             step *= conv.stride[0]
         rows.append({"level": f"encoder {i}", "channels": filters[i], "edge": patch // 2**i,
                      "parameters": count_parameters(stage), "receptive_field": field})
-    for j, (up, stage) in enumerate(zip(model.upsample, model.decoder, strict=True)):
+    for j, stages in enumerate(zip(model.upsample, model.decoder, strict=True)):
         i = len(filters) - 2 - j
         rows.append({"level": f"decoder {i}", "channels": filters[i], "edge": patch // 2**i,
-                     "parameters": count_parameters(up) + count_parameters(stage), "receptive_field": None})
+                     "parameters": sum(map(count_parameters, stages)), "receptive_field": None})
     rows.append({"level": "heads", "channels": len(REGIONS), "edge": patch,
                  "parameters": count_parameters(model.heads), "receptive_field": None})
     return rows

@@ -22,7 +22,8 @@ from ..basics.config import preset as preset_of
 from ..basics.constants import REGIONS
 from ..basics.device import keep_memory
 from ..basics.errors import BratsError
-from ..basics.files import atomic_path, read_json, remove_leftovers
+from ..basics.files import atomic_path, remove_leftovers
+from ..basics.shapes import NUMBER, read_json_as
 from ..evaluation.metrics import interval_text
 from ..phantoms.kinds import LOOKS
 
@@ -31,6 +32,9 @@ FOLDER = ROOT / "notebooks"
 NAMES = ("01_setup", "02_extraction", "03_preprocessing", "04_architecture",
          "05_training_evaluation")
 PAGE = Path(__file__).with_name("page.html.j2")
+# The shape of metrics.json, as far as the table needs it.
+METRICS = {"cases": int, "set": str, "dice": dict.fromkeys(REGIONS, NUMBER),
+           "dice_ci95": dict.fromkeys(REGIONS, [NUMBER]), "hd95_mm": dict.fromkeys(REGIONS, NUMBER)}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -178,11 +182,11 @@ def plain(markdown: str) -> str:
 
 def results_table(work: Path) -> str:
     """Return the table that ends a run, from metrics.json."""
-    metrics = read_json(Path(work) / "metrics.json", "notebook 05")
+    metrics = read_json_as(Path(work) / "metrics.json", "notebook 05", METRICS)
     who = {"test": "unseen test patients",
            "validation": "validation patients (the cohort has no test set); last checkpoint, "
                          "not chosen on them"}
-    lines = [f"{metrics['cases']} {who[metrics['set']]}",
+    lines = [f"{metrics['cases']} {who.get(metrics['set'], metrics['set'])}",
              "region   Dice   95% interval    HD95 (mm)"]
     for name in REGIONS:
         interval = interval_text(metrics["dice_ci95"][name])

@@ -1,9 +1,9 @@
 """Augmentation of a whole batch on the device that trains: one resampling, then intensities.
 
-The recipe is NVIDIA's for BraTS21 (Futrega et al. 2021, arXiv:2110.03352, section 3.3) with rotation, gamma and
-a draw of intensities for each contrast as in nnU-Net (Isensee et al. 2021), and a mild elastic deformation.
-Rotation, zoom and deformation are fused into one `grid_sample`, so that a patch is interpolated once. Every draw
-comes from a generator that the caller seeds.
+The recipe is NVIDIA's for BraTS21 (Futrega et al. 2021, arXiv:2110.03352, section 3.3). Rotation,
+gamma and separate intensities for each modality are nnU-Net's (Isensee et al. 2021); the mild
+elastic deformation is ours. One `grid_sample` rotates, zooms and deforms, so that a patch is
+interpolated once. All randomness comes from generators that the caller seeds.
 """
 
 from __future__ import annotations
@@ -15,26 +15,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PROBABILITY = 0.15                                    # of each transform but those below
-FLIP_PROBABILITY = 0.5                                # an axis
-SCANNER_PROBABILITY = 0.3                             # of brightness, contrast, gamma and shift (benchmarks/real_cohort.md)
+PROBABILITY = 0.15  # of each transform but those below
+FLIP_PROBABILITY = 0.5  # an axis
+SCANNER_PROBABILITY = 0.3  # of brightness, contrast, gamma and shift (benchmarks/real_cohort.md)
 ZOOM = (1.0, 1.4)
-ROTATION_DEGREES = 30.0                               # largest angle about each axis
-ELASTIC_VOXELS = 4.0                                  # largest shift, at the nodes of a coarse grid
-ELASTIC_NODES = 5
-SLABS = 8                                             # that a resampling is cut into, for as many threads
-NOISE_SIGMA = 0.33                                    # in standard deviations of the brain, as are all intensities
-BLUR_SIGMA = (0.5, 1.5)                               # voxels
+ROTATION_DEGREES = 30.0  # largest angle about each axis
+ELASTIC_VOXELS = 4.0  # largest shift, at the nodes of a coarse grid
+ELASTIC_NODES = 5  # along each axis
+SLABS = 8  # that a CPU resamples in parallel
+NOISE_SIGMA = 0.33  # in standard deviations of the brain, as all intensities
+BLUR_SIGMA = (0.5, 1.5)  # voxels
 BRIGHTNESS = (0.7, 1.3)
 CONTRAST = (0.65, 1.5)
 GAMMA = (0.7, 1.5)
 SHIFT = (-0.5, 0.5)
 
 
-def augment(images: Tensor, labels: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
-    """Images (B, 5, D, H, W) from `normalize_batch` and labels (B, 1, D, H, W), each patch changed in its own way.
+def augment(images: Tensor, labels: Tensor,
+            generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+    """Augment images (B, 5, D, H, W) from `normalize_batch` with their labels (B, 1, D, H, W).
 
-    A CPU generator for each patch, so that what happens to a patch does not depend on those beside it.
+    Each patch has a CPU generator, so that it does not depend on the rest of the batch.
     """
     pairs = [augment_one(*patch) for patch in zip(images, labels, generators, strict=True)]
     return _batch([image for image, _ in pairs]), _batch([label for _, label in pairs])
@@ -45,19 +46,23 @@ def _batch(patches: Sequence[Tensor]) -> Tensor:
 
 
 def augment_one(image: Tensor, label: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """One patch, (5, D, H, W) and (1, D, H, W): perhaps resampled, perhaps flipped, perhaps with other intensities."""
+    """Resample, flip and change the intensities of a patch at random; (5, ...) and (1, D, H, W)."""
     zoom = uniform(generator, *ZOOM) if chance(generator) else 1.0
-    angles = [uniform(generator, -ROTATION_DEGREES, ROTATION_DEGREES) for _ in range(3)] if chance(generator) else None
+    angles = None
+    if chance(generator):
+        angles = [uniform(generator, -ROTATION_DEGREES, ROTATION_DEGREES) for _ in range(3)]
     elastic = ELASTIC_VOXELS if chance(generator) else 0.0
     if zoom != 1 or angles or elastic:
-        image, label = resample(image, label, sampling_grid(image.shape[1:], zoom, angles, elastic, generator, image.device))
+        shape = image.shape[1:]
+        grid = sampling_grid(shape, zoom, angles, elastic, generator, image.device)
+        image, label = resample(image, label, grid)
     axes = [axis for axis in (1, 2, 3) if chance(generator, FLIP_PROBABILITY)]
     image, label = image.flip(axes), label.flip(axes)
     return inside(change_intensities(image[:4], generator), image[4:]), label
 
 
 def inside(x: Tensor, brain: Tensor) -> Tensor:
-    """x, (4, D, H, W) or D in slabs, in the brain (1, D, H, W), else 0; and the brain as fifth channel: all written once."""
+    """Set x, (4, D, H, W) or D in slabs, to 0 outside the brain, (1, D, H, W), and append it."""
     out = torch.empty(len(x) + 1, *brain.shape[1:], device=x.device)
     torch.mul(x, brain.view(1, *x.shape[1:]), out=out[:-1].view(x.shape))
     out[-1:] = brain
@@ -65,9 +70,9 @@ def inside(x: Tensor, brain: Tensor) -> Tensor:
 
 
 def change_intensities(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Noise, blur, brightness, contrast, gamma and shift of (4, D, H, W), each with its probability.
+    """Apply noise, blur, brightness, contrast, gamma and shift to (4, D, H, W), each at random.
 
-    From brightness on, each contrast has a draw of its own: another scanner changes one without the others.
+    From brightness on, each modality has its own value: a scanner changes one without the others.
     """
     if chance(generator):
         x = add_noise(x, uniform(generator, 0, NOISE_SIGMA), generator)
@@ -86,24 +91,26 @@ def change_intensities(x: Tensor, generator: torch.Generator) -> Tensor:
 
 def sampling_grid(shape: torch.Size, zoom: float, angles: list[float] | None, elastic: float,
                   generator: torch.Generator, device: torch.device | None = None) -> Tensor:
-    """Where each voxel of the result is taken from: (1, D, H, W, 3), in `grid_sample`'s coordinates (x y z, -1 to 1).
+    """Compute where each voxel of the result is sampled: (1, D, H, W, 3), x y z from -1 to 1.
 
-    zoom above 1 enlarges; angles in degrees about the three axes; elastic in voxels, the largest shift.
+    zoom above 1 enlarges; angles in degrees about the three axes; elastic: largest shift in voxels.
     """
-    half = torch.tensor([s / 2 for s in reversed(shape)])               # rotate in voxels, or a box would shear
+    half = torch.tensor([s / 2 for s in reversed(shape)])  # rotate in voxels, or a box would shear
     matrix = torch.diag(1 / half) @ rotation(angles or [0, 0, 0]) @ torch.diag(half) / zoom
-    z, y, x = ((2 * torch.arange(n, device=device) + 1) / n - 1 for n in shape)             # the voxels' centers
+    z, y, x = ((2 * torch.arange(n, device=device) + 1) / n - 1 for n in shape)  # voxel centers
     grid = torch.empty(*shape, 3, device=device)
     for axis, (a, b, c) in enumerate(matrix.tolist()):
-        grid[..., axis] = a * x + (b * y)[:, None] + (c * z)[:, None, None]                 # the largest sum comes last
+        grid[..., axis] = a * x + (b * y)[:, None] + (c * z)[:, None, None]
     if elastic:
-        nodes = (torch.rand(1, 3, *[ELASTIC_NODES] * 3, generator=generator) * 2 - 1) * elastic / half.view(3, 1, 1, 1)
-        grid += F.interpolate(nodes.to(device), shape, mode="trilinear", align_corners=True)[0].permute(1, 2, 3, 0)
+        nodes = torch.rand(1, 3, *[ELASTIC_NODES] * 3, generator=generator) * 2 - 1
+        nodes = (nodes * elastic / half.view(3, 1, 1, 1)).to(device)
+        shifts = F.interpolate(nodes, shape, mode="trilinear", align_corners=True)[0]
+        grid += shifts.permute(1, 2, 3, 0)
     return grid[None]
 
 
 def rotation(degrees: list[float]) -> Tensor:
-    """The rotation matrix, (3, 3), about the x, then the y, then the z axis."""
+    """Build the rotation matrix, (3, 3), about the x, then the y, then the z axis."""
     matrix = torch.eye(3)
     for axis, angle in enumerate(degrees):
         a, b = [i for i in range(3) if i != axis]
@@ -115,42 +122,48 @@ def rotation(degrees: list[float]) -> Tensor:
 
 
 def resample(image: Tensor, label: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
-    """Image (5, D, H, W) linearly, its brain mask and the label (1, D, H, W) by the nearest voxel; outside is 0."""
-    places = label.float() + 4 * image[4:]            # both in one: labels are below 4
-    moved, nearest = sample(image[:4], grid, "bilinear"), sample(places, grid, "nearest").view(label.shape)
+    """Sample the image (5, D, H, W) linearly, brain mask and label (1, D, H, W) by nearest voxel.
+
+    Voxels from outside the patch are 0.
+    """
+    packed = label.float() + 4 * image[4:]  # label and brain in one volume: labels are below 4
+    nearest = sample(packed, grid, "nearest").view(label.shape)
     brain = nearest >= 4
-    return inside(moved, brain), (nearest - 4 * brain).to(label.dtype)
+    return inside(sample(image[:4], grid, "bilinear"), brain), (nearest - 4 * brain).to(label.dtype)
 
 
 def sample(volume: Tensor, grid: Tensor, mode: str) -> Tensor:
-    """`grid_sample` of one volume, (C, D, H, W), at a grid (1, D, H, W, 3): (C, slabs, D / slabs, H, W).
+    """Run `grid_sample` on a volume (C, D, H, W) and a grid (1, D, H, W, 3).
 
-    On a CPU it gives each of its threads some volumes of a batch, and a single volume to one of them: so the result is
-    asked for in slabs, as if they were a batch. And it jumps to a voxel once for all channels, where they lie side by side.
+    Returns (C, slabs, D / slabs, H, W). On a CPU the threads of `grid_sample` share a batch and not
+    a volume, so the slabs of the result form a batch. Channels last read memory once for all.
     """
-    shape, slabs = grid.shape[1:4], 1
+    shape = grid.shape[1:4]
+    slabs = 1
     if volume.device.type == "cpu":
         slabs = math.gcd(shape[0], SLABS)
         volume = volume.movedim(0, -1).contiguous().movedim(-1, 0)
-    found = F.grid_sample(volume.expand(slabs, *volume.shape), grid.view(slabs, -1, *shape[1:], 3), mode=mode,
-                          align_corners=False)
-    return found.transpose(0, 1)
+    grids = grid.view(slabs, -1, *shape[1:], 3)
+    sampled = F.grid_sample(volume.expand(slabs, *volume.shape), grids, mode=mode,
+                            align_corners=False)
+    return sampled.transpose(0, 1)
 
 
 def add_noise(x: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
-    """Gaussian noise, drawn where x is; `generator` gives the seed."""
-    there = torch.Generator(x.device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
-    return torch.randn(x.shape, generator=there, device=x.device).mul_(sigma).add_(x)
+    """Add Gaussian noise, drawn on the device of x; `generator` gives the seed."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    local = torch.Generator(x.device).manual_seed(seed)
+    return torch.randn(x.shape, generator=local, device=x.device).mul_(sigma).add_(x)
 
 
 def blur(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of (C, D, H, W), sigma in voxels: a product with a banded matrix along each axis."""
+    """Blur (C, D, H, W), sigma in voxels, by a banded matrix along each axis."""
     depth, height, width = (gaussian_matrix(n, sigma).to(x) for n in x.shape[1:])
     return height @ (depth @ x.flatten(2)).view_as(x) @ width.T
 
 
 def gaussian_matrix(length: int, sigma: float) -> Tensor:
-    """(length, length): row i holds the weights of all voxels in voxel i's mean, cut off at 3 sigma, the edge repeated."""
+    """Build the matrix (length, length) that blurs a line; cut off at 3 sigma, edges repeated."""
     radius = math.ceil(3 * sigma)
     steps = torch.arange(-radius, radius + 1)
     weights = torch.exp(-0.5 * (steps.double() / sigma) ** 2)
@@ -173,15 +186,16 @@ def change_gamma(x: Tensor, gamma: float | Tensor) -> Tensor:
 
 
 def chance(generator: torch.Generator, probability: float = PROBABILITY) -> bool:
-    """True with that probability."""
+    """Return True with this probability."""
     return torch.rand((), generator=generator).item() < probability
 
 
 def uniform(generator: torch.Generator, low: float, high: float) -> float:
-    """A number between low and high."""
+    """Draw a number between low and high."""
     return low + (high - low) * torch.rand((), generator=generator).item()
 
 
 def for_each(x: Tensor, generator: torch.Generator, low: float, high: float) -> Tensor:
-    """A number between low and high for each channel of (C, D, H, W): (C, 1, 1, 1), where x is."""
-    return torch.tensor([uniform(generator, low, high) for _ in x], device=x.device).view(-1, 1, 1, 1)
+    """Draw a number between low and high for each channel of (C, D, H, W): (C, 1, 1, 1)."""
+    values = [uniform(generator, low, high) for _ in x]
+    return torch.tensor(values, device=x.device).view(-1, 1, 1, 1)

@@ -1,8 +1,9 @@
-"""One training on several processes, each with a GPU or with a part of the CPU, that add up what they find.
+"""One training on several processes, each with a GPU or with a part of the CPU.
 
-torchrun starts the processes, says by environment variables which is which, and replaces those that die
-(https://docs.pytorch.org/docs/stable/elastic/run.html). Gradients are averaged by DistributedDataParallel (Li et al.
-2020, arXiv:2006.15704). In a single process the functions here give back what they get.
+torchrun starts the processes, tells each its rank by environment variables, and replaces those that
+die (https://docs.pytorch.org/docs/stable/elastic/run.html). DistributedDataParallel averages their
+gradients (Li et al. 2020, arXiv:2006.15704). In a single process the functions here return what
+they receive.
 """
 
 from __future__ import annotations
@@ -23,49 +24,58 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..basics.errors import BratsError, Stopped
 
-NOBODY = object()
+MISSING = object()
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Count the processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this one is; 0 writes the files."""
+    """Return this process's number; rank 0 writes the files."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 @contextmanager
 def group() -> Iterator[None]:
-    """Within it the processes that torchrun started work together, each on its own GPU where there are any.
+    """Connect the processes that torchrun started, each on its own GPU if there are any.
 
-    Only the first one's stdout is seen. BratsError where there are fewer GPUs than processes.
+    Only rank 0 prints to stdout. BratsError if there are fewer GPUs than processes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    gpus, local = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
+    gpus = torch.cuda.device_count()
+    local = int(os.environ["LOCAL_RANK"])
     if gpus and local >= gpus:
-        raise BratsError(f"a GPU serves one training process, and this machine has {gpus}: --nproc-per-node {gpus}.")
+        raise BratsError(f"a GPU serves one training process, and this machine has {gpus}: "
+                         f"--nproc-per-node {gpus}.")
     if gpus:
         torch.cuda.set_device(local)
-    store, me, everyone = next(dist.rendezvous("env://"))
-    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:   # torchrun keeps the addresses of those that died
+    store, own_rank, size = next(dist.rendezvous("env://"))
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+        # The store keeps addresses of processes that died: use new keys after a restart.
         store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", store=store, rank=me, world_size=everyone)
+    backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+    dist.init_process_group(backend, store=store, rank=own_rank, world_size=size)
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank() else sys.stdout):
         yield
-    dist.destroy_process_group()                      # not after an error: it would wait for those that have died
+    dist.destroy_process_group()  # not after an error: it would wait for processes that died
 
 
 def parallel(model: nn.Module) -> nn.Module:
-    """The network, whose gradients become the mean over all processes as they are computed."""
-    return DistributedDataParallel(model, gradient_as_bucket_view=True) if world_size() > 1 else model
+    """Wrap the network so that its gradients become the mean over all processes."""
+    if world_size() == 1:
+        return model
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
-class _Sum(torch.autograd.Function):
-    """The sum over processes. Each process's loss depends on each one's part: so gradients are summed as well."""
+class _AllReduceSum(torch.autograd.Function):
+    """The sum over all processes; their losses depend on every part, so gradients add up too.
+
+    `torch.distributed.nn.functional.all_reduce` does the same, but is deprecated.
+    """
 
     @staticmethod
     def forward(_: Any, part: Tensor) -> Tensor:
@@ -75,21 +85,21 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(_: Any, gradient: Tensor) -> Tensor:
-        return _Sum.apply(gradient)
+        return _AllReduceSum.apply(gradient)
 
 
 def all_reduce_sum(part: Tensor) -> Tensor:
-    """The sum of a tensor over all processes, through which gradients flow."""
-    return _Sum.apply(part) if world_size() > 1 else part
+    """Sum a tensor over all processes; gradients flow through."""
+    return _AllReduceSum.apply(part) if world_size() > 1 else part
 
 
 def all_reduce_mean(value: Tensor) -> Tensor:
-    """The mean of a tensor over all processes, the same to the bit on each; no gradients."""
+    """Average a tensor over all processes, to the same bits on each; no gradients."""
     return all_reduce_sum(value.detach()) / world_size()
 
 
 def any_rank(*flags: bool) -> list[bool]:
-    """Each flag as True where it is True in any process: what none may decide for itself, or the others would wait."""
+    """Return each flag as True if it is True on any rank; all must call it, or they deadlock."""
     if world_size() == 1:
         return list(flags)
     votes = torch.tensor(flags, dtype=torch.int32)
@@ -98,15 +108,16 @@ def any_rank(*flags: bool) -> list[bool]:
 
 
 def gather(mine: Sequence) -> list:
-    """What was dealt out to the processes one at a time (`items[rank()::world_size()]`), together and in its order again."""
-    hands: list = [list(mine)] * world_size()
+    """Join the shares of all processes (`items[rank()::world_size()]`) in their original order."""
+    shares: list = [list(mine)] * world_size()
     if world_size() > 1:
-        dist.all_gather_object(hands, list(mine))
-    return [item for item in chain(*zip_longest(*hands, fillvalue=NOBODY)) if item is not NOBODY]
+        dist.all_gather_object(shares, list(mine))
+    items = chain(*zip_longest(*shares, fillvalue=MISSING))
+    return [item for item in items if item is not MISSING]
 
 
 def broadcast_from_rank_zero(make: Callable[[], Any]) -> Any:
-    """The result of a function that the first process calls for all of them."""
+    """Call a function on rank 0 and return its result on all ranks."""
     result = [make() if rank() == 0 else None]
     if world_size() > 1:
         dist.broadcast_object_list(result)
@@ -114,19 +125,33 @@ def broadcast_from_rank_zero(make: Callable[[], Any]) -> Any:
 
 
 def barrier() -> None:
-    """Until all processes are here."""
+    """Wait for all processes."""
     any_rank(True)
 
 
+@contextmanager
+def rank_zero_first() -> Iterator[None]:
+    """Run a block on rank 0, and then on the other ranks."""
+    if rank() > 0:
+        barrier()
+    yield
+    if rank() == 0:
+        barrier()
+    barrier()
+
+
 def as_worker(work: Callable[[], int]) -> int:
-    """Do the work; where torchrun has started this process, tell it of an error, and not to restart after a BratsError."""
+    """Do the work; report an error to torchrun, if it started this process.
+
+    After a BratsError torchrun does not restart: a restart does not help.
+    """
     if not dist.is_torchelastic_launched():
         return work()
-    agent = os.getppid()
+    torchrun = os.getppid()
     try:
         return record(work)()
-    except BratsError as error:                       # a restart does not mend what a person has to
+    except BratsError as error:
         print(f"\n{error}", file=sys.stderr, flush=True)
-        if os.getppid() == agent != 1:                # it may have ended since, told by another process
-            os.kill(agent, signal.SIGTERM)
+        if torchrun != 1 and os.getppid() == torchrun:  # else another rank has ended it already
+            os.kill(torchrun, signal.SIGTERM)
         return 130 if isinstance(error, Stopped) else 1

@@ -1,8 +1,8 @@
-"""The training loop: mixed precision, warm-up and cosine, weight averaging, and resuming to the same bits.
+"""The training loop: epochs of steps, validation, checkpoints, and resuming to the same bits.
 
-All randomness is a function of the seed and the patch's number (see `loaders`), so a run that was killed and
-goes on from its last checkpoint ends in the same weights, bit for bit on the CPU. The recipe is
-NVIDIA's (Futrega et al. 2021, arXiv:2110.03352) with the warm-up that its text describes.
+All randomness is a function of the seed and the patch's number (see `loaders`). A run that was
+killed goes on from its last checkpoint and ends with the same weights, bit for bit on the CPU. The
+recipe is NVIDIA's (Futrega et al. 2021, arXiv:2110.03352) with the warm-up that its text describes.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+import numpy as np
 from torch import nn
 from tqdm import tqdm
 
@@ -20,9 +21,9 @@ from ..basics.config import Config
 from ..basics.constants import REGIONS
 from ..basics.device import Device, describe_device
 from ..basics.errors import BratsError, Stopped
-from ..basics.files import stop_button
+from ..basics.files import stop_button, write_json
 from ..data.loaders import PatchDataset, batches, explain_killed_worker
-from ..data.preprocessing import normalize_batch
+from ..data.preprocessing import Prepared, network_input
 from ..data.storage import load
 from ..evaluation.build import for_inference
 from ..evaluation.checkpoints import write_checkpoint
@@ -30,93 +31,156 @@ from ..evaluation.metrics import dice, regions
 from ..evaluation.sliding_window import sliding_window_inference
 from . import distributed
 from .resume import InitialWeights, create_or_resume, save
-from .step import PrefetchedBatches, State, learning_rate, train_step
+from .state import State
+from .step import PrefetchedBatches, learning_rate, train_step
 from .tensorboard import Tracker
 
-SAVE_SECONDS = 600                                    # a checkpoint at least this often, within an epoch too
+SAVE_SECONDS = 600  # between two checkpoints, at most
+GPU_WORKERS = 4  # processes that read patches for a GPU
+HISTORY = "history.json"  # the record of every epoch, beside the checkpoints
+
+
+@dataclass
+class Run:
+    """What stays the same during a training."""
+
+    config: Config
+    validation: Sequence[Path]
+    folder: Path
+    device: Device
+    tag: str  # fingerprint of settings and patients
+    tracker: Tracker
+    on_epoch: Callable[[list[dict]], None] | None
 
 
 def train(config: Config, training: Sequence[Path], validation: Sequence[Path], folder: Path,
           on_epoch: Callable[[list[dict]], None] | None = None, device: Device | None = None,
-          start: InitialWeights | None = None) -> list[dict]:
-    """Train on prepared patients, or go on where `folder`/last.pt stands; returns the history, a record an epoch.
+          start: InitialWeights | None = None, synthetic: bool = False) -> list[dict]:
+    """Train on prepared patients, or go on from `folder`/last.pt; returns a record of each epoch.
 
-    Writes last.pt (all of the state, every epoch and every ten minutes), before.pt (the one before it) and, where there are
-    validation patients, best.pt (averaged weights, their highest mean Dice). A stop (Ctrl-C) is heeded after the step under
-    way, with all saved: Stopped. Inside `distributed.group` each process takes its share of every batch. start: the weights
-    that training begins with, instead of random ones, and patients that it goes on seeing (`pretraining.rehearsal`).
+    Writes last.pt (the whole state, every epoch and every ten minutes), before.pt (the one before),
+    history.json and, if there are validation patients, best.pt (averaged weights with the highest
+    mean Dice). A stop (Ctrl-C) takes effect after the present step, saves, and raises Stopped. In
+    `distributed.group` each process takes its share of every batch. `start` gives initial weights
+    and patients to rehearse; `synthetic` marks pictures.
     """
     device = device or describe_device()
     state, tag = create_or_resume(config, training, validation, folder, device, start)
-    tracker = Tracker(folder, config, state.step, device)
-    dataset = PatchDataset(rehearsal(training, start.patients if start else ()), config.patch, config.oversample_foreground, config.seed)
+    tracker = Tracker(folder, config, state.step, synthetic)
+    run = Run(config, validation, folder, device, tag, tracker, on_epoch)
+    _write_history(state, folder)
     total = config.epochs * config.steps
-    workers, who = 4 if device.kind == "cuda" else 0, (distributed.rank(), distributed.world_size())
-    started, saved = time.monotonic() - state.seconds, time.monotonic()
-    with stop_button() as stopped, explain_killed_worker(), tqdm(total=total, initial=state.step, desc="train", unit="step", mininterval=1,
-                                                   disable=who[0] > 0) as bar:
-        source = PrefetchedBatches(batches(dataset, config.batch, state.step, total, workers, *who), config, device)
+    source = _batches(run, state.step, rehearsal(training, start.patients if start else ()))
+    started = time.monotonic() - state.seconds
+    saved = time.monotonic()
+    with stop_button() as stopped, explain_killed_worker(), _bar(state.step, total) as bar:
         for batch in source:
-            state.model.train()
-            try:
-                loss = train_step(state, batch, config, device, source.prepare_next)
-            except BratsError:
-                save(state, folder, config, tag)
-                raise
-            state.losses += [loss] if math.isfinite(loss) else []
+            _step(state, batch, run, source.prepare_next)
             bar.update()
-            tracker.step(state, loss)
             state.seconds = time.monotonic() - started
-            if state.step % config.steps == 0:
-                finish_epoch(state, config, validation, folder, tag, device)
-                tracker.epoch(state, next(iter(validation), None))
+            if epoch_ends := state.step % config.steps == 0:
+                finish_epoch(state, run)
                 bar.set_postfix(loss=f"{state.history[-1]['loss']:.3f}")
-                if on_epoch:
-                    on_epoch(state.history)
-            due, stop = distributed.any_rank(time.monotonic() - saved >= SAVE_SECONDS, stopped())
-            if not (due or stop or state.step % config.steps == 0):
-                continue
-            state.seconds, saved = time.monotonic() - started, time.monotonic()
-            save(state, folder, config, tag)
+            overdue = time.monotonic() - saved >= SAVE_SECONDS
+            overdue, stop = distributed.any_rank(overdue, stopped())
+            if overdue or stop or epoch_ends:
+                state.seconds = time.monotonic() - started
+                saved = time.monotonic()
+                save(state, folder, config, tag)
             if stop and state.step < total:
-                raise Stopped(f"stopped after step {state.step} of {total}; all is saved in {folder}: run it again to go on.")
+                raise Stopped(f"stopped after step {state.step} of {total}; all is saved in "
+                              f"{folder}: run it again to go on.")
     return state.history
 
 
-def finish_epoch(state: State, config: Config, validation: Sequence[Path], folder: Path, tag: str,
-                 device: Device) -> None:
-    """Record the epoch that has just ended; where it is time to validate, do so and keep the best weights."""
+def rehearsal(patients: Sequence[Path], phantoms: Sequence[Path]) -> list[Path]:
+    """Repeat the patients until half of the patches come from them; list each phantom once."""
+    return [*patients] * max(1, round(len(phantoms) / len(patients))) + [*phantoms]
+
+
+def _batches(run: Run, first: int, paths: Sequence[Path]) -> PrefetchedBatches:
+    """Read this process's share of all batches from step `first` on."""
+    config = run.config
+    dataset = PatchDataset(paths, config.patch, config.oversample_foreground, config.seed)
+    workers = GPU_WORKERS if run.device.kind == "cuda" else 0
+    source = batches(dataset, config.batch, first, config.epochs * config.steps, workers,
+                     distributed.rank(), distributed.world_size())
+    return PrefetchedBatches(source, config, run.device)
+
+
+def _bar(step: int, total: int) -> tqdm:
+    return tqdm(total=total, initial=step, desc="train", unit="step", mininterval=1,
+                disable=distributed.rank() > 0)
+
+
+def _step(state: State, batch: dict, run: Run, while_gpu_works: Callable[[], None]) -> None:
+    """Take a step and note its loss; save the state before an error ends the training."""
+    state.model.train()
+    try:
+        loss = train_step(state, batch, run.config, run.device, while_gpu_works)
+    except BratsError:
+        save(state, run.folder, run.config, run.tag)
+        raise
+    if math.isfinite(loss):
+        state.losses.append(loss)
+    run.tracker.step(state.step, loss, state.optimizer.param_groups[0]["lr"])
+
+
+def finish_epoch(state: State, run: Run) -> None:
+    """Record the epoch that has just ended; validate if it is time, and keep the best weights."""
+    config = run.config
     epoch = state.step // config.steps
-    dice = None
-    if validation and (epoch % config.validate_every == 0 or epoch == config.epochs):
-        network = for_inference(state.average.module, device, config.epochs * config.steps)
-        dice = validate(network, validation, config, device)
-        mean = sum(dice.values()) / len(dice)
+    scores = example = None
+    if run.validation and (epoch % config.validate_every == 0 or epoch == config.epochs):
+        passes = config.epochs * config.steps
+        network = for_inference(state.ema.module, run.device, passes)
+        scores, example = validate(network, run.validation, config, run.device)
     state.history.append({
         "step": state.step, "epoch": epoch, "loss": sum(state.losses) / max(1, len(state.losses)),
-        "learning_rate": learning_rate(state.step - 1, config), "dice": dice, "seconds": round(state.seconds, 1)})
+        "learning_rate": learning_rate(state.step - 1, config), "dice": scores,
+        "seconds": round(state.seconds, 1)})
     state.losses = []
-    if dice and mean > state.best:
-        state.best = mean
+    if scores:
+        _keep_best(state, run, sum(scores.values()) / len(scores))
+    _write_history(state, run.folder)
+    run.tracker.epoch(state.step, state.history[-1], example)
+    if run.on_epoch:
+        run.on_epoch(state.history)
+
+
+def _keep_best(state: State, run: Run, mean_dice: float) -> None:
+    """Write best.pt if no earlier epoch has a higher mean Dice."""
+    if mean_dice > state.best:
+        state.best = mean_dice
         if distributed.rank() == 0:
-            write_checkpoint(folder / "best.pt", config, {"fingerprint": tag, "step": state.step, "best": mean,
-                                                          "seen": state.seen, "average": state.average.module.state_dict()})
+            write_checkpoint(run.folder / "best.pt", run.config, {
+                "fingerprint": run.tag, "step": state.step, "best": mean_dice,
+                "seen": state.training_ranges, "average": state.ema.module.state_dict()})
 
 
-def validate(model: nn.Module, paths: Sequence[Path], config: Config, device: Device) -> dict[str, float]:
-    """Mean Dice per region over prepared patients, at the network's own resolution, without flips."""
+def _write_history(state: State, folder: Path) -> None:
+    if distributed.rank() == 0:
+        write_json(folder / HISTORY, state.history)
+
+
+def validate(model: nn.Module, paths: Sequence[Path], config: Config,
+             device: Device) -> tuple[dict[str, float], tuple[Prepared, np.ndarray] | None]:
+    """Compute the mean Dice of each region over prepared patients, on their grid, without flips.
+
+    Also returns the first patient of this process with the predicted regions, (3, D, H, W) bool.
+    """
     model.eval()
     scores = []
+    example = None
     for path in paths[distributed.rank()::distributed.world_size()]:
         prepared = load(path)
-        volume = torch.from_numpy(prepared.volume)
-        image = normalize_batch(volume[None, :4], torch.tensor([prepared.meta.mean]), torch.tensor([prepared.meta.std]))
-        predicted = sliding_window_inference(model, image[0], config.patch, config.overlap, device=device).numpy() > 0.5
-        scores.append([dice(p, r) for p, r in zip(predicted, regions(prepared.volume[4]), strict=True)])
+        image = network_input(prepared, device)
+        probability = sliding_window_inference(model, image, config.patch, config.overlap,
+                                               device=device)
+        predicted = probability.cpu().numpy() > 0.5
+        reference = regions(prepared.volume[4])
+        scores.append([dice(p, r) for p, r in zip(predicted, reference, strict=True)])
+        example = example or (prepared, predicted)
     scores = distributed.gather(scores)
-    return {name: float(sum(s[i] for s in scores) / len(scores)) for i, name in enumerate(REGIONS)}
-
-
-def rehearsal(patients: Sequence[Path], phantoms: Sequence[Path]) -> list[Path]:
-    """What to draw patches from: few patients so often that half of the patches are theirs, and the phantoms once each."""
-    return [*patients] * max(1, round(len(phantoms) / len(patients))) + [*phantoms]
+    means = {name: float(sum(s[i] for s in scores) / len(scores)) for i, name in enumerate(REGIONS)}
+    return means, example

@@ -1,90 +1,95 @@
-"""A training as TensorBoard event files, for those who ask for them: `Config.tensorboard`, off by default.
+"""A training as TensorBoard event files, if `Config.tensorboard` is set.
 
-Losses, rates, speed, Dice and a picture at each validation, in checkpoints/tensorboard; to look at them:
-`tensorboard --logdir FOLDER`. The values are those of the history that `training.train` returns.
+Losses, rates, speed, Dice and a picture at each validation, in checkpoints/tensorboard. To look at
+them: `tensorboard --logdir FOLDER`. The values are those of the history that `train` returns.
 """
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
-import torch
+import numpy as np
+from matplotlib.colors import to_rgb
+from scipy.ndimage import binary_erosion
 
 from ..basics.config import Config
 from ..basics.constants import REGION_COLORS
-from ..basics.device import Device, gpu_load
+from ..basics.device import gpu_load
 from ..basics.errors import BratsError
-from ..data.preprocessing import Prepared, normalize_batch
-from ..data.storage import load
+from ..data.preprocessing import Prepared
 from ..evaluation.metrics import regions
-from ..evaluation.sliding_window import sliding_window_inference
-from ..lessons.plots import cut, draw_slice, finish, slice_with_most_tumor
 from . import distributed
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from .step import State
-
-EVERY = 10                                            # steps between two points of the curves of single steps
+EVERY = 10  # steps between two points of the curves of single steps
+ENLARGE = 3  # pixels a voxel
+PICTURE = "left_reference_right_network_not_for_diagnosis"
 
 
 class Tracker:
-    """Writes what `training.train` tells it, or, where it was not asked for, nothing."""
+    """Writes the events of a training; does nothing if they are not asked for."""
 
-    def __init__(self, folder: Path, config: Config, step: int, device: Device) -> None:
-        """step: where training goes on; what a session that was cut off has written beyond it is taken back."""
-        self.config, self.device, self.writer = config, device, None
+    def __init__(self, folder: Path, config: Config, step: int, synthetic: bool = False) -> None:
+        """Open the event file; events after `step`, where training goes on, are purged."""
+        self.batch = config.batch
+        self.prefix = "synthetic_patient" if synthetic else "patient"
+        self.writer = None
         if config.tensorboard and distributed.rank() == 0:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ModuleNotFoundError as error:
-                raise BratsError("tensorboard=True needs a package more: pip install tensorboard.") from error
+                raise BratsError("tensorboard=True needs one more package: "
+                                 "pip install tensorboard.") from error
             self.writer = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=step + 1)
-        self.since = (step, time.monotonic())         # where the present stretch of steps began
+        self.since = (step, time.monotonic())  # where the present stretch of steps began
 
-    def step(self, state: State, loss: float) -> None:
-        """A point on the curves of loss, learning rate and speed, each EVERY steps."""
-        if not self.writer or state.step % EVERY:
+    def step(self, step: int, loss: float, rate: float) -> None:
+        """Add a point to the curves of loss, learning rate and speed, every EVERY steps."""
+        if not self.writer or step % EVERY:
             return
-        begun, then = self.since
-        speed = (state.step - begun) * self.config.batch / max(time.monotonic() - then, 1e-9)
-        self._write({"loss/step": loss, "learning_rate/step": state.optimizer.param_groups[0]["lr"],
-                     "speed/patches_per_second": speed, **gpu_load()}, state.step)
+        first, begun = self.since
+        speed = (step - first) * self.batch / max(time.monotonic() - begun, 1e-9)
+        self._write({"loss/step": loss, "learning_rate/step": rate,
+                     "speed/patches_per_second": speed, **gpu_load()}, step)
 
-    def epoch(self, state: State, validation: Path | None) -> None:
-        """The epoch's record and, if it was validated, one validation patient with the averaged network's answer."""
+    def epoch(self, step: int, record: dict, example: tuple[Prepared, np.ndarray] | None) -> None:
+        """Add the record of an epoch and, after a validation, a patient with predicted regions."""
         if not self.writer:
             return
-        record = state.history[-1]
-        if record["dice"]:
-            prepared, model = load(validation), state.average.module.eval()
-            picture = overlay(prepared, model, self.config, self.device)
-            self.writer.add_figure(f"patient/{prepared.meta.name}", picture, state.step)
-        self._write({"loss/epoch": record["loss"], "learning_rate/epoch": record["learning_rate"],
-                     **{f"dice/{name}": value for name, value in (record["dice"] or {}).items()}}, state.step)
+        if example:
+            prepared, predicted = example
+            tag = f"{self.prefix}/{prepared.meta.name}/{PICTURE}"
+            self.writer.add_image(tag, overlay(prepared, predicted), step, dataformats="HWC")
+        scores = {f"dice/{name}": value for name, value in (record["dice"] or {}).items()}
+        self._write({"loss/epoch": record["loss"],
+                     "learning_rate/epoch": record["learning_rate"], **scores}, step)
 
     def _write(self, values: dict[str, float], step: int) -> None:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
-        self.writer.flush()                           # before the checkpoint of this step is saved
-        self.since = (step, time.monotonic())         # validation is not training: a new stretch
+        self.writer.flush()  # before the checkpoint of this step is saved
+        self.since = (step, time.monotonic())  # validation does not count as training time
 
 
-def overlay(prepared: Prepared, model: torch.nn.Module, config: Config, device: Device) -> Figure:
-    """FLAIR of a prepared patient where he has most tumor, with the outlines of the reference and of the network."""
-    volume, meta = torch.from_numpy(prepared.volume), prepared.meta
-    image = normalize_batch(volume[None, :4], torch.tensor([meta.mean]), torch.tensor([meta.std]))[0]
-    predicted = sliding_window_inference(model, image, config.patch, config.overlap, device=device).numpy() > 0.5
-    figure, ax = plt.subplots(figsize=(4, 4.4))
-    at = slice_with_most_tumor(prepared.volume[4].T)
-    draw_slice(ax, image[0].numpy().T, "axial", at)
-    for style, masks in (("dashed", regions(prepared.volume[4])), ("solid", predicted)):
-        for color, mask in zip(REGION_COLORS.values(), masks, strict=True):
-            if (outline := cut(mask.T, "axial", at)).any():
-                ax.contour(outline, [0.5], colors=color, linestyles=style, linewidths=1)
-    ax.set_title("dashed: reference, solid: network")
-    return finish(figure, synthetic=False, prediction=True)
+def overlay(prepared: Prepared, predicted: np.ndarray) -> np.ndarray:
+    """Outline the reference, left, and the predicted regions, right, on FLAIR: (H, W, 3) uint8.
+
+    The axial slice is the one with most tumor; predicted is (3, D, H, W) bool.
+    """
+    flair, labels = prepared.volume[0], prepared.volume[4]
+    index = int((labels != 0).sum((1, 2)).argmax())
+    low, high = np.percentile(flair[flair != 0], (1, 99))
+    gray = np.clip((flair[index] - low) / max(high - low, 1e-6), 0, 1)
+    views = [outlined(gray, masks[:, index]) for masks in (regions(labels), predicted)]
+    return np.concatenate(views, axis=1)
+
+
+def outlined(gray: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Draw the border of each mask, (3, H, W) bool, on a slice (H, W) of 0 to 1, enlarged."""
+    def larger(x: np.ndarray) -> np.ndarray:
+        return x.repeat(ENLARGE, 0).repeat(ENLARGE, 1)
+
+    picture = np.stack([larger(gray)] * 3, axis=-1)
+    for color, mask in zip(REGION_COLORS.values(), map(larger, masks), strict=True):
+        picture[mask & ~binary_erosion(mask)] = to_rgb(color)
+    return (255 * picture).astype(np.uint8)

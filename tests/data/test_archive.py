@@ -14,7 +14,15 @@ from conftest import pack, small_volumes, write_case
 
 from brats_helpers.basics.errors import BratsError
 from brats_helpers.basics.files import Packed
-from brats_helpers.data.archive import Limits, Member, extract, list_archive, patients_in, readable_in_place, summarize
+from brats_helpers.data.archive import (
+    Limits,
+    Member,
+    extract,
+    list_archive,
+    patients_in,
+    readable_in_place,
+    summarize,
+)
 from brats_helpers.data.cases import find_twins, on_disk, read_case
 from brats_helpers.data.formats import exportable
 from brats_helpers.data.pipeline import content_hash

@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from brats_helpers.basics.errors import BratsError
-from brats_helpers.data.cases import Case, check_case, find_cases, find_twins, read_case, read_reference, write_mask
+from brats_helpers.data.cases import (
+    Case,
+    check_case,
+    find_cases,
+    find_twins,
+    read_case,
+    read_reference,
+    write_mask,
+)
 
 BRATS23 = ("-t2f", "-t1n", "-t1c", "-t2w", "-seg")
 

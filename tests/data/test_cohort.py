@@ -18,8 +18,19 @@ def hand_over(work: Path, raw: Path, config: Config) -> None:
     """What notebooks 01 and 02 do."""
     write_source(work, config, str(raw), raw, None)
     cases = find_cases(raw)
-    splits = make_splits([case.name for case in cases], [1.0] * len(cases), config.seed, config.validation, config.folds)
-    write_patients(work, {"training": raw, "test": None}, {"training": check_cohort(cases, 1), "test": []}, splits)
+    splits = make_splits(
+        [case.name for case in cases],
+        [1.0] * len(cases),
+        config.seed,
+        config.validation,
+        config.folds,
+    )
+    write_patients(
+        work,
+        {"training": raw, "test": None},
+        {"training": check_cohort(cases, 1), "test": []},
+        splits,
+    )
 
 
 def test_who_was_left_out_is_known_and_not_used(tmp_path: Path) -> None:
@@ -29,8 +40,12 @@ def test_who_was_left_out_is_known_and_not_used(tmp_path: Path) -> None:
     (raw / "B" / "B_t2.nii.gz").write_bytes(b"damaged")
     cases = find_cases(raw)
     write_source(tmp_path, Config(), str(raw), raw, None)
-    write_patients(tmp_path, {"training": raw, "test": None}, {"training": check_cohort(cases, 1), "test": []},
-                   make_splits(["A", "C"], [1.0, 1.0], 0))
+    write_patients(
+        tmp_path,
+        {"training": raw, "test": None},
+        {"training": check_cohort(cases, 1), "test": []},
+        make_splits(["A", "C"], [1.0, 1.0], 0),
+    )
     cohort = read_cohort(tmp_path)
     assert sorted(cohort.by_name) == ["A", "C"] and cohort.left_out == ["B"]
 
@@ -41,14 +56,21 @@ def test_what_is_written_is_read_and_another_seed_or_source_is_noticed(tmp_path:
         write_case(raw, name, *small_volumes())
     hand_over(tmp_path / "work", raw, config)
     cohort = read_cohort(tmp_path / "work")
-    assert sorted(cohort.by_name) == ["A", "B", "C"] and cohort.test_names == [] and not cohort.synthetic
+    assert (
+        sorted(cohort.by_name) == ["A", "B", "C"]
+        and cohort.test_names == []
+        and not cohort.synthetic
+    )
     for fold in (-1, 0, 1, 2):
         chosen = config.with_(fold=fold)
-        assert sorted(cohort.learnt(chosen) + cohort.held_out(chosen)) == ["A", "B", "C"]
+        assert sorted(cohort.training_names(chosen) + cohort.held_out(chosen)) == ["A", "B", "C"]
     with pytest.raises(BratsError, match="fold=4 cannot work.*0 to 2"):
         cohort.held_out(config.with_(fold=4))
     (raw / "B").rename(tmp_path / "B")
-    with pytest.raises(BratsError, match=r"1 patient.* no longer in .*raw \(B\): put them back, or run notebooks 02"):
+    with pytest.raises(
+        BratsError,
+        match=r"1 patient.* no longer in .*raw \(B\): put them back, or run notebooks 02",
+    ):
         read_cohort(tmp_path / "work")
     (tmp_path / "B").rename(raw / "B")
     for other, source in ((config.with_(seed=1), raw), (config, raw / "A")):

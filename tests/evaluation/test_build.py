@@ -19,7 +19,7 @@ from brats_helpers.network.losses import deep_supervision_loss
 from brats_helpers.network.unet import UNet
 from brats_helpers.tools.export import export_bundle, export_onnx
 from brats_helpers.training.loop import train
-from brats_helpers.training.step import new_state
+from brats_helpers.training.state import new_state
 
 SEGRESNET = "monai.networks.nets:SegResNet"
 MODULE = """import torch

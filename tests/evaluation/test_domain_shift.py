@@ -17,8 +17,8 @@ from brats_helpers.data.cases import read_case
 from brats_helpers.data.preprocessing import prepare
 from brats_helpers.data.storage import load
 from brats_helpers.evaluation import domain_shift as shift
+from brats_helpers.evaluation.batch import predict_cases
 from brats_helpers.evaluation.checkpoints import read_checkpoint, write_checkpoint
-from brats_helpers.evaluation.prediction import predict_cases
 from brats_helpers.lessons import compare_cohorts
 from brats_helpers.network.unet import UNet
 from brats_helpers.phantoms.patient import make_patient
@@ -105,11 +105,11 @@ def test_predict_warns_and_segments_all_the_same(patients: list, tmp_path: Path,
     usual = make_patient(0, 14, 4.0)
     write_case(tmp_path / "in", "usual", usual.images, None, usual.affine)
     write_case(tmp_path / "in", "mixed", usual.images[[0, 3, 2, 1]], None, usual.affine)
-    done = list(predict_cases([tmp_path / "in"], [tmp_path / "c.pt"], tmp_path / "out"))
+    done = predict_cases([tmp_path / "in"], [tmp_path / "c.pt"], tmp_path / "out")
     said = capsys.readouterr().out
     assert "patient mixed is unlike those" in said and "usual" not in said
-    assert sorted(path.name for path in done) == ["mixed.nii.gz", "usual.nii.gz"]
-    list(predict_cases([tmp_path / "in" / "usual"], [tmp_path / "old.pt"], tmp_path / "out"))
+    assert [row["case"] for row in done if row["status"] == "done"] == ["mixed", "usual"]
+    predict_cases([tmp_path / "in" / "usual"], [tmp_path / "old.pt"], tmp_path / "out")
     assert "not checked" in capsys.readouterr().out
 
 

@@ -21,19 +21,37 @@ from brats_helpers.network.unet import UNet, count_parameters, level_table
 def dynunet(filters: tuple[int, ...], supervised: bool = False) -> DynUNet:
     """MONAI's implementation of the same topology."""
     n = len(filters)
-    return DynUNet(3, 5, 3, [3] * n, [1] + [2] * (n - 1), [2] * (n - 1), filters=filters, trans_bias=True,
-                   norm_name=("INSTANCE", {"affine": True}), act_name=("leakyrelu", {"negative_slope": 0.01}),
-                   deep_supervision=supervised, deep_supr_num=2)
+    return DynUNet(
+        3,
+        5,
+        3,
+        [3] * n,
+        [1] + [2] * (n - 1),
+        [2] * (n - 1),
+        filters=filters,
+        trans_bias=True,
+        norm_name=("INSTANCE", {"affine": True}),
+        act_name=("leakyrelu", {"negative_slope": 0.01}),
+        deep_supervision=supervised,
+        deep_supr_num=2,
+    )
 
 
 def copy_weights(ours: UNet, theirs: DynUNet) -> None:
     """Give both networks the same weights."""
+
     def pair(stage, block) -> list:
-        return [(stage[0][0], block.conv1.conv), (stage[0][1], block.norm1),
-                (stage[1][0], block.conv2.conv), (stage[1][1], block.norm2)]
+        return [
+            (stage[0][0], block.conv1.conv),
+            (stage[0][1], block.norm1),
+            (stage[1][0], block.conv2.conv),
+            (stage[1][1], block.norm2),
+        ]
 
     pairs = []
-    for stage, block in zip(ours.encoder, [theirs.input_block, *theirs.downsamples, theirs.bottleneck], strict=True):
+    for stage, block in zip(
+        ours.encoder, [theirs.input_block, *theirs.downsamples, theirs.bottleneck], strict=True
+    ):
         pairs += pair(stage, block)
     for up, stage, block in zip(ours.upsample, ours.decoder, theirs.upsamples, strict=True):
         pairs += [(up, block.transp_conv.conv), *pair(stage, block.conv_block)]
@@ -60,7 +78,11 @@ def test_full_network_runs_forward_and_backward_on_the_smallest_patch() -> None:
     model = UNet(PRESETS["full"].filters).train()
     with torch.autocast("cpu", torch.bfloat16):
         outputs = model(torch.randn(1, 5, 128, 64, 64))
-    assert [tuple(o.shape) for o in outputs] == [(1, 3, 128, 64, 64), (1, 3, 64, 32, 32), (1, 3, 32, 16, 16)]
+    assert [tuple(o.shape) for o in outputs] == [
+        (1, 3, 128, 64, 64),
+        (1, 3, 64, 32, 32),
+        (1, 3, 32, 16, 16),
+    ]
     sum(o.float().mean() for o in outputs).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
 
@@ -77,7 +99,7 @@ def test_checkpointing_changes_nothing_but_memory() -> None:
 
 @pytest.fixture
 def compiling(monkeypatch) -> Device:
-    """A CPU that is taken for a GPU with a compiler: torch's, up to where it would write programs."""
+    """Treat the CPU as a GPU with torch's compiler, which stops before it writes programs."""
     monkeypatch.setattr(unet, "compiled", lambda _: torch.compiler.is_compiling())
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
     monkeypatch.setattr(Device, "compiles", True)
@@ -93,14 +115,14 @@ def programs() -> int:
 def test_what_is_compiled_for_a_gpu_learns_the_same(compiling: Device) -> None:
     torch.manual_seed(0)
     plain = UNet((4, 8, 16)).train()
-    for p in plain.parameters():                      # scale and shift of the norm are 1 and 0 before training
+    for p in plain.parameters():  # scale and shift of the norm are 1 and 0 before training
         p.data += 0.1 * torch.randn_like(p)
     short, long = copy.deepcopy(plain), copy.deepcopy(plain)
     compile_for_training(short, compiling, WORTH_COMPILING - 1)
     compile_for_training(long, compiling, WORTH_COMPILING)
     x, before = torch.randn(2, 5, 8, 16, 8), programs()
     outputs = [model(x) for model in (plain, short, long)]
-    assert programs() == before + 1                   # the long training's alone
+    assert programs() == before + 1  # the long training's alone
     for loss in (sum(o.square().mean() for o in found) for found in outputs):
         loss.backward()
     for a, b in zip(outputs[0], outputs[2], strict=True):
@@ -109,7 +131,9 @@ def test_what_is_compiled_for_a_gpu_learns_the_same(compiling: Device) -> None:
         torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-3)
 
 
-def test_a_compiled_copy_for_inference_rounds_once_and_serves_the_next_network(compiling: Device) -> None:
+def test_a_compiled_copy_for_inference_rounds_once_and_serves_the_next_network(
+    compiling: Device,
+) -> None:
     torch.manual_seed(0)
     models, x = [UNet((4, 8, 16)), UNet((4, 8, 16))], torch.randn(1, 5, 16, 16, 16)
     assert for_inference(models[0], compiling, WORTH_COMPILING - 1) is models[0]
@@ -118,8 +142,13 @@ def test_a_compiled_copy_for_inference_rounds_once_and_serves_the_next_network(c
         for model in models:
             twin = for_inference(model, compiling, WORTH_COMPILING)
             exact = model.float()(x).float()
-            assert next(twin.parameters()).dtype == torch.bfloat16 and next(model.parameters()).dtype == torch.float32
-            torch.testing.assert_close(torch.sigmoid(twin(x).float()), torch.sigmoid(exact), atol=0.03, rtol=0)
+            assert (
+                next(twin.parameters()).dtype == torch.bfloat16
+                and next(model.parameters()).dtype == torch.float32
+            )
+            torch.testing.assert_close(
+                torch.sigmoid(twin(x).float()), torch.sigmoid(exact), atol=0.03, rtol=0
+            )
     assert programs() == before + 1
 
 
@@ -130,8 +159,10 @@ def test_level_table_counts_every_parameter_and_doubles_the_field() -> None:
     assert [row["edge"] for row in rows[:7]] == [128, 64, 32, 16, 8, 4, 2]
 
 
-@pytest.mark.parametrize("changes", [{"patch": 60}, {"patch": 8}, {"learning_rate": 0}, {"fold": 5}, {"ema": 1.0},
-                                     {"what": 1}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"patch": 60}, {"patch": 8}, {"learning_rate": 0}, {"fold": 5}, {"ema": 1.0}, {"what": 1}],
+)
 def test_settings_that_cannot_work_are_refused_by_name(changes: dict) -> None:
     with pytest.raises(BratsError, match=next(iter(changes))):
         PRESETS["quick"].with_(**changes)

@@ -15,8 +15,12 @@ from brats_helpers.training import augmentation as augment
 @pytest.fixture
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
     volumes = [small_volumes(seed, (24, 24, 24)) for seed in (0, 1)]
-    images = torch.stack([torch.from_numpy(normalize(i, *statistics(i, brain_mask(i)))) for i, _ in volumes])
-    labels = torch.stack([torch.from_numpy(np.where(n == 4, 3, n).astype(np.int16))[None] for _, n in volumes])
+    images = torch.stack(
+        [torch.from_numpy(normalize(i, *statistics(i, brain_mask(i)))) for i, _ in volumes]
+    )
+    labels = torch.stack(
+        [torch.from_numpy(np.where(n == 4, 3, n).astype(np.int16))[None] for _, n in volumes]
+    )
     return images, labels
 
 
@@ -35,17 +39,26 @@ def test_normalize_batch_equals_the_numpy_reference() -> None:
 
 def test_the_same_seed_gives_the_same_and_another_another(batch) -> None:
     first, second, other = (augment.augment(*batch, [seeded(s), seeded(9)]) for s in (3, 3, 4))
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True)) and not torch.equal(first[0][0], other[0][0])
-    assert torch.equal(first[0][1], other[0][1])      # a patch does not depend on the one beside it
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True)) and not torch.equal(
+        first[0][0], other[0][0]
+    )
+    assert torch.equal(first[0][1], other[0][1])  # a patch does not depend on the one beside it
 
 
 def test_shapes_labels_and_background_survive(batch) -> None:
     generator = seeded(1)
     for _ in range(40):
         images, labels = augment.augment(*batch, [generator] * 2)
-        assert images.shape == batch[0].shape and labels.shape == batch[1].shape and labels.dtype == batch[1].dtype
+        assert (
+            images.shape == batch[0].shape
+            and labels.shape == batch[1].shape
+            and labels.dtype == batch[1].dtype
+        )
         assert set(labels.unique().tolist()) <= {0, 1, 2, 3} and torch.isfinite(images).all()
-        assert set(images[:, 4].unique().tolist()) <= {0.0, 1.0} and (images[:, :4] * (1 - images[:, 4:]) == 0).all()
+        assert (
+            set(images[:, 4].unique().tolist()) <= {0.0, 1.0}
+            and (images[:, :4] * (1 - images[:, 4:]) == 0).all()
+        )
 
 
 def test_no_rotation_and_no_zoom_is_the_identity(batch) -> None:
@@ -69,7 +82,9 @@ def test_a_quarter_turn_is_rot90_in_an_anisotropic_box() -> None:
 def test_blur_equals_scipys(sigma: float) -> None:
     x = torch.rand(2, 9, 11, 10, dtype=torch.float64)
     radius = int(np.ceil(3 * sigma))
-    expected = ndimage.gaussian_filter(x.numpy(), (0, *[sigma] * 3), mode="nearest", radius=(0, *[radius] * 3))
+    expected = ndimage.gaussian_filter(
+        x.numpy(), (0, *[sigma] * 3), mode="nearest", radius=(0, *[radius] * 3)
+    )
     np.testing.assert_allclose(augment.blur(x, sigma), expected, atol=1e-9)
 
 
@@ -92,6 +107,6 @@ def test_contrasts_vary_apart_from_each_other_and_not_always() -> None:
     x = torch.randn(1, 6, 6, 6, generator=seeded()).expand(4, -1, -1, -1)
     changed = [augment.change_intensities(x, seeded(seed)) for seed in range(200)]
     untouched = sum(torch.equal(one, x) for one in changed)
-    together = sum(torch.equal(one[0], one[1]) for one in changed)      # untouched, or blurred only
+    together = sum(torch.equal(one[0], one[1]) for one in changed)  # untouched, or blurred only
     assert 0.8 * 200 * 0.85**2 * 0.7**4 < untouched < 1.6 * 200 * 0.85**2 * 0.7**4
     assert untouched <= together < 1.6 * 200 * 0.85 * 0.7**4

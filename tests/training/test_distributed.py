@@ -1,4 +1,4 @@
-"""Training on two processes that torchrun starts: the same as on one, through stops, poison and a process that is killed."""
+"""Training on two processes equals training on one, through stops, poison and a killed process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import pytest
 import torch
 from conftest import write_case
 
-from benchmarks.scaling import on_loaders, on_processes
 from brats_helpers.basics.config import PRESETS, Config
 from brats_helpers.basics.device import Device
 from brats_helpers.basics.errors import BratsError, Stopped
@@ -29,12 +28,25 @@ from brats_helpers.network.losses import deep_supervision_loss
 from brats_helpers.phantoms.patient import make_patient
 from brats_helpers.training import distributed, launch
 from brats_helpers.training.launch import choose_processes, for_all_gpus, train_here
-from brats_helpers.training.loop import train
-from brats_helpers.training.step import new_state
+from brats_helpers.training.loop import HISTORY, train
+from brats_helpers.training.stages import checkpoint_folder
+from brats_helpers.training.state import new_state
 
 CPU = Device("cpu", "test", 1.0, torch.float32)
-CONFIG = Config(preset="quick", filters=(4, 6, 8), patch=16, batch=4, epochs=3, steps=5, warmup=2, learning_rate=2e-3,
-                ema=0.9, spacing_mm=8.0, validation=0.4, checkpointing=True)
+CONFIG = Config(
+    preset="quick",
+    filters=(4, 6, 8),
+    patch=16,
+    batch=4,
+    epochs=3,
+    steps=5,
+    warmup=2,
+    learning_rate=2e-3,
+    ema=0.9,
+    spacing_mm=8.0,
+    validation=0.4,
+    checkpointing=True,
+)
 
 
 @pytest.fixture(scope="module")
@@ -75,15 +87,19 @@ def weights(work: Path) -> dict[str, torch.Tensor]:
 
 def moved(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     """The distance between the weights of two networks."""
-    return sum((one[k] - other[k]).square().sum().item() for k in one if k.startswith("model")) ** 0.5
+    return (
+        sum((one[k] - other[k]).square().sum().item() for k in one if k.startswith("model")) ** 0.5
+    )
 
 
-def same(history: list[dict], work: Path, whole: tuple[list[dict], dict[str, torch.Tensor]]) -> None:
+def same(
+    history: list[dict], work: Path, whole: tuple[list[dict], dict[str, torch.Tensor]]
+) -> None:
     """Assert that a training has the curve and the weights of the one that was whole.
 
-    Equal would be too much: sums in another order differ by float error, and where a gradient is near 0, Adam, which
-    divides by its size, makes a whole step of it. Measured: losses 5e-6, weights 0.9 % of the way that they have come; the
-    patches of a batch in another order in one process: 2e-7 and 0.2 %.
+    They cannot be equal: sums in another order differ by float error, and Adam, which divides by
+    the size of a gradient, turns one near 0 into a whole step. Measured: losses 5e-6, weights 0.9 %
+    of the distance to their start. Another order of patches in one process: 2e-7 and 0.2 %.
     """
     for mine, other in zip(history, whole[0], strict=True):
         assert (mine["step"], mine["learning_rate"]) == (other["step"], other["learning_rate"])
@@ -93,14 +109,18 @@ def same(history: list[dict], work: Path, whole: tuple[list[dict], dict[str, tor
     assert moved(weights(work), whole[1]) < 0.03 * moved(start, whole[1])
 
 
-def test_a_stop_before_the_first_step_does_not_bring_back_an_earlier_training(work: Path, monkeypatch) -> None:
+def test_a_stop_before_the_first_step_does_not_bring_back_an_earlier_training(
+    work: Path, monkeypatch
+) -> None:
     train_here(CONFIG, work, device=CPU)
     monkeypatch.setattr(launch, "run_processes", lambda *_: True)
     with pytest.raises(Stopped, match="stopped before the first step"):
         train_here(CONFIG.with_(learning_rate=1e-4), work, 2, device=CPU)
 
 
-def test_two_processes_stopped_and_gone_on_are_one_with_the_same_batch(whole, work: Path, faults) -> None:
+def test_two_processes_stopped_and_gone_on_are_one_with_the_same_batch(
+    whole, work: Path, faults
+) -> None:
     seen: list[int] = []
 
     def stop(history: list[dict]) -> None:
@@ -117,12 +137,29 @@ def test_two_processes_stopped_and_gone_on_are_one_with_the_same_batch(whole, wo
     faults("stops in training", 1)
 
 
-def test_a_killed_process_is_replaced_and_training_ends_as_if_nothing_had_been(whole, work: Path, faults) -> None:
-    notes = work / "history.json"
-    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "2", "-m", "brats_helpers",
-               "train", "--work", str(work), "--history", str(notes), "--precision", "float32"]
-    child = subprocess.Popen([sys.executable, "-m", *command], env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
-    while not notes.is_file() and child.poll() is None:
+def test_a_killed_process_is_replaced_and_training_ends_as_if_nothing_had_been(
+    whole, work: Path, faults
+) -> None:
+    notes = checkpoint_folder(work) / HISTORY
+    command = [
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--max-restarts",
+        "2",
+        "-m",
+        "brats_helpers",
+        "train",
+        "--work",
+        str(work),
+        "--precision",
+        "float32",
+    ]
+    child = subprocess.Popen(
+        [sys.executable, "-m", *command], env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    )
+    while not (notes.is_file() and read_json(notes, "training")) and child.poll() is None:
         time.sleep(0.005)
     victim = max(psutil.Process(child.pid).children(), key=lambda process: process.pid)
     victim.kill()
@@ -138,17 +175,28 @@ def test_a_poisoned_patient_is_named_whoever_has_met_it(work: Path, faults) -> N
     for path in sorted((work / "preprocessed").glob("*.b2nd"))[1:]:
         bad = load(path)
         save(replace(bad, meta=replace(bad.meta, std=(float("nan"),) * 4)), path)
-    with pytest.raises(BratsError, match=r"the loss became nan.*at step 0, on patches of P\d, P\d, P\d, P\d: .*on_nan=halve"):
+    with pytest.raises(
+        BratsError,
+        match=r"the loss became nan.*at step 0, on patches of P\d, P\d, P\d, P\d: .*on_nan=halve",
+    ):
         train_here(CONFIG, work, 2, device=CPU)
     faults("poisoned patients", 1)
 
 
-def test_a_batch_that_cannot_be_shared_is_refused_or_shared_by_fewer(work: Path, monkeypatch, capsys) -> None:
-    with pytest.raises(BratsError, match="batch=4 cannot be shared equally by 3 processes: choose a multiple of 3"):
+def test_a_batch_that_cannot_be_shared_is_refused_or_shared_by_fewer(
+    work: Path, monkeypatch, capsys
+) -> None:
+    with pytest.raises(
+        BratsError, match="batch=4 cannot be shared equally by 3 processes: choose a multiple of 3"
+    ):
         train_here(CONFIG, work, 3, device=CPU)
-    assert choose_processes(2, 2) == 2 and choose_processes(6, 4) == 3 and not capsys.readouterr().out.startswith("2 of 2")
+    assert (
+        choose_processes(2, 2) == 2
+        and choose_processes(6, 4) == 3
+        and not capsys.readouterr().out.startswith("2 of 2")
+    )
     assert choose_processes(1, 2) == 1 and "1 of 2 GPUs" in capsys.readouterr().out
-    monkeypatch.setattr(distributed, "size", lambda: 3)
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
     with pytest.raises(BratsError, match="batch=4 cannot be shared"):
         train(CONFIG, [], [], work / "c", device=CPU)
 
@@ -156,32 +204,51 @@ def test_a_batch_that_cannot_be_shared_is_refused_or_shared_by_fewer(work: Path,
 def test_each_process_reads_its_own_patches_and_together_all(work: Path) -> None:
     data = PatchDataset(sorted((work / "preprocessed").glob("*.b2nd")), 16, 0.4, 0)
     hands = [list(batches(data, 4, 1, 3, 0, rank, 2)) for rank in range(2)]
-    assert [[item["number"] for item in hand] for hand in hands] == [[[4, 6], [8, 10]], [[5, 7], [9, 11]]]
+    assert [[item["number"] for item in hand] for hand in hands] == [
+        [[4, 6], [8, 10]],
+        [[5, 7], [9, 11]],
+    ]
 
 
 ONE_STEP = CONFIG.with_(epochs=1, steps=1)
 
 
 def _on_ranks(rank: int, folder: Path, files: list[Path], results: object) -> None:
-    """Two processes, each with half of a batch: its loss, its gradient, what the other tools give, and one step."""
+    """Compute half a batch on each of two processes: loss, gradient, collectives, and one step."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2
+    )
     train(ONE_STEP, files[:3], files[3:], folder / "two", device=CPU)
     outputs, target = whole_batch()
     mine = [x[rank::2].detach().requires_grad_() for x in outputs]
     loss = deep_supervision_loss(mine, target[rank::2], reduce=distributed.all_reduce_sum)
-    (loss / 2).backward()                             # halved, as DistributedDataParallel's mean over processes does
-    said = {"loss": distributed.all_reduce_mean(loss), "gradients": [x.grad for x in mine],
-            "agreed": distributed.any_rank(rank == 1, False), "gathered": distributed.gather(range(5)[rank::2]),
-            "once": distributed.broadcast_from_rank_zero(lambda: rank)}
-    results.put((rank, {k: [t.numpy() for t in v] if k == "gradients" else v.item() if k == "loss" else v
-                        for k, v in said.items()}))
+    (loss / 2).backward()  # halved, as DistributedDataParallel's mean over processes does
+    said = {
+        "loss": distributed.all_reduce_mean(loss),
+        "gradients": [x.grad for x in mine],
+        "agreed": distributed.any_rank(rank == 1, False),
+        "gathered": distributed.gather(range(5)[rank::2]),
+        "once": distributed.broadcast_from_rank_zero(lambda: rank),
+    }
+    results.put(
+        (
+            rank,
+            {
+                k: [t.numpy() for t in v] if k == "gradients" else v.item() if k == "loss" else v
+                for k, v in said.items()
+            },
+        )
+    )
     torch.distributed.destroy_process_group()
 
 
 def whole_batch() -> tuple[list[torch.Tensor], torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    outputs = [torch.randn(4, 3, edge, edge, edge, generator=generator, requires_grad=True) for edge in (8, 4)]
+    outputs = [
+        torch.randn(4, 3, edge, edge, edge, generator=generator, requires_grad=True)
+        for edge in (8, 4)
+    ]
     return outputs, (torch.rand(4, 3, 8, 8, 8, generator=generator) < 0.2).float()
 
 
@@ -191,11 +258,16 @@ def first_gradient(folder: Path) -> torch.Tensor:
     return torch.cat([state[i]["exp_avg"].flatten() for i in sorted(state)])
 
 
-def test_the_loss_of_a_shared_batch_and_its_gradient_are_those_of_the_whole(work: Path, tmp_path: Path) -> None:
+def test_the_loss_of_a_shared_batch_and_its_gradient_are_those_of_the_whole(
+    work: Path, tmp_path: Path
+) -> None:
     files = sorted((work / "preprocessed").glob("*.b2nd"))
     context = torch.multiprocessing.get_context("spawn")
     results = context.Queue()
-    children = [context.Process(target=_on_ranks, args=(rank, tmp_path, files, results)) for rank in range(2)]
+    children = [
+        context.Process(target=_on_ranks, args=(rank, tmp_path, files, results))
+        for rank in range(2)
+    ]
     for child in children:
         child.start()
     found = dict(results.get(timeout=60) for _ in children)
@@ -207,23 +279,17 @@ def test_the_loss_of_a_shared_batch_and_its_gradient_are_those_of_the_whole(work
     for rank in range(2):
         assert found[rank]["loss"] == pytest.approx(loss.item(), rel=1e-6)
         for mine, output in zip(found[rank]["gradients"], outputs, strict=True):
-            torch.testing.assert_close(torch.from_numpy(mine), output.grad[rank::2], rtol=1e-5, atol=1e-9)
-        assert (found[rank]["agreed"], found[rank]["gathered"], found[rank]["once"]) == ([True, False], [0, 1, 2, 3, 4], 0)
+            torch.testing.assert_close(
+                torch.from_numpy(mine), output.grad[rank::2], rtol=1e-5, atol=1e-9
+            )
+        assert (found[rank]["agreed"], found[rank]["gathered"], found[rank]["once"]) == (
+            [True, False],
+            [0, 1, 2, 3, 4],
+            0,
+        )
     train(ONE_STEP, files[:3], files[3:], tmp_path / "one", device=CPU)
     one, two = first_gradient(tmp_path / "one"), first_gradient(tmp_path / "two")
-    assert (one - two).norm() < 1e-5 * one.norm()     # measured: 8e-7
-
-
-def test_alone_everything_is_what_it_was() -> None:
-    value = torch.ones(3)
-    assert distributed.all_reduce_sum(value) is value and distributed.gather([1, 2]) == [1, 2] and distributed.any_rank(True) == [True]
-
-
-def test_throughput_is_measured(work: Path, tmp_path: Path) -> None:
-    rows = on_processes(work, CONFIG.with_(steps=2), counts=(1,))
-    assert rows[0]["processes"] == 1 and rows[0]["steps_per_second"] > 0
-    rows = on_loaders(tmp_path, spacing_mm=8.0, patch=16, count=2)
-    assert [row["processes"] for row in rows] == [0, 1, 2] and all(row["batches_per_second"] > 0 for row in rows)
+    assert (one - two).norm() < 1e-5 * one.norm()  # measured: 8e-7
 
 
 def test_two_gpus_train_the_preset_of_one_with_a_patch_each(monkeypatch, capsys) -> None:

@@ -1,0 +1,241 @@
+"""Masks for a cohort: checked first, shared out to processes, and resumed.
+
+One patient's failure is a row of `predictions.csv`, not the end of the batch. The table also holds
+what each mask was made from, so that a second call does only what is missing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence, Set
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from joblib import Parallel, delayed
+from joblib.parallel import get_active_backend
+from tqdm import tqdm
+
+from ..basics.constants import MODALITIES
+from ..basics.errors import BratsError
+from ..basics.files import atomic_path, remove_leftovers
+from ..basics.lock import hold_folder
+from ..data.cases import Case, check_cohort, find_cases, read_case, write_mask
+from .ensemble import Ensemble, load_ensemble, made_from
+from .metrics import regions
+from .prediction import segment
+from .prediction_table import DONE, FAILED, INCOMPLETE, TABLE, WAITING, Table, mask_crc, new_row
+
+SEVERAL = 8  # patients that are worth starting processes to check
+PROBE = 1 << 20  # bytes that must fit into the output folder
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker needs to load its ensemble, once."""
+
+    checkpoints: tuple[Path, ...]
+    tta: bool
+    patients: int  # for each worker, about
+    tag: str
+    modules: tuple[str, ...]  # that define the networks
+
+
+def predict_cases(folders: Sequence[Path], checkpoints: Sequence[Path], out: Path,
+                  tta: bool = False, overwrite: bool = False, jobs: int = 1) -> list[dict]:
+    """Segment every patient in these folders into `out`/<case>.nii.gz, with the scans' geometry.
+
+    Several checkpoints are averaged. What an earlier call finished from the same checkpoints,
+    options and scans is kept unless `overwrite` is set. jobs: processes, -1 for one a core; under
+    joblib's Dask backend, the cluster's workers. Returns each patient's row of predictions.csv.
+    """
+    if jobs < 1 and jobs != -1:
+        raise BratsError(f"jobs={jobs} cannot work: give 1 or more, or -1 for one process a core.")
+    out = Path(out).absolute()
+    try_output(out)
+    with hold_folder(out):
+        remove_leftovers(out)
+        ensemble, table = load_ensemble(checkpoints, tta), Table(out / TABLE)
+        cases, failed = find_patients(folders, {out / f"{name}.nii.gz" for name in table.rows})
+        for row in failed:
+            table.write(row)
+        sources = {case.name: made_from(case, ensemble) for case in cases}
+        todo = [c for c in cases if overwrite or not table.keeps(c, sources[c.name])]
+        if kept := len(cases) - len(todo):
+            tqdm.write(f"{kept} mask(s) are there already and are kept (see --overwrite).")
+        sound = list(_check(todo, table))
+        task = Task(tuple(Path(path).absolute() for path in checkpoints), tta,
+                    max(1, len(sound) // abs(jobs)), ensemble.tag,
+                    tuple({type(model).__module__ for model in ensemble.models}))
+        rows = _share_out(sound, ensemble, task, out, jobs)
+        for row in tqdm(rows, total=len(sound), desc="predict", unit="patient"):
+            table.write(row)
+            if row["status"] == FAILED:
+                try_output(out)  # a full disk fails everyone: stop
+        names = [row["case"] for row in failed] + [case.name for case in cases]
+        return [table.rows[name] for name in names]
+
+
+def try_output(out: Path) -> None:
+    """Write a file of 1 MB and remove it; BratsError where masks could not be written."""
+    there = next(path for path in (out, *out.parents) if path.exists() or path.is_symlink())
+    if not there.is_dir():
+        raise BratsError(
+            f"{out} cannot hold masks, because {there} is not a folder: name a folder with --out."
+        )
+    try:
+        with atomic_path(out / ".probe") as temporary:
+            temporary.write_bytes(bytes(PROBE))
+        (out / ".probe").unlink()
+    except OSError as error:
+        raise BratsError(
+            f"{out} cannot be written to ({error.strerror}): name another folder with --out."
+        ) from error
+
+
+def find_patients(folders: Sequence[Path], masks: Set[Path]) -> tuple[list[Case], list[dict]]:
+    """The patients in the folders, without references, and a row for each of several folders "
+    "without any.
+
+    masks: of earlier calls, which are no scans.
+    """
+    found: dict[str, Case] = {}
+    rows = []
+    for folder in folders:
+        place = Path(os.path.abspath(Path(folder).expanduser()))  # "." has no name
+        try:
+            cases = find_cases(place)
+        except BratsError as error:
+            if len(folders) == 1:
+                raise
+            rows.append(new_row(str(folder), FAILED, [str(error)]))
+            continue
+        for case in cases:
+            if all(path in masks for path in case.images):
+                continue  # named like a scan, as P_t1.nii.gz of patient P_t1
+            before = found.setdefault(case.name, replace(case, reference=None))
+            if before.images != case.images:
+                raise BratsError(
+                    f"two patients are called {case.name} ({before.images[0]} and "
+                    f"{case.images[0]}): "
+                    "their masks would overwrite each other. Rename one, or call predict twice."
+                )
+    if not found:
+        raise BratsError(f"no patient in {', '.join(map(str, folders))}.")
+    return list(found.values()), rows
+
+
+def _check(cases: Sequence[Case], table: Table) -> Iterator[Case]:
+    """The patients that can be segmented; the others are named and written into the table."""
+    for case in cases:
+        table.rows[case.name] = new_row(case.name, WAITING)
+    for case, row in zip(
+        cases, check_cohort(cases, -1 if len(cases) >= SEVERAL else 1), strict=True
+    ):
+        if not row["problems"]:
+            table.rows[case.name]["warnings"] = " | ".join(row.get("warnings", ()))
+            yield case
+            continue
+        missing = not case.channels and len(case.images) < len(MODALITIES)
+        problems = [
+            *row["problems"],
+            *[
+                "No mask is written, because the network needs all four contrasts. Look for a file "
+                "with another name, or take the contrast from another series."
+            ]
+            * missing,
+        ]
+        table.fail(case.name, INCOMPLETE if missing else FAILED, problems)
+    table.save()
+
+
+def _share_out(
+    cases: Sequence[Case], ensemble: Ensemble, task: Task, out: Path, jobs: int
+) -> Iterator[dict]:
+    """Segment patients here or in several processes; after a process dies, others go on."""
+    cluster = "Dask" in type(get_active_backend()[0]).__name__
+    if jobs == 1 and not cluster or len(cases) == 1:
+        ready = ensemble.compiled(len(cases))
+        yield from (_segment_one(case, ready, out) for case in cases)
+        return
+    left, alone = {case.name: case for case in cases}, False
+    pool = Parallel(
+        n_jobs=-1 if cluster and jobs == 1 else jobs, return_as="generator_unordered", batch_size=1
+    )
+    while left:
+        chosen = list(left.values())[: 1 if alone else None]
+        try:
+            for row in pool(delayed(_segment_in_worker)(case, task, out) for case in chosen):
+                del left[row["case"]]
+                yield row
+        except _deaths() as error:
+            if alone:
+                del left[chosen[0].name]
+                yield new_row(
+                    chosen[0].name,
+                    FAILED,
+                    [
+                        f"its process was killed ({type(error).__name__}), most often for want "
+                        "of memory: try again with --jobs 1"
+                    ],
+                )
+                continue
+            alone = len(left) == len(chosen)  # nobody finished: find out who kills the process
+            tqdm.write(f"WARNING: a process was killed; going on with {len(left)} patient(s).")
+
+
+def _deaths() -> tuple[type[BaseException], ...]:
+    """What joblib's backends raise when a worker has died."""
+    distributed = sys.modules.get("distributed.scheduler")
+    return (BrokenProcessPool, *([distributed.KilledWorker] if distributed else []))
+
+
+def _segment_in_worker(case: Case, task: Task, out: Path) -> dict:
+    return _segment_one(case, _ensemble_of_worker(task), out)
+
+
+@lru_cache(maxsize=1)
+def _ensemble_of_worker(task: Task) -> Ensemble:
+    for module in task.modules:  # the user's own network; the first process trusted it already
+        importlib.import_module(module)
+    return load_ensemble(task.checkpoints, task.tta).compiled(task.patients)
+
+
+def _segment_one(case: Case, ensemble: Ensemble, out: Path) -> dict:
+    begin, warnings, target = time.perf_counter(), [], out / f"{case.name}.nii.gz"
+    try:
+        source, patient = made_from(case, ensemble), read_case(case)
+        labels, _ = segment(
+            ensemble.models,
+            patient,
+            ensemble.config,
+            ensemble.tta,
+            ensemble.device,
+            ensemble.seen,
+            warnings.append,
+        )
+        write_mask(target, labels, patient.affine, case)
+    except (
+        BratsError,
+        RuntimeError,
+        MemoryError,
+    ) as error:  # torch raises RuntimeError without memory
+        return new_row(case.name, FAILED, [str(error) or "not enough memory"])
+    volumes = [
+        round(float(np.count_nonzero(region) * np.prod(patient.spacing) / 1000), 3)
+        for region in regions(labels)
+    ]
+    return new_row(
+        case.name,
+        DONE,
+        warnings,
+        volumes,
+        round(time.perf_counter() - begin, 2),
+        source,
+        mask_crc(target),
+    )

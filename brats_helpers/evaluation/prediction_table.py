@@ -1,0 +1,124 @@
+"""The table of a batch: `predictions.csv`, with what each mask was made from."""
+
+from __future__ import annotations
+
+import csv
+import os
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..basics.files import atomic_path, gunzip
+from ..data.cases import Case
+
+TABLE = "predictions.csv"
+VOLUMES = ("WT_ml", "TC_ml", "ET_ml")
+COLUMNS = ("case", "status", *VOLUMES, "warnings", "seconds", "made_from", "mask_crc")
+DONE, FAILED, INCOMPLETE, WAITING = "done", "failed", "missing contrasts", "not yet"
+
+
+class Table:
+    """`predictions.csv`: a row for each patient, rewritten whole as the batch goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.rows = path, {}
+        try:
+            with open(path, encoding="utf-8-sig", newline="") as file:
+                found = list(csv.DictReader(file))
+        except FileNotFoundError:
+            return
+        except (OSError, UnicodeDecodeError, csv.Error):
+            found = []
+        if found and set(COLUMNS) <= set(found[0]):
+            self.rows = {
+                row["case"]: {name: row[name] or "" for name in COLUMNS}
+                for row in found
+                if row["case"]
+            }
+        elif path.stat().st_size:
+            aside = path.with_name(f"{TABLE}.unreadable")
+            os.replace(path, aside)
+            tqdm.write(
+                f"WARNING: {path} is damaged or not a table of predict: kept as {aside.name}. "
+                "Without it, all "
+                "masks are made anew."
+            )
+
+    def keeps(self, case: Case, source: str) -> bool:
+        """Whether the mask that is there stays: it was made from the same, or somebody corrected "
+        "it."""
+        row = self.rows.get(case.name, {})
+        crc = mask_crc(self.path.parent / f"{case.name}.nii.gz")
+        if row.get("status") != DONE or not crc:
+            return False
+        if crc == row["mask_crc"]:
+            return source == row["made_from"] != ""
+        row["warnings"] = (
+            "the mask was changed after it was written, and is kept; --overwrite makes it anew"
+        )
+        tqdm.write(f"WARNING: {case.name}: {row['warnings']}.")
+        return True
+
+    def fail(self, name: str, status: str, problems: Sequence[str]) -> None:
+        """Note and print why a patient has no mask."""
+        tqdm.write(f"NOT SEGMENTED: {name}: {' '.join(problems)}")
+        stale = ["The mask that is there is from an earlier call."] * (
+            self.path.parent / f"{name}.nii.gz"
+        ).is_file()
+        self.rows[name] = new_row(name, status, [*problems, *stale])
+
+    def write(self, row: dict) -> None:
+        """Take over a patient's row and print its warnings."""
+        name, known = row["case"], self.rows.get(row["case"], {})
+        if row["status"] == FAILED:
+            self.fail(name, FAILED, [row["warnings"]])
+        else:
+            for text in filter(None, row["warnings"].split(" | ")):
+                tqdm.write(f"WARNING: {text}")
+            said = [known.get("warnings", "")] if known.get("status") == WAITING else []
+            self.rows[name] = row | {"warnings": " | ".join(filter(None, (*said, row["warnings"])))}
+        self.save()
+
+    def save(self) -> None:
+        """Write the table; it is whole at any moment."""
+        with (
+            atomic_path(self.path) as temporary,
+            open(temporary, "w", encoding="utf-8", newline="") as file,
+        ):
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.rows[name] for name in sorted(self.rows))
+
+
+def new_row(
+    name: str,
+    status: str,
+    warnings: Iterable[str] = (),
+    volumes: Sequence[float] = ("", "", ""),
+    seconds: float | str = "",
+    source: str = "",
+    crc: str = "",
+) -> dict:
+    return dict(
+        zip(
+            COLUMNS,
+            (name, status, *volumes, " | ".join(warnings), seconds, source, crc),
+            strict=True,
+        )
+    )
+
+
+def mask_crc(path: Path) -> str:
+    """The checksum of a mask's content; "" where it is missing or damaged."""
+    try:
+        return f"{zlib.crc32(gunzip(path.read_bytes())):08x}"
+    except (OSError, IndexError):
+        return ""
+
+
+def exit_code(rows: Sequence[dict]) -> int:
+    """0 where all patients have a mask, 3 where some have, 1 where none has."""
+    done = sum(row["status"] == DONE for row in rows)
+    return 0 if done == len(rows) else 3 if done else 1

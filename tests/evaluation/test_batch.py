@@ -1,0 +1,331 @@
+"""A batch ends with as much done as can be, and the same call does the rest."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import small_volumes, write_case
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+from brats_helpers.__main__ import main
+from brats_helpers.basics.config import Config
+from brats_helpers.basics.errors import BratsError
+from brats_helpers.basics.lock import HELD, hold_folder
+from brats_helpers.evaluation import batch
+from brats_helpers.evaluation.batch import predict_cases, try_output
+from brats_helpers.evaluation.checkpoints import write_checkpoint
+from brats_helpers.evaluation.prediction_table import DONE, FAILED, INCOMPLETE, TABLE, new_row
+from brats_helpers.network.unet import UNet
+
+CONFIG = Config(preset="quick", filters=(4, 6), patch=8, tta=False, spacing_mm=4.0)
+
+
+def save_network(path: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    write_checkpoint(path, CONFIG, {"average": UNet(CONFIG.filters).state_dict()})
+    return path
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return save_network(tmp_path / "c" / "best.pt", 0)
+
+
+def cohort(folder: Path, count: int) -> Path:
+    images, labels = small_volumes()
+    for i in range(count):
+        write_case(folder, f"P{i:02d}", images + np.int16(i) * (images > 0), labels)
+    return folder
+
+
+def table(out: Path) -> dict[str, dict]:
+    with open(out / TABLE, encoding="utf-8", newline="") as file:
+        return {row["case"]: row for row in csv.DictReader(file)}
+
+
+def stamps(out: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in out.glob("*.nii.gz")}
+
+
+def test_thirty_patients_with_five_faults_give_25_masks_and_only_the_five_are_tried_again(
+    checkpoint: Path, tmp_path: Path, capsys, monkeypatch, faults
+) -> None:
+    data = cohort(tmp_path / "data", 30)
+    whole = (data / "P00" / "P00_t2.nii.gz").read_bytes()
+    (data / "P00" / "P00_t2.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (data / "P05" / "P05_t1ce.nii.gz").unlink()
+    other = nib.Nifti1Image(np.ones((5, 6, 7), np.int16), np.eye(4))
+    nib.save(other, data / "P10" / "P10_flair.nii.gz")
+    (data / "P15" / "P15_t1.nii.gz").write_text("version https://git-lfs.github.com/spec/v1")
+    broken = np.full((21, 26, 17), np.nan, np.float32)
+    nib.save(
+        nib.Nifti1Image(broken, nib.load(data / "P20" / "P20_t1.nii.gz").affine),
+        data / "P20" / "P20_flair.nii.gz",
+    )
+    (data / "P25" / "P25_seg.nii.gz").write_bytes(
+        b"a damaged reference, which predict does not need"
+    )
+    command = [
+        "predict",
+        str(data),
+        "--checkpoint",
+        str(checkpoint),
+        "--out",
+        str(tmp_path / "masks"),
+    ]
+    assert main(command) == 3
+    rows, before, said = table(tmp_path / "masks"), stamps(tmp_path / "masks"), capsys.readouterr()
+    bad = ["P00", "P05", "P10", "P15", "P20"]
+    assert sorted(rows) == [f"P{i:02d}" for i in range(30)] and len(before) == 25
+    assert [name for name, row in rows.items() if row["status"] != DONE] == bad
+    assert (
+        rows["P05"]["status"] == INCOMPLETE
+        and "t1ce" in rows["P05"]["warnings"]
+        and "all four" in rows["P05"]["warnings"]
+    )
+    assert all(f"NOT SEGMENTED: {name}: " in said.out for name in bad) and "25 of 30" in said.out
+    assert "5 patient(s) could not be segmented" in said.err
+    assert all(
+        float(row["WT_ml"]) >= float(row["TC_ml"]) >= 0
+        for name, row in rows.items()
+        if name not in bad
+    )
+    tried = []
+    monkeypatch.setattr(
+        batch,
+        "check_cohort",
+        lambda cases, jobs: (
+            tried.extend(c.name for c in cases),
+            [{"problems": ["still broken"]} for _ in cases],
+        )[1],
+    )
+    assert main(command) == 3
+    assert tried == bad and stamps(tmp_path / "masks") == before
+    faults("broken patients in a batch", 5)
+
+
+def test_what_is_kept_and_what_is_made_anew(checkpoint: Path, tmp_path: Path, capsys) -> None:
+    data, out = cohort(tmp_path / "data", 3), tmp_path / "masks"
+
+    def made_anew(**options: object) -> set[str]:
+        before = stamps(out)
+        predict_cases([data], [options.pop("checkpoint", checkpoint)], out, **options)
+        return {
+            name.split(".")[0] for name, stamp in stamps(out).items() if before.get(name) != stamp
+        }
+
+    assert made_anew() == {"P00", "P01", "P02"} and made_anew() == set()
+    shutil.copy(checkpoint, tmp_path / "moved.pt")
+    assert made_anew(checkpoint=tmp_path / "moved.pt") == set()  # the weights count, not the name
+    (out / "P00.nii.gz").write_bytes((out / "P00.nii.gz").read_bytes()[:50])
+    images, _ = small_volumes(1)
+    write_case(data, "P01", images, None)
+    assert made_anew() == {"P00", "P01"}  # cut short; other scans
+    assert made_anew(overwrite=True) == {"P00", "P01", "P02"}
+    assert made_anew(tta=True) == {"P00", "P01", "P02"}
+    assert made_anew(checkpoint=save_network(tmp_path / "other.pt", 1)) == {"P00", "P01", "P02"}
+    mask = nib.load(out / "P02.nii.gz")
+    corrected = np.asarray(mask.dataobj).copy()
+    corrected[0, 0, 0] ^= 1
+    nib.save(nib.Nifti1Image(corrected, mask.affine), out / "P02.nii.gz")
+    assert made_anew() == {
+        "P00",
+        "P01",
+    } and "P02: the mask was changed after it was written, and is kept" in (capsys.readouterr().out)
+    for damage in (b"\xff\xfe\0 no table", b"name,age\nAnn,7\n"):
+        (out / TABLE).write_bytes(damage)
+        assert (
+            made_anew() == {"P00", "P01", "P02"}
+            and (out / f"{TABLE}.unreadable").read_bytes() == damage
+        )
+        assert "damaged or not a table of predict" in capsys.readouterr().out
+
+
+def test_an_interrupted_batch_goes_on(checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+    data, out, real = cohort(tmp_path / "data", 3), tmp_path / "masks", batch._segment_one
+
+    def press_stop(case, *rest: object) -> dict:
+        if case.name == "P01":
+            raise KeyboardInterrupt
+        return real(case, *rest)
+
+    monkeypatch.setattr(batch, "_segment_one", press_stop)
+    with pytest.raises(KeyboardInterrupt):
+        predict_cases([data], [checkpoint], out)
+    assert [row["status"] for row in table(out).values()] == [DONE, "not yet", "not yet"]
+    first = stamps(out)
+    monkeypatch.setattr(batch, "_segment_one", real)
+    rows = predict_cases([data], [checkpoint], out)
+    assert [row["status"] for row in rows] == [DONE] * 3 and first.items() < stamps(out).items()
+
+
+def test_processes_share_a_cohort(checkpoint: Path, tmp_path: Path) -> None:
+    data = cohort(tmp_path / "data", 4)
+    alone = predict_cases([data], [checkpoint], tmp_path / "alone")
+    shared = predict_cases([data], [checkpoint], tmp_path / "shared", jobs=2)
+    assert [row["mask_crc"] for row in alone] == [row["mask_crc"] for row in shared]
+    for jobs in (0, -2):
+        with pytest.raises(BratsError, match=f"jobs={jobs} cannot work"):
+            predict_cases([data], [checkpoint], tmp_path / "alone", jobs=jobs)
+
+
+def _die_for_one(case, task, out: Path) -> dict:
+    if case.name == "P01":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return new_row(case.name, DONE, [], (1, 1, 1), 1, "x", "y")
+
+
+def test_a_worker_that_dies_loses_nothing(
+    checkpoint: Path, tmp_path: Path, monkeypatch, faults
+) -> None:
+    data = cohort(tmp_path / "data", 3)
+    monkeypatch.setattr(batch, "_segment_in_worker", _die_for_one)
+    rows = {
+        row["case"]: row for row in predict_cases([data], [checkpoint], tmp_path / "out", jobs=2)
+    }
+    assert [rows[f"P{i:02d}"]["status"] for i in range(3)] == [DONE, FAILED, DONE]
+    assert "its process was killed" in rows["P01"]["warnings"]
+    assert issubclass(TerminatedWorkerError, batch._deaths())
+    faults("killed workers")
+
+
+def test_patients_where_they_are_named_from(
+    checkpoint: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    images, labels = small_volumes()
+    folder = tmp_path / "BraTS-GLI-00001-000"
+    folder.mkdir()
+    for name, image in zip(("flair", "t1", "t1c", "t2"), images, strict=True):
+        nib.save(nib.Nifti1Image(image, np.diag([-1.0, -1, 1, 1])), folder / f"{name}.nii.gz")
+    monkeypatch.chdir(folder)
+    assert main(["predict", ".", "--checkpoint", str(checkpoint), "--out", "."]) == 0
+    assert (folder / "BraTS-GLI-00001-000.nii.gz").is_file()
+    assert (
+        main(["predict", ".", "--checkpoint", str(checkpoint), "--out", "."]) == 0
+    )  # what it wrote is no input
+    assert "1 mask(s) are there already" in capsys.readouterr().out
+    (tmp_path / "empty").mkdir()
+    assert (
+        main(
+            [
+                "predict",
+                str(folder),
+                str(tmp_path / "empty"),
+                "--checkpoint",
+                str(checkpoint),
+                "--out",
+                str(tmp_path / "masks"),
+            ]
+        )
+        == 3
+    )  # the others of a shell's data/* are done
+    assert (
+        main(
+            [
+                "predict",
+                str(folder),
+                str(tmp_path / "empty" / ".." / folder.name),
+                "--checkpoint",
+                str(checkpoint),
+                "--out",
+                str(tmp_path / "masks"),
+            ]
+        )
+        == 0
+    )  # one patient, named twice
+
+
+def test_what_was_written_is_not_found_as_input(checkpoint: Path, tmp_path: Path) -> None:
+    data = cohort(tmp_path / "data", 2)
+    copied = data / "runs" / "cases"
+    shutil.copytree(data / "P00", copied / "P00")  # a work folder inside the source
+    for name in ("config.json", "cohort.json"):
+        (data / "runs" / name).write_text("{}")
+    (data / "P_t1").mkdir()  # its mask is called P_t1.nii.gz
+    for path in (data / "P00").iterdir():
+        shutil.copy(path, data / "P_t1" / path.name.replace("P00_", ""))
+    for out in (
+        data,
+        data / "P00",
+        data / "masks",
+    ):  # patients in or below the output folder are patients
+        for _ in range(2):
+            rows = predict_cases([data], [checkpoint], out)
+            assert [row["case"] for row in rows] == ["P00", "P01", "P_t1"]
+        (out / "P_t1.nii.gz").unlink(missing_ok=True)
+    assert predict_cases([copied], [checkpoint], tmp_path / "out")[0]["status"] == DONE
+
+
+def test_two_patients_of_one_name_are_named(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(BratsError, match="two patients are called P00 .*a/P00.* and .*b/P00"):
+        predict_cases(
+            [cohort(tmp_path / "a", 1), cohort(tmp_path / "b", 1)], [checkpoint], tmp_path / "out"
+        )
+
+
+def test_the_output_is_tried_before_the_work(tmp_path: Path, monkeypatch, faults) -> None:
+    (tmp_path / "file").write_text("x")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(BratsError, match="cannot hold masks, because .*file is not a folder"):
+            try_output(out)
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(BratsError, match="link is not a folder"):
+        try_output(tmp_path / "link")
+    try_output(tmp_path / "new" / "deep")
+    assert not list((tmp_path / "new" / "deep").iterdir())
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(BratsError, match="could not be written.*No space left"):
+        predict_cases([tmp_path], [tmp_path / "none.pt"], tmp_path / "new")
+    faults("useless output folders", 4)
+
+
+def test_a_folder_in_use_is_held(checkpoint: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    out = tmp_path / "out"
+    CONFIG.save(out / "config.json")
+    with hold_folder(out):
+        with hold_folder(out):  # and so may what this run starts
+            pass
+        monkeypatch.setenv(HELD, "")  # another run
+        with (
+            pytest.raises(
+                BratsError,
+                match=rf"out is in use by another run \(process {os.getpid()} on .*since",
+            ),
+            hold_folder(out),
+        ):
+            pass
+        assert (
+            main(
+                [
+                    "predict",
+                    str(cohort(tmp_path / "data", 1)),
+                    "--checkpoint",
+                    str(checkpoint),
+                    "--out",
+                    str(out),
+                ]
+            )
+            == 1
+        )
+        assert main(["train", "--work", str(out)]) == main(["run", "--work", str(out)]) == 1
+        assert capsys.readouterr().err.count("in use by another run") == 3
+    with hold_folder(out):
+        pass
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(BratsError, match="file cannot be written to .it is a file"),
+        hold_folder(tmp_path / "file"),
+    ):
+        pass
