@@ -42,7 +42,7 @@ unpack: bool = (
     None  # write an archive's files to disk; None: yes, except on Kaggle, where room is short
 )
 on_error: str = "raise"  # a patient with a problem: "raise" stops here, "skip" leaves the patient out and says so
-persons: str = ""  # a CSV with the columns patient and person, where names do not tell who came twice
+persons: str = ""  # a CSV with the columns patient and person, if the names do not tell who came twice
 
 # %%
 # On Colab alone: fetch the repository that this notebook is from, and what is missing there; its torch stays.
@@ -441,9 +441,9 @@ histograms(patient.images, patient.reference, "intensity, scanner units", synthe
 # therefore has a third group in an archive of its own, the **test** set. It decides nothing. The network meets it once, at
 # the end of notebook 05.
 #
-# Whole persons are split, never slices: two neighboring slices of one brain are nearly the same picture. And a person who
-# is in the cohort twice, at another visit or under another name, must not end up on both sides. So visits are grouped
-# by their names, and patients with identical scans by those. For a cohort whose names do not tell, give a list (`persons`).
+# We split people, never slices: two neighboring slices of one brain are nearly the same picture. A person who is in the
+# cohort twice, at another visit or under another name, must not end up on both sides either. So we group visits by their
+# names, and patients with identical scans. If the names do not tell, give a list with the parameter `persons`.
 
 # %%
 from brats_helpers.data.cases import find_twins
@@ -480,6 +480,21 @@ assert sorted(splits["training"] + splits["validation"]) == sorted(volumes)
 assert sorted(sum(splits["folds"], [])) == sorted(volumes)
 assert not {row["name"] for row in sound["test"]} & set(volumes)
 print("disjoint, complete, and no test patient among them")
+
+# %% [markdown]
+# ### What if we split visits?
+#
+# Data sets of treated tumors hold several visits per person. `BraTS-GLI-00005-100` and `-101` are one brain, some months
+# apart. Take twenty people with three visits each. **Question.** If visits are split, how many people end up on both sides?
+
+# %%
+visits = [f"BraTS-GLI-{n:05d}-{visit}" for n in range(20) for visit in (100, 101, 102)]
+alone = {name: name for name in visits}
+for title, who in (("by visit", alone), ("by person", find_persons(visits))):
+    split = make_splits(visits, [1.0] * len(visits), config.seed, persons=who)
+    sides = [{name.rsplit("-", 1)[0] for name in split[side]} for side in ("training", "validation")]
+    print(f"{title}: {len(sides[0] & sides[1])} of 20 people on both sides")
+assert not sides[0] & sides[1]
 
 # %% [markdown]
 # ### What if we split slices instead?

@@ -245,13 +245,28 @@ curves({"": lines}, "share of the training", "learning rate / peak")
 # %% [markdown]
 # ## 4. Training
 #
-# One step is short enough to read:
+# One step of training fits on a slide: set the learning rate, forward, loss, backward, clip the gradient, step, and
+# average the weights.
 
 # %%
-from brats_helpers.training.step import train_step
+from brats_helpers.training.step import plain_train_step, train_step
 from brats_helpers.lessons.viewers import show_source
 
+show_source(plain_train_step)
+
+# %% [markdown]
+# The series trains with a version that takes the same step ([tested](../tests/training/test_loop.py)) and adds what a long
+# training needs. **Question.** Which four things does it add?
+
+# %%
 show_source(train_step)
+
+# %% [markdown]
+# <details><summary>Answer</summary>
+#
+# Short numbers with loss scaling, several GPUs that share a batch, the preparation of the next batch while a GPU works, and
+# a decision about a loss that is not a number.
+# </details>
 
 # %% [markdown]
 # Everything random is a function of the seed and the patch's number: which patient, which corner, which augmentation. So
