@@ -14,7 +14,7 @@
 # %% [markdown]
 # # 01 Setup
 #
-# What this machine can do, whether the data will fit on it, and the patients that the series learns from.
+# Meet the patient, the question of this series, and the data that all five notebooks use.
 #
 # **01 of 05** | next: [02 Extraction](02_extraction.ipynb)
 #
@@ -22,23 +22,24 @@
 # |---|---|
 # | reads | nothing, or the archive or folder of BraTS patients that you name as `source` |
 # | writes | `config.json`, `cohort.json` and, for the synthetic cohort, `data/*.tar` in the work folder |
-# | takes | 1 minute on two CPU cores (quick preset, measured: [README](../README.md#results)); not timed on a GPU yet; to read and to do the exercises 40 minutes, an estimate |
+# | takes | 1 minute on two CPU cores (quick preset, [measured](../docs/costs.md)); about 40 minutes to read and to do the exercises |
 
 # %% [markdown]
 # ## By the end you can
 #
-# - **tell** which precision your device is good at, and why it matters;
+# - **name** the four MRI contrasts and the three compartments of a glioma;
+# - **outline** a tumor yourself, and score your outline as the series scores a network;
+# - **explain** why one brightness threshold cannot do it;
 # - **budget** disk space before a download, not after it;
-# - **name** the four MRI contrasts and the three tumor compartments of BraTS;
 # - **rerun** the series with other settings from the command line.
 #
-# You need Python and NumPy. No MRI, no deep learning yet.
+# You need Python and NumPy. You need no MRI and no deep learning yet.
 
 # %% [markdown]
 # ## Parameters
 #
 # Every notebook of the series starts with a cell like this one. Change a value here and run the rest, or leave the
-# file alone and pass it from outside: `python -m brats_helpers run -p seed 1`.
+# file alone and pass the value from outside: `python -m brats_helpers run -p seed 1`.
 
 # %% tags=["parameters"]
 work: str = ""  # folder for everything that is written; empty: the usual place on this machine
@@ -72,186 +73,162 @@ from brats_helpers.lessons.session import start
 
 work, device = start(work)
 
+# %% [markdown]
+# ## 1. The question
+#
+# A glioma is a tumor that grows from the supporting cells of the brain. To treat it, somebody has to know where it ends.
+# Outlining it by hand in three dimensions is slow, and two experts do not draw the same outline (Menze et al. 2015).
+# **Can a network do it?**
+#
+# Here is the patient who accompanies us through all five notebooks, with the outline that the network should find.
+
+# %% tags=["readme"]
+from brats_helpers.basics import config as settings
+from brats_helpers.phantoms.patient import make_patient
+from brats_helpers.lessons.plots import show_modalities
+
+config = settings.preset(preset).with_(
+    seed=seed, patients=patients, test_patients=test_patients, spacing_mm=spacing_mm
+)
+patient = make_patient(config.seed, 0, config.spacing_mm)  # synthetic, whatever the source
+show_modalities(patient, synthetic=True)
+
+# %% [markdown]
+# The upper row shows four MRI images of one slice. They are laid over each other on one grid, without the skull. The lower
+# row adds the **reference**, the approved outline. Pictures follow the radiologist's
+# [convention](https://nipy.org/nibabel/neuro_radio_conventions.html): the patient's right (R) is on the left.
+#
+# This patient is a **phantom**: a tumor grown by a few rules in the MNI152 template, an average human brain (Fonov et al.
+# 2011). Section 3 says why, and what that leaves out.
+
 # %%
 from brats_helpers.lessons.plots import series_map
 
 series_map(1)
 
 # %% [markdown]
-# Five notebooks, each of which reads what the one before it has written, and nothing else. So each can be run again
-# alone, in a new session, on another day. Everything lands in one **work folder**.
+# The series has five notebooks. Each reads files that earlier notebooks wrote to one **work folder**, so you can run each
+# again alone, in a new session, on another day.
 #
 # <details><summary>For teachers</summary>
 #
-# Plan two hours for 01 and 02. Misconceptions to expect: that a network "needs fp32", that bf16 is "fp16 with
-# a larger range" at no cost (it has three bits less), that a synthetic result says something about patients. Let the
-# class do exercise 4 in pairs and defend the answer: that is where they begin to look.
+# Plan two hours for 01 and 02. Common misconceptions: each contrast shows a different organ; the outline is a measurement
+# and not an opinion; a synthetic result says something about patients. Let the class do exercise 1 in pairs and compare
+# their scores. The differences between two people are the best introduction to Dice.
 # </details>
 
 # %% [markdown]
-# ## 1. The tools
+# ## 2. One patient, four contrasts
 #
-# Results depend on versions, so the first output of the series is a list of them. `torch` computes, `nibabel` reads
-# NIfTI files, `blosc2` compresses, `monai` is the medical imaging library that our own code is tested against.
-
-# %%
-from brats_helpers.lessons.session import package_versions
-
-for name, version in package_versions().items():
-    print(f"{name:<12} {version}")
-
-# %% [markdown]
-# ## 2. The device
+# An MRI scanner can weight its image in different ways, and no single contrast shows the whole tumor. A few words first.
+# The *ventricles* are chambers in the middle of the brain that hold fluid (CSF, cerebrospinal fluid). *Edema* is tissue
+# swollen with water. *Necrotic* tissue is dead. *Gadolinium* is a contrast agent injected into a vein, and T1CE is T1 after
+# that injection. A *voxel* is a pixel in 3D.
 #
-# Five words in advance, all of which come back later: *weights* are the numbers that a network learns, the *loss* says how
-# wrong its answer is, the *gradient* how to change each weight to lower it; a *voxel* is a pixel in 3D; a *patch* is the
-# cube of voxels that is shown at once, and its *edge* is its width in voxels.
-#
-# A network multiplies matrices, and hardware multiplies short numbers faster than long ones. Two short formats are in
-# use. **fp16** has 10 bits after the point and a small range: gradients below about 6e-8 vanish, so the loss has to be
-# scaled up first (Micikevicius et al. 2018). **bf16** has the range of fp32 and 7 bits after the point: nothing to
-# scale.
-#
-# | device | multiplies quickly | the series uses |
+# | contrast | CSF is | what a radiologist reads from it |
 # |---|---|---|
-# | NVIDIA T4 (capability 7.5) | fp16 | fp16 with a scaler |
-# | NVIDIA P100 (6.0) | fp16, at best twice as fast as fp32: no tensor cores | fp16 with a scaler |
-# | A100, H100 and later (8.0 and up) | fp16, bf16 | bf16 |
-# | CPU with AMX or AVX512-BF16 | bf16 | bf16 |
-# | any other CPU, Apple's MPS | fp32 | fp32 |
+# | **FLAIR** | dark, suppressed | edema and infiltrated tissue, bright |
+# | **T1** | dark | anatomy: white matter is brighter than gray matter |
+# | **T1CE** | dark | where gadolinium crosses a damaged blood-brain barrier: *enhancing* tumor, often a rim (normal vessels are bright as well) |
+# | **T2** | bright | CSF, edema, cysts and most of the tumor, bright |
 #
-# (What each capability has: [CUDA programming guide](https://docs.nvidia.com/cuda/cuda-c-programming-guide/), compute
-# capabilities. The P100: 10.6 TFLOPS in fp32, 21.2 in fp16, NVIDIA's Tesla P100 white paper, 2016.)
+# The outline has three labels. **NCR** is the necrotic core, together with tumor that does not enhance. **ED** is the edema
+# around it, which also holds infiltrating tumor cells that MRI cannot distinguish. **ET** is the enhancing tumor. BraTS
+# scores three nested regions: the whole tumor **WT** (all three labels), the tumor core **TC** (NCR and ET), and ET (Menze et
+# al. 2015; Baid et al. 2021).
 #
-# **Question.** What is 1 + 0.001 in bf16? Decide before you run the cell.
+# **Question.** In the picture above, which compartment is bright on T1CE only? Which one would you miss with FLAIR alone?
+#
+# <details><summary>Answer</summary>
+#
+# In this phantom, only T1CE shows the enhancing rim bright. With FLAIR alone you would miss the border between rim and
+# edema: FLAIR shows that something is wrong around the core, but not which part takes up contrast agent. (In patients,
+# compare T1CE with T1, because blood can be bright on both.)
+# </details>
 
 # %%
-import torch
-
-for dtype in (torch.float32, torch.float16, torch.bfloat16):
-    one, info = torch.tensor(1.0, dtype=dtype), torch.finfo(dtype)
-    smallest = info.smallest_normal * info.eps
-    print(f"{str(dtype):<15} smallest {smallest:.0e}, largest {info.max:.0e}", end="")
-    print(f", 1 + 0.001 = {(one + 0.001).item():.6f}")
+show_modalities(patient, plane="sagittal", synthetic=True)
 
 # %% [markdown]
-# <details><summary>Why is the last line 1.000000?</summary>
+# The same brain from the side: A is the front, P the back. The tumor is one body. A network that looks at one slice at a
+# time would have to find it anew in each slice. Ours looks at volumes.
+
+# %%
+from brats_helpers.lessons.plots import tumor_3d, upright
+
+labels, brain = (upright(v, patient.affine) for v in (patient.reference, patient.images[0] > 0))
+tumor_3d(labels, brain, patient.spacing, patient.name, synthetic=True)
+
+# %% [markdown]
+# Here is another patient. We do not tell you the order of the four contrasts:
+
+# %%
+import numpy as np
+
+from brats_helpers.basics.constants import MODALITIES
+from brats_helpers.lessons.plots import compare_slices
+
+quiz = make_patient(config.seed, 2, config.spacing_mm)
+order = [MODALITIES[i] for i in np.random.default_rng(3).permutation(4)]
+shown = [upright(quiz.images[MODALITIES.index(name)], quiz.affine) for name in order]
+at = int((upright(quiz.reference, quiz.affine) > 0).sum((0, 1)).argmax())
+compare_slices(dict(zip("ABCD", shown)), index=at, spacing=quiz.spacing, synthetic=True)
+
+# %% [markdown]
+# ### Exercise 1: read the contrasts
 #
-# The next bf16 number after 1 is more than 0.001 away, so the step is lost in rounding. That is why weights, their
-# averages and the loss stay in fp32, and only the convolutions run in bf16: *mixed* precision.
-# </details>
-#
-# ### Exercise 1: the next number
-#
-# How large is the smallest bf16 number above 1? (All exercises work like this one: put your answer in the place of the
-# solution or the blank, run the cell, and read what the check says. Nothing later depends on it.)
+# Name A, B, C and D. (All exercises work like this one: replace the solution or the blank with your answer, run the cell,
+# and read what the check says. Nothing later depends on it.)
 #
 # <details><summary>Hint</summary>
 #
-# Written in binary, 1 is 1.0000000 with seven digits after the point. The next number has a 1 in the last of them.
+# First look for bright fluid in the ventricles: only one contrast has it. Then look for the bright rim. Of the two that are
+# left, one shows the edema bright.
 # </details>
 
 # %% tags=["exercise"]
 from brats_helpers.lessons import checks
 
-next_number = 1 + 1 / 2**7  # solution
-checks.check_next_bf16(next_number)
+answer = ["t2", "t1ce", "t1", "flair"]  # solution
+checks.check_contrasts(answer, order)
 
 # %% [markdown]
-# How much faster is the short format here? Multiplying two matrices of 1024 x 1024, the best of five attempts:
+# ### Exercise 2: be the network
+#
+# Outline the whole tumor of this patient on one slice. Read the corners of your outline from the axes and list them as
+# (x, y). The check scores you with **Dice**, the number that the series uses for networks: twice the area that two masks
+# share, divided by the sum of their areas. 1 means equal, and 0 means that they share nothing.
 
 # %%
-import time
+from brats_helpers.lessons.outline import draw_outline_task
 
-from brats_helpers.lessons.plots import bars
-
-
-def milliseconds(dtype: torch.dtype, size: int = 1024) -> float:
-    """The best of five products of two square matrices."""
-    a, times = torch.rand(size, size, dtype=dtype, device=device.torch_device), []
-    for _ in range(5):
-        begin = time.perf_counter()
-        (a @ a).sum().item()
-        times.append(1000 * (time.perf_counter() - begin))
-    return min(times)
-
-
-rates = {str(d).removeprefix("torch."): milliseconds(d) for d in {torch.float32, device.dtype}}
-bars(rates, "milliseconds for one product", "ms", title=device.name)
+drawn = make_patient(0, 7, 2.0)
+draw_outline_task(drawn)
 
 # %% [markdown]
-# Which of these the module chose for this device, and why, stands in the line that the first cell printed. If a GPU is
-# there that the installed torch was not built for, the module says so by name and uses the CPU, instead of failing in
-# the middle of notebook 05.
-#
-# ## 3. The settings
-#
-# One frozen dataclass holds everything that decides a result. It is written into every checkpoint, so that a network
-# can always be rebuilt from its file. This is its source, as it stands in the module:
-
-# %%
-import inspect
-
-from IPython.display import Code
-
-from brats_helpers.basics import config as settings
-
-text = inspect.getsource(settings.Config)
-Code(text[: text.index("def __post_init__")], language="python")
-
-# %% [markdown]
-# A **preset** is a choice of all of them for one kind of machine; the parameters at the top change single ones. The
-# network and its training follow NVIDIA's entry to BraTS 2021 (Futrega et al. 2021). Where this series says NVIDIA's
-# *text*, it means that paper and the words of its [notebook](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb);
-# its *code* is the [program](https://github.com/NVIDIA/DeepLearningExamples/tree/master/PyTorch/Segmentation/nnUNet)
-# beside it. The two differ here and there, and then we say which we follow.
-
-# %%
-config = settings.preset(preset).with_(
-    seed=seed, patients=patients, test_patients=test_patients, spacing_mm=spacing_mm
-)
-config
-
-# %% [markdown]
-# A setting that cannot work is refused at once, with the reason. The quick network works at four resolutions, its
-# *levels*, so it halves its input three times. **Question.** Can its patch be 60 voxels wide?
-
-# %%
-from brats_helpers.basics.errors import BratsError
-
-try:
-    settings.preset("quick").with_(patch=60)
-except BratsError as error:
-    print(error)
-
-# %% [markdown]
-# ### Exercise 2: patches that fit
-#
-# Which of these six edges can the quick network take?
-#
 # <details><summary>Hint</summary>
 #
-# Halve each one three times. All three results must be whole numbers, and the last must be more than 1, because a
-# single voxel cannot be normalized (notebook 04). Powers of two are not the only ones.
+# FLAIR shows the whole tumor best. Eight or nine corners are enough. (On real tumors, human raters agreed with a Dice of
+# 0.74 to 0.85, depending on the region: Menze et al. 2015.)
 # </details>
 
 # %% tags=["exercise"]
-candidates = [8, 48, 60, 64, 72, 90]
-they_fit = [48, 64, 72]  # solution
-checks.check_patches(they_fit, candidates)
+from brats_helpers.lessons import investigations
+
+corners = [(90, 66), (86, 50), (70, 46), (56, 58), (52, 70), (60, 72), (67, 80), (75, 82), (83, 78)]  # solution
+investigations.check_outline(corners, drawn)
 
 # %% [markdown]
-# ## 4. The patients
+# ## 3. Patients, real and synthetic
 #
-# A glioma is a tumor that grows from the brain's supporting cells. The training part of BraTS 2021 has 1,251 patients with
-# glioma; their outlines were made by algorithms, corrected by hand and approved by neuroradiologists (Baid et al. 2021).
-# The download asks for a [registration](https://www.synapse.org/brats2021), so this series carries a stand-in: **phantoms**,
-# tumors grown by a few rules in the MNI152 template of the human brain (Fonov et al. 2011), in files, labels and
-# geometry like BraTS's. They are for learning and testing. Nothing that is measured on them says how well a network would do on a real patient, and every picture of
-# them says *synthetic*.
+# The training part of BraTS 2021 has 1,251 patients with glioma. Algorithms drew their outlines, people corrected them by
+# hand, and neuroradiologists approved them (Baid et al. 2021). The download asks for a
+# [registration](https://www.synapse.org/brats2021), so this series carries a stand-in: the phantoms. Their files, labels
+# and geometry are like those of BraTS. They are for learning and testing, and every picture of them says *synthetic*.
+# A score on phantoms does not tell how well a network does on a real patient. Notebook 05 shows how large that gap is.
 #
-# To use real data, give its archive or folder as `source`; nothing else changes. The source `wide` is synthetic, too, but its
-# patients differ from each other as scanners and tumors do: harder to learn, and nearer to real ones (the README says how near).
+# To use real data, give its archive or folder as `source`. Nothing else changes. The source `wide` is synthetic as well,
+# but its patients differ from each other as scanners and tumors do. They are harder to learn and closer to real patients.
 
 # %%
 from brats_helpers.data.archive import is_archive, list_archive, resolve_source, summarize
@@ -267,94 +244,9 @@ else:
 print(training, test, sep="\n")
 
 # %% [markdown]
-# ### One patient, four contrasts
-#
-# An MRI scanner can weight its picture in different ways, and a tumor shows itself in none of them completely. (The
-# *ventricles* are the chambers in the middle of the brain, filled with fluid, the CSF. *Edema* is tissue swollen with water;
-# *necrotic* tissue is dead. *Gadolinium* is a contrast agent injected into a vein, and T1CE is T1 after it.)
-#
-# | contrast | CSF is | what a radiologist reads from it |
-# |---|---|---|
-# | **FLAIR** | dark, suppressed | edema and infiltrated tissue, bright |
-# | **T1** | dark | anatomy: white matter brighter than gray |
-# | **T1CE** | dark | where gadolinium crosses a damaged blood-brain barrier: *enhancing* tumor, often a rim (normal vessels are bright, too) |
-# | **T2** | bright | CSF, edema, cysts and most of the tumor, bright |
-#
-# The outline has three labels: **NCR**, the necrotic core, in earlier years together with the part that does not enhance;
-# **ED**, the edema around it, into which tumor cells grow that MRI cannot tell from it; and **ET**, the enhancing tumor. BraTS
-# scores three nested regions made of them: the whole tumor **WT** (all three), the tumor core **TC** (NCR and ET), and ET
-# (all of this: Menze et al. 2015; Baid et al. 2021).
-
-# %% tags=["readme"]
-from brats_helpers.phantoms.patient import make_patient
-from brats_helpers.lessons.plots import show_modalities
-
-patient = make_patient(config.seed, 0, config.spacing_mm)  # synthetic, whatever the source
-show_modalities(patient, synthetic=True)
-
-# %% [markdown]
-# The upper row shows the four images as BraTS hands them out: laid over each other, resampled to one grid, without the
-# skull. The lower row has the **reference**, the approved outline, over it. Pictures follow the radiologist's
-# [convention](https://nipy.org/nibabel/neuro_radio_conventions.html): the patient's right (R) is on the left.
-#
-# **Question.** Which compartment is bright on T1CE only? Which one would you miss if you had FLAIR alone?
-#
-# <details><summary>Answer</summary>
-#
-# In this phantom the enhancing rim is bright on T1CE only. (In patients one compares T1CE with T1, because blood is bright
-# on both.) Inside the edema FLAIR does not tell enhancing tumor from necrosis. The network gets all four.
-# </details>
-
-# %%
-show_modalities(patient, plane="sagittal", synthetic=True)
-
-# %% [markdown]
-# The same brain from the side: A is the front, P the back. The tumor is one body, and a network that looks at one slice
-# at a time would have to find it anew in each. This one looks at volumes.
-#
-# ### Where is it?
-
-# %%
-from brats_helpers.lessons.plots import tumor_3d, upright
-
-labels, brain = (upright(v, patient.affine) for v in (patient.reference, patient.images[0] > 0))
-tumor_3d(labels, brain, patient.spacing, patient.name, synthetic=True)
-
-# %% [markdown]
-# Now you have seen one patient from all sides. Here is another, the four contrasts in an order that nobody tells you:
-
-# %%
-import numpy as np
-
-from brats_helpers.basics.constants import MODALITIES
-from brats_helpers.lessons.plots import compare_slices
-
-quiz = make_patient(config.seed, 2, config.spacing_mm)
-order = [MODALITIES[i] for i in (2, 0, 3, 1)]  # look away
-shown = [upright(quiz.images[MODALITIES.index(name)], quiz.affine) for name in order]
-at = int((upright(quiz.reference, quiz.affine) > 0).sum((0, 1)).argmax())
-compare_slices(dict(zip("ABCD", shown)), index=at, spacing=quiz.spacing, synthetic=True)
-
-# %% [markdown]
-# ### Exercise 3: read the contrasts
-#
-# Name A, B, C and D.
-#
-# <details><summary>Hint</summary>
-#
-# First look for bright fluid in the ventricles: only one contrast has it. Then for the bright rim. Of the two that are
-# left, one shows the edema bright.
-# </details>
-
-# %% tags=["exercise"]
-answer = ["t1ce", "flair", "t2", "t1"]  # solution
-checks.check_contrasts(answer, order)
-
-# %% [markdown]
 # ### The same seed gives the same patient
 #
-# Reproducibility is not a wish here, it is checked: two calls with the same numbers give the same voxels, and another
-# index gives another patient.
+# We check reproducibility: the same numbers give the same voxels, and another index gives another patient.
 
 # %%
 again, other = (make_patient(config.seed, index, config.spacing_mm) for index in (0, 1))
@@ -364,16 +256,49 @@ assert not np.array_equal(other.images, patient.images)
 print("same seed, same voxels; another index, another patient")
 
 # %% [markdown]
-# Patients are not alike, though, not even their brightness:
+# Patients differ, though, even in brightness. Here are four of them, all drawn on one gray scale. **Question.** Why would a
+# fixed threshold fail on these four?
 
 # %%
-names = [make_patient(config.seed, index, config.spacing_mm) for index in range(1, 5)]
-flair = {p.name: upright(p.images[0], p.affine) for p in names}
-compare_slices(flair, spacing=patient.spacing, synthetic=True, title="FLAIR, middle slice")
+others = [make_patient(config.seed, index, config.spacing_mm) for index in range(1, 5)]
+flair = {p.name: upright(p.images[0], p.affine) for p in others}
+compare_slices(
+    flair, spacing=patient.spacing, synthetic=True, shared_window=True, title="FLAIR, middle slice"
+)
 
 # %% [markdown]
-# The tissue is the same and the numbers are not: MRI has no unit (Nyúl and Udupa 1999). Notebook 03 deals with that. A
-# histogram shows it, too, and how much the tissues of one patient overlap:
+# <details><summary>Answer</summary>
+#
+# The tissue is the same and the numbers are not. MRI has no unit (Nyúl and Udupa 1999), so a value that is edema in one
+# patient is healthy tissue in another. Notebook 03 deals with that.
+# </details>
+#
+# ### Exercise 3: the best threshold
+#
+# Write a function that takes a FLAIR volume and the true tumor mask, and returns the threshold whose mask (`image >
+# threshold`) has the highest Dice. (It cheats, because it sees the truth. We want to know how far a threshold could get.)
+#
+# <details><summary>Hint</summary>
+#
+# `np.percentile(image[image > 0], range(2, 100, 2))` gives 49 candidates. Compute Dice for each, and return the best.
+# </details>
+
+
+# %% tags=["exercise"]
+def best_threshold(image: np.ndarray, tumor: np.ndarray) -> float:
+    """The threshold with the highest Dice."""
+    def score(threshold):  # solution
+        mask = image > threshold  # solution
+        return 2 * (mask & tumor).sum() / (mask.sum() + tumor.sum())  # solution
+
+    return max(np.percentile(image[image > 0], range(2, 100, 2)), key=score)  # solution
+
+
+investigations.check_best_threshold(best_threshold, others)
+
+# %% [markdown]
+# A histogram of one patient shows a second problem: the compartments overlap. Each curve is scaled to its own compartment.
+# **Question.** Could a threshold on a single contrast find the edema?
 
 # %%
 from brats_helpers.lessons.plots import histograms
@@ -381,22 +306,66 @@ from brats_helpers.lessons.plots import histograms
 histograms(patient.images, patient.reference, "intensity", synthetic=True)
 
 # %% [markdown]
-# **Question.** Could a threshold on a single contrast find the edema?
-#
 # <details><summary>Answer</summary>
 #
-# Not well: on every contrast its intensities overlap with those of healthy brain. Notebook 05 measures how far a
-# threshold gets, and that number is what the network has to beat.
+# Not well. On every contrast, the values of edema overlap with those of healthy brain, and there is far more healthy brain
+# than edema, which these scaled curves hide. Even a small overlap then means many false voxels. Notebook 05 measures how far
+# a threshold gets. The network has to beat that number.
 # </details>
 #
+# ## 4. The tools and the settings
+#
+# Results depend on versions, so we print them. `torch` computes, `nibabel` reads NIfTI files (the file format of brain
+# imaging), `blosc2` compresses, and `monai` is the medical imaging library that our own code is tested against.
+
+# %%
+from brats_helpers.lessons.session import package_versions
+
+for name, version in package_versions().items():
+    print(f"{name:<12} {version}")
+
+# %% [markdown]
+# The module that these notebooks import is small enough to find your way around. Its own docstring is the map:
+
+# %%
+import brats_helpers
+
+print(brats_helpers.__doc__)
+
+# %% [markdown]
+# One frozen dataclass holds every setting that decides a result. It is written into every *checkpoint*, a file with the
+# weights of a network, so that the network can always be rebuilt. You do not need to know these settings yet. Notebooks 04
+# and 05 explain each when they need it. A **preset** is a choice of all settings for one kind of machine, and the parameters
+# at the top change single ones:
+
+# %%
+config
+
+# %% [markdown]
+# The network and its training follow NVIDIA's entry to BraTS 2021 (Futrega et al. 2021). NVIDIA's *paper* (with its
+# [notebook](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb))
+# and its [*code*](https://github.com/NVIDIA/DeepLearningExamples/tree/master/PyTorch/Segmentation/nnUNet) disagree in places.
+# Where they do, we say which we follow.
+#
+# A setting that cannot work is refused at once, with the reason:
+
+# %%
+from brats_helpers.basics.errors import BratsError
+
+try:
+    settings.preset("quick").with_(patch=60)
+except BratsError as error:
+    print(error)
+
+# %% [markdown]
 # ## 5. Will it fit?
 #
-# Notebook 03 stores five arrays for every patient, the four contrasts and the reference, cut to a box around the brain. Take
-# one of 140 x 175 x 140 voxels of 1 mm, which is about usual.
+# Notebook 03 stores five arrays for every patient: the four contrasts and the reference, cropped to a box around the brain.
+# A usual box has 140 x 175 x 140 voxels of 1 mm.
 #
 # ### Exercise 4: the bill
 #
-# How many GB are five such arrays for all 1,251 patients as 32-bit floating point?
+# How many GB do five such arrays take for all 1,251 patients, as 32-bit floating point?
 #
 # <details><summary>Hint</summary>
 #
@@ -409,8 +378,9 @@ gigabytes = 140 * 175 * 140 * 5 * 4 * 1251 / 1e9  # solution
 checks.check_float_gigabytes(gigabytes, box, 1251)
 
 # %% [markdown]
-# Kaggle keeps 20 GB ([its documentation](https://www.kaggle.com/docs/notebooks)). Here a prepared patient keeps the
-# integers of the published files, compressed without loss; notebook 03 shows how, and counts. The budget of this run, from sizes that were measured with this module:
+# Kaggle keeps 20 GB ([its documentation](https://www.kaggle.com/docs/notebooks)). Here a prepared patient keeps the integers
+# of the published files, compressed without loss. Notebook 03 shows how. This is the budget of this run, from sizes that we
+# measured with this module:
 
 # %%
 from brats_helpers.data.cases import find_cases
@@ -429,12 +399,14 @@ if not budget["fits"]:
 
 # %%
 sizes = {name: budget[f"{name}_gb"] for name in ("raw", "prepared", "other")}
+from brats_helpers.lessons.plots import bars
+
 bars(sizes, f"GB that the series will write for {everyone} patients", "GB")
 
 # %% [markdown]
 # ## 6. Save and verify
 #
-# The next notebooks read these two files and nothing from this one's memory.
+# The next notebooks read these two files and nothing from this notebook's memory.
 
 # %%
 from brats_helpers.data.cohort import write_source
@@ -447,19 +419,29 @@ print("next: 02_extraction reads both")
 # %% [markdown]
 # ## Recap
 #
-# - The device decides the precision: bf16 where it is native, fp16 with loss scaling on older GPUs, fp32 elsewhere.
-# - One dataclass holds the settings; a checkpoint carries them.
 # - Four contrasts show four sides of a tumor; three labels make three regions.
+# - MRI has no unit, and compartments overlap, so no single threshold finds a tumor.
+# - Dice compares two masks, yours as well as a network's.
 # - The default cohort is synthetic: honest for learning the craft, silent about real patients.
+#
+# **What surprised us:** nine corners, read from a picture, give a Dice above 0.9 on a phantom. Hard cases make a task hard,
+# not average ones.
+#
+# **What a radiologist would look for that these phantoms cannot show:** edema that runs in fingers along white matter and
+# spares the cortex, bleeding, irregular or broken rims, and the shift of the midline. In this phantom necrosis is dark on
+# FLAIR; in patients it is more often as bright as the edema or brighter.
 #
 # | term | meaning |
 # |---|---|
-# | mixed precision | short numbers for products, long ones for sums and weights |
-# | preset | all settings at once, for one kind of machine |
-# | phantom | an artificial patient whose truth is known |
-# | contrast, modality | one way of weighting an MRI picture |
-# | voxel, patch | a pixel in 3D; the cube of voxels that a network is shown at once |
+# | contrast, modality | one way of weighting an MRI image |
+# | voxel | a pixel in 3D |
 # | WT, TC, ET | whole tumor, tumor core, enhancing tumor: nested regions |
+# | reference | the outline that experts approved |
+# | Dice | twice the overlap of two masks, divided by the sum of their sizes |
+# | phantom | an artificial patient whose true outline is known |
+# | preset | all settings for one kind of machine |
+# | NIfTI | the file format of brain imaging: an array with its place in space |
+# | MNI152 | an average of 152 brains, used as a template |
 #
 # ## When it goes wrong
 #
@@ -473,8 +455,8 @@ print("next: 02_extraction reads both")
 # [arXiv:2107.02314](https://arxiv.org/abs/2107.02314). Futrega et al. 2021, *Optimized U-Net for brain tumor
 # segmentation*, [arXiv:2110.03352](https://arxiv.org/abs/2110.03352). Menze et al. 2015, *The multimodal brain tumor image
 # segmentation benchmark*, https://doi.org/10.1109/TMI.2014.2377694. Nyúl and Udupa 1999, *On standardizing the MR image
-# intensity scale*, Magnetic Resonance in Medicine 42. Micikevicius et al. 2018, *Mixed precision training*,
-# [arXiv:1710.03740](https://arxiv.org/abs/1710.03740). Fonov et al. 2011, *Unbiased average age-appropriate atlases for
+# intensity scale*, Magnetic Resonance in Medicine 42. Fonov et al. 2011, *Unbiased average age-appropriate atlases for
 # pediatric studies*, NeuroImage 54 (the template).
 #
 # **Next:** [02 Extraction](02_extraction.ipynb) opens the archive.
+

@@ -14,7 +14,7 @@
 # %% [markdown]
 # # 02 Extraction
 #
-# From a compressed archive to patients that have been checked, counted and split.
+# We open an archive, check and count its patients, and split them so that no score can cheat.
 #
 # **02 of 05** | back: [01 Setup](01_setup.ipynb) | next: [03 Preprocessing](03_preprocessing.ipynb)
 #
@@ -22,14 +22,14 @@
 # |---|---|
 # | reads | `config.json`, `cohort.json` and the archive or folder that they name |
 # | writes | `cases/`, `patients.json`, `splits.json` in the work folder |
-# | takes | 1 minute on two CPU cores (quick preset, measured: [README](../README.md#results)); not timed on a GPU yet; to read and to do the exercises 50 minutes, an estimate |
+# | takes | 1 minute on two CPU cores (quick preset, [measured](../docs/costs.md)); about 50 minutes to read and to do the exercises |
 #
 # ## By the end you can
 #
 # - **list** an archive without unpacking it, and refuse a dangerous one;
 # - **read** a NIfTI header: shape, voxel size, orientation;
-# - **check** a cohort before it is trusted;
-# - **split** patients so that nothing leaks from training into evaluation.
+# - **check** a cohort before you trust it;
+# - **split** patients so that nothing leaks from training into evaluation, and recognize a score that leaked.
 #
 # You need notebook 01. How a network works does not matter yet.
 
@@ -42,7 +42,7 @@ unpack: bool = (
     None  # write an archive's files to disk; None: yes, except on Kaggle, where room is short
 )
 on_error: str = "raise"  # a patient with a problem: "raise" stops here, "skip" leaves the patient out and says so
-persons: str = ""  # a CSV with the columns patient and person, where names do not tell who came twice
+persons: str = ""  # a CSV with the columns patient and person, if the names do not tell who came twice
 
 # %%
 # On Colab alone: fetch the repository that this notebook is from, and what is missing there; its torch stays.
@@ -79,17 +79,17 @@ series_map(2)
 # %% [markdown]
 # <details><summary>For teachers</summary>
 #
-# The heart of this notebook is the split. Ask who has seen slices shuffled and split at random, and which scores came
-# out of it; let the class argue for exercise 4 before they solve it. Misconceptions to expect: that the first
-# voxel is at the origin, that labels can be added up, that more patients make up for leakage.
+# The heart of this notebook is the split. Ask who has seen slices shuffled and split at random, and which scores that
+# gave. Let the class guess both scores of the copying machine in section 6 before it runs. Common misconceptions: the
+# first voxel is at the origin; labels can be added up; more patients make up for leakage.
 # </details>
 
 # %% [markdown]
 # ## 1. What is in the box?
 #
-# A **tar** file is a chain: a header of 512 bytes that names a file and its size, the file's content, the next header,
-# and so on. Nothing in it is compressed (the scans inside are, each on its own). So a list costs almost nothing: read a
-# header, hop over the content, read the next.
+# A **tar** file is a chain. A header of 512 bytes names a file and its size. Then come the content, the next header, and
+# so on. The tar itself is not compressed; each scan inside is. So listing it costs almost nothing: read a header, skip
+# the content, read the next header.
 #
 # **Question.** How many files does a patient have in BraTS?
 
@@ -111,8 +111,8 @@ for archive in filter(is_archive, places):
 # [2023](https://www.synapse.org/Synapse:syn51156910) the same files end in `-t2f`, `-t1n`, `-t1c`, `-t2w` and `-seg`.
 # </details>
 #
-# An archive from the network can name a file `../../.bashrc`, or be a link to somewhere else. `list_archive` refuses
-# such an archive before a single byte is written. Let us build one and see.
+# An archive from the internet can name a file `../../.bashrc`, or contain a link that leads elsewhere. `list_archive`
+# refuses such an archive before a single byte is written. Let us build one and see.
 
 # %%
 import io
@@ -132,12 +132,11 @@ with tempfile.TemporaryDirectory() as folder:
         print(str(error).replace(folder, "..."))
 
 # %% [markdown]
-# ## 2. Unpack, and be able to stop
+# ## 2. Unpack, and stop at any time
 #
-# Each file is written under a temporary name and renamed when it is whole, and a file that is there with the right size
-# is skipped. So the cell below can be stopped at any moment and run again. A source that is a folder already is used
-# where it is: no second copy. And with `unpack=False` a plain tar is not unpacked at all: nothing in it is compressed, so each
-# file is a run of bytes in it, and is read there.
+# Each file is written under a temporary name and renamed when it is complete. A file of the right size is skipped. So you
+# can stop the cell below at any moment and run it again. If the source is a folder, it is used in place, without a second
+# copy. With `unpack=False`, a plain tar is not unpacked either: each file is one run of bytes in it and is read there.
 
 # %%
 from brats_helpers.data.archive import patients_in, readable_in_place
@@ -156,8 +155,9 @@ print({key: f"{len(found)} patients" for key, found in cases.items()})
 # ## 3. Inside one scan
 #
 # **NIfTI** is the research format of neuroimaging: one file is one volume, a header of 348 bytes and the voxels.
-# The most important thing in the header is the **affine**, a 4 x 4 matrix that turns voxel indices into
-# millimeters: `x` to the right, `y` to the front, `z` up (in BraTS those of an atlas brain, to which all were moved).
+# The most important part of the header is the **affine**, a 4 x 4 matrix that turns voxel indices into millimeters: `x` to
+# the right, `y` to the front, `z` up. (All BraTS brains were registered to one atlas, so these are the atlas's
+# millimeters.)
 
 # %%
 import nibabel as nib
@@ -168,7 +168,7 @@ sane = (c for c in cases["training"] if c.reference and not check_case(c)["probl
 first = next(sane, None)
 if first is None:
     raise BratsError("no patient with a reference can be read: see `brats_helpers predict`.")
-first = on_disk(first, work / "cases" / "first")  # files of his own, if he lies in a tar
+first = on_disk(first, work / "cases" / "first")  # own files, if the scans lie in a tar
 scan = nib.load(first.images[0])
 edges = [float(edge) for edge in scan.header.get_zooms()[:3]]
 print(f"{scan.shape}, {scan.get_data_dtype()}, {edges} mm, to {nib.aff2axcodes(scan.affine)}")
@@ -176,7 +176,8 @@ print(scan.affine)
 
 # %% [markdown]
 # The minus signs matter. The first *index* grows to the patient's **L**eft, the second to the back (**P**osterior), the
-# third up (**S**uperior): LPS, in this series always of the indices. **Question.** Where in the patient is voxel (0, 0, 0)?
+# third up (**S**uperior). Here, LPS always describes how array indices grow. **Question.** Where in the patient is voxel
+# (0, 0, 0)?
 
 # %%
 corner = scan.affine @ [0, 0, 0, 1]
@@ -187,9 +188,9 @@ print(f"first voxel at {corner[:3]} mm, last voxel at {opposite[:3]} mm")
 # <details><summary>Answer</summary>
 #
 # At the right, front, bottom corner of the box: every index grows away from it. Radiologists look at a patient from the
-# feet, so his right is on the left of their picture
-# ([the two conventions](https://nipy.org/nibabel/neuro_radio_conventions.html)), and that is how all slices of this
-# series are drawn. Look for the letters R and L.
+# feet, so the patient's right is on the left of the picture
+# ([the two conventions](https://nipy.org/nibabel/neuro_radio_conventions.html)). This series draws all
+# slices that way. Look for the letters R and L.
 # </details>
 
 # %% [markdown]
@@ -209,7 +210,7 @@ position = (scan.affine @ [10, 20, 30, 1])[:3]  # solution
 checks.check_position(position, scan.affine, (10, 20, 30))
 
 # %% [markdown]
-# And the patient himself, in the plane that radiologists call axial:
+# Here is the patient, in the plane that radiologists call axial:
 
 # %%
 import numpy as np
@@ -221,7 +222,7 @@ patient = read_case(first)
 show_modalities(patient, synthetic=synthetic)
 
 # %% [markdown]
-# Seen from the front (coronal), with the head up. The same voxels, cut along another axis:
+# The same voxels, cut along another axis: the coronal plane, seen from the front.
 
 # %%
 show_modalities(patient, plane="coronal", synthetic=synthetic)
@@ -229,8 +230,9 @@ show_modalities(patient, plane="coronal", synthetic=synthetic)
 # %% [markdown]
 # ### Where it came from: DICOM
 #
-# A scanner writes **DICOM**: usually one file a slice, and in every file the patient's name, birthday, hospital. BraTS was
-# converted and anonymized before it was published (Baid et al. 2021). Here is the way, on this patient's FLAIR and an invented name:
+# A scanner writes **DICOM**: usually one file per slice, and every file holds the patient's name, birthday and hospital.
+# BraTS was converted and anonymized before it was published (Baid et al. 2021). We do the same with this patient's FLAIR
+# and an invented name:
 
 # %%
 import pydicom
@@ -259,10 +261,10 @@ words = {field: bytes(converted.header[field]).strip(b"\0") for field in fields}
 print(f"{len(slices)} files became one; text in its header: {words}")
 
 # %% [markdown]
-# Position, orientation and spacing of the slices became the affine, and nothing else was taken over: no name, no date.
-# Beware: DICOM's millimeters grow to the *left*, the *back* and up, so x and y change their sign on the way, a classic source
-# of mirrored brains. What cannot be taken out of the header is in the picture: people have been recognized by the face
-# in a head scan (Schwarz et al. 2019). BraTS's brains have no skull and no face.
+# Position, orientation and spacing of the slices became the affine. Nothing else came along: no name, no date. Beware:
+# DICOM's millimeters grow to the *left*, the *back* and up, so x and y change their sign on the way. That is a classic
+# source of mirrored brains. The image itself can identify a person as well: people have been recognized by the face in a
+# head scan (Schwarz et al. 2019). The brains of BraTS have no skull and no face.
 #
 # ### Label 4
 #
@@ -273,17 +275,24 @@ on_disk = np.asarray(nib.load(first.reference).dataobj)
 print("on disk:", np.unique(on_disk), " in this project:", np.unique(patient.reference))
 
 # %% [markdown]
-# BraTS 2017 to 2021 call the enhancing tumor **4**; no label is 3. A network that reserves one output for each number
-# up to 4 would have one that is never right, so inside this project 4 becomes 3, and every mask that we export has 4
+# BraTS 2017 to 2021 number the enhancing tumor **4**, and no label is 3. A network with one output per number up to 4
+# would have one that is never right. So inside this project 4 becomes 3, and every mask that we export for such data has 4
 # again. (In [BraTS 2023](https://www.synapse.org/Synapse:syn51156910) glioma it is 3 on disk, too. Other sets use the numbers
 # differently, 4 for the cavity left by surgery, for example: look up each label before you map it.)
 #
 # **What published code gets wrong.** [NVIDIA's notebook](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
-# names label 1 edema and label 2 non-enhancing tumor in the file that it writes. BraTS says 1 is NCR and 2 is ED (Baid et al. 2021). **Question.** On the picture above, which label is the large one outside?
+# names label 1 edema and label 2 non-enhancing tumor in the file that it writes. BraTS says 1 is NCR and 2 is ED (Baid et
+# al. 2021). **Question.** In the picture above, which compartment is the large one outside, and which number does it have?
+#
+# <details><summary>Answer</summary>
+#
+# The edema, label 2 in BraTS. The Medical Segmentation Decathlon, another public set of the same tumors, uses 1 for edema
+# and 2 for non-enhancing tumor (Antonelli et al. 2022). NVIDIA's names fit that set, so they may come from there.
+# </details>
 #
 # ### Exercise 2: ready for export
 #
-# Write the way out: a function that turns labels 0, 1, 2, 3 into 0, 1, 2, 4 and leaves its input as it is.
+# Write the export: a function that turns labels 0, 1, 2, 3 into 0, 1, 2, 4 and leaves its input unchanged.
 #
 # <details><summary>Hint</summary>
 #
@@ -300,9 +309,8 @@ def to_disk(labels: np.ndarray) -> np.ndarray:
 checks.check_to_disk(to_disk)
 
 # %% [markdown]
-# What happens to one who forgets it? The reference as it is on disk, once more, as if 4 were a class of its own, and
-# there were no 3. **Dice** says how well two masks agree: twice the voxels that they share, divided by the sum of their
-# sizes. 1 is perfect, 0 is nothing in common.
+# What if you forget this? Here is the reference as it is on disk, and the voxels that somebody finds who looks for label 3.
+# (**Dice** measures how well two masks agree: twice the voxels that they share, divided by the sum of their sizes.)
 
 # %%
 from brats_helpers.evaluation.metrics import dice
@@ -318,14 +326,14 @@ print(f"Dice of the enhancing tumor: {dice(raw == 3, patient.reference == 3):.1f
 pictures({name: view[:, :, at].T for name, view in views.items()}, synthetic)
 
 # %% [markdown]
-# No error, no warning: the class is simply empty. And if a prediction is read with the same mistake, both masks are empty,
-# and an evaluation that counts this as agreement reports 1. (Where 3 is on disk already, as in BraTS 2023, nothing is lost.)
+# No error, no warning: the class is simply empty. If a prediction is read with the same mistake, both masks are empty, and
+# an evaluation that counts this as agreement reports 1. (Where 3 is on disk already, as in BraTS 2023, nothing is lost.)
 #
-# ## 4. Check everyone
+# ## 4. Check every patient
 #
-# A cohort of a thousand patients has surprises: a file cut short, a modality on another grid, a label that should not
-# be there. Each patient is read once, completely, and every problem is a sentence in a table instead of a traceback in
-# the middle of a night's training.
+# A cohort of a thousand patients has surprises: a file cut short, a modality on another grid, a label that should not be
+# there. We read each patient once, completely. Every problem becomes a sentence in a table instead of a traceback in the
+# middle of the night.
 
 # %%
 from brats_helpers.data.cases import check_cohort
@@ -340,7 +348,7 @@ for name, problem in problems:
     print(f"  {name}: {problem}")
 
 # %% [markdown]
-# Are the sound ones alike? One value in a row means that all agree:
+# Do the sound patients agree with each other? A row with one value means that all do:
 
 # %%
 from collections import Counter
@@ -350,7 +358,7 @@ for field in ("shape", "spacing_mm", "orientation", "dtype"):
     print(f"{field:<12}", dict(Counter(str(row[field]) for row in everyone)))
 
 # %% [markdown]
-# What a check is worth shows when something is broken. Here the first patient's T2 is cut in half, in a copy:
+# You learn what a check is worth when something is broken. We cut the first patient's T2 in half, in a copy:
 
 # %%
 import shutil
@@ -364,8 +372,8 @@ if not first.channels:
         print(check_case(find_cases(Path(folder))[0])["problems"][0].replace(folder, "..."))
 
 # %% [markdown]
-# A damaged patient must not be learnt from, and must not be left out in silence. This series stops here, names the
-# patients and lets you decide: with `on_error="skip"` it goes on without them, and the results say who was left out.
+# Never train on a damaged patient, and never leave one out in silence. The series stops here, names the patients and lets
+# you decide. With `on_error="skip"` it goes on without them, and the results say who was left out.
 
 # %%
 if on_error not in ("raise", "skip"):
@@ -392,18 +400,18 @@ print(f"the largest is {max(marked) / min(marked):.0f} times the smallest")
 volume_distribution(labeled, synthetic=synthetic)
 
 # %% [markdown]
-# The axis is logarithmic, so much do tumors differ in size. Two things follow. A split at random can put all large tumors on
-# one side. And in patients without any enhancing tumor a single wrong voxel of ET makes the Dice of that region 0
+# Tumors differ so much in size that the axis is logarithmic. Two things follow. A random split can put all large tumors
+# on one side. And in a patient without enhancing tumor, a single wrong voxel of ET makes the Dice of that region 0
 # (notebook 05 comes back to this).
 #
-# ### Exercise 3: how many millilitres?
+# ### Exercise 3: how many milliliters?
 #
-# How large is the whole tumor of the first patient, in ml? His labels are `patient.reference`, the edges of a voxel in
-# mm `patient.spacing`.
+# How large is the whole tumor of the first patient, in ml? The labels are `patient.reference`, and the edges of a voxel in
+# mm are `patient.spacing`.
 #
 # <details><summary>Hint</summary>
 #
-# Count voxels with `np.count_nonzero`. A millilitre is 1,000 mm³, and a voxel need not be 1 mm³.
+# Count voxels with `np.count_nonzero`. A milliliter is 1,000 mm³, and a voxel need not be 1 mm³.
 # </details>
 
 # %% tags=["exercise"]
@@ -411,13 +419,13 @@ tumor_ml = np.count_nonzero(patient.reference) * np.prod(patient.spacing) / 1000
 checks.check_tumor_volume(tumor_ml, patient.reference, patient.spacing)
 
 # %% [markdown]
-# The line above the picture says how small a share of the volume is tumor. A network that answers "background" everywhere
-# would be right for all the rest. A mean over voxels, be it accuracy or the usual loss of a classifier (cross-entropy, notebook
-# 04), hardly notices the tumor; that is why Dice is added to the loss (Milletari et al. 2016).
+# The printed line above the picture shows how small a share of the volume is tumor. A network that answers "background"
+# everywhere would be right about all the rest. A mean over voxels, such as accuracy or the usual loss of a classifier
+# (cross-entropy, notebook 04), hardly notices the tumor. That is why Dice is added to the loss (Milletari et al. 2016).
 #
 # ### Intensities mean nothing by themselves
 #
-# MRI has no unit. The axes below are this scanner's own scales; the next one has others (Nyúl and Udupa 1999).
+# MRI has no unit. The axes below are this scanner's own scales, and the next scanner has others (Nyúl and Udupa 1999).
 
 # %%
 from brats_helpers.lessons.plots import histograms
@@ -427,15 +435,15 @@ histograms(patient.images, patient.reference, "intensity, scanner units", synthe
 # %% [markdown]
 # ## 6. Split
 #
-# A network is judged on patients that it has not seen. Most patients are learnt from. The others, **validation**, are scored
-# again and again during training, and the version of the network that does best on them (a **checkpoint**: its weights in
-# a file) is kept. It was picked *because* it does well on them, so its score on them is too good. The synthetic cohort
-# therefore brings a third group in an archive of its own, the **test** set, which decides nothing: the network meets it once,
-# at the end of notebook 05.
+# We judge a network on patients that it has not seen. Most patients are for training. The others, **validation**, are scored
+# again and again during training, and we keep the version of the network that does best on them (a **checkpoint**: its
+# weights in a file). We picked it *because* it does well on them, so its score on them is too good. The synthetic cohort
+# therefore has a third group in an archive of its own, the **test** set. It decides nothing. The network meets it once, at
+# the end of notebook 05.
 #
-# Whole persons are split, never slices: two neighboring slices of one brain are nearly the same picture. And a person who
-# is in the cohort twice, at another visit or under another name, must not end up on both sides. So visits are grouped
-# by their names, and patients with identical scans by those. For a cohort whose names do not tell, give a list (`persons`).
+# We split people, never slices: two neighboring slices of one brain are nearly the same picture. A person who is in the
+# cohort twice, at another visit or under another name, must not end up on both sides either. So we group visits by their
+# names, and patients with identical scans. If the names do not tell, give a list with the parameter `persons`.
 
 # %%
 from brats_helpers.data.cases import find_twins
@@ -455,9 +463,9 @@ print(f"{len(sound['test'])} for the test; {len(splits['folds'])} folds")
 print("persons with several scans:", splits["persons"] or "none")
 
 # %% [markdown]
-# *Stratified by size* means: the patients are sorted by tumor volume, and of every few in a row one, drawn at random, is held
-# out, so that both groups have small and large tumors. The **folds** are dealt in the same way, for a *cross-validation*, which
-# trains once for each fold and holds it out; by default we train once. The two groups below should look alike.
+# The split is *stratified* by size: we sort the patients by tumor volume, and from every five neighbors we hold one out at
+# random. So both groups have small and large tumors. The **folds** are made in the same way, for a *cross-validation*,
+# which trains once per fold and holds that fold out. By default we train once. The two groups below should look alike.
 
 # %%
 import matplotlib.pyplot as plt
@@ -474,10 +482,10 @@ assert not {row["name"] for row in sound["test"]} & set(volumes)
 print("disjoint, complete, and no test patient among them")
 
 # %% [markdown]
-# ### What if visits were split?
+# ### What if we split visits?
 #
-# Data sets of treated tumors hold several visits of a person. `BraTS-GLI-00005-100` and `-101` are one brain, some months
-# apart. If visits were split, many of twenty such people with three visits each would be on both sides:
+# Data sets of treated tumors hold several visits per person. `BraTS-GLI-00005-100` and `-101` are one brain, some months
+# apart. Take twenty people with three visits each. **Question.** If visits are split, how many people end up on both sides?
 
 # %%
 visits = [f"BraTS-GLI-{n:05d}-{visit}" for n in range(20) for visit in (100, 101, 102)]
@@ -489,55 +497,72 @@ for title, who in (("by visit", alone), ("by person", find_persons(visits))):
 assert not sides[0] & sides[1]
 
 # %% [markdown]
-# ### What if slices were split?
+# ### What if we split slices instead?
 #
 # Published studies have shuffled slices, and their accuracies fell far when patients were split instead (Yagis et al.
-# 2021). Here is what a judge would see: a slice of the first patient, its neighbor, and
-# the same slice of somebody else, with the correlation to the first.
+# 2021). We can show why with a machine that knows nothing about tumors. It *copies*: for each held-out slice, it looks for
+# the most similar slice in the training set and hands in the mask of that slice.
+#
+# **Question.** What Dice does the copying machine get when slices are shuffled, and what when patients are split?
 
 # %%
-here = upright(patient.images[0], patient.affine)
-other = read_case(next(c for c in cases["training"] if c.name in volumes and c.name != first.name))
-them = upright(other.images[0], other.affine)
-near = {
-    "training": here[:, :, at],
-    "its neighbor": here[:, :, at - 1],
-    "another patient": them[:, :, at % them.shape[2]],
-}
-if len({view.shape for view in near.values()}) == 1:
-    alike = {
-        name: np.corrcoef(near["training"].flat, view.flat)[0, 1] for name, view in near.items()
-    }
-    near = {f"{name}, r = {alike[name]:.2f}": view for name, view in near.items()}
-pictures({name: view.T for name, view in near.items()}, synthetic)
+from brats_helpers.lessons.investigations import copying_machine, tumor_slices
+
+some = [case for case in cases["training"] if case.name in volumes][:12]
+slices = tumor_slices(some)  # per slice: patient, FLAIR inside the brain, tumor mask
+rng = np.random.default_rng(config.seed)
+by_slice = rng.random(len(slices)) < 0.2
+by_patient = np.isin([piece.patient for piece in slices], [case.name for case in some[: max(1, len(some) // 4)]])
+for name, held in (("slices shuffled", by_slice), ("patients split", by_patient)):
+    print(f"{name:<16} Dice {copying_machine(slices, held):.2f} on {held.sum()} held-out slices")
 
 # %% [markdown]
-# A network that has learnt the left picture by heart knows most of the answer to the middle one. Its score on such a
-# "validation" says how well it remembers.
+# <details><summary>Answer</summary>
 #
-# ### Exercise 4: find the leak
+# Shuffled slices give a splendid score, because the neighbor of a held-out slice lies in the training set. Split by
+# patient, the same machine shows what it knows. A score that is too good is the first sign of leakage.
+# </details>
 #
-# Slices come as pairs, (patient, number). Write a function that returns the patients who are on both sides.
+# ### Exercise 4: find the twin
+#
+# Somebody sends you a cohort. One patient is in it twice: the scan was exported again under another name, with a little
+# noise, and every voxel was multiplied by the same number, so no file is equal to another. Write a function that takes
+# {name: volume} and returns the set of the two names.
 #
 # <details><summary>Hint</summary>
 #
-# Make a set of names for each side, then `&`.
+# Correlation does not change when one volume is multiplied by a number: `np.corrcoef(a.ravel(), b.ravel())[0, 1]`. All
+# brains look alike to some degree, so take the pair with the *highest* correlation.
 # </details>
 
 
 # %% tags=["exercise"]
-def shared_patients(training: list[tuple], validation: list[tuple]) -> set[str]:
-    """Who has slices on both sides."""
-    return {name for name, _ in training} & {name for name, _ in validation}  # solution
+from itertools import combinations
+
+from brats_helpers.lessons import investigations
 
 
-checks.check_shared_patients(shared_patients)
+def find_twin(cohort: dict[str, np.ndarray]) -> set[str]:
+    """The two names under which one patient is in the cohort."""
+    def alike(pair):  # solution
+        return np.corrcoef(cohort[pair[0]].ravel(), cohort[pair[1]].ravel())[0, 1]  # solution
+
+    return set(max(combinations(cohort, 2), key=alike))  # solution
+
+
+investigations.check_twin(find_twin)
 
 # %% [markdown]
 # ## 7. Play
 #
-# Click into a slice: the crosshair moves, and the other two planes follow. Then switch the edema off and turn the brain. All
-# of it runs in the browser, so it works in an exported page, too.
+# Click into a slice: the crosshair moves, and the other two planes follow. Then switch the edema off and turn the brain.
+# **Question.** In which plane is the border between rim and edema easiest to see? (The viewer runs in the browser, so it
+# works in an exported page as well.)
+#
+# <details><summary>Answer</summary>
+#
+# There is no general answer, which is the point: a reader needs all three planes, and a 3D network uses them all at once.
+# </details>
 
 # %%
 from brats_helpers.lessons.viewers import slice_viewer
@@ -559,28 +584,34 @@ print(f"wrote patients.json ({len(everyone)} patients) and splits.json; next: 03
 # %% [markdown]
 # ## Recap
 #
-# - A tar is listed by hopping from header to header; an unsafe name is refused before anything is written.
-# - The affine says which way the indices grow. BraTS is LPS; pictures have the patient's right on the left.
-# - On disk ET is 4, inside the project 3.
-# - Patients are split, never slices, and each side gets its share of every tumor size.
+# - A tar is a chain of headers, so listing it is quick. An unsafe name is refused before anything is written.
+# - The affine says which way the indices grow. BraTS is LPS; pictures show the patient's right on the left.
+# - On disk ET is 4 (until 2021), inside the project 3. Know your data set's numbers.
+# - Split people, never slices or visits, and give each side its share of every tumor size.
+#
+# **What surprised us:** a machine that only copies gets a splendid Dice once slices are shuffled.
+#
+# **What a radiologist would check that this cannot see:** whether the scan is from before or after surgery, whether all
+# four contrasts are from one day, and whether the outline follows the convention that your study needs.
 #
 # | term | meaning |
 # |---|---|
 # | affine | 4 x 4 matrix from voxel indices to millimeters |
 # | LPS, RAS | which way the indices grow: left, posterior, superior; right, anterior, superior |
-# | DICOM, NIfTI | the scanner's files, a slice each; the researcher's file, a volume |
-# | reference | the approved outline; often called ground truth, though experts differ |
+# | DICOM, NIfTI | the scanner's files, one per slice; the researcher's file, one per volume |
+# | reference | the approved outline, often called ground truth, though experts differ |
+# | stratified | each group gets its share of small and large tumors |
 # | Dice | how well two masks agree, from 0 to 1 |
 # | fold | one of several groups of patients, each held out in turn |
 # | leakage | something about the patients of the evaluation reaches the training, so that the score is too good |
 #
 # ## When it goes wrong
 #
-# - *"is cut short"*: the download stopped; get it again.
+# - *"is cut short"*: the download stopped; download it again.
 # - *"no file for t2"*: the patient is incomplete; add the file, or remove the folder.
 # - *"labels [5] are not among"*: the reference is not from BraTS; map it first.
 # - *"its affine differs"*: the modalities lie on different grids; register them first.
-# - *The enhancing tumor scores 0, or always 1*: label 4 was forgotten (section 3, with its picture).
+# - *The enhancing tumor scores 0, or always 1*: somebody forgot label 4 (section 3 has the picture).
 # - *A score that is too good*: look for leakage (section 6).
 #
 # ## Read on
@@ -594,7 +625,8 @@ print(f"wrote patients.json ({len(everyone)} patients) and splits.json; next: 03
 # https://doi.org/10.1016/j.patter.2023.100804. Yagis et al. 2021, *Effect of data leakage in brain MRI classification
 # using 2D convolutional neural networks*, https://doi.org/10.1038/s41598-021-01681-w. Schwarz et al. 2019, *Identification of
 # anonymous MRI research participants with face-recognition software*, https://doi.org/10.1056/NEJMc1908881. Milletari et al.
-# 2016, *V-Net*, [arXiv:1606.04797](https://arxiv.org/abs/1606.04797). Baid et al. 2021,
+# 2016, *V-Net*, [arXiv:1606.04797](https://arxiv.org/abs/1606.04797). Antonelli et al. 2022, *The Medical Segmentation
+# Decathlon*, https://doi.org/10.1038/s41467-022-30695-9. Baid et al. 2021,
 # [arXiv:2107.02314](https://arxiv.org/abs/2107.02314).
 #
 # **Next:** [03 Preprocessing](03_preprocessing.ipynb) turns scans into what a network reads.

@@ -14,7 +14,7 @@
 # %% [markdown]
 # # 03 Preprocessing
 #
-# From four scans to one small file that a network can be fed from, and the proof that it holds what the scans hold.
+# Four scans become one file for training, and we check that nothing was lost.
 #
 # **03 of 05** | back: [02 Extraction](02_extraction.ipynb) | next: [04 Architecture](04_architecture.ipynb)
 #
@@ -22,18 +22,19 @@
 # |---|---|
 # | reads | `config.json`, `patients.json`, `splits.json` and the patients' files |
 # | writes | `preprocessed/<patient>.b2nd`, `preprocessed/dataset.json`, `nnunet/Dataset021_BraTS/` |
-# | takes | 1 minute on two CPU cores (quick preset, measured: [README](../README.md#results)); not timed on a GPU yet; to read and to do the exercises 50 minutes, an estimate |
+# | takes | 1 minute on two CPU cores (quick preset, [measured](../docs/costs.md)); about 50 minutes to read and to do the exercises |
 
 # %% [markdown]
 # ## By the end you can
 #
-# - **turn** four scans into one array, in an orientation that you know;
+# - **turn** four scans into one array with a known orientation;
 # - **crop** to the brain, and say what that saves;
+# - **repair** a patient whose files are wrong;
 # - **normalize** intensities that have no unit, without destroying the brain's mask;
-# - **verify** that what was stored is what was in the scans;
+# - **verify** that the stored file holds what the scans hold;
 # - **export** a cohort to nnU-Net and MONAI.
 #
-# You need notebooks 01 and 02, and NumPy's slices.
+# You need notebooks 01 and 02, and slices in NumPy.
 
 # %% [markdown]
 # ## Parameters
@@ -80,24 +81,24 @@ series_map(3)
 # %% [markdown]
 # <details><summary>For teachers</summary>
 #
-# The place to slow down is the foreground channel: let the class look at the two masks for a minute before anyone says
-# what is wrong. Misconceptions to expect: that the z-score is taken over the whole volume, that normalized data must be
-# stored, that "lossless" means "large". Exercise 4 is the one that prepares notebook 05.
+# Slow down at the foreground channel. Let the class look at the two masks for a minute before anyone says what is wrong.
+# Common misconceptions: the z-score covers the whole volume; normalized data must be stored; "lossless" means "large".
+# Exercise 4 shows what practitioners do on a normal day.
 # </details>
 
 # %% [markdown]
 # ## 1. Stack and turn
 #
-# NIfTI counts (x, y, z) and its first index runs fastest in memory; NumPy and torch are quickest when the *last* one
-# does. So the array is turned once, to (z, y, x), which deep learning calls (D, H, W). And it is turned to **LPS**
-# whatever its affine says, so that a front is always a front.
+# NIfTI counts (x, y, z), and its first index runs fastest in memory. NumPy and torch are quickest when the *last* index
+# does. So we turn the array once, to (z, y, x), which deep learning calls (D, H, W). We also turn it to **LPS**, whatever
+# its affine says, so that front is always front.
 #
-# **Question.** After that, which of x, y and z is the array's first axis, and toward which side of the patient does each
+# **Question.** After that, which of x, y and z is the first axis of the array? Toward which side of the patient does each
 # index grow?
 #
 # <details><summary>Answer</summary>
 #
-# z is first, x is last. z grows upwards, y to the back, x to the patient's left.
+# z is first and x is last. z grows upward, y to the back, x to the patient's left.
 # </details>
 
 # %%
@@ -121,11 +122,12 @@ print("before:", patient.images.shape, patient.orientation)
 # %% tags=["exercise"]
 from brats_helpers.lessons import checks
 
-shape = (4, *patient.images.shape[:0:-1])  # solution
+x, y, z = patient.images.shape[1:]  # solution
+shape = (4, z, y, x)  # solution
 checks.check_shape(shape, patient.images)
 
 # %% [markdown]
-# Is front still front? Three slices through the middle of the turned array, one for each of its axes:
+# Is front still front? Here are three slices through the middle of the turned array, one per axis:
 
 # %%
 from brats_helpers.lessons.plots import pictures
@@ -135,8 +137,9 @@ cuts = {"along z (head)": images[0, d], "along y (front)": images[0, ::-1, h]}
 pictures(cuts | {"along x (side)": images[0, ::-1, :, w]}, synthetic)
 
 # %% [markdown]
-# **What if the affine is ignored?** The same patient, saved as other software may save him: x grows to the *right*, and
-# the affine says so. Read with `to_lps` he is as before. Read as a bare array he is mirrored, and nothing complains:
+# **What if we ignore the affine?** Here is the same patient, saved the way other software might: x grows to the *right*,
+# and the affine says so. `to_lps` returns the same array as before. Read as a bare array, the patient is mirrored, and
+# nothing complains:
 
 # %%
 mirrored, to_the_right = patient.images[:, ::-1], patient.affine.copy()
@@ -157,8 +160,8 @@ print(f"Dice of a perfect segmentation that was mirrored on the way: {wrong:.2f}
 # %% [markdown]
 # ## 2. Crop to the brain
 #
-# Most of a BraTS volume is 0: everything outside the brain, air, scalp and skull, was removed (Baid et al. 2021). The smallest box around the brain is found from its projections: is
-# there anything in this plane? **Question.** What share of the voxels is left?
+# Most of a BraTS volume is 0, because air, scalp and skull were removed (Baid et al. 2021). To find the smallest box around
+# the brain, ask of every plane: does it contain brain? **Question.** What share of the voxels is left?
 
 # %%
 from brats_helpers.data.preprocessing import bounding_box, brain_mask
@@ -186,8 +189,8 @@ pictures(views, synthetic)
 # %% [markdown]
 # ### Exercise 2: first and last
 #
-# The core of `bounding_box`, in one dimension: given a line of True and False, return the first index that is True, and
-# one past the last, so that `line[first:stop]` holds all of them. There may be gaps.
+# Write the core of `bounding_box` in one dimension. Given a line of True and False, return the first index that is True
+# and one past the last, so that `line[first:stop]` holds them all. There may be gaps.
 #
 # <details><summary>Hint</summary>
 #
@@ -207,9 +210,10 @@ checks.check_first_and_last(first_and_stop)
 # %% [markdown]
 # ## 3. Normalize
 #
-# Intensities have no unit (notebook 02), so each modality is measured in its own standard deviations from its own mean:
-# the **z-score**, over the brain alone, because the background would drag the mean down. By hand: of five voxels, two of them
-# background, 0, 0, 100, 200 and 300, the mean of the brain is 200 and its deviation 81.6; so the brain becomes -1.22, 0 and 1.22.
+# Intensities have no unit (notebook 02). So we measure each modality in its own standard deviations from its own mean. This
+# is the **z-score**. It covers the brain alone, because the background would drag the mean down. By hand: take five
+# voxels, 0, 0, 100, 200 and 300, of which the first two are background. The mean of the brain is 200 and its standard
+# deviation is 81.6, so the brain becomes -1.22, 0 and 1.22.
 #
 # ### Exercise 3: the z-score
 #
@@ -231,8 +235,8 @@ def zscore(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
 checks.check_zscore(zscore)
 
 # %% [markdown]
-# The brain voxel of 200 now has the number 0, the same as the background. So the network is given a fifth
-# channel that says where the brain is. That is simple, if it is done in the right order. Here is the module's version:
+# The brain voxel of 200 now is 0, the same as the background. So the network gets a fifth channel, the **foreground**, that
+# says where the brain is. That is simple if you do it in the right order. Here is the module's version:
 
 # %%
 from brats_helpers.data.preprocessing import normalize, statistics
@@ -248,7 +252,7 @@ assert np.allclose(scored[:4, within].std(1), 1, atol=1e-3)
 print(f"five channels {scored.shape}: mean 0 and deviation 1 in the brain, 0 outside")
 
 # %% [markdown]
-# Compare these with the histograms of notebook 02: all four now share one axis.
+# Compare these with the histograms of notebook 02. All four contrasts now share one axis:
 
 # %%
 from brats_helpers.lessons.plots import histograms
@@ -257,15 +261,15 @@ brain_only = np.where(within, scored[:4], 0).transpose(0, 3, 2, 1)
 histograms(brain_only, cropped_labels.T, "standard deviations", synthetic=synthetic)
 
 # %% [markdown]
-# The z-score moves and stretches each histogram as a whole. It cannot know that two scanners draw the same tissue with
-# different *shapes* of curve; methods that match landmarks of the histogram try that (Nyúl and Udupa 1999). The z-score is what
-# nnU-Net uses for MRI (Isensee et al. 2021), and it has the virtue that it can be undone.
+# The z-score moves and stretches each histogram as a whole. It cannot correct histograms of a different *shape*, which
+# other scanners produce. Methods that match landmarks of the histogram try that (Nyúl and Udupa 1999). The z-score is what
+# nnU-Net, the best-known segmentation framework, uses for MRI (Isensee et al. 2021). It can also be undone.
 
 # %% [markdown]
 # ### What published code gets wrong
 #
 # NVIDIA's [preprocessing](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/data_preprocessing/preprocessor.py)
-# makes the foreground channel *after* the z-score, as "every channel above 0". **Question.** What does that mask show?
+# computes the foreground channel *after* the z-score, as "every channel above 0". **Question.** What does that mask show?
 
 # %%
 theirs = (scored[:4] > 0).all(axis=0)
@@ -277,36 +281,38 @@ pictures({"FLAIR, z-scored": scored[0, z]} | masks, synthetic)
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Voxels that are brighter than average in every modality, which is no anatomical region at all. A large part of the
-# brain is below its mean. The network then learns with a fifth channel that says something else than its name. (The same
-# function normalizes once more afterwards.)
+# It shows voxels that are brighter than average in every modality, which is no anatomical region at all. A large part of
+# the brain lies below its mean. The network then trains with a fifth channel that no longer means what its name says. (The
+# same function normalizes once more afterward.) The percentage above belongs to this patient. Phantoms lack the noise of
+# real scans, so on real patients it differs.
 # </details>
 #
 # Before that, its [notebook](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
-# takes `abs(int16(x))` of the voxels, so that a negative or an overflowing intensity becomes a plausible one. **Question.** What does it make of 40,000?
+# applies `abs(int16(x))` to the voxels, so that a negative or overflowing intensity becomes a plausible one. **Question.**
+# What does 40,000 become?
 
 # %%
 measured = np.array([-5.0, 300.0, 40000.0])
 print(measured, "becomes", np.abs(measured.astype(np.int64).astype(np.int16)))
 
 # %% [markdown]
-# This module keeps integers that fit as integers, anything else as floating point, and refuses NaN by name.
+# Our module stores integers that fit as integers and everything else as floating point, and it refuses NaN by name.
 #
 # ## 4. Store
 #
-# Exercise 4 of notebook 01 counted: as float32 the cohort does not fit where only 20 GB are kept. But the published files
-# hold integers, so we keep *those*, compressed without loss: five arrays in one file, the four modalities and the
-# reference. The z-score and the network's fifth channel, the brain's mask, are not stored; the device that trains
-# computes them from each patch, with the mean and deviation that travel along as metadata.
+# The last exercise of notebook 01 showed that the cohort in float32 does not fit into 20 GB. But the published files hold
+# integers. So we keep *those*, compressed without loss: five arrays in one file, the four modalities and the reference. We
+# do not store the z-score or the foreground channel. The device that trains computes both from each patch, with a mean and
+# a standard deviation that are stored as metadata.
 #
-# One step more, where `spacing_mm` is larger than the scan's voxels, as in the quick preset: voxels are merged into larger
-# ones. Doubling the edge leaves an eighth of the voxels, which is what lets it run on a laptop; what is smaller than the
-# new voxel is lost. ([Benchmarks](../benchmarks/README.md) has the sizes at 1 mm, beside other tools'.)
+# If `spacing_mm` is larger than the scan's voxels, as in the quick preset, we merge voxels into larger ones. Doubling the
+# edge leaves an eighth of the voxels, which lets the series run on a laptop. Details smaller than the new voxel are lost.
+# ([Benchmarks](../benchmarks/README.md) has the sizes at 1 mm next to those of other tools.)
 
 # %%
 from brats_helpers.lessons.plots import bars
 from brats_helpers.data.preprocessing import prepare
-from brats_helpers.data.storage import save
+from brats_helpers.data.storage import load, save
 
 prepared = prepare(patient, config.spacing_mm)
 path = work / "preprocessed" / "example.b2nd"
@@ -322,7 +328,8 @@ megabytes = {name: n / 1e6 for name, n in sizes.items()}
 bars(megabytes, "MB for one patient of this cohort", "", (gray, red, orange, green), notes=notes)
 
 # %% [markdown]
-# The array is stored in blocks, so that a training patch is read without decompressing the rest:
+# The array is stored in compressed blocks (by the library Blosc2, with the fast codec LZ4), so that a training patch can be
+# read without decompressing the rest. We prepare the whole cohort:
 
 # %%
 import time
@@ -337,7 +344,7 @@ total = sum(file.stat().st_size for file in files.values())
 print(f"{len(files)} patients, {total / 1e6:.1f} MB, {total / 1e6 / len(files):.2f} MB each")
 
 # %% [markdown]
-# A patch out of the middle of one of these files, decompressed as it is read:
+# Here is one patch from the middle of one of these files, decompressed as we read it:
 
 # %%
 volume, meta = open_volume(files[patient.name])
@@ -348,46 +355,20 @@ took = 1000 * (time.perf_counter() - begin)
 print(f"stored {volume.shape} as {volume.dtype}; a patch {patch.shape} in {took:.1f} ms")
 
 # %% [markdown]
-# **Question.** A block is eight rows of one modality, through all slices. What would be lost with larger ones, and what with
-# small cubes?
+# <details><summary>For engineers: why is a block eight rows of one modality, through all slices?</summary>
 #
-# <details><summary>Answer</summary>
-#
-# A block is decompressed as a whole, so with larger ones more is read than the patch needs, and less of it is still in the
-# processor's cache when the patch's part is copied. Of cubes fewer are touched, but a patch's rows are then cut into short
-# pieces, and copying the pieces can take longer than decompressing them. And the less there is in a block, the less of it
-# repeats itself. That is to be measured, not argued: `benchmarks/README.md` says what came out.
+# A block is decompressed as a whole. Larger blocks read more than the patch needs, and less of it is still in the
+# processor's cache when we copy the patch's part. A patch touches fewer small cubes, but they cut its rows into short
+# pieces, and copying those can take longer than decompressing them. Smaller blocks also compress worse. We measured it:
+# see `benchmarks/README.md`.
 # </details>
 
 # %% [markdown]
 # ### There and back
 #
-# A prediction has to return to the scan's own grid. `restore` undoes the crop, the turn and, where a scan finer than
-# `spacing_mm` was coarsened, the change of voxel size. On the reference itself the way there and back must be
-# the identity, or close to it after coarsening.
-#
-# ### Exercise 4: paste it back
-#
-# The first of these: put a cropped array back where its box says, in an array of zeros of the full shape.
-#
-# <details><summary>Hint</summary>
-#
-# `tuple(slice(*edge) for edge in box)` is an index that can be assigned to.
-# </details>
-
-
-# %% tags=["exercise"]
-def paste(part: np.ndarray, box: tuple, shape: tuple) -> np.ndarray:
-    """`part` at the place of `box`, zeros around it."""
-    whole = np.zeros(shape, part.dtype)  # solution
-    whole[tuple(slice(*edge) for edge in box)] = part  # solution
-    return whole  # solution
-
-
-checks.check_paste(paste)
-
-# %% [markdown]
-# The module's version does all three steps back:
+# A prediction has to return to the scan's own grid. `restore` undoes the crop, the turn and, if the scan was coarsened, the
+# change of voxel size. Without coarsening, restoring must return the reference exactly. **Question.** How much does
+# coarsening cost?
 
 # %%
 from brats_helpers.data.preprocessing import restore
@@ -399,7 +380,11 @@ assert back.shape == patient.reference.shape
 assert max(prepared.meta.downsampling) > 1 or (back == patient.reference).all()
 
 # %% [markdown]
-# Where they differ, if they do, is at the border, by less than a coarse voxel:
+# <details><summary>Answer</summary>
+#
+# Read the Dice above: that is the best score that any network can reach at this voxel size. Voxels that differ lie at the
+# border, within a coarse voxel of it. (At the scan's own voxel size, nothing differs.)
+# </details>
 
 # %%
 at = int((patient.reference > 0).sum((0, 1)).argmax())
@@ -410,8 +395,9 @@ pictures(pair | {"differs": differs}, synthetic)
 # %% [markdown]
 # ## 5. Quality assurance
 #
-# Trust is a test. A sample of patients is read again from the raw files and compared with what was stored: voxel by
-# voxel where the voxels are the scan's own, and by the place of brain and tumor where they were made coarser.
+# Do not trust, test. We read a sample of patients again from the raw files and compare them with the stored ones: voxel by
+# voxel if the voxels are the scan's own, and by the position of brain and tumor if they were coarsened. Then we break one
+# on purpose, to see whether the test notices.
 
 # %%
 from tqdm import tqdm
@@ -426,25 +412,36 @@ coarser = max(prepared.meta.downsampling) > 1
 verdict = "brain and labels lie where they should" if coarser else "not one voxel differs"
 print(f"{len(wrong)} patients compared with their scans: {verdict}")
 
+shifted = load(files[sample[0].name])
+shifted.volume = np.roll(shifted.volume, 6, axis=1)  # the brain moves up by six voxels
+save(shifted, work / "preprocessed" / "shifted.b2nd")
+print("shifted on purpose:", *verify_prepared(sample[0], work / "preprocessed" / "shifted.b2nd"))
+(work / "preprocessed" / "shifted.b2nd").unlink()
+
 # %% [markdown]
-# And a look for patients who are unlike the others: a brain that is too small, a modality whose contrast is odd. A
-# robust z-score is the distance from the median in units of the median absolute deviation (Leys et al. 2013). Above 5, a limit
-# that we chose, it is worth a look. It is not an error.
+# Next we look for patients who are unlike the others: a brain that is too small, a modality with odd contrast. A *robust
+# z-score* is the distance from the median in units of the median absolute deviation (Leys et al. 2013). Above 5, a limit
+# that we chose, a patient deserves a look. So that you see the guard work, we add one made-up patient whose T1CE was
+# exported with its contrast stretched threefold. **Question.** Does anybody else stand out?
 
 # %%
 features = {"brain's box": [np.prod([b - a for a, b in m.bounding_box]) for m in metas]}
 for i, name in enumerate(("FLAIR", "T1", "T1CE", "T2")):
     features[f"contrast of {name}"] = [m.std[i] / m.mean[i] for m in metas]
+shown_names = [m.name for m in metas] + ["made up"]
+for name, values in features.items():
+    typical = np.median(values)
+    values.append(3 * typical if name == "contrast of T1CE" else typical)
 robust = {}
 for name, values in features.items():
     center = np.median(values)
     spread = 1.4826 * np.median(np.abs(values - center)) or 1.0
     robust[name] = (np.array(values) - center) / spread
-odd = [(metas[i].name, name) for name, z in robust.items() for i in np.flatnonzero(abs(z) > 5)]
+odd = [(shown_names[i], name) for name, z in robust.items() for i in np.flatnonzero(abs(z) > 5)]
 print(f"{len(odd)} outlier(s)", *odd, sep="\n  ")
 
 # %% [markdown]
-# All of them at a glance, a dot a patient:
+# All patients at a glance, one dot each. The made-up patient is the last one:
 
 # %%
 import matplotlib.pyplot as plt
@@ -458,9 +455,40 @@ plt.show()
 # %% [markdown]
 # ## 6. For other tools
 #
-# The same cohort as nnU-Net v2 and MONAI read it. The images are listed where they are and not copied; the references
-# are written once more with 3 for ET, because nnU-Net wants
-# [consecutive labels](https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_format.md). Regions that overlap are given as such.
+# We write the same cohort in the formats of nnU-Net v2 and MONAI. The images are listed where they are, not copied. The
+# references are written again with 3 for ET, because nnU-Net needs
+# [consecutive labels](https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_format.md). Overlapping regions are declared as
+# regions. (The *Decathlon* is a public set of ten segmentation tasks. MONAI reads its list of patients.)
+#
+# ### Exercise 4: repair three patients
+#
+# Practitioners spend more time on this than on networks. Three copies of a patient were broken on the way: one has the
+# labels of the disk, in one the background of T1 is not 0, and in one FLAIR and T2 are swapped. Repair each. `broken` maps
+# the fault to (images, labels), and images have the order FLAIR, T1, T1CE, T2.
+#
+# <details><summary>Hint</summary>
+#
+# `np.where(condition, a, b)` replaces values. Fancy indexing with a list, as in `images[[...]]`, reorders volumes. The
+# background is where all *other* contrasts are 0.
+# </details>
+
+# %% tags=["exercise"]
+from brats_helpers.lessons import investigations
+from brats_helpers.phantoms import make_patient
+
+whole = make_patient(0, 7, 2.0)  # a phantom, whatever the source
+broken = investigations.broken_patients(whole)
+images_1, labels_1 = broken["labels 0, 1, 2, 4"]
+images_2, labels_2 = broken["T1's background is not 0"]
+images_3, labels_3 = broken["FLAIR and T2 are swapped"]
+labels_1 = np.where(labels_1 == 4, 3, labels_1)  # solution
+images_2 = images_2 * (images_2[[0, 2, 3]] != 0).any(0)  # solution
+images_3 = images_3[[3, 1, 2, 0]]  # solution
+repaired = dict(zip(broken, ((images_1, labels_1), (images_2, labels_2), (images_3, labels_3))))
+investigations.check_repairs(repaired, whole)
+
+# %% [markdown]
+# Now the export:
 
 # %%
 import json
@@ -481,7 +509,7 @@ if chosen:  # 4D files are in the Decathlon's format already, and a tar is not r
 # %% [markdown]
 # ## 7. Save and verify
 #
-# One more file says what is in the folder, and from which scans it was made.
+# One more file records what is in the folder and which scans it came from.
 
 # %%
 index = {key: [case.name for case in found] for key, found in cases.items()}
@@ -494,10 +522,16 @@ print("next: 04_architecture needs one patient of them, 05_training_evaluation a
 # %% [markdown]
 # ## Recap
 #
-# - One array a patient, (channel, z, y, x) in LPS, cropped to the brain.
-# - The brain's mask comes first, then the z-score.
-# - The files' integers are kept, compressed without loss; what a device can compute is not stored.
-# - Stored is not the same as right: a sample was compared with the raw files.
+# - One array per patient, (channel, z, y, x) in LPS, cropped to the brain.
+# - First the brain's mask, then the z-score.
+# - Keep the integers of the files, compressed without loss. Do not store what a device can compute.
+# - Stored does not mean right: compare a sample with the raw files, and break one to test your test.
+#
+# **What surprised us:** a perfect mask scores near 0 if one step ignores the affine, and a published "brain mask" that holds
+# hardly any brain.
+#
+# **What a radiologist would look for that this cannot see:** motion, metal, a scan with the wrong timing after contrast.
+# The z-score makes such scans look normal.
 #
 # | term | meaning |
 # |---|---|
@@ -506,14 +540,15 @@ print("next: 04_architecture needs one patient of them, 05_training_evaluation a
 # | foreground | here: the brain, as opposed to everything that was set to 0 |
 # | lossless | what is read back is what was written, to the last bit |
 # | content hash | a few characters that change when a file does |
+# | Blosc2, LZ4 | a library for compressed arrays, and the fast codec that we use with it |
 #
 # ## When it goes wrong
 #
 # - *"has one value in all of the brain"*: a modality is constant, so the file is damaged.
-# - *A disk that fills up*: notebook 01's budget says what is needed.
-# - *A score near 0 for a mask that looks right*: some step has ignored the affine (section 1, with its picture).
-# - *Stopped in the middle*: run it again, finished patients are kept.
-# - *"its checksum is not that of its content"*: the disk has lost a bit; run this notebook again.
+# - *The disk fills up*: the budget in notebook 01 says how much you need.
+# - *A score near 0 for a mask that looks right*: some step ignored the affine (section 1 has the picture).
+# - *Stopped in the middle*: run it again; finished patients are kept.
+# - *"its checksum is not that of its content"*: the file changed on disk; run this notebook again.
 #
 # ## Read on
 #

@@ -14,7 +14,7 @@
 # %% [markdown]
 # # 04 Architecture
 #
-# NVIDIA's Optimized U-Net, built up level by level, and the loss that it learns from.
+# We build NVIDIA's Optimized U-Net level by level, and the loss that teaches it.
 #
 # **04 of 05** | back: [03 Preprocessing](03_preprocessing.ipynb) | next: [05 Training and evaluation](05_training_evaluation.ipynb)
 #
@@ -22,7 +22,7 @@
 # |---|---|
 # | reads | `config.json` and one prepared patient |
 # | writes | `architecture.json` in the work folder |
-# | takes | 1 minute on two CPU cores (quick preset, measured: [README](../README.md#results)); not timed on a GPU yet; to read and to do the exercises 60 minutes, an estimate |
+# | takes | 1 minute on two CPU cores (quick preset, [measured](../docs/costs.md)); about 60 minutes to read and to do the exercises |
 
 # %% [markdown]
 # ## By the end you can
@@ -32,16 +32,16 @@
 # - **compute** Dice and cross-entropy by hand, and say when each one's gradient vanishes;
 # - **estimate** the memory of activations, and halve it;
 # - **prove** that a network can learn before you let it learn for hours;
-# - **replace** it by one of your own.
+# - **replace** it with one of your own.
 #
-# You need notebook 03, and to have met a convolution and a gradient before.
+# You need notebook 03, and you should have met convolutions and gradients before.
 
 # %% [markdown]
 # ## Parameters
 
 # %% tags=["parameters"]
 work: str = ""  # folder that notebooks 01 to 03 wrote to; empty: the usual place on this machine
-overfit_steps: int = 120  # steps of the sanity check that the network can learn one patch by heart
+overfit_steps: int = 120  # steps of the sanity check that the network can memorize one patch
 network: str = None  # what notebook 05 trains, "module:Class" from 5 to 3 channels; None: the preset's, the U-Net
 full_size: bool = True  # run the full network once, forward and backward, on its smallest input
 
@@ -83,19 +83,19 @@ series_map(4)
 # %% [markdown]
 # <details><summary>For teachers</summary>
 #
-# Draw the U on the board before anyone scrolls, and let the class fill in the sizes (exercise 1). Misconceptions to
-# expect: that most parameters are where most voxels are, that the skip connection adds (it concatenates), that
-# Dice loss needs no cross-entropy, that a smaller loss of another loss function is better. The gradient pictures in
-# section 3 repay ten minutes.
+# Draw the U on the board before anyone scrolls, and let the class fill in the sizes. Common misconceptions:
+# most parameters sit where most voxels are; the skip connection adds (it concatenates); Dice loss needs no
+# cross-entropy; losses of different functions can be compared. Spend ten minutes on the gradient pictures in section 3.
 # </details>
 
 # %% [markdown]
 # ## 1. The bricks
 #
-# A **convolution** of 3 x 3 x 3 looks at a voxel and its 26 neighbors. **Instance norm** brings each channel of each
-# patient to mean 0 and deviation 1, so that no patient's scale rules the batch of two. **LeakyReLU** lets a little
-# through below zero, so that no unit dies. A *channel* is one of the volumes that a layer computes side by side; the *stride*
-# is how far the convolution moves at a time. Two of these blocks are a *stage*, all that happens at one level:
+# A **convolution** of 3 x 3 x 3 looks at a voxel and its 26 neighbors. **Instance norm** gives each channel of each
+# patch a mean of 0 and a standard deviation of 1, so that a bright scan cannot dominate. **LeakyReLU** passes a small
+# share of negative values, so that no unit stays silent forever. A *channel* is one of the volumes that a layer computes.
+# The *stride* is how many voxels the convolution moves at a time. A *level* is one resolution of the network, and two
+# blocks of convolution, norm and LeakyReLU form a *stage*, which does all the work at one level:
 
 # %%
 from brats_helpers.network import unet
@@ -104,31 +104,62 @@ from brats_helpers.lessons.viewers import show_source
 show_source(unet.ConvNormAct, unet.Stage)
 
 # %% [markdown]
-# ### Exercise 1: at the bottom
+# ## 2. The network
 #
-# The full network has seven levels and takes patches of 128 voxels an edge. What is the edge at its lowest level?
+# The **encoder** leads down. Each level halves every edge (stride 2), which leaves an eighth of the voxels, and computes
+# more channels. The **decoder** leads back up. A transposed convolution doubles every edge, and the encoder's output of
+# the same size is concatenated as further channels: the **skip connection**. The path down finds out *what* is there.
+# The skip remembers *where*. A *head* is the last convolution, which turns channels into scores.
+#
+# ### Exercise 1: the forward pass
+#
+# Write it. `net.encoder`, `net.upsample` and `net.decoder` are lists in the order of use, and `net.heads[-1]` makes the
+# logits at full resolution. Save the output of each encoder stage on the way down. The output of the last stage is the
+# bottom, so take it off the list. On the way up, concatenate (upsampled, skip) along the channels.
 #
 # <details><summary>Hint</summary>
 #
-# The first stage has stride 1; each of the six below it has stride 2.
+# A Python list is a stack: `append` saves, and `pop()` returns the last one saved. `torch.cat((a, b), dim=1)` joins
+# channels. Two loops and a return statement are enough.
 # </details>
 
-# %% tags=["exercise"]
-from brats_helpers.lessons import checks
 
-bottom = 128 / 2**6  # solution
-checks.check_bottom_edge(bottom, patch=128, levels=7)
+# %% tags=["exercise"]
+from brats_helpers.lessons import checks, investigations
+
+
+def forward(net: unet.UNet, x: torch.Tensor) -> torch.Tensor:
+    """Logits at full resolution, (B, 3, D, H, W)."""
+    skips = []  # solution
+    for stage in net.encoder:  # solution
+        x = stage(x)  # solution
+        skips.append(x)  # solution
+    skips.pop()  # solution
+    for upsample, stage in zip(net.upsample, net.decoder):  # solution
+        x = stage(torch.cat((upsample(x), skips.pop()), dim=1))  # solution
+    return net.heads[-1](x)  # solution
+
+
+investigations.check_forward(forward)
 
 # %% [markdown]
-# ## 2. The network
-#
-# Down, the **encoder**: each level halves every edge (stride 2), which leaves an eighth of the voxels, and computes more
-# channels. Up, the **decoder**: a transposed convolution doubles every edge again, and beside its result, as further
-# channels, the encoder's output of the same size is laid, the **skip connection**. The way down knows *what*, the skip
-# knows *where*. All of it is lists and one loop:
+# The module's version does the same. In training mode it also returns the coarser outputs. The levels are lists, so a
+# network of four levels and one of seven share this code. **Question.** Where does it pop the bottom off the stack, and why?
 
 # %%
 show_source(unet.UNet)
+
+# %% [markdown]
+# <details><summary>Answer</summary>
+#
+# Right after the encoder's loop: `x = skips.pop()`. The bottom is the input of the decoder. If it stayed on the stack, the
+# decoder would join it with itself, at half the size of what it has just upsampled.
+# </details>
+
+# %% [markdown]
+# The same network as a picture. Each box gives the number of channels and the edge in voxels:
+
+# %%
 from brats_helpers.lessons.plots import diagram_unet
 from brats_helpers.network.unet import UNet, count_parameters, layers_in_use, level_table
 
@@ -138,7 +169,7 @@ diagram_unet(rows)
 # %% [markdown]
 # ### Where are the parameters?
 #
-# **Question.** Which level has the most, the one with the largest volume or the one with the smallest?
+# **Question.** Which level has the most parameters: the one with the largest volume, or the one with the smallest?
 
 # %%
 from brats_helpers.lessons.plots import bars
@@ -148,13 +179,13 @@ bars({row["level"]: row["parameters"] / 1e6 for row in rows}, "million parameter
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# The deepest. A convolution has (inputs x outputs x 27) weights whatever the size of its volume, and channels grow
-# toward the bottom. Memory is the other way round: activations are largest at the top (section 4).
+# The deepest. A convolution has (inputs x outputs x 27) weights, whatever the size of its volume, and the number of
+# channels grows toward the bottom. Memory behaves the other way round (section 4).
 # </details>
 #
-# You may read elsewhere that this network has 31 million parameters. That is nnU-Net's default, with 32 to 320 channels
-# (Isensee et al. 2021). The [log](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
-# that NVIDIA printed says 50.8 million, and so does the count:
+# Some pages give this network 31 million parameters. That is the default of nnU-Net, the segmentation framework behind
+# many winning entries, which uses 32 to 320 channels (Isensee et al. 2021). The [log](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
+# that NVIDIA published says 50.8 million. Our count agrees:
 
 # %%
 with torch.device("meta"):  # shapes without memory
@@ -165,19 +196,20 @@ assert counts["full"] == sum(row["parameters"] for row in rows) == 50_838_665
 print({name: f"{count:,}" for name, count in counts.items()})
 
 # %% [markdown]
-# **Question.** How many has a single convolution from 5 channels to 64, with a kernel of 3 x 3 x 3 and a bias?
+# **Question.** How many parameters does one convolution from 5 channels to 64 have, with a kernel of 3 x 3 x 3 and a bias?
 #
 # <details><summary>Answer</summary>
 #
-# 5 x 64 x 27 + 64 = 8,704: each output has a cube of weights for each input, and one bias. (Those of this network have no
-# bias of their own: the norm behind each of them has a shift, which does the same.)
+# 5 x 64 x 27 + 64 = 8,704. Each output has one cube of weights per input, and one bias. (The convolutions of this
+# network have no bias, because the norm that follows has a learned shift.)
 # </details>
 #
 # ### What one voxel sees
 #
 # The **receptive field** is the part of the input that can change one output. `level_table` counts it: each
-# convolution adds two voxels of its input's level. We can also measure it: send a gradient back from one voxel and look
-# where it arrives. Here at the bottom of a network of three levels, along one axis:
+# convolution adds two voxels of the level that it reads. We can also measure it. Send a gradient back from one voxel at
+# the bottom of a network of three levels, and look where it arrives along one axis. (Instance norm looks at all voxels,
+# so we switch it off for this measurement.)
 
 # %%
 from brats_helpers.lessons.plots import curves
@@ -185,26 +217,25 @@ from brats_helpers.lessons.plots import curves
 torch.manual_seed(0)
 probe = UNet((4, 4, 4), in_channels=1).eval()
 for module in probe.modules():
-    if isinstance(module, torch.nn.InstanceNorm3d):  # it looks at all voxels: set it aside
+    if isinstance(module, torch.nn.InstanceNorm3d):
         module.forward = lambda x: x
-activation = line = (0.1 * torch.randn(1, 1, 64, 64, 64)).requires_grad_()
-for stage in probe.encoder:
-    activation = stage(activation)
-activation[0, :, 8, 8, 8].sum().backward()
-reach = line.grad.abs()[0, 0].amax((1, 2))
+volume = (0.1 * torch.randn(1, 1, 64, 64, 64)).requires_grad_()
+deepest = torch.nn.Sequential(*probe.encoder)(volume)
+deepest[0, :, 8, 8, 8].sum().backward()
+reach = volume.grad.abs()[0, 0].amax((1, 2))
 measured = int((reach > 0).sum())
 assert measured == level_table((4, 4, 4), 64, in_channels=1)[2]["receptive_field"]
 seen = {f"one voxel at level 2 sees {measured} voxels": {"": (range(64), reach)}}
 curves(seen, "voxel of the input", "gradient")
 
 # %% [markdown]
-# The middle counts most: many paths lead there, few to the edge. So a voxel at the border of a patch is judged with
-# half of its context, which is why notebook 05 lets windows overlap.
+# The middle counts most, because many paths lead there and few lead to the edge. A voxel at the border of a patch has
+# only half of its context, which is why notebook 05 lets windows overlap.
 #
 # ### Exercise 2: how far does it see?
 #
-# Write a function that takes the strides of a stack of convolutions, all 3 wide, and returns the receptive field of one
-# output. Begin with 1. Every layer adds 2 steps, and a step is as wide as the product of the strides *before* it.
+# Write a function that takes the strides of a stack of convolutions, each 3 voxels wide, and returns the receptive field
+# of one output. Start with 1. Every layer adds 2 steps, and a step is as wide as the product of the strides *before* it.
 #
 # <details><summary>Hint</summary>
 #
@@ -226,18 +257,18 @@ checks.check_receptive_field(receptive_field)
 # %% [markdown]
 # ## 3. The loss
 #
-# Three regions overlap (WT contains TC contains ET), so for each voxel the network gives three numbers without limits, the
-# **logits**, and the **sigmoid** makes a probability of each (of 0 it makes 0.5, of -8 it makes 0.0003). For every region
-# the loss is **Dice + cross-entropy**.
+# The three regions overlap (WT contains TC, TC contains ET). So the network gives each voxel three unbounded numbers, the
+# **logits**, and the **sigmoid** turns each into a probability (0 becomes 0.5, -8 becomes 0.0003). The loss of each
+# region is **Dice + cross-entropy**.
 #
-# Dice compares a predicted mask P with the reference R: *D = 2 |P ∩ R| / (|P| + |R|)*, where |P| is the number of its voxels. With
-# probabilities in the place of the mask it has a gradient. For probabilities 0.9, 0.6, 0.2, 0 where the truth is
-# 1, 1, 0, 0, that is 2 x 1.5 / (1.7 + 2) = 0.811. **Cross-entropy** is the mean of minus the logarithm of what was given to the
-# right answer: here -(ln 0.9 + ln 0.6 + ln 0.8 + ln 1) / 4 = 0.210.
+# Dice compares a predicted mask P with the reference R: *D = 2 |P ∩ R| / (|P| + |R|)*, where |P| is the number of voxels
+# in P. With probabilities instead of a mask, Dice has a gradient. Take the probabilities 0.9, 0.6, 0.2, 0 and the truth
+# 1, 1, 0, 0: Dice is 2 x 1.5 / (1.7 + 2) = 0.811. **Cross-entropy** is the mean of minus the logarithm of the
+# probability given to the right answer: here -(ln 0.9 + ln 0.6 + ln 0.8 + ln 1) / 4 = 0.210.
 #
 # ### Exercise 3: soft Dice
 #
-# Write it for tensors. Two empty masks agree: let that be 1, by adding a small number above and below the line.
+# Write it for tensors. Two empty masks agree, so return 1 for them: add a small number above and below the fraction line.
 #
 # <details><summary>Hint</summary>
 #
@@ -254,8 +285,7 @@ def soft_dice(p: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
 checks.check_soft_dice(soft_dice)
 
 # %% [markdown]
-# The module's version takes the sum over the whole batch, for each region; the loss of a region is 1 - Dice, plus the
-# cross-entropy:
+# The module's version sums over the whole batch. The loss of a region is 1 - Dice, plus the cross-entropy:
 
 # %%
 from brats_helpers.network import losses
@@ -269,8 +299,9 @@ show_source(losses.batch_dice_loss, losses.region_loss)
 # %% [markdown]
 # ### Why two terms?
 #
-# **Question.** A small tumor is missed completely, its logits at -8, all others at -6. Which of the two losses pulls harder?
-# A ball of a few voxels in a volume of 32 x 32 x 32, and the network's answer slides from "surely not" to "surely":
+# A tumor of 33 voxels lies in a volume of 32 x 32 x 32, whose background has logits of -6. The network misses the tumor
+# completely (logits of -8), then changes its mind step by step until it is sure (+8). **Question.** Where does each of
+# the two losses pull hardest on a tumor voxel?
 
 # %%
 grid = torch.stack(torch.meshgrid(*[torch.arange(32.0)] * 3, indexing="ij"))
@@ -294,13 +325,25 @@ both = {"loss, relative to its largest": values, "gradient on a tumor voxel": sl
 curves(both, "logit of the tumor's voxels", log=True)
 
 # %% [markdown]
-# Dice does not count background that is rightly left alone, so the rest of the volume does not dilute it: near the boundary
-# of the decision its pull on a tumor voxel is far stronger than that of cross-entropy, a mean over all voxels. But where the network is *surely wrong*, the
-# sigmoid is flat and Dice's gradient dies, while cross-entropy's stays. One covers for the other.
+# <details><summary>Answer</summary>
+#
+# Look at the right panel. Near a logit of 0, Dice pulls far harder than cross-entropy, which is a mean over all 32,768
+# voxels and so is diluted by background. But where the network is *surely wrong*, on the left, the sigmoid is flat and
+# the gradient of Dice dies, while that of cross-entropy stays. Each covers for the other.
+# </details>
+#
+# **Question.** Why does Dice loss, in the left panel, stay above one half although the whole tumor is found?
+#
+# <details><summary>Answer</summary>
+#
+# A logit of -6 is a probability of 0.0025. Summed over 32,735 background voxels, that makes 81 voxels' worth of tumor,
+# against 33 real ones: Dice is at most 2 x 33 / (33 + 33 + 81) = 0.45. Soft Dice does not ignore background. It ignores
+# background whose probability is *zero*.
+# </details>
 #
 # ### Batch Dice
 #
-# Many patches hold no tumor at all. **Question.** What is the Dice loss of such a patch if one plane is wrongly marked?
+# Many patches hold no tumor at all. **Question.** The network wrongly marks one plane of such a patch. What is its Dice loss?
 
 # %%
 empty, tumor = torch.zeros(2, 1, 1, 8, 8, 8)
@@ -311,12 +354,16 @@ both = losses.batch_dice_loss(torch.cat((one_wrong, 40 * tumor - 20)), torch.cat
 print(f"in a batch with a patch that is right: {both.item():.3f}")
 
 # %% [markdown]
-# Over the batch as a whole, an empty patch is a part of the sum instead of a loss of 1.
+# <details><summary>Answer</summary>
+#
+# Alone, the loss is 1: nothing overlaps, however small the mistake. Summed over the batch, the same mistake only weighs
+# as much as its voxels do against the tumor in the other patch.
+# </details>
 #
 # ### Weights and smoothing
 #
-# Three optional knobs, off by default: a weight for each region, one for tumor voxels in the cross-entropy, and label
-# smoothing, which stops the logits from growing without end.
+# Three options are off by default: a weight for each region, a weight for tumor voxels in the cross-entropy, and label
+# smoothing. **Question.** With which of them does it cost to be *too* sure of the right answer?
 
 # %%
 options = {
@@ -336,13 +383,19 @@ curves(
 )
 
 # %% [markdown]
+# <details><summary>Answer</summary>
+#
+# With smoothing: its curve rises again at the right end, because the target is 0.95 and no longer 1. That stops the
+# logits from growing without end.
+# </details>
+#
 # ### Deep supervision
 #
-# In training, two more heads look at the decoder at 1/2 and 1/4 of the resolution, and are judged with weights 1/2 and
-# 1/4: a short way for the gradient to the deep levels (Lee et al. 2015). **Text and code differ:** NVIDIA's text makes the
-# label coarser (Futrega et al. 2021), its [code](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/nnunet/nn_unet.py)
-# for BraTS21 compares outputs of full size with the label as it is. We follow the text, but *average* the label, because a rim
-# thinner than a coarse voxel would vanish or swell by taking the nearest:
+# In training, two more heads read the decoder at 1/2 and 1/4 of the resolution. Their losses count 1/2 and 1/4, and
+# give the gradient a short path to the deep levels (Lee et al. 2015). **Text and code differ.** NVIDIA's paper
+# downsamples the label (Futrega et al. 2021). Its [code](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/nnunet/nn_unet.py)
+# for BraTS21 upsamples the outputs and compares them with the full label. We follow the paper, but we *average* the
+# label: with the nearest voxel, a rim thinner than a coarse voxel would vanish or swell.
 
 # %%
 from brats_helpers.lessons.plots import pictures
@@ -362,9 +415,9 @@ pictures(views, limits=(0, 1))
 # %% [markdown]
 # ## 4. Memory
 #
-# Parameters are the small part. For the backward pass every activation is kept: each stage of the top level holds
-# 64 × 128³ numbers, several times. How much autograd keeps can be counted exactly, by listening to what it
-# saves:
+# Parameters are the small part. The backward pass needs every activation, so autograd (the part of torch that computes
+# gradients) keeps them. Each stage of the top level holds 64 × 128³ numbers, several times. The next cell counts exactly
+# what autograd keeps. You can skip how it does that: torch calls `note` for every tensor that it saves.
 
 
 # %%
@@ -387,7 +440,8 @@ def kept_mib(model: torch.nn.Module, x: torch.Tensor, mixed: bool) -> float:
 
 
 # %% [markdown]
-# Out of memory? Here is what each remedy saves, one on top of the other, from two patches of 64 voxels an edge in fp32:
+# Out of memory? We start with two patches of 64 voxels per edge in fp32 and add one remedy after the other.
+# **Question.** Which of the four saves most?
 
 # %%
 filters, kept = PRESETS["quick"].filters, {}
@@ -400,18 +454,19 @@ for name, (each, count, edge, mixed) in remedies.items():
 bars(kept, "MiB of activations kept", "MiB")
 
 # %% [markdown]
-# **Mixed precision** stores most activations in 16 bits, at the price of some rounding. **Gradient checkpointing** keeps only
-# each stage's input and computes the rest again in the backward pass: less memory for one more forward pass (Chen et al.
-# 2016), and the same gradients ([tested](../tests/network/test_unet.py)). A smaller batch makes noisier steps, a smaller patch costs
-# context: hence the order. On a GPU, a long training is **compiled**: norm and activation become one program, and its results
-# are computed again, too; on an H200 that took 0.6 of the memory and 0.5 of the time
-# ([measured](../benchmarks/gpu_nvidia_h200.md)).
+# **Mixed precision** stores most activations in 16 bits, at the price of some rounding. **Gradient checkpointing** keeps
+# only the input of each stage and computes the rest again in the backward pass. It saves memory at the price of one more
+# forward pass (Chen et al. 2016), and the gradients stay the same ([tested](../tests/network/test_unet.py)). A smaller
+# batch makes noisier steps, and a smaller patch costs context, so try them last. On a GPU, a long training is
+# **compiled**: norm and activation become one program that recomputes its results as well. On an H200 the compiled
+# network took 0.6 of the memory and 0.5 of the time ([measured](../benchmarks/gpu_nvidia_h200.md)).
 #
 # ### What short numbers cannot hold
 #
-# fp16 ends at 65,504 and begins at about 6e-8. Beyond the first, numbers become infinite, and infinity minus infinity is
-# not a number (NaN); below the second, gradients become 0. **Loss scaling** multiplies the loss, and so every gradient,
-# by a large number before the backward pass and divides it out again in fp32 (Micikevicius et al. 2018):
+# The largest fp16 number is 65,504, and the smallest is about 6e-8. Above the largest, numbers become infinite, and
+# infinity minus infinity is not a number (NaN). Below the smallest, gradients become 0. **Loss scaling** multiplies the
+# loss, and so every gradient, by a large number before the backward pass, and divides by it again in fp32 (Micikevicius
+# et al. 2018):
 
 # %%
 tiny = torch.tensor(1e-8)
@@ -429,26 +484,29 @@ infinite = torch.tensor(300.0).half() ** 2
 print("infinity minus infinity:", (infinite - infinite).item())
 
 # %% [markdown]
-# A loss that becomes NaN in the middle of a training often begins here. **Question.** Dice divides sums over voxels. From
-# which size of a tumor on does it break, if it is computed in fp16?
+# A loss that turns into NaN in the middle of training often starts here. **Question.** Dice divides sums over voxels.
+# How large may a tumor be before Dice in fp16 breaks?
 
 # %%
-sizes = torch.arange(10_000, 100_001, 5_000)
-lines = {}
-for dtype in (torch.float32, torch.float16):
-    inside = sizes.to(dtype)  # a perfect prediction: overlap and both sums are the tumor's size
-    lines[str(dtype)] = (sizes, (2 * inside / (inside + inside)).float())
-curves({"Dice of a perfect prediction": lines}, "voxels of the tumor")
+for voxels in (10_000, 32_000, 33_000, 48_000):
+    scores = []
+    for dtype in (torch.float32, torch.float16):
+        inside = torch.tensor(voxels, dtype=dtype)  # a perfect prediction: overlap and sums equal the tumor's size
+        scores.append(f"{(2 * inside / (inside + inside)).item():.3f}")
+    print(f"perfect prediction of {voxels:6,} voxels: Dice {scores[0]} in fp32, {scores[1]} in fp16")
 
 # %% [markdown]
-# The orange line ends where the sum of two sizes is more than 65,504, and infinity is divided by infinity. The cure: only the convolutions run in short numbers, the loss is
-# computed in fp32 (`region_loss` above begins with that). On a GPU with fp16 the same happens to a bad gradient; the
-# scaler then leaves out the step. What notebook 05 does with a NaN from a damaged patient, it shows there.
+# <details><summary>Answer</summary>
+#
+# About 32,750 voxels. Beyond that, the sum of two sizes exceeds 65,504, and infinity is divided by infinity. At 1 mm
+# those are 33 ml, and notebook 02 showed how many tumors are larger. So only the convolutions run in short numbers, and
+# the loss is computed in fp32: `region_loss` above starts with that conversion.
+# </details>
 #
 # ## 5. Against the reference
 #
-# MONAI's `DynUNet` is an independent implementation of the same network. With the same weights both must give the same
-# output. To copy them, `layers_in_use` notes a network's layers in the order in which a forward pass meets them:
+# MONAI's `DynUNet` is an independent implementation of the same network. With the same weights, both must give the same
+# output. `layers_in_use` lists the layers of a network in the order of the forward pass, so that we can copy the weights:
 
 # %%
 from monai.networks.nets import DynUNet
@@ -472,9 +530,9 @@ with torch.inference_mode():
     print(f"largest difference {(ours(x) - theirs(x)).abs().max():.1e}")
 
 # %% [markdown]
-# The full network is heavy for a CPU, and still it runs, once, forward and backward. Seven levels halve the input six
-# times, so a cube of 64 voxels would be a single voxel at the bottom, whose norm is undefined. The smallest *cube* is
-# therefore 128; but it is enough if one axis has 128, as here, which leaves 2 x 1 x 1.
+# The full network is heavy for a CPU, but it runs. We send one input forward and backward. Seven levels halve the input
+# six times, so a cube of 64 voxels would shrink to one voxel, whose norm is undefined. The smallest *cube* therefore has
+# 128 voxels per edge. One long axis is enough, though: 128 x 64 x 64 leaves 2 x 1 x 1 voxels.
 
 # %%
 import time
@@ -493,8 +551,8 @@ if full_size:
 # %% [markdown]
 # ## 6. Can it learn?
 #
-# The cheapest test of a training setup is to let the network learn one patch by heart. If it cannot, nothing else
-# matters. (This is not a result: the score on voxels that were learnt from says nothing about a patient.)
+# The cheapest test of a training setup is to let the network memorize one patch. If it cannot, nothing else matters.
+# (This is not a result. A score on voxels that the network was trained on says nothing about a patient.)
 
 # %%
 from brats_helpers.data.preprocessing import normalize_batch
@@ -537,10 +595,10 @@ def learn(rate: float, steps: int) -> tuple[torch.nn.Module, list[float]]:
 
 model, history = learn(1e-2, overfit_steps)
 assert history[-1] < 0.85 * history[0], "the loss must fall: look at the data before you train"
-curves({"one patch, learnt by heart": {"loss": (range(len(history)), history)}}, "step", "loss")
+curves({"one patch, memorized": {"loss": (range(len(history)), history)}}, "step", "loss")
 
 # %% [markdown]
-# What did it learn? Its answer beside the truth:
+# What did it learn? Here is its answer next to the reference:
 
 # %%
 with torch.inference_mode(), device.autocast():
@@ -558,28 +616,33 @@ pictures(views, synthetic, prediction=True)
 # %% [markdown]
 # ### When it does not learn: the rate
 #
-# The first suspect is the learning rate (Goodfellow et al. 2016, section 11.4, call it the most important setting). **Question.** Which of these three is too small, which too large?
+# The first suspect is the learning rate, which Goodfellow et al. (2016, section 11.4) call the most important setting.
+# We train on the same patch with four rates, each a hundred times the one before. **Question.** Which is too small, and
+# which is too large?
 
 # %%
 few = overfit_steps // 2
-sweep = {f"rate {rate:g}": learn(rate, few)[1] for rate in (1e-4, 1.0)}
-sweep["rate 0.01"] = history[:few]
-curves({"the same patch": {n: (range(few), h) for n, h in sweep.items()}}, "step", "loss")
+sweep = {rate: learn(rate, few)[1] for rate in (1e-4, 1.0, 100.0)} | {1e-2: history[:few]}
+lines = {f"rate {rate:g}": (range(few), np.minimum(sweep[rate], 12)) for rate in sorted(sweep)}
+curves({"the same patch (losses above 12 drawn at 12)": lines}, "step", "loss")
+print({f"{rate:g}": round(sweep[rate][-1], 2) for rate in sorted(sweep)})
 
 # %% [markdown]
-# With a rate that is too small the loss hardly moves; with one that is too large it jumps up and down. Try a few rates on
-# one patch, for a minute, before a training of a night.
+# With the smallest rate the loss hardly moves. With the largest it jumps up and down and ends high. The surprise is the
+# third: on one patch, a rate of 1 learns *faster* than 0.01. Instance norm undoes any scale of the weights before it, so
+# a network with norms forgives rates that would destroy one without. Do not train with it: one patch that never changes
+# also forgives much that new patches do not. This test finds rates that are hopeless, not the best one.
 #
 # ## 7. Bring your own architecture
 #
-# Loss, augmentation, windows and verdict ask one thing of a network: 5 channels in, 3 logits a voxel out. `SegResNet`
-# (Myronenko 2018), MONAI's version of the winner of BraTS 2018 without its autoencoder, adds what a skip brings instead of
-# concatenating it, and uses group norm.
+# Loss, augmentation, inference and evaluation ask one thing of a network: 5 channels in, 3 logits per voxel out.
+# `SegResNet` (Myronenko 2018) is MONAI's version of the winner of BraTS 2018, without its autoencoder. It adds the skip
+# instead of concatenating it, and it uses group norm.
 #
 # ### Exercise 4: another network
 #
 # Write a function that returns MONAI's `SegResNet` for our data, with `init_filters=8`. It also takes `spatial_dims`,
-# `in_channels` and `out_channels`. Guess first: has it more parameters than the quick U-Net, or fewer?
+# `in_channels` and `out_channels`. Guess first: does it have more parameters than the quick U-Net, or fewer?
 #
 # <details><summary>Hint</summary>
 #
@@ -598,7 +661,7 @@ def own_network() -> torch.nn.Module:
 checks.check_own_network(own_network)
 
 # %% [markdown]
-# One parameter puts such a class into the series. Here it is built from its name, as notebook 05 would:
+# One parameter puts such a class into the series. Notebook 05 builds it from its name, as we do here:
 
 # %%
 from brats_helpers.evaluation.build import build_network
@@ -610,17 +673,18 @@ with torch.inference_mode(), device.autocast():
 print(f"{count_parameters(other):,} parameters; the quick U-Net has {counts['quick']:,}")
 
 # %% [markdown]
-# To train it: `python -m brats_helpers run --only 5 -p network monai.networks.nets:SegResNet`, or a sweep of several with
-# `--grid network=...`. A class of your own is `file:Class`, where `file.py` lies beside the notebooks, or, defined in
-# notebook 05 itself, `__main__:Class`. It is built as `Class(in_channels=5, out_channels=3)`. Which is better, notebook 05
-# says, patient by patient.
+# To train it, run `python -m brats_helpers run --only 5 -p network monai.networks.nets:SegResNet`, or compare several
+# with `sweep --grid network=...`. Your own class is `file:Class`, with `file.py` in the notebooks' folder, or
+# `__main__:Class` if you define it in notebook 05. It is built as `Class(in_channels=5, out_channels=3)`. Notebook 05
+# then compares networks patient by patient.
 #
-# A checkpoint names its network, and to import a module is to run it. So one from elsewhere may name MONAI's classes alone;
-# others you import yourself first, if you trust them.
+# A checkpoint names its network, and importing a module runs its code. So a checkpoint may name only MONAI's classes. If
+# you trust another class, import it yourself first.
 #
 # ## 8. Save
 #
-# The settled facts of this notebook, for the record; the network itself is rebuilt from `config.json`.
+# We keep the facts of this notebook for the record. Notebook 05 builds the network from `config.json`, so it does not
+# read this file.
 
 # %%
 facts = {"network": config.network, "filters": config.filters}
@@ -634,18 +698,24 @@ print("wrote architecture.json\nnext: 05_training_evaluation trains the network 
 #
 # - A U-Net is lists and one loop: an encoder, a decoder, skips from a stack.
 # - Parameters are at the bottom, memory is at the top.
-# - Dice ignores how large the background is, cross-entropy still pulls where Dice has gone flat.
-# - Gradient checkpointing saves memory and leaves the gradients the same; short numbers save memory and round.
+# - Dice pulls hard near the decision, and cross-entropy still pulls where Dice has gone flat.
+# - Gradient checkpointing saves memory and keeps the gradients. Short numbers save memory and round.
+#
+# **What surprised us:** a learning rate of 1 does not break this network on one patch, and Dice in fp16 breaks at a
+# tumor of 33 ml.
+#
+# **What a radiologist would look for that this network cannot see:** earlier scans, the patient's history and treatment,
+# diffusion and perfusion. Its receptive field is a patch; a reader sees the whole head.
 #
 # | term | meaning |
 # |---|---|
 # | stage, level | two convolutions with norm and activation; all stages of one resolution |
-# | skip connection | the encoder's activations, laid beside the decoder's |
+# | skip connection | the encoder's activations, concatenated with the decoder's |
 # | receptive field | the part of the input that can change one output |
-# | deep supervision | a loss on coarser outputs, too |
-# | logit, sigmoid | the network's number without limits, and what makes a probability of it |
+# | deep supervision | a loss on coarser outputs as well |
+# | logit, sigmoid | the network's unbounded number, and the function that turns it into a probability |
 # | cross-entropy | minus the logarithm of the probability given to the right answer |
-# | gradient checkpointing | computing activations twice instead of keeping them (a checkpoint, without "gradient", is a file of weights) |
+# | gradient checkpointing | computing activations twice instead of keeping them (a plain *checkpoint* is a file of weights) |
 # | loss scaling | multiplying the loss so that fp16's gradients do not vanish |
 #
 # ## When it goes wrong

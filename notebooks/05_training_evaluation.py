@@ -14,7 +14,7 @@
 # %% [markdown]
 # # 05 Training and evaluation
 #
-# The network learns, and is judged on patients that nothing has seen before.
+# We train the network, test it on patients held back until now, and then show it patients that look different.
 #
 # **05 of 05** | back: [04 Architecture](04_architecture.ipynb)
 #
@@ -22,17 +22,18 @@
 # |---|---|
 # | reads | `config.json`, `patients.json`, `splits.json`, `preprocessed/` |
 # | writes | `checkpoints/last.pt`, `checkpoints/best.pt`, `predictions/<patient>.nii.gz`, `metrics.json` |
-# | takes | 6 minutes on two CPU cores (quick preset, measured: [README](../README.md#results)); not timed on a GPU yet; to read and to do the exercises 1 hour, an estimate |
+# | takes | 6 minutes on two CPU cores (quick preset, [measured](../docs/costs.md)); about 1 hour to read and to do the exercises |
 
 # %% [markdown]
 # ## By the end you can
 #
 # - **augment** volumes and check that the labels moved along;
-# - **train** with mixed precision, warm-up and cosine, and resume where it was stopped;
-# - **segment** a whole brain from overlapping windows and mirrored views;
-# - **judge** a segmentation with Dice, HD95 and an interval, and say what they hide.
+# - **train** with mixed precision, warm-up and cosine, and resume after a stop;
+# - **segment** a whole brain from overlapping windows and mirrored copies;
+# - **judge** a segmentation with Dice, HD95 and an interval, and say what they hide;
+# - **diagnose** a bad mask, and recognize a network that meets patients it does not know.
 #
-# You need notebooks 03 and 04. A GPU is welcome, not needed.
+# You need notebook 03's files and notebook 04's ideas. A GPU helps but is not necessary.
 
 # %% [markdown]
 # ## Parameters
@@ -112,15 +113,15 @@ series_map(5)
 # %% [markdown]
 # <details><summary>For teachers</summary>
 #
-# Start the training cell before the lesson begins. Ask for a guess of every number before it is shown, and write the
-# guesses down. Misconceptions to expect: that the loss and Dice must move together, that the best checkpoint's validation
-# score is a result, that overlapping windows are there for speed, that a mean over patients describes a patient.
+# Start the training cell before the lesson. Ask for a guess before every number, and write the guesses down. Common
+# misconceptions: the loss and Dice must move together; the best checkpoint's validation score is a result; windows overlap
+# for speed; a mean over patients describes a patient.
 # </details>
 #
-# ## 1. What can be done without a network?
+# ## 1. How far do we get without a network?
 #
-# Edema is bright on FLAIR (notebook 01). So: everything brighter than a threshold, the largest connected piece. The threshold is
-# chosen on (at most sixteen of) the training patients. **Question.** What Dice will the whole tumor get?
+# Edema is bright on FLAIR (notebook 01). So we mark every voxel above a threshold and keep the largest connected piece.
+# We choose the threshold on at most sixteen training patients. **Question.** What Dice will the whole tumor get?
 
 # %%
 from brats_helpers.evaluation.metrics import threshold_baseline
@@ -151,17 +152,17 @@ ax.set(xlabel="threshold on z-scored FLAIR", ylabel="Dice of WT; blue: mean", yl
 plt.show()
 
 # %% [markdown]
-# Each gray line is a patient, and each has its best threshold somewhere else. What mars it in the phantoms are things that
-# mar it in patients, too: shading of the coil (Sled et al. 1998), gray matter nearly as bright as edema, a core that may be
-# dark; in patients also changes of the white matter by age or treatment. A network has to do better, and a
-# threshold says nothing on TC and ET.
+# Each gray line is one patient, and each peaks at a different threshold. The rule fails on phantoms for the reasons it
+# fails on patients: shading of the coil (Sled et al. 1998), gray matter nearly as bright as edema, and a core that may be
+# dark. Patients add changes of the white matter from age or treatment. A threshold also says nothing about TC and ET.
+# The network has to beat this number.
 #
 # ## 2. Augmentation
 #
-# Patients are never enough. A flipped, turned, stretched or noisier patient is still a patient, so each patch is changed at
-# random and hardly ever shown twice. Zoom, flips, noise, blur, brightness and contrast are NVIDIA's (Futrega et al.
-# 2021), rotation and gamma nnU-Net's (Isensee et al. 2021), deformation and shift ours. One at a time, near the strongest
-# that is drawn (the deformation half as strong again):
+# There are never enough patients. A flipped, rotated, stretched or noisier patient is still a patient, so we change each
+# patch at random. Zoom, flips, noise, blur, brightness and contrast come from NVIDIA (Futrega et al. 2021), rotation and
+# gamma from nnU-Net (Isensee et al. 2021). Deformation and shift are ours. Here is one transform at a time, near the
+# strongest setting that training draws (the deformation is half as strong again):
 
 # %%
 from brats_helpers.training import augmentation as augment
@@ -183,9 +184,10 @@ for ax, (name, views) in zip(axes, spatial.items()):
 finish(figure, synthetic, legend=True)
 
 # %% [markdown]
-# The label moves along, by the nearest voxel: labels are names, not quantities, and the mean of 1 (necrosis) and 3 (enhancing
-# tumor) would be 2, edema. Intensities are changed in the image alone, each contrast by itself: another scanner
-# changes one without the others.
+# The label moves along, but it takes the nearest voxel. Labels are names, not quantities: the mean of 1 (necrosis) and 3
+# (enhancing tumor) would be 2, edema. Changes of intensity touch the image alone, and each contrast by itself, because
+# another scanner may change one without the others. A z-score has its mean at 0, so "brightness 1.3", a product, moves
+# bright and dark voxels apart. It looks like more contrast.
 
 # %%
 brain = image[4:]
@@ -206,70 +208,77 @@ compare_slices(shown, index=at, shared_window=True, synthetic=synthetic, columns
 #
 # <details><summary>Answer</summary>
 #
-# Contrast at the tumor's edge depends little on direction, and that is what has to be learnt from few patients. But the flip
-# makes anatomy that does not exist, and takes away what the network could know of place; for organs that are told apart by
-# their place, such as a left and a right kidney, it can do harm. Whether it helps has to be measured; winning entries have
+# Contrast at the edge of a tumor depends little on direction, and few patients must teach it. But the flip creates
+# anatomy that does not exist, and it hides what the network could know about place. For organs that only their place
+# tells apart, such as the left and the right kidney, a flip can do harm. Measure whether it helps. Winning entries have
 # used it (Futrega et al. 2021).
 # </details>
 #
-# Augmentation is one way to keep a network from learning its patients by heart (**regularization**). Weight decay, which
-# pulls all weights toward 0, and the running average of the weights (section 4) are two more.
+# Augmentation keeps a network from memorizing its patients. Methods with that aim are called **regularization**. Weight
+# decay, which pulls all weights toward 0, and the running average of the weights (section 4) are two more.
 
 # %% [markdown]
 # ## 3. The schedule
 #
-# The learning rate rises for a few steps, while the averages inside Adam are still empty (Liu et al. 2020), and then falls
-# along half a cosine (Loshchilov and Hutter 2017). **Text and code differ:** NVIDIA's text says cosine with 250 steps of
-# warm-up. Its [code](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/nnunet/nn_unet.py)
-# as published now has no warm-up, and moves along a cosine of period 4,096 once an *epoch*. Both, drawn from their formulas:
+# The learning rate rises for a few steps, while the averages inside Adam are still empty (Liu et al. 2020). Then it falls
+# along half a cosine (Loshchilov and Hutter 2017). **Text and code differ.** NVIDIA's paper describes a cosine with 250
+# steps of warm-up. Its [code](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/nnunet/nn_unet.py)
+# has no warm-up and moves along a cosine of period 4,096 once per *epoch*. **Question.** How far has that rate fallen after
+# 150 epochs, the length of NVIDIA's training?
 
 # %%
 from brats_helpers.training.step import learning_rate as rate
 
 total = config.epochs * config.steps
 theirs = 8e-5 + 2.2e-4 * 0.5 * (1 + np.cos(np.pi * np.arange(150) / 4096))  # 3e-4 down to 8e-5
-ours = {"this run": {"": (range(total), [rate(step, config) for step in range(total)])}}
-copied = {f"theirs, after 150 epochs still {theirs[-1]:.2e}": {"": (range(150), theirs)}}
-curves(ours | copied, "step (left), epoch (right)", "learning rate")
+ours = [rate(step, config) / config.learning_rate for step in range(total)]
+lines = {"this run": (np.linspace(0, 1, total), ours), "NVIDIA's code": (np.linspace(0, 1, 150), theirs / theirs[0])}
+print(f"NVIDIA's code: {theirs[0]:.2e} at the start, {theirs[-1]:.2e} after 150 epochs")
+curves({"": lines}, "share of the training", "learning rate / peak")
 
 # %% [markdown]
-# ### Exercise 1: half way
+# <details><summary>Answer</summary>
 #
-# What is the learning rate half way between the end of the warm-up and the last step? The peak is
-# `config.learning_rate`.
-#
-# <details><summary>Hint</summary>
-#
-# The cosine's half wave goes from 1 to 0 as (1 + cos x) / 2, for x from 0 to π. Which value has it at π/2?
+# By less than 1 %. Such a schedule is a constant rate with a complicated name.
 # </details>
-
-# %% tags=["exercise"]
-from brats_helpers.lessons import checks
-
-half_way = config.learning_rate / 2  # solution
-checks.check_half_rate(half_way, config)
 
 # %% [markdown]
 # ## 4. Training
 #
-# One step is short enough to read:
+# One step of training fits on a slide: set the learning rate, forward, loss, backward, clip the gradient, step, and
+# average the weights.
 
 # %%
-from brats_helpers.training.step import train_step
+from brats_helpers.training.step import plain_train_step, train_step
 from brats_helpers.lessons.viewers import show_source
 
+show_source(plain_train_step)
+
+# %% [markdown]
+# The series trains with a version that takes the same step ([tested](../tests/training/test_loop.py)) and adds what a long
+# training needs. **Question.** Which four things does it add?
+
+# %%
 show_source(train_step)
 
 # %% [markdown]
+# <details><summary>Answer</summary>
+#
+# Short numbers with loss scaling, several GPUs that share a batch, the preparation of the next batch while a GPU works, and
+# a decision about a loss that is not a number.
+# </details>
+
+# %% [markdown]
 # Everything random is a function of the seed and the patch's number: which patient, which corner, which augmentation. So
-# a run that is killed goes on from `last.pt` and ends with the same weights, to the last bit on a CPU
-# ([tested](../tests/training/test_loop.py)). Beside the weights
-# themselves a running average of them is kept, which is what is validated and used.
+# a run that is killed resumes from `last.pt` and ends with the same weights, to the last bit on a CPU
+# ([tested](../tests/training/test_loop.py)). Training also keeps a running average of the weights (an *exponential moving
+# average*, EMA), and validates and saves that average.
 #
-# Of several GPUs each has a process and its share of every batch; Dice's sums and the gradients are added up.
+# With several GPUs, each runs one process on its share of every batch. The processes add up the sums of Dice and the
+# gradients.
 #
-# Three curves follow, an epoch a point. **Question.** Is the loss still falling at the end? Is the validation Dice still
-# rising?
+# The next cell trains. Three curves follow, one point per epoch. **Question.** Is the loss still falling at the end? Is
+# the validation Dice still rising?
 
 # %%
 from brats_helpers.lessons.plots import learning_curves
@@ -281,8 +290,12 @@ assert history[-1]["epoch"] == config.epochs
 learning_curves(history)
 
 # %% [markdown]
-# If the loss falls and the validation Dice does not rise, the network is learning its patients by heart: **overfitting**.
-# The loss is not Dice: it contains the cross-entropy and three resolutions, and it is measured on augmented patches.
+# <details><summary>Answer</summary>
+#
+# Read it from the curves above. If the loss falls while the validation Dice does not rise, the network memorizes its
+# patients: **overfitting**. The loss is not Dice. It contains the cross-entropy and three resolutions, and it is measured
+# on augmented patches.
+# </details>
 #
 # ### Where did the time go?
 
@@ -313,13 +326,13 @@ spent = 1000 * np.median(np.diff(ticks), axis=0)
 bars(dict(zip(("read", "augment", "forward", "backward"), spent)), "ms of a step", "ms")
 
 # %% [markdown]
-# On a CPU the network itself takes most of it. A faster device shortens the last three bars and not the first, and may end up
-# waiting for its patches. So the loader does as little as it can: it decompresses blocks and sends the files' integers, half
-# of the bytes that z-scores in fp32 would have, and the device does the rest.
+# On a CPU the network itself takes most of the time. A faster device shortens the last three bars but not the first, and
+# may end up waiting for patches. So the loader does as little as it can. It decompresses blocks and sends integers, which
+# take half the bytes of z-scores in fp32, and the device does the rest.
 #
 # ### A loss that is no number
 #
-# One damaged patient is enough: here the z-score divides by a deviation of 0.
+# One damaged patient is enough. Here we set the standard deviation of a patient to 0, so that the z-score divides by zero:
 
 # %%
 from brats_helpers.basics.errors import BratsError
@@ -335,14 +348,14 @@ assert all(torch.equal(a, b) for a, b in zip(before, state.model.parameters()))
 print(f"weights untouched; step {state.step}; the rate is now times {state.rate_factor}")
 
 # %% [markdown]
-# Without the check in `train_step`, this one step would have made every weight NaN. With `on_nan="stop"` training ends with
-# the names; with `"halve"` it goes on without the batch, and more carefully.
+# Without this check, one step would have turned every weight into NaN. With `on_nan="stop"`, training ends and names the
+# patients. With `on_nan="halve"`, it drops the batch, halves the learning rate and goes on.
 #
 # ## 5. From patches to a brain
 #
-# The network sees a window; a brain is larger. Windows overlap by half, and each voxel's probability is an average in
-# which the middle of a window counts more than its edge, where context is missing. **Question.** What do you see in the
-# sum of the weights if all windows counted the same?
+# The network sees one window, and a brain is larger. So windows overlap by half, and each voxel's probability is a weighted
+# average. The middle of a window counts more than its edge, where context is missing. **Question.** What would the sum of
+# the weights look like if all voxels of a window counted the same?
 
 # %%
 from brats_helpers.evaluation.sliding_window import gaussian_weight, window_starts
@@ -361,21 +374,27 @@ for name, each in (("equal weights", np.ones(edge)), ("Gaussian weights", weight
 curves(panels, "voxel along the longest axis", "weight")
 
 # %% [markdown]
-# The result is divided by this sum, so its height does not matter. A step does: with equal weights the probability can jump
-# where a window ends, which leaves a seam. With Gaussian weights each window fades in and out.
+# <details><summary>Answer</summary>
 #
-# ### Exercise 2: a second opinion
+# Like steps (left). We divide by this sum, so its height does not matter, but its steps do: where a window ends, the
+# probability can jump, which leaves a seam. With Gaussian weights (right), each window fades in and out.
+# </details>
 #
-# A network is not symmetric: it answers differently to a mirrored volume. Write a function that asks it twice, for `x`
-# and for `x` mirrored along its last axis, and returns the mean of the two answers, voxel by voxel.
+# ### Exercise 1: a second opinion
+#
+# A network is not symmetric. It gives a different answer for a mirrored volume. Write a function that asks it twice, for
+# `x` and for `x` mirrored along its last axis, and returns the mean of the two answers, voxel by voxel.
 #
 # <details><summary>Hint</summary>
 #
-# `x.flip(-1)` is the mirror image. The answer to it is mirrored, too.
+# `x.flip(-1)` is the mirror image. The answer to it is mirrored as well.
 # </details>
 
 
 # %% tags=["exercise"]
+from brats_helpers.lessons import checks
+
+
 def second_opinion(network, x: torch.Tensor) -> torch.Tensor:
     """The mean of the answers to x and to its mirror image."""
     return (network(x) + network(x.flip(-1)).flip(-1)) / 2  # solution
@@ -384,15 +403,18 @@ def second_opinion(network, x: torch.Tensor) -> torch.Tensor:
 checks.check_mirror_average(second_opinion)
 
 # %% [markdown]
-# Mirrored or not along each of three axes, that makes eight views; with `tta` all eight are averaged, otherwise four. Three
-# thresholds make labels of the probabilities. Then a rule for small pieces: a piece of enhancing tumor of less than 16 mm³
-# in which the network was not sure (below 0.9 on average) becomes necrosis, because one false voxel costs a patient
-# without ET the whole score. **Text and code differ** here, too. NVIDIA's text (Futrega et al. 2021) averages probabilities,
-# uses thresholds of 0.45, 0.4 and 0.4, pieces of 16 voxels, windows that overlap by half and Gaussian weights; its
+# A volume can be mirrored or not along each of three axes, which makes eight copies. Averaging over them is called
+# **test-time augmentation** (TTA). With `tta=True` we average all eight, otherwise four. Three thresholds then turn
+# probabilities into labels. A last rule handles small pieces: a piece of enhancing tumor under 16 mm³ in which the network
+# was unsure (below 0.9 on average) becomes necrosis, because a single false voxel costs a patient without ET the whole
+# score.
+#
+# **Text and code differ** here as well. NVIDIA's paper (Futrega et al. 2021) averages probabilities, uses thresholds of
+# 0.45, 0.4 and 0.4, pieces of 16 voxels, windows that overlap by half, and Gaussian weights. Its
 # [code](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/nnunet/nn_unet.py) averages
-# logits, its [notebook](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
-# uses 0.5 and 8 voxels, and a command with the defaults, an overlap of 0.25 and equal weights. We follow the text, with mm³ in
-# the place of voxels:
+# logits. Its [notebook](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
+# uses 0.5 and 8 voxels, and a command with an overlap of 0.25 and equal weights. We follow the paper, but count mm³
+# instead of voxels:
 
 # %%
 from brats_helpers.evaluation import prediction as inference
@@ -401,10 +423,10 @@ from brats_helpers.evaluation.postprocessing import postprocess
 show_source(postprocess)
 
 # %% [markdown]
-# ### Exercise 3: a chain of thresholds
+# ### Exercise 2: a chain of thresholds
 #
-# Write its first half: below 0.45 for WT is background (0); else below 0.4 for TC is edema (2); else below 0.4 for ET is
-# necrosis (1); all the rest is enhancing tumor (3).
+# Write its first half. A voxel below 0.45 for WT is background (0). Otherwise, below 0.4 for TC, it is edema (2).
+# Otherwise, below 0.4 for ET, it is necrosis (1). All the rest is enhancing tumor (3).
 #
 # <details><summary>Hint</summary>
 #
@@ -424,13 +446,15 @@ checks.check_threshold_chain(labels_from)
 # %% [markdown]
 # ## 6. The verdict
 #
-# Only now does the network meet the test patients, once, with the checkpoint that the *validation* patients have chosen. Every
-# score is computed on the scan's own grid. A cohort without a test set of its own is judged on its validation patients;
-# then the last checkpoint is taken, because the best one was chosen on just them.
+# The network meets the test patients now, and only once, with the checkpoint that the *validation* patients selected. Every
+# score is computed on the scan's own grid. A cohort without a test set is judged on its validation patients. Then we take
+# the last checkpoint, because those patients selected the best one.
 #
-# In the table, *IoU* is what two masks share, divided by what is in either. *Sensitivity* is the share of the tumor that was
-# found, *specificity* the share of the rest that was left alone, both counted by voxels, not by patients; specificity is near
-# 1 for almost any mask, because nearly all voxels are background.
+# In the table, *IoU* is the volume that two masks share, divided by the volume of both together. *Sensitivity* is the share
+# of the tumor that was found, and *specificity* the share of the background that was left alone, both counted in voxels.
+# Specificity is near 1 for almost any mask, because nearly all voxels are background.
+#
+# **Question.** The threshold scored what you see above. Write down your guess for the network.
 
 # %%
 from brats_helpers.evaluation.scoring import evaluate
@@ -451,10 +475,10 @@ for name in ("WT", "TC", "ET"):
 print(f"threshold on FLAIR, the same patients: WT {baseline:.3f}")
 
 # %% [markdown]
-# The interval is a **bootstrap**: the patients are drawn again and again with replacement, and the middle 95 % of the means
-# are kept. It says how much the mean could differ for *other patients of this kind*, not for other hospitals, nor for another
-# seed. And two networks whose intervals overlap may still differ: on the same patients it is the *differences* that are to be
-# resampled. Network against threshold, and below it every patient as a dot:
+# The interval is a **bootstrap**. We draw the patients again and again with replacement, and keep the middle 95 % of the
+# means. It tells how much the mean could differ for *other patients of this kind*, not for other hospitals or another
+# seed. Two networks whose intervals overlap may still differ: on the same patients, resample per-patient *differences*.
+# Here are network and threshold compared that way, and then every patient as a dot:
 
 # %%
 flair, truth = scored_flair(judged_names)
@@ -465,16 +489,16 @@ if len(gain) > 1:
 dice_boxplot(rows, synthetic=synthetic)
 
 # %% [markdown]
-# **Dice** counts voxels, **HD95** measures how far apart the surfaces are (the 95th percentile, in mm). A small false
-# island far away hardly changes the first and ruins the second. And where a patient has no ET, Dice is 1 if the network
-# agrees and 0 if it marks a single voxel. HD95 has no value there; by BraTS's convention it is then 0, or else 373 mm, the
-# diagonal of its volume, √(240² + 240² + 155²): one such patient among ten adds 37 mm to the mean. Look for such patients
-# before you read one.
+# **Dice** counts voxels. **HD95** measures how far apart two surfaces are (the 95th percentile, in mm). A small false
+# island far away hardly changes Dice and ruins HD95. If a patient has no ET, Dice is 1 when the network agrees and 0 when
+# it marks a single voxel. HD95 is undefined there. BraTS sets it to 0 when both masks are empty, and to 373 mm when only
+# one is: the diagonal of its volume, √(240² + 240² + 155²). One such patient among ten adds 37 mm to the mean. Look for
+# such patients before you trust a mean.
 #
-# ### Exercise 4: HD95
+# ### Exercise 3: HD95
 #
-# `there` holds, for each voxel of the prediction's surface, the distance to the reference's surface, `back` the other
-# way. HD95 is the 95th percentile of each, and the larger of the two. Write it.
+# `there` holds the distance to the reference's surface for each voxel of the prediction's surface, and `back` holds the
+# distances in the other direction. Take the 95th percentile of each. HD95 is the larger of the two. Write it.
 #
 # <details><summary>Hint</summary>
 #
@@ -491,9 +515,10 @@ def hausdorff_95(there: np.ndarray, back: np.ndarray) -> float:
 checks.check_hd95(hausdorff_95)
 
 # %% [markdown]
-# ### Small is hard
+# ### Is small hard?
 #
-# Each region of each patient, its size against its Dice. A border of one voxel is nearly all of a small tumor.
+# One voxel of border is a large part of a small tumor, so we would expect low scores on the left of this plot. Each dot is
+# one region of one patient. **Question.** Do you see that?
 
 # %%
 from brats_helpers.basics.constants import REGION_COLORS
@@ -508,10 +533,16 @@ ax.legend()
 finish(figure, synthetic)
 
 # %% [markdown]
-# A patient may have more than one tumor, and then Dice hardly sees the small ones. Since 2023 BraTS ranks **lesion by
-# lesion** ([its code](https://github.com/rachitsaluja/BraTS-2023-Metrics)): each counts as much as the others, one that is
-# missed counts 0, and so does one that is not there. (A *lesion* here is a connected piece of the mask; close pieces are
-# one, tiny ones left out.)
+# <details><summary>Answer</summary>
+#
+# Hardly. Some of the smallest regions score above 0.9, and some large ones do worse. With a dozen patients, one or two dots
+# decide what you see. The next section looks at the lowest dots instead of guessing.
+# </details>
+#
+# A patient may have more than one tumor, and Dice hardly notices the small ones. Since 2023, BraTS ranks **lesion by
+# lesion** ([its code](https://github.com/rachitsaluja/BraTS-2023-Metrics)). Every lesion counts the same. A missed lesion
+# scores 0, and so does a false one. (A *lesion* is a connected piece of the mask. Close pieces count as one, and tiny
+# ones are left out.)
 
 # %%
 from brats_helpers.evaluation.scoring import read_prediction
@@ -528,17 +559,64 @@ print(f"ET: Dice {metrics['dice']['ET']:.3f}, lesion by lesion {mean:.3f}")
 print({kind: sum(scores[kind] for scores in each) for kind in ("found", "missed", "false")})
 
 # %% [markdown]
-# ### The worst patient, and the median
+# ### The worst patient
 #
-# A mean is not a patient. Look at the worst first.
+# A mean is not a patient. Look at the worst one first. **Question.** Before you look: which region will have failed, and
+# will the network have missed tumor or marked tissue that is none?
 
 # %%
+from brats_helpers.lessons.diagnosis import compare_masks, diagnose
 from brats_helpers.lessons.plots import three_planes, upright
 from brats_helpers.data.preprocessing import lps_spacing
 
 order = sorted(rows, key=lambda row: np.mean([row[name]["dice"] for name in ("WT", "TC", "ET")]))
+worst = order[0]
+worst_patient, worst_mask = read_prediction(cases[worst["name"]], work)
+compare_masks(worst_patient, worst_mask, synthetic=synthetic)
 
+# %% [markdown]
+# Each row is one region, zoomed: correct voxels, missed voxels and false voxels have colors of their own. The diagnosis in
+# words is computed from the same masks:
 
+# %%
+for line in diagnose(worst_patient, worst_mask):
+    print(line)
+
+# %% [markdown]
+# The lowest score need not be the largest loss. To a surgeon, a large tumor that is half missed matters more than a core of
+# half a milliliter. So rank the patients once more, by the *volume* of tumor that was missed:
+
+# %%
+missed_ml = {row["name"]: row["WT"]["reference_ml"] * (1 - row["WT"]["sensitivity"]) for row in rows}
+for name in sorted(missed_ml, key=missed_ml.get, reverse=True)[:3]:
+    row = next(row for row in rows if row["name"] == name)
+    print(f"{name}: {missed_ml[name]:5.1f} of {row['WT']['reference_ml']:5.1f} ml missed, Dice of WT {row['WT']['dice']:.2f}")
+
+# %% [markdown]
+# ### Exercise 4: explain it
+#
+# Name the region of the worst patient that scores lowest, "WT", "TC" or "ET", and the error that costs it most volume,
+# "missed" or "false". `errors[region]` holds the milliliters.
+#
+# <details><summary>Hint</summary>
+#
+# `worst[region]["dice"]` is the score. Take the region with the smallest, then compare its two errors.
+# </details>
+
+# %% tags=["exercise"]
+from brats_helpers.lessons import investigations
+
+pairs = zip(("WT", "TC", "ET"), regions(worst_mask), regions(worst_patient.reference))
+errors = {name: investigations.errors_of(p, r, worst_patient.spacing) for name, p, r in pairs}
+lowest = min(errors, key=lambda name: worst[name]["dice"])  # solution
+kind = max(("missed", "false"), key=errors[lowest].get)  # solution
+explanation = (lowest, kind)  # solution
+investigations.check_explanation(explanation, worst, errors)
+
+# %% [markdown]
+# And the patient in the middle of the ranking. About half of the patients are segmented better than this:
+
+# %% tags=["readme"]
 def show(row: dict, title: str):
     """Reference and prediction of one patient in three planes."""
     patient, mask = read_prediction(cases[row["name"]], work)
@@ -550,19 +628,14 @@ def show(row: dict, title: str):
     return three_planes(image, views, spacing, f"{title}: {row['name']}, Dice {dice}", synthetic)
 
 
-show(order[0], "worst")
-
-# %% [markdown]
-# About half are better:
-
-# %% tags=["readme"]
 show(order[len(order) // 2], "median")
 
 # %% [markdown]
 # ### Does it know when it is unsure?
 #
-# A probability of 0.8 should be right four times in five. If it is, the network is **calibrated**. The median patient's
-# voxels, sorted by what the network said, against how often it was so:
+# A probability of 0.8 should be right four times in five. If it is, the network is **calibrated**. We sort the voxels of
+# the median patient by their probability and count how many of them are tumor. **Question.** Published networks trained
+# with Dice loss are overconfident (Mehrtash et al. 2020). Is this one?
 
 # %%
 from brats_helpers.evaluation.checkpoints import load_checkpoint
@@ -580,42 +653,100 @@ panels["Dice of WT"] = {"": (cut, by_threshold)}
 curves(panels, "probability that it gave (left), threshold on it (right)")
 
 # %% [markdown]
-# Below the diagonal the network gives tumor too high a probability, above it too low a one. Networks trained with Dice are known
-# to be badly calibrated (Mehrtash et al. 2020), and one patient's curve is rough: do not read such a value as the
-# probability of a diagnosis. The right panel says how much the threshold matters.
+# <details><summary>Answer</summary>
+#
+# Below the diagonal, the probability of tumor is too high; above it, too low. On this patient the curve follows the
+# diagonal closely, and the right panel is flat: the threshold hardly matters. That is a property of easy patients. Section
+# 7 asks the same network about harder ones. Do not read such a value as the probability of a diagnosis.
+# </details>
 
 # %% [markdown]
-# ## 7. From phantoms to patients
+# ## 7. The fall
 #
-# Other patients come from other scanners: **domain shift**. Here are up to eight of the patients judged above, their
-# z-scores by compartment, beside phantoms of another kind, and above each panel how far the two are apart (Wasserstein's
-# distance, in deviations). Given real patients, it shows what phantoms lack.
+# A threshold got the score of section 1. The network got the score of section 6, and you might be tempted to publish it.
+# Now we give the *same* network four phantoms of another kind. They have the same anatomy, tumors and contrasts, but they
+# differ from each other as scanners and tumors do. **Question.** What Dice will the whole tumor get?
+
+# %%
+from brats_helpers.phantoms import LOOKS, make_patient
+
+strange = LOOKS["wide" if synthetic else "phantom"]
+strangers = [make_patient(9, n, config.spacing_mm, strange) for n in range(4)]
+answers = [inference.segment([model], stranger, trained, False, device)[0] for stranger in strangers]
+falls = np.array([
+    [dice(*pair) for pair in zip(regions(answer), regions(stranger.reference))]
+    for answer, stranger in zip(answers, strangers)
+])
+print(f"{'':<34}{'WT':>6}{'TC':>8}{'ET':>8}")
+print(f"{'threshold, patients judged above':<34}{baseline:6.3f}")
+print(f"{'network, patients judged above':<34}" + "  ".join(f"{metrics['dice'][n]:6.3f}" for n in metrics["dice"]))
+print(f"{'network, strangers':<34}" + "  ".join(f"{score:6.3f}" for score in falls.mean(0)))
+
+# %%
+lowest = int(falls[:, 0].argmin())
+compare_masks(strangers[lowest], answers[lowest], synthetic=True)
+
+# %% [markdown]
+# Nothing was damaged. The network met intensities and shapes that it had never seen: **domain shift**. The network of the
+# quick preset, trained on phantoms alone, scores 0.41 for the whole tumor on ten *real* patients
+# ([measured](../docs/results.md)). A high score describes patients like those of the training.
 #
-# A checkpoint keeps what its patients looked like, and `predict` warns of others: printed is how many figures of each phantom's
-# brain lie far outside; its tumor may be unlike without that. **Question.** You have four patients. Start from phantoms, or from nothing?
+# ### Does anything warn us?
+#
+# A checkpoint stores statistics of its training patients: the size of the brain, the shape of each contrast's histogram, and
+# the correlation of contrasts. `predict` warns when a scan lies far outside their range. **Question.** How many of these
+# statistics are out of range for our four strangers?
+
+# %%
+from brats_helpers.data.storage import open_volume
+from brats_helpers.data.preprocessing import prepare
+from brats_helpers.evaluation import domain_shift as shift
+from brats_helpers.lessons import plots
+
+others = [prepare(stranger, config.spacing_mm) for stranger in strangers]
+seen = shift.ranges([open_volume(prepared[n])[1].fingerprint for n in learnt])
+for stranger, prepared_stranger, score in zip(strangers, others, falls):
+    warnings = shift.outside_ranges(prepared_stranger.meta.fingerprint, seen)
+    print(f"{stranger.name}: Dice of WT {score[0]:.2f}, {len(warnings)} warning(s)", *warnings[:1])
+
+# %% [markdown]
+# <details><summary>Answer</summary>
+#
+# If you see "0 warning(s)" next to a low Dice, you see the limit of this check. It looks at the brain as a whole. A tumor
+# that looks different hardly moves those statistics. A silent check is no proof that a scan is like the training.
+# </details>
+#
+# The histograms show where the difference is. Each panel compares the z-scores of one compartment in one contrast, and its
+# title gives the distance between the two cohorts (Wasserstein's distance, in standard deviations):
+
+# %%
+judged = [load(prepared[name]) for name in judged_names[:8]]
+plots.two_cohorts(judged, others, ("judged above", "strangers"), synthetic)
+
+# %% [markdown]
+# ### What brings it back
+#
+# More variety. Trained on phantoms of the varied kind (`source="wide"`), the same network scores about 0.75 on real patients
+# instead of 0.41. A few real patients help more ([measured](../benchmarks/real_cohort.md)). **Question.** You have four
+# labeled patients. Do you train from phantoms, or from scratch?
 #
 # <details><summary>Answer</summary>
 #
-# From phantoms, kept in half the patches, as here with fewer than 40 real patients: [measured](../benchmarks/real_cohort.md).
+# Train on phantoms first, and keep them in half of the patches while the patients follow. The series does that on its own
+# with fewer than 40 real patients.
 # </details>
-
-# %%
-from brats_helpers.lessons import plots
-from brats_helpers.data.storage import open_volume
-from brats_helpers.phantoms.patient import some_phantoms
-from brats_helpers.evaluation import domain_shift as shift
-
-others = some_phantoms("wide" if synthetic else "phantom", 4, config.spacing_mm)
-seen = shift.ranges([open_volume(prepared[n])[1].fingerprint for n in learnt])
-print("unlike:", [len(shift.outside_ranges(p.meta.fingerprint, seen)) for p in others])
-judged = [load(prepared[name]) for name in judged_names[:8]]
-plots.two_cohorts(judged, others, ("judged above", "other phantoms"), synthetic)
 
 # %% [markdown]
 # ## 8. Play
 #
-# Every patient, the worst first; the threshold, and what it costs; each transform of the augmentation with a slider of
-# its own. They want a running kernel. The last viewer does not: choose *prediction* above it and compare.
+# Look through every patient, the worst first. Move the threshold and watch what it costs. Give each transform of the
+# augmentation a slider. These three widgets need a running kernel. The last viewer works without one: choose *prediction*
+# above it and compare. **Question.** Which threshold would you choose if a missed voxel were worse than a false one?
+#
+# <details><summary>Answer</summary>
+#
+# A lower one: the mask grows, misses fewer voxels and marks more falsely. The explorer shows both numbers as you move.
+# </details>
 
 # %%
 from IPython.display import display
@@ -630,8 +761,8 @@ viewers.slice_viewer(patient, prediction, synthetic)
 # %% [markdown]
 # ## 9. Save and verify
 #
-# The masks are NIfTI files with BraTS's labels and with the geometry of the scan, ready for any viewer. Beside the checkpoint
-# goes a **model card**: what it was trained on, how it was judged, and what it must not be used for.
+# The masks are NIfTI files with BraTS's labels and the geometry of the scan, ready for any viewer. The checkpoint gets a
+# **model card**, which says what the network was trained on, how it was tested, and what it must not be used for.
 
 # %%
 from IPython.display import Markdown
@@ -644,7 +775,8 @@ card = work / "checkpoints" / "MODEL_CARD.md"
 Markdown(write_model_card(card, metrics, config, len(learnt), synthetic, device))
 
 # %% [markdown]
-# To segment a patient without a reference (`last.pt` for your own cohort; without `--tta`, four mirrored views, half of the work):
+# To segment a patient without a reference, run the command below. Use `last.pt` for your own cohort. Without `--tta`, it
+# averages four mirrored copies and takes half the time.
 #
 # `python -m brats_helpers predict CASE_FOLDER --checkpoint runs/quick/checkpoints/best.pt --out masks --tta`
 #
@@ -653,31 +785,38 @@ Markdown(write_model_card(card, metrics, config, len(learnt), synthetic, device)
 # ## Recap
 #
 # - Augmentation moves image and label together; intensities change in the image alone.
-# - Training is resumable because its randomness is a function of the seed and the patch's number.
-# - A test set is used once. What has chosen a checkpoint does not judge it.
-# - Means hide patients: look at the worst, at the interval, at the empty regions.
+# - Training can resume exactly, because its randomness depends on the seed and the patch's number alone.
+# - Use a test set once. Patients that selected a checkpoint cannot judge it.
+# - Means hide patients. Look at the worst one, at the interval, and at the empty regions.
+# - A high score describes patients like those of the training. It says nothing about others.
 #
 # | term | meaning |
 # |---|---|
 # | augmentation | random changes that leave a patient a patient |
 # | warm-up, cosine | how the learning rate rises and falls |
-# | checkpoint | the weights in a file, with all that is needed to go on |
-# | domain shift | other patients than those that were learnt from |
+# | checkpoint | a file with the weights and everything needed to go on |
+# | domain shift | new patients differ from those of the training |
 # | HD95 | 95th percentile of the distances between two surfaces, in mm |
-# | bootstrap | drawing the same patients again and again, to see how much a mean varies |
+# | bootstrap | drawing patients again and again, to see how much a mean varies |
 # | calibration | whether a probability means what it says |
 #
+# **What surprised us:** the network that beats the threshold by far loses about half its score on strangers, and the check
+# that should warn us can stay silent.
+#
+# **What a radiologist would look for that this cannot see:** the scan before this one, the effect of treatment, and whether
+# the question is a glioma at all. The network marks something like a glioma in whatever it is given.
+#
 # **What published code gets wrong.** NVIDIA's [metric](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/nnunet/metrics.py)
-# computes the Dice of WT, TC and ET and stores region i at place i - 1, so that D1, D2, D3 of its
+# computes the Dice of WT, TC and ET but stores region i at place i - 1. So D1, D2 and D3 of its
 # [log](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
-# are TC, ET and WT. Read so, its fold 0 after 30 epochs has WT 92.88 %, TC 90.69 %, ET 85.50 %, on real patients, and not to
-# be compared with this run.
+# are TC, ET and WT. Read that way, its fold 0 after 30 epochs scores WT 92.88 %, TC 90.69 % and ET 85.50 % on real
+# patients. Do not compare that with this run on phantoms.
 #
 # ## When it goes wrong
 #
 # - *Out of memory*: `checkpointing=True`, then `batch=1`; notebook 04 measures what each saves.
-# - *"the loss became nan"*: look at the patients that are named; then a lower `learning_rate`, or `on_nan="halve"` (section 4).
-# - *The loss falls and Dice does not rise*: overfitting; more patients, more augmentation.
+# - *"the loss became nan"*: look at the patients in the message; then lower `learning_rate`, or set `on_nan="halve"` (section 4).
+# - *The loss falls and Dice does not rise*: overfitting; use more patients or more augmentation.
 #
 # ## Read on
 #

@@ -96,32 +96,6 @@ def shown(answer: object) -> str:
 
 # ---------------------------------------------------------------- 01
 
-def check_next_bf16(answer: object) -> Verdict:
-    """Check the smallest bf16 number above 1."""
-    return judge(
-        answer, near(answer, 1 + 2**-7), "bf16 has 7 bits after the point: the step at 1 is 1/128.",
-        "1 plus the value of the last of 7 binary digits.",
-        ("That is the step; the number after 1 is 1 plus the step.", 2**-7),
-        ("That is fp16's, with 10 bits after the point. bf16 has 7.", 1 + 2**-10),
-        ("The 7 bits do not count the leading 1: the step is 1/2**7.", 1 + 2**-8, 1 + 2**-6))
-
-
-def check_patches(answer: object, candidates: Sequence[int]) -> Verdict:
-    """Check the patch edges that suit a network of four levels: multiples of 8, at least 16."""
-    found = attempt(lambda: {int(n) for n in answer})
-    given = found if isinstance(found, set) else set()
-    right = {n for n in candidates if n % 8 == 0 and n >= 16}
-    return judge(
-        answer, given == right, "Each can be halved three times, and more than one voxel is left.",
-        f"those of {list(candidates)} that the rule in the error message allows.",
-        ("A power of two is not needed: 48 = 8 x 6 can be halved three times, too.",
-         lambda: given and given < right),
-        ("8 would be a single voxel at the bottom, and a norm over one voxel is undefined.",
-         lambda: given == right | {8}),
-        (f"{sorted(given - right)} cannot be halved three times without a remainder.",
-         lambda: given - right))
-
-
 def check_float_gigabytes(answer: object, shape: Sequence[int], patients: int) -> Verdict:
     """Check the GB (1e9 bytes) that all patients need: five float32 channels of this shape each."""
     gb = float(np.prod(shape)) * patients / 1e9  # of one channel with one byte a voxel
@@ -197,19 +171,6 @@ def check_to_disk(function: Function) -> Verdict:
          lambda: array and answer.tolist()[0] != [0, 1]))
 
 
-def check_shared_patients(function: Function) -> Verdict:
-    """Check who is on both sides of a split of slices."""
-    training, validation = [("A", 1), ("A", 2), ("B", 1), ("C", 7)], [("A", 3), ("B", 9), ("D", 1)]
-    answer = attempt(function, training, validation)
-    return judge(
-        answer, answer in ({"A", "B"}, ["A", "B"]),
-        "Neighboring slices of the same patient are on the other side: that is leakage.",
-        "the set of names that occur in both lists.",
-        ("No slice is on both sides, but patients are: compare the names, the first of each pair.",
-         lambda: answer in (set(), [])),
-        ("Those are all patients; which are in both lists?", lambda: sorted(answer) == [*"ABCD"]))
-
-
 # ---------------------------------------------------------------- 03
 
 def check_shape(answer: object, images: np.ndarray) -> Verdict:
@@ -254,33 +215,7 @@ def check_first_and_last(function: Function) -> Verdict:
         ("Counting the planes is not enough: there may be gaps, as here.", (3, 6)))
 
 
-def check_paste(function: Function) -> Verdict:
-    """Check a cropped array put back in its place."""
-    whole, box = np.zeros((4, 5, 6), int), ((1, 3), (2, 5), (0, 4))
-    place = tuple(slice(*edge) for edge in box)
-    whole[place] = np.arange(1, 25).reshape(2, 3, 4)
-    answer = attempt(function, whole[place].copy(), box, whole.shape)
-    return judge(
-        answer, near(answer, whole), "Only what was empty was cropped, so nothing is lost.",
-        f"an array of shape {whole.shape}.",
-        ("It has the size of the box: begin with zeros of the full shape.",
-         lambda: np.shape(answer) == (2, 3, 4)),
-        ("The shape is right and the place is not: the box holds first and stop of each axis, in "
-         "order.", lambda: np.shape(answer) == whole.shape))
-
-
 # ---------------------------------------------------------------- 04
-
-def check_bottom_edge(answer: object, patch: int, levels: int) -> Verdict:
-    """Check the edge of the volume at the lowest level."""
-    return judge(
-        answer, near(answer, patch / 2 ** (levels - 1)),
-        "The first level keeps the edge, and every other level halves it.",
-        f"{patch}, halved by {levels - 1} of the {levels} levels.",
-        ("The first level keeps the patch as it is: halve once less.", patch / 2**levels),
-        ("Each level halves the edge; do not divide by the number of levels.",
-         patch / levels, patch / (levels - 1)))
-
 
 def check_soft_dice(function: Function) -> Verdict:
     """Check 2 sum(p r) / (sum(p) + sum(r)), which is 1 for two empty masks."""
@@ -342,18 +277,6 @@ def check_own_network(function: Function) -> Verdict:
 
 
 # ---------------------------------------------------------------- 05
-
-def check_half_rate(answer: object, config: object) -> Verdict:
-    """Check the learning rate half way between the end of the warm-up and the last step."""
-    peak = config.learning_rate
-    return judge(
-        answer, near(answer, peak / 2, 0.02),
-        "Half a cosine falls through its middle at half its height.", f"a rate from 0 to {peak}.",
-        ("That is the peak, at the end of the warm-up.", peak),
-        ("It is 0 at the last step only.", 0),
-        ("Half a cosine is flat at both ends and steep between: at its middle it has lost exactly "
-         "half.", peak * 0.25, peak * 0.7071), tolerance=0.02)
-
 
 def check_mirror_average(function: Function) -> Verdict:
     """Check the mean of a network's answers to a volume and to its mirror image, flipped back."""

@@ -46,7 +46,7 @@ def test_four_exercises_each_blank_with_its_solution_folded_away(written: Path, 
         assert "...  # your turn" in blank
         assert "# solution" not in blank + solution
         assert solution in text
-        assert re.search(r"checks\.check_\w+\(", blank)
+        assert re.search(r"(checks|investigations)\.check_\w+\(", blank)
     assert not any(c.get("outputs") for c in student.cells)
     assert any(c.get("outputs") for c in teacher.cells)
     everything = "\n".join(c.source for c in student.cells)
