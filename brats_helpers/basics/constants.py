@@ -38,6 +38,6 @@ HD95_EMPTY_MM = 373.1287
 LABEL_COLORS = {NCR: "#0072B2", ED: "#009E73", ET: "#E69F00"}
 REGION_COLORS = {"WT": "#009E73", "TC": "#CC79A7", "ET": "#E69F00"}
 
-ARCHIVE_ENDINGS = (".tar", ".tar.gz", ".tgz", ".zip")
+ARCHIVE_ENDINGS = (".tar", ".tar.gz", ".tgz", ".zip", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
 NOT_FOR_DIAGNOSIS = "for research and teaching, not for diagnosis"  # shown with every prediction

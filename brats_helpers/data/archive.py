@@ -7,6 +7,9 @@ where the first was stopped.
 
 from __future__ import annotations
 
+import contextlib
+import gzip
+import lzma
 import shutil
 import struct
 import tarfile
@@ -24,12 +27,14 @@ from tqdm import tqdm
 from ..basics.constants import ARCHIVE_ENDINGS as ENDINGS
 from ..basics.errors import BratsError
 from ..basics.files import Packed, atomic_path, read_json, remove_leftovers, write_json
-from .cases import FILE_NAME, SUFFIXES, Case, find_cases, find_packed
+from .finding import NOTE, find, find_packed
+from .layouts import NIFTI, group
+from .records import Case, Found
+from .unused import READABLE, SPLIT, UNREAD_ARCHIVES
 
 MSD_FOLDERS = {"imagesTr": "four modalities", "imagesTs": "four modalities", "labelsTr": "seg"}   # of the Decathlon
-NOTE = ".unpacked-from.json"                          # in the folder: which archive its files are from
 # What the standard library raises for archives that are damaged, encrypted or of unknown kind.
-DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, struct.error, ValueError, IndexError,
+DAMAGE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, EOFError, OSError, zlib.error, struct.error, ValueError, IndexError,
           OverflowError, NotImplementedError, RuntimeError, AttributeError)
 LONGEST_NAME = 200                                    # bytes of a part of a path; most disks take 255
 
@@ -55,44 +60,115 @@ class Member:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether the name is that of an archive which this module reads."""
-    return Path(path).name.lower().endswith(ENDINGS)
+    """Return whether a path is an archive, or a folder of archives and no other scans."""
+    path = Path(path)
+    if path.is_dir():
+        return bool(archives_of(path))
+    return path.name.lower().endswith(ENDINGS) or _kind(path) in ("tar", "zip")
+
+
+def archives_of(path: Path) -> list[Path]:
+    """Return the archive itself, or those of a folder that holds no scans of its own; else nothing."""
+    if not path.is_dir():
+        return [path]
+    files = [p for p in sorted(path.rglob("*"))
+             if not any(part.startswith((".", "__MACOSX")) for part in p.relative_to(path).parts)]
+    if any(NIFTI.search(p.name) or p.name == "dataset.json" for p in files if p.is_file()):
+        return []
+    return [p for p in files if p.name.lower().endswith(ENDINGS) and p.is_file()]
 
 
 def resolve_source(path: Path) -> Path:
-    """What to read patients from: an archive or a folder of patients; for a folder of archives, as on Kaggle, the
-    largest of them."""
+    """Return where to read patients from: an archive, a folder of patients, or a folder of archives.
+
+    Of a folder with one archive, as on Kaggle, the archive. BratsError if nothing can be read there.
+    """
     path = Path(path).expanduser().absolute()
-    if path.is_dir() and not any(FILE_NAME.match(p.name) or p.name == "dataset.json" for p in path.rglob("*")):
-        archives = [p for p in path.rglob("*") if is_archive(p) and p.is_file()]
-        return max(archives, key=lambda p: p.stat().st_size, default=path)
-    if not path.exists():
-        raise BratsError(f"{path} is not there: give the path of a {', '.join(ENDINGS)} file or of a folder.")
+    if path.is_dir():
+        archives = archives_of(path)
+        return archives[0] if len(archives) == 1 else path
+    _refuse_unread(path)
     return path
+
+
+def _refuse_unread(path: Path) -> None:
+    """Refuse a path that is not there, or a file that is no archive, by what it is."""
+    if not path.is_file():
+        broken = f"is a link to {path.readlink()}, which is not there" if path.is_symlink() else "is not there"
+        raise BratsError(f"{path} {broken}: give the path of a {', '.join(ENDINGS)} file or of a folder.")
+    kind = _kind(path)
+    if kind in ("tar", "zip", "gzip", "xz", "bzip2") and not NIFTI.search(path.name):
+        return
+    title = next((title for ending, title in UNREAD_ARCHIVES.items() if path.name.lower().endswith(ending)), "")
+    if title or kind in MAGIC.values() and kind not in ("gzip", "tar", "zip"):
+        raise BratsError(f"{path} is {title or f'a {kind} file'}, which is not read here: {READABLE}.")
+    if SPLIT.search(path.name):
+        raise BratsError(f"{path} is one part of a split archive: join the parts and unpack them.")
+    if NIFTI.search(path.name):
+        raise BratsError(f"{path} is one scan: give the folder of the patient or of all patients.")
+    if not path.name.lower().endswith(ENDINGS):
+        raise BratsError(f"{path} is no archive that can be read here; {', '.join(ENDINGS)} can.")
+    with open(path, "rb") as file:
+        start = file.read(64).lstrip()
+    if start.startswith(b"version https://git-lfs"):
+        raise BratsError(f"{path} is a Git LFS pointer, not the archive: run `git lfs pull` where it came from.")
+    if start.startswith(b"<"):
+        raise BratsError(f"{path} is a web page, not an archive: sign in where it came from and download it again.")
+
+
+MAGIC = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"PK\x05\x06": "zip", b"\xfd7zXZ": "xz", b"BZh": "bzip2",
+         b"7z\xbc\xaf": "7-Zip", b"Rar!": "RAR", b"\x28\xb5\x2f\xfd": "Zstandard"}
+
+
+def _kind(path: Path) -> str:
+    """What a file is by its content: tar, zip, gzip, ...; empty if unknown or not there."""
+    if not path.is_file():
+        return ""
+    with open(path, "rb") as file:
+        start = file.read(512)
+    if start[257:262] == b"ustar":
+        return "tar"
+    return next((kind for magic, kind in MAGIC.items() if start.startswith(magic)), "")
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[tarfile.TarFile | zipfile.ZipFile]:
     path = Path(path)
-    if not path.is_file():
-        raise BratsError(f"{path} is not there: give the path of a {', '.join(ENDINGS)} file or of a folder.")
-    if not is_archive(path):
-        raise BratsError(f"{path} is no archive that can be read here; {', '.join(ENDINGS)} can.")
+    _refuse_unread(path)
     try:
-        with (zipfile.ZipFile(path) if path.suffix.lower() == ".zip" else tarfile.open(path)) as archive:
-            yield archive
+        with contextlib.ExitStack() as stack:
+            if _kind(path) == "zip":
+                yield stack.enter_context(zipfile.ZipFile(path))
+                return
+            if _compressed_twice(path):
+                inner = stack.enter_context(gzip.open(path))
+                yield stack.enter_context(tarfile.open(fileobj=inner))
+            else:
+                yield stack.enter_context(tarfile.open(path))
     except DAMAGE as error:
         raise BratsError(f"{path} is damaged or incomplete ({error}): get it again, and compare its size with the "
                          "source's.") from error
 
 
+def _compressed_twice(path: Path) -> bool:
+    """Whether a .gz holds another .gz, which some downloads do."""
+    if _kind(path) != "gzip":
+        return False
+    with gzip.open(path) as outer:
+        return outer.read(2) == b"\x1f\x8b"
+
+
 def list_archive(path: Path, limits: Limits = Limits()) -> list[Member]:
     """The files in an archive, in its order, checked: BratsError where it is cut short or a name is unsafe.
 
+    Of a folder of archives, the files of all.
+
     Reads headers only (a compressed tar has to be decompressed for that, in memory).
     """
-    with _open(path) as archive:
-        members = _members(Path(path), archive, limits)
+    members = []
+    for one in archives_of(Path(path)):
+        with _open(one) as archive:
+            members += _members(one, archive, limits)
     if not members:
         raise BratsError(f"{path} holds no file: get it again.")
     return members
@@ -126,7 +202,7 @@ def _walk(archive: tarfile.TarFile | zipfile.ZipFile) -> Iterator[Member]:
 
 def _refuse_short(path: Path, members: Sequence[Member]) -> None:
     """Whether the last file's content ends before the archive does; only a plain tar shows it without reading on."""
-    if path.suffix.lower() == ".tar" and members:
+    if _kind(path) in ("tar", "") and members:
         end, size = members[-1].info.offset_data + members[-1].size, path.stat().st_size
         if end > size:
             raise BratsError(f"{path} is cut short: {members[-1].name} ends at byte {end:,}, the archive at {size:,}. "
@@ -164,38 +240,52 @@ def _longest(name: PurePosixPath) -> int:
 
 def readable_in_place(path: Path) -> bool:
     """Whether the patients of an archive can be read where they lie: a plain tar of one file a modality."""
-    if Path(path).suffix.lower() != ".tar":
+    archives = archives_of(Path(path))
+    if not archives or not all(_kind(one) == "tar" for one in archives):
         return False
-    members = list_archive(path)
-    return not any(m.info.issparse() or PurePosixPath(m.name).name == "dataset.json" for m in members)
+    return not any(m.info.issparse() or PurePosixPath(m.name).name == "dataset.json"
+                   for one in archives for m in list_archive(one))
 
 
 def patients_in(place: Path) -> list[Case]:
     """The patients of a folder, or of a plain tar, which is not unpacked; BratsError where there is none."""
+    return find_patients(place).cases
+
+
+def find_patients(place: Path) -> Found:
+    """Return the patients of a folder, or of plain tars, which are not unpacked, and what is not used."""
+    place = Path(place)
     if not is_archive(place):
-        return find_cases(place)
-    files = [Packed(Path(place), m.name, m.info.offset_data, m.size) for m in list_archive(place)]
+        return find(place)
+    files = [Packed(one, m.name, m.info.offset_data, m.size)
+             for one in archives_of(place) for m in list_archive(one)]
     return find_packed(files, place)
 
 
 def summarize(members: Sequence[Member]) -> list[dict]:
     """A row for each patient in an archive's list: name, files (which kinds), megabytes."""
     found: dict[str, dict[str, int]] = defaultdict(dict)
-    for member in members:
-        path = PurePosixPath(member.name)
-        if match := FILE_NAME.match(path.name):
-            found[match["case"] or path.parent.name][SUFFIXES[match["kind"].lower()]] = member.size
-        elif path.parent.name in MSD_FOLDERS and path.name.lower().endswith((".nii", ".nii.gz")):
-            found[path.name.split(".nii")[0]][MSD_FOLDERS[path.parent.name]] = member.size
+    files = {Packed(Path(), m.name, 0, m.size): m.size for m in members}
+    for one in group(files)[0]:
+        for kind, paths in one.files.items():
+            found[one.name][kind] = files[paths[0]]
+    for path, size in files.items():
+        if path.parent.name in MSD_FOLDERS and NIFTI.search(path.name):
+            found[path.name.split(".nii")[0]][MSD_FOLDERS[path.parent.name]] = size
     return [{"name": name, "files": sorted(sizes), "mb": sum(sizes.values()) / 1e6} for name, sizes in sorted(found.items())]
 
 
 def extract(path: Path, folder: Path, limits: Limits = Limits()) -> list[Path]:
     """Unpack an archive's files into `folder`, with progress; returns their paths.
 
-    A file that is there with the right size is kept, unless the folder was unpacked from another archive: then it is
-    emptied first. Refuses the whole archive before writing if any member is unsafe, or if the disk has too little room.
+    Of a folder of archives each goes into a folder of its own. A file that is there with the right size is kept,
+    unless the folder was unpacked from another archive: then it is emptied first. Refuses the whole archive before
+    writing if any member is unsafe, or if the disk has too little room.
     """
+    archives = archives_of(Path(path))
+    if archives != [Path(path)]:
+        return [target for one in archives
+                for target in extract(one, Path(folder) / _stem(one, Path(path)), limits)]
     folder = Path(folder)
     _empty_if_other(Path(path), folder)
     with _open(path) as archive:
@@ -208,12 +298,23 @@ def extract(path: Path, folder: Path, limits: Limits = Limits()) -> list[Path]:
         _check_room(path, folder, sum(member.size for member, _ in wanted))
         write_json(folder / NOTE, _identity(Path(path)))
         for member, target in tqdm(wanted, desc=f"extract {Path(path).name}", unit="file"):
-            with _content(archive, member) as source, atomic_path(target) as temporary:
-                with open(temporary, "wb") as file:
-                    shutil.copyfileobj(source, file, 1 << 20)
-                if temporary.stat().st_size != member.size:
-                    raise BratsError(f"{path}: {member.name} is cut short; get the archive again.")
+            _write_member(path, archive, member, target)
     return targets
+
+
+def _write_member(path: Path, archive: tarfile.TarFile | zipfile.ZipFile, member: Member, target: Path) -> None:
+    with _content(archive, member) as source, atomic_path(target) as temporary:
+        with open(temporary, "wb") as file:
+            shutil.copyfileobj(source, file, 1 << 20)
+        if temporary.stat().st_size != member.size:
+            raise BratsError(f"{path}: {member.name} is cut short; get the archive again.")
+
+
+def _stem(archive: Path, folder: Path) -> str:
+    """The folder that one of several archives is unpacked into: its own path without the ending."""
+    name = "_".join(archive.relative_to(folder).parts)
+    return next(name[:-len(ending)] for ending in sorted(ENDINGS, key=len, reverse=True)
+                if name.lower().endswith(ending))
 
 
 def _identity(path: Path) -> dict:
