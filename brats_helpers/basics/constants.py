@@ -16,7 +16,6 @@ NCR, ED, ET = 1, 2, 3
 LABEL_NAMES = {0: "background", NCR: "necrotic and non-enhancing core", ED: "peritumoral edema",
                ET: "enhancing tumor"}
 LABEL_SHORT = {NCR: "NCR", ED: "ED", ET: "ET"}
-DISK_LABELS = (0, 1, 2, 4)  # of an exported mask
 DISK_ET = 4
 
 # The three nested regions that BraTS scores, and their labels.

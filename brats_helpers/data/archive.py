@@ -284,6 +284,8 @@ def extract(path: Path, folder: Path, limits: Limits = Limits()) -> list[Path]:
     """
     archives = archives_of(Path(path))
     if archives != [Path(path)]:
+        _empty_if_other(Path(path), Path(folder))
+        write_json(Path(folder) / NOTE, _identity(Path(path)))
         return [target for one in archives
                 for target in extract(one, Path(folder) / _stem(one, Path(path)), limits)]
     folder = Path(folder)
@@ -318,6 +320,8 @@ def _stem(archive: Path, folder: Path) -> str:
 
 
 def _identity(path: Path) -> dict:
+    if path.is_dir():
+        return {"archives": [_identity(one) for one in archives_of(path)]}
     state = path.stat()
     return {"archive": path.name, "size": state.st_size, "modified_ns": state.st_mtime_ns}
 
@@ -325,7 +329,7 @@ def _identity(path: Path) -> dict:
 def _empty_if_other(path: Path, folder: Path) -> None:
     """Remove what an earlier call unpacked from another archive; a folder without our note is nobody's to empty."""
     note = folder / NOTE
-    if note.is_file() and path.is_file() and read_json(note, "the extraction") != _identity(path):
+    if note.is_file() and path.exists() and read_json(note, "the extraction") != _identity(path):
         tqdm.write(f"{folder} was unpacked from another archive: emptied.")
         for child in folder.iterdir():
             if child.is_dir() and not child.is_symlink():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..basics.errors import BratsError
-from ..basics.files import atomic_path
+from ..basics.files import atomic_path, read_json
 from .archive import extract, find_patients, is_archive, readable_in_place, resolve_source
 from .cases import check_cohort, find_twins
 from .plausibility import of_cohort
@@ -70,6 +70,23 @@ def check_found(found: Found, place: Path, jobs: int = -1) -> Report:
              for names in find_twins(case for case, row in zip(found.cases, rows, strict=True)
                                      if not row["problems"])]
     return Report(Path(place), rows, found.unused, [*of_cohort(rows), *twins])
+
+
+def unused_at(path: Path) -> str:
+    """Return what is not read at a source, as lines of text; of compressed archives nothing is known yet."""
+    place = resolve_source(path)
+    if is_archive(place) and not readable_in_place(place):
+        return ""
+    return listing(find_patients(place).unused)
+
+
+def warnings_of(work: Path) -> list[str]:
+    """Return the warnings that the check left in a work folder, if notebook 02 has run."""
+    if not (Path(work) / "patients.json").is_file():
+        return []
+    found = read_json(Path(work) / "patients.json", "notebook 02")
+    rows = [row for rows in found["rows"].values() for row in rows]
+    return [text for row in rows for text in row.get("warnings", [])] + of_cohort(rows)
 
 
 def status(row: Mapping) -> str:

@@ -12,14 +12,17 @@ from ..basics.constants import ARCHIVE_ENDINGS
 from ..basics.errors import BratsError
 from ..basics.files import Packed
 from .datalists import read_lists
-from .layouts import NIFTI, case_of, group
+from .layouts import BIDS, FILE_NAME, NIFTI, case_of, group
 from .records import Case, Found, Unused
 from .unused import explain, hint, listing, shorten
 
 WANTED = ("four files a patient named like X_flair.nii.gz, X_t1.nii.gz, X_t1ce.nii.gz, X_t2.nii.gz "
           "(or X-t2f, X-t1n, X-t1c, X-t2w), BIDS, or a dataset.json of the Decathlon, nnU-Net or MONAI")
-MARKS = (("cohort.json", "config.json"), ("scores.json",), (".sources.json",))  # files of our folders
-OURS = ("preprocessed", "predictions", "notebooks", "checkpoints", "everyone", "nnunet")
+WORK = ("cohort.json", "config.json")  # files of a work folder, and the folders that we write there
+OURS = ("preprocessed", "predictions", "notebooks", "checkpoints", "everyone", "nnunet", "pretraining")
+COPIES = ("training", "test", "first")  # in its folder `cases`
+MASKS = ("predictions.csv", "scores.json")  # files that stand with masks that we have written
+EXPORT = ".sources.json"  # a file of the export for nnU-Net
 NOTE = ".unpacked-from.json"  # in a folder: the archive that its files are from
 
 
@@ -88,8 +91,8 @@ def _walk(root: Path) -> tuple[list[Path], list[Unused]]:
             links = [f for f in folders if (here / f).is_symlink()]
             waiting += [here / f for f in sorted(links) if not _hidden(f)]
             folders[:] = sorted(f for f in folders
-                                if f not in links and not _hidden(f) and not _ours(here / f, root))
-            for name in names:
+                                if f not in links and not _hidden(f) and not _ours(here / f))
+            for name in _without_masks(names):
                 if name.endswith(".icloud") or not _hidden(name):
                     (files if (here / name).is_file() else left).append(
                         here / name if (here / name).is_file() else _broken(here / name))
@@ -114,13 +117,22 @@ def _hidden(name: str) -> bool:
     return name.startswith((".", "__MACOSX"))
 
 
-def _ours(folder: Path, root: Path) -> bool:
-    """Whether this project has written a folder: a work folder, masks, an export."""
-    if any(all((folder / name).is_file() for name in names) for names in MARKS):
+def _ours(folder: Path) -> bool:
+    """Whether this project has written a folder: a part of a work folder, or an export."""
+    if (folder / EXPORT).is_file():
         return True
-    in_work = (root / "cohort.json").is_file() and folder.parent == root
-    copies = folder.name == "cases" and any((sub / NOTE).is_file() for sub in folder.glob("*"))
-    return in_work and (folder.name in OURS or copies)
+    if not all((folder.parent / name).is_file() for name in WORK):
+        return False
+    inside = [sub.name for sub in folder.iterdir()]
+    return (folder.name in OURS or folder.name == "cases" and set(inside) <= set(COPIES)
+            or folder.name == "data" and {"BraTS2021_Training_Data.tar", "BraTS2021_Training_Data.json"} <= set(inside))
+
+
+def _without_masks(names: Sequence[str]) -> list[str]:
+    """The files of a folder, without the masks that this project has written into it."""
+    if not set(MASKS) & set(names):
+        return list(names)
+    return [name for name in names if not NIFTI.search(name) or FILE_NAME.match(name) or BIDS.match(name)]
 
 
 def _folders_named_as_files(seen: Iterable[Path], files: Sequence[Path]) -> Iterator[Unused]:

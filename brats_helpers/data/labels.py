@@ -73,6 +73,11 @@ def disk_et(case: Case) -> int:
     return disk_labels(case)[ET]
 
 
+def as_written(case: Case) -> tuple[tuple[int, int], ...]:
+    """Return the labels of masks that we write for a patient; 4 for ET, too, as earlier versions did."""
+    return tuple({DISK_ET: ET, **dict(zip(disk_labels(case)[1:], (NCR, ED, ET), strict=True))}.items())
+
+
 def rounded(values: np.ndarray) -> np.ndarray:
     """Round labels that lie within 0.001 of a whole number, and leave the others."""
     if values.dtype.kind != "f":
