@@ -27,7 +27,7 @@ from tqdm import tqdm
 from ..basics.constants import ARCHIVE_ENDINGS as ENDINGS
 from ..basics.errors import BratsError
 from ..basics.files import Packed, atomic_path, read_json, remove_leftovers, write_json
-from .finding import NOTE, find, find_packed
+from .finding import NOTE, besides, find, find_packed
 from .layouts import NIFTI, group
 from .records import Case, Found
 from .unused import READABLE, SPLIT, UNREAD_ARCHIVES
@@ -97,13 +97,18 @@ def _refuse_unread(path: Path) -> None:
         broken = f"is a link to {path.readlink()}, which is not there" if path.is_symlink() else "is not there"
         raise BratsError(f"{path} {broken}: give the path of a {', '.join(ENDINGS)} file or of a folder.")
     kind = _kind(path)
-    if kind in ("tar", "zip", "gzip", "xz", "bzip2") and not NIFTI.search(path.name):
-        return
-    title = next((title for ending, title in UNREAD_ARCHIVES.items() if path.name.lower().endswith(ending)), "")
-    if title or kind in MAGIC.values() and kind not in ("gzip", "tar", "zip"):
-        raise BratsError(f"{path} is {title or f'a {kind} file'}, which is not read here: {READABLE}.")
     if SPLIT.search(path.name):
         raise BratsError(f"{path} is one part of a split archive: join the parts and unpack them.")
+    if not path.stat().st_size:
+        raise BratsError(f"{path} is empty (0 bytes), damaged or incomplete: get it again.")
+    if kind == "gzip" and (_inner(path)[:4] in NIFTI_START) and not NIFTI.search(path.name):
+        raise BratsError(f"{path} holds a NIfTI scan, not an archive: give the folder of the patient.")
+    if kind in ("tar", "zip", "gzip", "xz", "bzip2") and not NIFTI.search(path.name):
+        return
+    title = next((title for ending, title in UNREAD_ARCHIVES.items()
+                  if path.name.lower().endswith(ending) and not path.name.lower().endswith(ENDINGS)), "")
+    if title or kind in MAGIC.values() and kind not in ("gzip", "tar", "zip"):
+        raise BratsError(f"{path} is {title or f'a {kind} archive'}, which is not read here: {READABLE}.")
     if NIFTI.search(path.name):
         raise BratsError(f"{path} is one scan: give the folder of the patient or of all patients.")
     if not path.name.lower().endswith(ENDINGS):
@@ -116,6 +121,7 @@ def _refuse_unread(path: Path) -> None:
         raise BratsError(f"{path} is a web page, not an archive: sign in where it came from and download it again.")
 
 
+NIFTI_START = (b"\x5c\x01\0\0", b"\0\0\x01\x5c", b"\x1c\x02\0\0", b"\0\0\x02\x1c")  # 348 or 540
 MAGIC = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"PK\x05\x06": "zip", b"\xfd7zXZ": "xz", b"BZh": "bzip2",
          b"7z\xbc\xaf": "7-Zip", b"Rar!": "RAR", b"\x28\xb5\x2f\xfd": "Zstandard"}
 
@@ -140,22 +146,24 @@ def _open(path: Path) -> Iterator[tarfile.TarFile | zipfile.ZipFile]:
             if _kind(path) == "zip":
                 yield stack.enter_context(zipfile.ZipFile(path))
                 return
-            if _compressed_twice(path):
+            if _kind(path) == "gzip" and _inner(path).startswith(b"\x1f\x8b"):  # compressed twice
                 inner = stack.enter_context(gzip.open(path))
                 yield stack.enter_context(tarfile.open(fileobj=inner))
             else:
                 yield stack.enter_context(tarfile.open(path))
     except DAMAGE as error:
-        raise BratsError(f"{path} is damaged or incomplete ({error}): get it again, and compare its size with the "
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BratsError(f"{path} is damaged or incomplete ({said}): get it again, and compare its size with the "
                          "source's.") from error
 
 
-def _compressed_twice(path: Path) -> bool:
-    """Whether a .gz holds another .gz, which some downloads do."""
-    if _kind(path) != "gzip":
-        return False
-    with gzip.open(path) as outer:
-        return outer.read(2) == b"\x1f\x8b"
+def _inner(path: Path) -> bytes:
+    """The first bytes of what a gzip file holds; empty if it cannot be decompressed."""
+    try:
+        with gzip.open(path) as inner:
+            return inner.read(4)
+    except (OSError, EOFError, zlib.error):
+        return b""
 
 
 def list_archive(path: Path, limits: Limits = Limits()) -> list[Member]:
@@ -257,9 +265,11 @@ def find_patients(place: Path) -> Found:
     place = Path(place)
     if not is_archive(place):
         return find(place)
+    archives = archives_of(place)
     files = [Packed(one, m.name, m.info.offset_data, m.size)
-             for one in archives_of(place) for m in list_archive(one)]
-    return find_packed(files, place)
+             for one in archives for m in list_archive(one)]
+    found = find_packed(files, place)
+    return Found(found.cases, found.unused + besides(place, archives)) if place.is_dir() else found
 
 
 def summarize(members: Sequence[Member]) -> list[dict]:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from ..basics.errors import BratsError
 from ..basics.files import atomic_path, read_json
-from .archive import extract, find_patients, is_archive, readable_in_place, resolve_source
+from .archive import archives_of, extract, find_patients, is_archive, readable_in_place, resolve_source
 from .cases import check_cohort, find_twins
+from .finding import besides
 from .plausibility import of_cohort
 from .records import Found, Unused
 from .unused import SHOWN, listing
@@ -55,12 +56,21 @@ class Report:
 
 def check_path(path: Path, jobs: int = -1) -> Report:
     """Find and check all patients in a folder or archive; archives that are compressed go to a temporary folder."""
-    place = resolve_source(path)
+    place, extra = resolve_source(path), _besides(path)
     if is_archive(place) and not readable_in_place(place):
         with tempfile.TemporaryDirectory(prefix="brats-check-") as folder:
             extract(place, Path(folder))
-            return check_found(find_patients(Path(folder)), place, jobs)
-    return check_found(find_patients(place), place, jobs)
+            found = find_patients(Path(folder))
+            return check_found(Found(found.cases, found.unused + extra), place, jobs)
+    found = find_patients(place)
+    return check_found(Found(found.cases, found.unused + (extra if place.is_file() else [])), place, jobs)
+
+
+def _besides(path: Path) -> list[Unused]:
+    """What is not used in a folder that is read for its archives."""
+    folder = Path(path).expanduser().absolute()
+    archives = archives_of(folder) if folder.is_dir() else []
+    return besides(folder, archives) if archives else []
 
 
 def check_found(found: Found, place: Path, jobs: int = -1) -> Report:
@@ -76,8 +86,8 @@ def unused_at(path: Path) -> str:
     """Return what is not read at a source, as lines of text; of compressed archives nothing is known yet."""
     place = resolve_source(path)
     if is_archive(place) and not readable_in_place(place):
-        return ""
-    return listing(find_patients(place).unused)
+        return listing(_besides(path))
+    return listing(find_patients(place).unused + (_besides(path) if place.is_file() else []))
 
 
 def warnings_of(work: Path) -> list[str]:

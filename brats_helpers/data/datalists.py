@@ -54,10 +54,11 @@ def read_lists(files: Iterable[Path]) -> Listed:
 def _read_list(index: Path, found: Listed, seen: set) -> None:
     try:
         content = json.loads(index.read_text(encoding="utf-8-sig"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise NotAList(f"it cannot be read as JSON ({error})") from error
     if not isinstance(content, dict):
-        raise NotAList(f"it holds a {type(content).__name__}, not an object with names")
+        kind = {list: "a list", str: "a text", type(None): "null"}.get(type(content), "a number")
+        raise NotAList(f"it holds {kind}, not an object with names")
     channels = _channels(content)
     rows = list(_rows(content, index)) or list(_nnunet_rows(index.parent))
     if not rows:
@@ -137,6 +138,10 @@ def _rows(content: Mapping, index: Path) -> Iterable[tuple[list[Path], Path | No
             label = row.get("label")
             label = label[0] if isinstance(label, list) and len(label) == 1 else label
             images = [place(p) for p in (image if isinstance(image, list) else [image])]
+            if not images:
+                raise NotAList(f'an entry lists no image: {str(row)[:60]}')
+            if odd := [p for p in images if not NIFTI.search(p.name)]:
+                raise NotAList(f"it lists {odd[0]}, and files .nii or .nii.gz are needed")
             yield _nnunet_files(images), place(label) if label else None
 
 

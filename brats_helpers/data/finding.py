@@ -11,7 +11,7 @@ from typing import NoReturn
 from ..basics.constants import ARCHIVE_ENDINGS
 from ..basics.errors import BratsError
 from ..basics.files import Packed
-from .datalists import read_lists
+from .datalists import Listed, read_lists
 from .layouts import BIDS, FILE_NAME, NIFTI, case_of, group
 from .records import Case, Found, Unused
 from .unused import explain, hint, listing, shorten
@@ -37,7 +37,8 @@ def find(folder: Path) -> Found:
         raise BratsError(f"{folder} is not a folder: give one that holds {WANTED}.")
     files, left = _walk(folder)
     listed = read_lists(files)
-    found = _found([p for p in files if p not in listed.files], listed.cases, [*left, *listed.unused])
+    found = _found(files, listed, left)
+    found = Found(found.cases, found.unused + _empty_patients(found.cases, files, folder))
     if not found.cases:
         packed = [p for p in files if p.name.lower().endswith(ARCHIVE_ENDINGS)]
         hint = f" There is an archive in it, {packed[0].name}: give that as the source." if packed else ""
@@ -47,22 +48,31 @@ def find(folder: Path) -> Found:
 
 def find_packed(files: Iterable[Packed], archive: Path) -> Found:
     """Return the patients among the files of plain tars; BratsError if there is none."""
-    found = _found(list(files), [], [])
+    found = _found(list(files), Listed(), [])
     if not found.cases:
         raise BratsError(f"no patient in {archive}: looked for {WANTED}." + _also(found.unused))
     return found
+
+
+def besides(folder: Path, archives: Sequence[Path]) -> list[Unused]:
+    """Return what is not used in a folder of archives, besides these."""
+    files, left = _walk(folder)
+    return shorten([*left, *filter(None, (explain(p, []) for p in files if p not in archives))])
 
 
 def _also(unused: Sequence[Unused]) -> str:
     return f"\n{listing(unused, 5)}" if unused else ""
 
 
-def _found(files: Sequence[Path | Packed], listed: Sequence[Case], left: Sequence[Unused]) -> Found:
-    groups, used = group(files)
-    cases = [*listed, *map(case_of, groups)]
-    unused = [*left, *filter(None, (explain(p, cases) for p in files if p not in used))]
-    cases = [hint(case, unused) for case in cases]
-    unused += _empty_patients(cases, files)
+def _found(files: Sequence[Path | Packed], listed: Listed, left: Sequence[Unused]) -> Found:
+    rest = [p for p in files if p not in listed.files]
+    groups, used = group(rest)
+    cases = [*listed.cases, *map(case_of, groups)]
+    unused = [*left, *listed.unused, *filter(None, (explain(p, cases) for p in rest if p not in used))]
+    told = [hint(case, unused) for case in cases]
+    cases = [case for case, _ in told]
+    said = {one for _, ones in told for one in ones}
+    unused = [one for one in unused if one not in said]
     return Found(_unique(sorted(cases, key=lambda case: case.name)), shorten(unused))
 
 
@@ -143,15 +153,16 @@ def _folders_named_as_files(seen: Iterable[Path], files: Sequence[Path]) -> Iter
                          "put the file in its place")
 
 
-def _empty_patients(cases: Sequence[Case], files: Sequence[Path | Packed]) -> list[Unused]:
-    """Folders next to those of patients, named as they are, that hold no file at all."""
-    homes = {case.images[0].parent for case in cases if case.images and isinstance(case.images[0], Path)}
+def _empty_patients(cases: Sequence[Case], files: Sequence[Path], root: Path) -> list[Unused]:
+    """Folders below the root, next to those of patients, named as they are, that hold no file at all."""
+    homes = {case.images[0].parent for case in cases if case.images}
+    homes = {home for home in homes if root in home.parents}
     forms = {(home.parent, _form(home.name)) for home in homes}
     parents = {parent for parent, _ in forms}
-    full = {parent for path in files if isinstance(path, Path) for parent in path.parents}
+    full = {parent for path in files for parent in path.parents}
     return [Unused(sub, "a folder named like a patient's, and no scan in it", "add the scans, or remove it")
             for parent in sorted(parents) for sub in sorted(parent.iterdir())
-            if sub.is_dir() and sub not in full and (parent, _form(sub.name)) in forms]
+            if sub.is_dir() and not sub.is_symlink() and sub not in full and (parent, _form(sub.name)) in forms]
 
 
 def _form(name: str) -> str:

@@ -89,12 +89,14 @@ def rounded(values: np.ndarray) -> np.ndarray:
 def refusal(case: Case, values: list[float]) -> tuple[str, str] | None:
     """Return what is wrong with the labels found in a reference, and what to do; else None."""
     scheme = scheme_of(case)
+    if not scheme.table:
+        return f"its labels are not those of a tumor's regions ({scheme.title}): {scheme.refused[1]}", "leave it out"
     if taken := [v for v in values if v in scheme.refused]:
         return (f"it has label {taken[0]:g}, whose meaning is not certain: {scheme.refused[taken[0]]}",
                 "if it is the enhancing tumor, write it as 3; if not, it has no class here: leave "
                 "this patient out")
     if bad := [v for v in values if v and v not in scheme.table]:
-        return (f"labels {bad[:5]} are not among {[0, *sorted(scheme.table)]} ({scheme.title})",
+        return (f"labels {[round(v, 4) for v in bad[:5]]} are not among {[0, *sorted(scheme.table)]} ({scheme.title})",
                 "change them to these labels, or leave this patient out")
     if scheme is SCHEMES[-1] and {3, DISK_ET} <= set(values):
         return ("it has both 3 and 4: in BraTS 2012 to 2016 label 3 is the non-enhancing core and "

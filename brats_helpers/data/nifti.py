@@ -34,6 +34,7 @@ OTHERS = (  # the first bytes of files that are something else, and what to do
     (b"NRRD", "cannot be opened as NIfTI (it is an NRRD file)", "convert it to .nii.gz"),
     (b"ObjectType", "cannot be opened as NIfTI (it is a MetaImage file)", "convert it to .nii.gz"),
     (b"\x89HDF", "cannot be opened as NIfTI (it is an HDF5 or MINC file)", "convert it to .nii.gz"),
+    (b"{", "cannot be opened as NIfTI (it is JSON text, perhaps an error message)", "download it again"),
     (b"\x89PNG", "cannot be opened as NIfTI (it is a picture)", "use the scan that it was made from"))
 UNITS = {1: ("meters", 1000.0), 3: ("micrometers", 0.001)}  # NIfTI's codes, and mm in one of them
 SMALLEST_MM, LARGEST_MM = 0.2, 20.0  # edges of a voxel
@@ -51,7 +52,7 @@ def open_image(case: Case, path: Path | Packed) -> nib.Nifti1Image:
     try:
         content = path.read_bytes()
         _refuse_others(case, path, content)
-        for _ in range(2):  # some files are compressed twice
+        for _ in range(3):  # some files are compressed twice
             if content.startswith(GZIP):
                 content = gunzip(content)
         kind = nib.Nifti2Image if content[:4] in NIFTI2 else nib.Nifti1Image

@@ -34,6 +34,7 @@ def oddities(patient: Patient) -> dict[str, list[str]]:
     background = backgrounds(patient.images)
     warnings = [*background.values(), *repeated(patient.images, some)]
     problems, sizes = volumes(some != 0, ml, background)
+    problems += constant(patient.images, some)
     inside = some[:, (some != 0).all(0)].astype(np.float64)
     if not warnings and swapped(inside):
         warnings.append("FLAIR and T2 look swapped: fluid is bright in flair and dark in t2; exchange "
@@ -41,7 +42,7 @@ def oddities(patient: Patient) -> dict[str, list[str]]:
     lead = f"patient {patient.name}: "
     return {"problems": [lead + text for text in problems],
             "warnings": [lead + text for text in [*warnings, *sizes]],
-            "notes": [lead + text for text in [*coverage(some != 0), *_place(patient), *_reference(patient)]]}
+            "notes": [lead + text for text in [*([] if background else coverage(some != 0)), *_place(patient), *_reference(patient)]]}
 
 
 def backgrounds(images: np.ndarray) -> dict[str, str]:
@@ -69,6 +70,15 @@ def repeated(images: np.ndarray, some: np.ndarray) -> list[str]:
         elif together[a, b] > ALIKE:
             found.append(f"{names} are nearly the same image (correlation {together[a, b]:.4f}): look whether "
                          "one was copied from the other")
+    return found
+
+
+def constant(images: np.ndarray, some: np.ndarray) -> list[str]:
+    """Return a sentence for each modality with one value in all of the brain, which no z-score can be made of."""
+    found = []
+    for name, image, values in zip(MODALITIES, images, some[:, (some != 0).any(0)], strict=True):
+        if values.size and np.ptp(values) == 0 and np.ptp(image[(images != 0).any(0)]) == 0:
+            found.append(f"{name} has one value, {values[0]:g}, in all of the brain: is it a mask instead of a scan?")
     return found
 
 

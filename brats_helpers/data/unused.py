@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..basics.constants import ARCHIVE_ENDINGS, MODALITIES
 from ..basics.files import Packed
-from .layouts import NIFTI, OTHER, SUFFIXES
+from .layouts import NIFTI, OTHER, SUFFIXES, identify
 from .records import Case, Unused
 
 READABLE = "unpack it and give the folder; of archives, tar, tar.gz, tar.bz2, tar.xz and zip are read"
@@ -23,8 +23,8 @@ SPLIT = re.compile(r"\.(zip|7z|tar|gz|tgz|rar)\.(\d{2,3}|part\w*)$|\.z\d\d$|\.(t
 FORMATS = {".mha": "MetaImage", ".mhd": "MetaImage", ".nrrd": "NRRD", ".nhdr": "NRRD", ".mgz": "FreeSurfer",
            ".mgh": "FreeSurfer", ".hdr": "Analyze or a NIfTI pair", ".mnc": "MINC", ".dcm": "DICOM",
            ".ima": "DICOM", ".npy": "NumPy", ".npz": "NumPy", ".h5": "HDF5", ".hdf5": "HDF5", ".par": "Philips"}
-PARTIAL = re.compile(r"\.(part|partial|crdownload|download|filepart|tmp|aria2|icloud)$", re.IGNORECASE)
-POINTERS = {".dvc": "dvc pull", ".lnk": "copy the file itself here", ".url": "download the file itself",
+PARTIAL = re.compile(r"\.(part|partial|crdownload|download|filepart|tmp|aria2)$", re.IGNORECASE)
+POINTERS = {".dvc": "run `dvc pull`", ".icloud": "let iCloud download it", ".lnk": "copy the file itself here", ".url": "download the file itself",
             ".webloc": "download the file itself", ".torrent": "download the files"}
 KIND_TITLES = {"seg": "the reference", "draft": "the reference"}
 SHOWN = 20
@@ -42,13 +42,14 @@ def explain(path: Path | Packed, cases: Sequence[Case]) -> Unused | None:
         return Unused(path, "one part of a split archive", "join the parts and unpack them")
     if name.endswith(ARCHIVE_ENDINGS):
         return Unused(path, "an archive next to patients, which is not read",
-                      "unpack it, or give it as the source of its own")
+                      "unpack it, or give it as a source of its own")
     for ending, title in UNREAD_ARCHIVES.items():
         if name.endswith(ending):
             return Unused(path, f"{title}, which is not read here", READABLE)
     if (ending := path.suffix.lower() if isinstance(path, Path) else name[name.rfind("."):]) in FORMATS:
         return Unused(path, f"a {FORMATS[ending]} file, and NIfTI is needed", _conversion(ending))
-    if OTHER.search(path.name):
+    known = identify(path)
+    if OTHER.search(path.name) or "derivatives" in path.parent.parts and ".nii" in name or known and known[2] == "draft":
         return Unused(path, "another contrast or a derived file, which is not needed")
     if ".nii" in name or (name.endswith(".gz") and guess_kind(name)):
         return _odd_name(path, cases)
@@ -68,7 +69,7 @@ def guess_kind(name: str) -> str | None:
             return "t1ce" if with_agent else SUFFIXES[word]
     text = " ".join(words)
     for pattern, kind in ((r"flair", "flair"), (r"t1\w*(gd|ce|gad|post|km|c\b)|contrast", "t1ce"),
-                          (r"t2", "t2"), (r"t1", "t1"), (r"seg|mask|label|tumou?r|roi\b|gtv", "seg")):
+                          (r"t2", "t2"), (r"t1", "t1"), (r"seg|mask|label|tumou?r|roi\b|gtv|\bgt\b|truth|annot|manual|expert", "seg")):
         if re.search(pattern, text):
             return kind
     return None
@@ -82,10 +83,15 @@ def _odd_name(path: Path | Packed, cases: Sequence[Case]) -> Unused:
     if named := [case for case in cases if case.name == stem]:
         return Unused(path, f"named like patient {named[0].name} alone, as masks of predictions are",
                       f"if it is the reference, rename it to {stem}_seg{ending}")
+    if re.search(r"_000\d$", stem):
+        return Unused(path, "named by a channel's number, as nnU-Net's files are, and no dataset.json says which channel "
+                      "it is", "add nnU-Net's dataset.json, or rename the files to X_flair, X_t1, X_t1ce and X_t2")
     if kind is None:
         return Unused(path, "its name ends in no known contrast", "if a patient needs it, rename it to "
                       f"X_flair{ending}, X_t1, X_t1ce, X_t2 or X_seg")
     kind = {"draft": "seg"}.get(kind, kind)
+    if kind == "t1" and len(here) == 1 and _has(here[0], "t1") and not _has(here[0], "t1ce"):
+        kind = "t1ce"  # T1 of an odd name
     title = KIND_TITLES.get(kind, kind)
     target = f"{here[0].name if len(here) == 1 else 'X'}_{kind}{ending}"
     if len(here) == 1 and _has(here[0], kind):
@@ -97,29 +103,34 @@ def _odd_name(path: Path | Packed, cases: Sequence[Case]) -> Unused:
 def _has(case: Case, kind: str) -> bool:
     if kind == "seg":
         return case.reference is not None
-    return bool(case.channels) or not case.problem or f" {kind}" not in case.problem.split("no file for")[-1].split(";")[0]
+    return kind not in _missing(case)
 
 
-def hint(case: Case, unused: Sequence[Unused]) -> Case:
-    """Add to an incomplete patient's problem the files that may be the missing ones."""
+def _missing(case: Case) -> list[str]:
+    """The modalities that a patient's problem says are missing."""
+    said = re.search(r"no file for ([^;]*);", case.problem)
+    return [m for m in MODALITIES if said and m in said[1].split(", ")]
+
+
+def hint(case: Case, unused: Sequence[Unused]) -> tuple[Case, list[Unused]]:
+    """Add to an incomplete patient's problem the files that may be the missing ones, and return these, too."""
     if "no file for" not in case.problem or not case.images:
-        return case
-    missing = [m for m in MODALITIES if re.search(rf"no file for [^;]*\b{m}\b", case.problem)]
-    near = [u for u in unused if u.path.parent == case.images[0].parent and u.reason.startswith("is it")
-            and guess_kind(u.path.name) in missing]
-    if not near:
-        return case
-    said = " ".join(f"{u.path.name} is there: {u.reason.split('?')[0]}? {u.remedy[0].upper()}{u.remedy[1:]}."
-                    for u in near)
-    return replace(case, problem=f"{case.problem} {said}")
+        return case, []
+    missing = _missing(case)
+    kinds = {*missing, *(["t1"] if "t1ce" in missing else [])}  # T1 of an odd name may be T1CE
+    near = [u for u in unused if u.path.parent == case.images[0].parent and u.remedy
+            and guess_kind(u.path.name) in kinds]
+    said = "".join(f" {u.path.name} is there: {u.reason}; {u.remedy}." for u in near)
+    return replace(case, problem=case.problem + said), near
 
 
 def shorten(unused: Iterable[Unused]) -> list[Unused]:
     """Merge what is alike in one line: several files of a folder or ending, for one reason."""
     alike: dict[tuple, list[Unused]] = defaultdict(list)
     for one in unused:
-        series = one.reason.startswith(("a DICOM", "another contrast", "named like patient"))
-        place = one.path.parent if not one.reason.startswith("another") else OTHER.search(one.path.name)[1].lower()
+        series = one.reason.startswith(("a DICOM", "another contrast", "named ", "its name ends", "dataset.json does not"))
+        other = OTHER.search(one.path.name) if one.reason.startswith("another") else None
+        place = other[1].lower() if other else one.path.parent
         alike[(place, one.reason.split(" patient ")[0]) if series else (one.path,)].append(one)
     return [same[0] if len(same) == 1 else
             Unused(same[0].path, f"{same[0].reason} (and {len(same) - 1} more like it)", same[0].remedy)
