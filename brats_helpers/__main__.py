@@ -192,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from .tools.series import results_table, run_series
-    _say_unused(options.source)
+    _say_unused(options.source)  # an error here ends the run before the first notebook
     parameters = {name: number_or_text(value) for name, value in options.parameters}
     if parameters.get("persons"):  # notebooks run in a folder of their own
         parameters["persons"] = str(Path(str(parameters["persons"])).expanduser().absolute())
@@ -321,6 +321,9 @@ def _predict(options: argparse.Namespace) -> int:
     from .evaluation.batch import predict_cases
     from .evaluation.prediction_table import DONE, TABLE, exit_code
     keep_memory()
+    for folder in options.cases:
+        with contextlib.suppress(BratsError):  # predict itself says what is wrong
+            _say_unused(str(folder))
     rows = predict_cases(options.cases, options.checkpoint, options.out, options.tta,
                          options.overwrite, options.jobs)
     done = sum(row["status"] == DONE for row in rows)

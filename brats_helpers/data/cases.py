@@ -25,30 +25,53 @@ from .nifti import check_geometry, check_same_grid, fail, open_image, voxels
 from .plausibility import oddities
 from .records import Case, Patient
 
-__all__ = ["Case", "Patient", "check_case", "check_cohort", "content_sum", "disk_et", "file_state",
-           "find_cases", "find_twins", "on_disk", "open_scan", "read_case", "read_reference", "write_mask"]
+__all__ = [
+    "Case",
+    "Patient",
+    "check_case",
+    "check_cohort",
+    "content_sum",
+    "disk_et",
+    "file_state",
+    "find_cases",
+    "find_twins",
+    "on_disk",
+    "open_scan",
+    "read_case",
+    "read_reference",
+    "write_mask",
+]
 
 
 def find_cases(folder: Path) -> list[Case]:
-    """Return all patients below a folder, sorted by name; BratsError if there is none (see `finding.find`)."""
+    """Return all patients below a folder, sorted by name; BratsError if there is none (see
+    `finding.find`).
+    """
     return find(folder).cases
 
 
 def on_disk(case: Case, folder: Path) -> Case:
-    """Return the patient with files of their own: those that lie in a tar are written into `folder`."""
+    """Return the patient with files of their own: those that lie in a tar are written into
+    `folder`.
+    """
+
     def written(path: Path | Packed | None) -> Path | None:
         if not isinstance(path, Packed):
             return path
         with atomic_path(Path(folder) / case.name / path.name) as temporary:
             temporary.write_bytes(path.read_bytes())
         return Path(folder) / case.name / path.name
+
     return replace(case, images=tuple(map(written, case.images)), reference=written(case.reference))
 
 
 # ---------------------------------------------------------------- reading
 
+
 def read_case(case: Case) -> Patient:
-    """Read and check a patient; BratsError names the patient, the file, what is wrong and what to do."""
+    """Read and check a patient; BratsError names the patient, the file, what is wrong and what to
+    do.
+    """
     if case.problem:
         raise BratsError(case.problem)
     scans = [open_image(case, path) for path in case.images]
@@ -62,9 +85,15 @@ def read_case(case: Case) -> Patient:
     # One type for all four, float32 if any needs it; NIfTI's first index stays the fastest.
     images = np.stack([_compact(a).T for a in arrays]).transpose(0, 3, 2, 1)
     for n, image in enumerate(images):
-        if not (image[..., image.shape[-1] // 2].any() or image.any()):  # one slice tells most times
-            fail(case, case.images[0 if case.channels else n], f"{MODALITIES[n]} is 0 everywhere",
-                 "export it again from its source, or leave this patient out")
+        if not (
+            image[..., image.shape[-1] // 2].any() or image.any()
+        ):  # one slice tells most times
+            fail(
+                case,
+                case.images[0 if case.channels else n],
+                f"{MODALITIES[n]} is 0 everywhere",
+                "export it again from its source, or leave this patient out",
+            )
     return Patient(case.name, images, read_reference(case, images.shape[1:], affine), affine)
 
 
@@ -85,13 +114,19 @@ def _compact(array: np.ndarray) -> np.ndarray:
 
 
 def read_reference(case: Case, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray | None:
-    """Return the expert's labels, 0 to 3, (X, Y, Z) uint8, on a grid of this shape and affine, or None."""
+    """Return the expert's labels, 0 to 3, (X, Y, Z) uint8, on a grid of this shape and affine, or
+    None.
+    """
     if case.reference is None:
         return None
     image = open_image(case, case.reference)
     if image.shape != shape:
-        fail(case, case.reference, f"its shape {image.shape} is not the images' {shape}",
-             "use the reference that was drawn on these images")
+        fail(
+            case,
+            case.reference,
+            f"its shape {image.shape} is not the images' {shape}",
+            "use the reference that was drawn on these images",
+        )
     check_same_grid(case, case.reference, image, affine, "the images")
     array = voxels(case, case.reference, image).T  # contiguous: NIfTI's first index runs fastest
     where = np.flatnonzero(array != 0)  # few voxels are marked: the rest is done for them alone
@@ -105,16 +140,26 @@ def read_reference(case: Case, shape: tuple[int, ...], affine: np.ndarray) -> np
 
 # ---------------------------------------------------------------- checking
 
+
 def check_case(case: Case) -> dict:
     """Return a row for the cohort's table.
 
     Keys: name, problems (why it cannot be used), warnings (what is likely wrong), notes, shape,
     spacing_mm, orientation, dtype, volumes_ml by label, images, reference.
     """
-    row = {"name": case.name, "problems": [], "warnings": [], "notes": [], "shape": None,
-           "spacing_mm": None, "orientation": None, "dtype": None, "volumes_ml": None,
-           "images": [str(p) for p in case.images],
-           "reference": str(case.reference) if case.reference else None}
+    row = {
+        "name": case.name,
+        "problems": [],
+        "warnings": [],
+        "notes": [],
+        "shape": None,
+        "spacing_mm": None,
+        "orientation": None,
+        "dtype": None,
+        "volumes_ml": None,
+        "images": [str(p) for p in case.images],
+        "reference": str(case.reference) if case.reference else None,
+    }
     try:
         patient = read_case(case)
     except BratsError as error:
@@ -122,11 +167,18 @@ def check_case(case: Case) -> dict:
     odd = oddities(patient)
     volumes = None
     if patient.reference is not None:
-        counts = np.bincount(patient.reference.ravel(), minlength=4) * np.prod(patient.spacing) / 1000
+        counts = (
+            np.bincount(patient.reference.ravel(), minlength=4) * np.prod(patient.spacing) / 1000
+        )
         volumes = {name: round(float(counts[label]), 3) for label, name in LABEL_SHORT.items()}
-    return row | {"shape": patient.images.shape[1:], "orientation": patient.orientation,
-                  "volumes_ml": volumes, "spacing_mm": [round(s, 4) for s in patient.spacing],
-                  "dtype": str(patient.images.dtype), **odd}
+    return row | {
+        "shape": patient.images.shape[1:],
+        "orientation": patient.orientation,
+        "volumes_ml": volumes,
+        "spacing_mm": [round(s, 4) for s in patient.spacing],
+        "dtype": str(patient.images.dtype),
+        **odd,
+    }
 
 
 def check_cohort(cases: Iterable[Case], jobs: int = -1) -> list[dict]:
@@ -137,7 +189,8 @@ def check_cohort(cases: Iterable[Case], jobs: int = -1) -> list[dict]:
 
 
 def content_sum(path: Path | Packed) -> int:
-    """Return a checksum of a file's voxels; of a .gz it is gzip's own, its last eight bytes alone."""
+    """Return a checksum of a file's voxels; of a .gz it is gzip's own, its last eight bytes alone.
+    """
     file = path if isinstance(path, Packed) else Packed(path, path.name, 0, path.stat().st_size)
     if path.name.lower().endswith(".gz"):
         return int.from_bytes(file.read_bytes(last=8), "little")
@@ -149,12 +202,18 @@ def file_state(case: Case, path: Path | Packed) -> tuple[int, int]:
     try:
         return path.size if isinstance(path, Packed) else path.stat().st_size, content_sum(path)
     except OSError as error:
-        fail(case, path, f"cannot be read ({error})",
-             "it was moved or deleted: put it back, or find the patients again")
+        fail(
+            case,
+            path,
+            f"cannot be read ({error})",
+            "it was moved or deleted: put it back, or find the patients again",
+        )
 
 
 def find_twins(cases: Iterable[Case]) -> list[list[str]]:
-    """Return groups of patients whose images are the same: a twin must not be judged on what it taught."""
+    """Return groups of patients whose images are the same: a twin must not be judged on what it
+    taught.
+    """
     groups: dict[tuple[int, ...], list[str]] = defaultdict(list)
     for case in cases:
         if not case.problem:
@@ -164,8 +223,10 @@ def find_twins(cases: Iterable[Case]) -> list[list[str]]:
 
 # ---------------------------------------------------------------- writing
 
+
 def write_mask(path: Path, mask: np.ndarray, affine: np.ndarray, like: Case | None = None) -> None:
-    """Write labels 0 to 3, (X, Y, Z), as uint8 with the labels and the geometry of the patient `like`.
+    """Write labels 0 to 3, (X, Y, Z), as uint8 with the labels and the geometry of the patient
+    `like`.
 
     The enhancing tumor is 4, and 3 for patients named as since BraTS 2023 (see `labels`).
     """

@@ -18,10 +18,15 @@ from .layouts import FILE_NAME, NIFTI, SUFFIXES, identify
 from .records import Case, Unused
 
 LIST_NAME = re.compile(r"^(dataset|datalist|.*folds?)[^/]*\.json$", re.IGNORECASE)
-WANTED = ('expected {"modality": {"0": "FLAIR", ...}, "training": [{"image": ..., "label": ...}]} '
-          '(Decathlon, MONAI) or {"channel_names": {"0": "FLAIR", ...}, "labels": {...}} (nnU-Net)')
-MEANING = ((ET, r"^et$|^at$|(?<!non.)(?<!non)enhanc|gd.enh"), (ED, r"edema|oedema|^ed$|snfh|infiltr"),
-           (NCR, r"necro|^ncr|^net|non.?enh|^nc\b"))
+WANTED = (
+    'expected {"modality": {"0": "FLAIR", ...}, "training": [{"image": ..., "label": ...}]} '
+    '(Decathlon, MONAI) or {"channel_names": {"0": "FLAIR", ...}, "labels": {...}} (nnU-Net)'
+)
+MEANING = (
+    (ET, r"^et$|^at$|(?<!non.)(?<!non)enhanc|gd.enh"),
+    (ED, r"edema|oedema|^ed$|snfh|infiltr"),
+    (NCR, r"necro|^ncr|^net|non.?enh|^nc\b"),
+)
 REGION = ((ET, r"enhanc|^et$"), (NCR, r"core|^tc$"), (ED, r"whole|^wt$|all"))
 
 
@@ -68,11 +73,18 @@ def _read_list(index: Path, found: Listed, seen: set) -> None:
     labels = labels_of(content)
     missing = [image for images, _ in rows for image in images if not image.is_file()]
     if missing:
-        found.unused.append(Unused(index, f"it lists {len(missing)} file(s) that are not there, such as "
-                                   f"{missing[0]}", "add them, or correct the list"))
+        found.unused.append(
+            Unused(
+                index,
+                f"it lists {len(missing)} file(s) that are not there, such as {missing[0]}",
+                "add them, or correct the list",
+            )
+        )
     for images, label in rows:
         if images and all(image.is_file() for image in images):
-            case = _case(index, images, label if label and label.is_file() else None, channels, labels)
+            case = _case(
+                index, images, label if label and label.is_file() else None, channels, labels
+            )
             found.files |= {*images, *filter(None, [label])}
             if case.images not in seen:
                 seen.add(case.images)
@@ -85,11 +97,15 @@ def _without_doubtful(case: Case, labels: object, found: Listed, index: Path) ->
         return case
     if len(case.images) == 1:
         return Case(**{**vars(case), "labels": tuple(MSD_LABELS.items())})
-    found.unused.append(Unused(
-        case.reference, f"{index.name} does not say what its labels mean: label 1 is the necrotic core "
-        "in BraTS and edema in nnU-Net's and the Decathlon's order",
-        f'add "labels" to {index}, such as {{"background": 0, "necrotic core": 1, "edema": 2, '
-        '"enhancing tumor": 3}'))
+    found.unused.append(
+        Unused(
+            case.reference,
+            f"{index.name} does not say what its labels mean: label 1 is the necrotic core "
+            "in BraTS and edema in nnU-Net's and the Decathlon's order",
+            f'add "labels" to {index}, such as {{"background": 0, "necrotic core": 1, "edema": 2, '
+            '"enhancing tumor": 3}',
+        )
+    )
     return Case(**{**vars(case), "reference": None})
 
 
@@ -119,14 +135,18 @@ def _channels(content: Mapping) -> list[str | None]:
 
 def _rows(content: Mapping, index: Path) -> Iterable[tuple[list[Path], Path | None]]:
     """The images and the label of every patient that the file lists."""
+
     def place(text: object) -> Path:
         if not isinstance(text, str):
             raise NotAList(f"it names a file {text!r}, which is no text")
         return Path(index.parent, text)
 
     explicit = content.get("dataset")
-    lists = [list(explicit.values())] if isinstance(explicit, dict) else \
-        [content.get(key, []) for key in ("training", "validation", "test", "testing")]
+    lists = (
+        [list(explicit.values())]
+        if isinstance(explicit, dict)
+        else [content.get(key, []) for key in ("training", "validation", "test", "testing")]
+    )
     for rows in lists:
         if not isinstance(rows, list):
             raise NotAList(f"its list of patients is a {type(rows).__name__}, not a list")
@@ -139,7 +159,7 @@ def _rows(content: Mapping, index: Path) -> Iterable[tuple[list[Path], Path | No
             label = label[0] if isinstance(label, list) and len(label) == 1 else label
             images = [place(p) for p in (image if isinstance(image, list) else [image])]
             if not images:
-                raise NotAList(f'an entry lists no image: {str(row)[:60]}')
+                raise NotAList(f"an entry lists no image: {str(row)[:60]}")
             if odd := [p for p in images if not NIFTI.search(p.name)]:
                 raise NotAList(f"it lists {odd[0]}, and files .nii or .nii.gz are needed")
             yield _nnunet_files(images), place(label) if label else None
@@ -159,7 +179,11 @@ def _literal(text: str) -> str:
 
 
 def _nnunet_rows(folder: Path) -> Iterable[tuple[list[Path], Path | None]]:
-    for images, labels in (("imagesTr", "labelsTr"), ("imagesTs", "labelsTs"), ("imagesVal", "labelsVal")):
+    for images, labels in (
+        ("imagesTr", "labelsTr"),
+        ("imagesTs", "labelsTs"),
+        ("imagesVal", "labelsVal"),
+    ):
         for first in sorted((folder / images).glob("*_0000.nii*")):
             stem, _, ending = first.name.rpartition("_0000")
             label = folder / labels / f"{stem}{ending}"
@@ -167,13 +191,20 @@ def _nnunet_rows(folder: Path) -> Iterable[tuple[list[Path], Path | None]]:
             yield parts, label if label.is_file() else None
 
 
-def _case(index: Path, images: list[Path], label: Path | None, channels: list[str | None],
-          labels: tuple | None) -> Case:
+def _case(
+    index: Path,
+    images: list[Path],
+    label: Path | None,
+    channels: list[str | None],
+    labels: tuple | None,
+) -> Case:
     name = re.sub(r"_0000$", "", NIFTI.sub("", images[0].name))
     by_name = [identify(image) for image in images]
     if len(images) == 1:
         if not channels:
-            raise NotAList('it has no "modality" or "channel_names" for the channels of its 4D files')
+            raise NotAList(
+                'it has no "modality" or "channel_names" for the channels of its 4D files'
+            )
         place = tuple(channels.index(m) for m in MODALITIES)
         return Case(name, tuple(images), label, place, labels=labels or ())
     kinds = [known[2] if known else None for known in by_name]
@@ -182,17 +213,28 @@ def _case(index: Path, images: list[Path], label: Path | None, channels: list[st
     elif channels:
         kinds = channels
     else:
-        raise NotAList('it has no "channel_names", and the names of its files do not tell the modalities')
-    ordered = [image for m in MODALITIES for kind, image in zip(kinds, images, strict=False) if kind == m]
-    missing = [m for m in MODALITIES if m not in kinds[:len(images)]]
-    problem = "" if not missing and len(images) == len(MODALITIES) else (
-        f"patient {name} in {images[0].parent} has {len(images)} images in {index}, and four are needed"
-        + (f": add {', '.join(missing)}." if missing else "."))
+        raise NotAList(
+            'it has no "channel_names", and the names of its files do not tell the modalities'
+        )
+    ordered = [
+        image for m in MODALITIES for kind, image in zip(kinds, images, strict=False) if kind == m
+    ]
+    missing = [m for m in MODALITIES if m not in kinds[: len(images)]]
+    problem = (
+        ""
+        if not missing and len(images) == len(MODALITIES)
+        else (
+            f"patient {name} in {images[0].parent} has {len(images)} images in {index}, and "
+            "four are needed"
+            + (f": add {', '.join(missing)}." if missing else ".")
+        )
+    )
     return Case(name, tuple(ordered), label, problem=problem, labels=labels or ())
 
 
 def labels_of(content: Mapping) -> tuple[tuple[int, int], ...] | None:
-    """Return (label on disk, label here) from a data set's description; None if that is uncertain."""
+    """Return (label on disk, label here) from a data set's description; None if that is uncertain.
+    """
     found = content.get("labels")
     if not isinstance(found, dict):
         return None
@@ -208,8 +250,14 @@ def labels_of(content: Mapping) -> tuple[tuple[int, int], ...] | None:
     pairs = []
     for number, names in sorted(by_value.items()):
         if number:
-            label = next((here for here, pattern in (REGION if regions else MEANING)
-                          if any(re.search(pattern, name) for name in names)), None)
+            label = next(
+                (
+                    here
+                    for here, pattern in (REGION if regions else MEANING)
+                    if any(re.search(pattern, name) for name in names)
+                ),
+                None,
+            )
             if label is None or number > 255:
                 return None
             pairs.append((number, label))

@@ -14,7 +14,13 @@ import pytest
 from conftest import pack, small_volumes, write_case
 
 from brats_helpers.basics.errors import BratsError
-from brats_helpers.data.archive import extract, find_patients, is_archive, patients_in, resolve_source
+from brats_helpers.data.archive import (
+    extract,
+    find_patients,
+    is_archive,
+    patients_in,
+    resolve_source,
+)
 from brats_helpers.data.cases import find_cases, read_case
 from brats_helpers.data.finding import find
 from brats_helpers.phantoms.anatomy import brats_affine
@@ -41,38 +47,90 @@ def nnunet(root: Path) -> None:
     for channel, image in enumerate(IMAGES[[1, 2, 3, 0]]):
         put(root / "imagesTr" / f"B_7_{channel:04d}.nii.gz", image)
     put(root / "labelsTr" / "B_7.nii.gz", EDEMA_FIRST)
-    (root / "dataset.json").write_text(json.dumps({
-        "channel_names": {"0": "T1", "1": "T1ce", "2": "T2", "3": "Flair"}, "numTraining": 1,
-        "labels": {"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": [3]}}))
+    (root / "dataset.json").write_text(
+        json.dumps(
+            {
+                "channel_names": {"0": "T1", "1": "T1ce", "2": "T2", "3": "Flair"},
+                "numTraining": 1,
+                "labels": {
+                    "background": 0,
+                    "whole tumor": [1, 2, 3],
+                    "tumor core": [2, 3],
+                    "enhancing tumor": [3],
+                },
+            }
+        )
+    )
 
 
 def monai(root: Path) -> None:
     put_all(root, "a.nii.gz b.nii.gz c.nii.gz d.nii.gz e.nii.gz")
-    (root / "dataset.json").write_text(json.dumps({
-        "channel_names": {"0": "t2", "1": "t1", "2": "flair", "3": "t1gd"},
-        "labels": {"0": "background", "1": "necrotic core", "2": "edema", "4": "enhancing tumor"},
-        "training": [{"fold": 0, "image": [f"{n}.nii.gz" for n in "dbac"], "label": "e.nii.gz"}]}))
+    (root / "dataset.json").write_text(
+        json.dumps(
+            {
+                "channel_names": {"0": "t2", "1": "t1", "2": "flair", "3": "t1gd"},
+                "labels": {
+                    "0": "background",
+                    "1": "necrotic core",
+                    "2": "edema",
+                    "4": "enhancing tumor",
+                },
+                "training": [
+                    {"fold": 0, "image": [f"{n}.nii.gz" for n in "dbac"], "label": "e.nii.gz"}
+                ],
+            }
+        )
+    )
 
 
 UPENN = "images_structural/U-1_11/U-1_11_"
 KAGGLE = "B_5/B_5_{0}.nii/00000057_{1}.nii"
 LAYOUTS: dict[str, tuple[Callable[[Path], None] | str, str]] = {
-    "UPENN": (f"{UPENN}FLAIR.nii.gz {UPENN}T1.nii.gz {UPENN}T1GD.nii.gz {UPENN}T2.nii.gz "
-              "images_segm/U-1_11_segm.nii.gz", "U-1_11"),
-    "UCSF": ("P_nifti/P_FLAIR.nii.gz P_nifti/P_T1.nii.gz P_nifti/P_T1c.nii.gz P_nifti/P_T2.nii.gz "
-             "P_nifti/P_tumor_segmentation.nii.gz", "P"),
-    "TCGA": ("T/T_1996_flair.nii.gz T/T_1996_t1.nii.gz T/T_1996_t1Gd.nii.gz T/T_1996_t2.nii.gz "
-             "T/T_1996_GlistrBoost_ManuallyCorrected.nii.gz", "T_1996"),
+    "UPENN": (
+        f"{UPENN}FLAIR.nii.gz {UPENN}T1.nii.gz {UPENN}T1GD.nii.gz {UPENN}T2.nii.gz "
+        "images_segm/U-1_11_segm.nii.gz",
+        "U-1_11",
+    ),
+    "UCSF": (
+        "P_nifti/P_FLAIR.nii.gz P_nifti/P_T1.nii.gz P_nifti/P_T1c.nii.gz P_nifti/P_T2.nii.gz "
+        "P_nifti/P_tumor_segmentation.nii.gz",
+        "P",
+    ),
+    "TCGA": (
+        "T/T_1996_flair.nii.gz T/T_1996_t1.nii.gz T/T_1996_t1Gd.nii.gz T/T_1996_t2.nii.gz "
+        "T/T_1996_GlistrBoost_ManuallyCorrected.nii.gz",
+        "T_1996",
+    ),
     "Toolkit": ("P_fla.nii.gz P_t1.nii.gz P_t1c.nii.gz P_t2.nii.gz P_seg.nii.gz", "P"),
-    "355": ("B_355/B_355_flair.nii B_355/B_355_t1.nii B_355/B_355_t1ce.nii B_355/B_355_t2.nii "
-            "B_355/W39_1998.09.19_Segm.nii", "B_355"),
-    "BIDS": ("sub-1/ses-2/anat/sub-1_ses-2_FLAIR.nii.gz sub-1/ses-2/anat/sub-1_ses-2_T1w.nii.gz "
-             "sub-1/ses-2/anat/sub-1_ses-2_ce-gadolinium_T1w.nii.gz sub-1/ses-2/anat/sub-1_ses-2_T2w.nii.gz "
-             "derivatives/m/sub-1/ses-2/anat/sub-1_ses-2_space-orig_dseg.nii.gz", "sub-1_ses-2"),
-    "folder per file": (" ".join(KAGGLE.format(*pair) for pair in (
-        ("flair", "brain_flair"), ("t1", "brain_t1"), ("t1ce", "brain_t1ce"), ("t2", "brain_t2"),
-        ("seg", "final_seg"))), "B_5"),
-    "folder per modality": ("FLAIR/p.nii.gz T1/p.nii.gz T1CE/p.nii.gz T2/p.nii.gz seg/p.nii.gz", "p"),
+    "355": (
+        "B_355/B_355_flair.nii B_355/B_355_t1.nii B_355/B_355_t1ce.nii B_355/B_355_t2.nii "
+        "B_355/W39_1998.09.19_Segm.nii",
+        "B_355",
+    ),
+    "BIDS": (
+        "sub-1/ses-2/anat/sub-1_ses-2_FLAIR.nii.gz sub-1/ses-2/anat/sub-1_ses-2_T1w.nii.gz "
+        "sub-1/ses-2/anat/sub-1_ses-2_ce-gadolinium_T1w.nii.gz "
+        "sub-1/ses-2/anat/sub-1_ses-2_T2w.nii.gz "
+        "derivatives/m/sub-1/ses-2/anat/sub-1_ses-2_space-orig_dseg.nii.gz",
+        "sub-1_ses-2",
+    ),
+    "folder per file": (
+        " ".join(
+            KAGGLE.format(*pair)
+            for pair in (
+                ("flair", "brain_flair"),
+                ("t1", "brain_t1"),
+                ("t1ce", "brain_t1ce"),
+                ("t2", "brain_t2"),
+                ("seg", "final_seg"),
+            )
+        ),
+        "B_5",
+    ),
+    "folder per modality": (
+        "FLAIR/p.nii.gz T1/p.nii.gz T1CE/p.nii.gz T2/p.nii.gz seg/p.nii.gz",
+        "p",
+    ),
     "anat": ("p/anat/flair.nii p/anat/t1.nii p/anat/t1c.nii p/anat/t2.nii p/anat/seg.nii", "p"),
     "nnU-Net": (nnunet, "B_7"),
     "MONAI": (monai, "d"),
@@ -110,11 +168,20 @@ def test_links_are_followed_once_and_broken_ones_are_named(tmp_path: Path) -> No
 
 
 LEFT = {
-    "more.7z": "7-Zip", "more.rar": "RAR", "more.zip": "an archive next to patients", "a.zip.001": "split archive",
-    "P/P_dwi.mha": "MetaImage", "P/P_t2.nii.gz.part": "has not finished", "P/P_t1.nii.gz.dvc": "dvc pull",
-    "P/.P_t1.nii.gz.icloud": "iCloud", "P/P_t2 (1).nii.gz": "has a file for t2 already",
-    "P/P_GT.nii.gz": "file for the reference already", "labels/P.nii.gz": "rename it to P_seg.nii.gz",
-    "P/s1.dcm": "dcm2niix", "x.nii.gz": "ends in no known contrast"}
+    "more.7z": "7-Zip",
+    "more.rar": "RAR",
+    "more.zip": "an archive next to patients",
+    "a.zip.001": "split archive",
+    "P/P_dwi.mha": "MetaImage",
+    "P/P_t2.nii.gz.part": "has not finished",
+    "P/P_t1.nii.gz.dvc": "dvc pull",
+    "P/.P_t1.nii.gz.icloud": "iCloud",
+    "P/P_t2 (1).nii.gz": "has a file for t2 already",
+    "P/P_GT.nii.gz": "file for the reference already",
+    "labels/P.nii.gz": "rename it to P_seg.nii.gz",
+    "P/s1.dcm": "dcm2niix",
+    "x.nii.gz": "ends in no known contrast",
+}
 
 
 @pytest.mark.parametrize("name", LEFT)
@@ -134,15 +201,25 @@ def test_empty_folders_of_patients_and_folders_named_as_files_are_named(tmp_path
     (tmp_path / "x.nii").mkdir()
     (tmp_path / "notes").mkdir()
     said = " ".join(map(str, find(tmp_path).unused))
-    assert "P_02: a folder named like a patient's" in said and "x.nii: a folder with the name of a file" in said
+    assert (
+        "P_02: a folder named like a patient's" in said
+        and "x.nii: a folder with the name of a file" in said
+    )
     assert "notes" not in said
 
 
-@pytest.mark.parametrize(("file", "other", "asked"), [
-    ("t2", "P_t2 (1)", "rename it to P_t2.nii.gz"), ("t1ce", "P_T1X", "rename it to P_t1ce.nii.gz"),
-    ("t1ce", "P_contrast", "rename it to P_t1ce.nii.gz"), ("flair", "P_FLAIR_2", "rename it to P_flair.nii.gz")])
-def test_a_near_miss_stands_in_the_incomplete_patients_problem(tmp_path: Path, file: str, other: str,
-                                                               asked: str) -> None:
+@pytest.mark.parametrize(
+    ("file", "other", "asked"),
+    [
+        ("t2", "P_t2 (1)", "rename it to P_t2.nii.gz"),
+        ("t1ce", "P_T1X", "rename it to P_t1ce.nii.gz"),
+        ("t1ce", "P_contrast", "rename it to P_t1ce.nii.gz"),
+        ("flair", "P_FLAIR_2", "rename it to P_flair.nii.gz"),
+    ],
+)
+def test_a_near_miss_stands_in_the_incomplete_patients_problem(
+    tmp_path: Path, file: str, other: str, asked: str
+) -> None:
     folder = write_case(tmp_path, "P", IMAGES, LABELS)
     (folder / f"P_{file}.nii.gz").rename(folder / f"{other}.nii.gz")
     found = find(tmp_path)
@@ -160,7 +237,9 @@ def test_files_called_alike_take_their_folders_names(tmp_path: Path) -> None:
     assert [case.name for case in find_cases(tmp_path)] == ["A_2019", "B_2019", "_A", "_B"]
 
 
-def test_a_patients_own_folder_is_named_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_patients_own_folder_is_named_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put_all(tmp_path / "P5", "flair.nii.gz t1n.nii.gz t1c.nii.gz t2.nii.gz")
     monkeypatch.chdir(tmp_path / "P5")
     assert find_cases(Path())[0].name == "P5"
@@ -196,8 +275,18 @@ def test_all_archives_of_a_folder_are_read(tmp_path: Path, endings: tuple[str, s
     assert [case.name for case in patients_in(tmp_path / "out")] == ["P"]
 
 
-@pytest.mark.parametrize(("name", "mode"), [("x.tar", "w:gz"), ("x.tgz", "w"), ("x.tar.xz", "w:xz"), ("x.zip", "w"),
-                                            ("x.tar.bz2", "w:bz2"), ("download", "w"), ("x.tar", "zip")])
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("x.tar", "w:gz"),
+        ("x.tgz", "w"),
+        ("x.tar.xz", "w:xz"),
+        ("x.zip", "w"),
+        ("x.tar.bz2", "w:bz2"),
+        ("download", "w"),
+        ("x.tar", "zip"),
+    ],
+)
 def test_content_decides_and_not_the_ending(tmp_path: Path, name: str, mode: str) -> None:
     folder = write_case(tmp_path / "s", "P", IMAGES, LABELS)
     if mode == "zip":
@@ -212,12 +301,23 @@ def test_content_decides_and_not_the_ending(tmp_path: Path, name: str, mode: str
     assert [case.name for case in find_cases(tmp_path / "out")] == ["P"]
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("x.7z", b"7z\xbc\xaf", "a 7-Zip archive.*tar, tar.gz"), ("x.rar", b"Rar!", "a RAR archive"),
-    ("x.zip", b"7z\xbc\xaf", "a 7-Zip archive"), ("x.zip", b"<html>", "a web page"), ("x.tar", b"", "is empty"),
-    ("x.tar", b"version https://git-lfs", "git lfs pull"), ("x.zip.001", b"PK\x03\x04", "split archive"),
-    ("x.nii.gz", b"\x1f\x8b", "is one scan"), ("x.txt", b"hello", "no archive that can be read")])
-def test_what_is_no_archive_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.7z", b"7z\xbc\xaf", "a 7-Zip archive.*tar, tar.gz"),
+        ("x.rar", b"Rar!", "a RAR archive"),
+        ("x.zip", b"7z\xbc\xaf", "a 7-Zip archive"),
+        ("x.zip", b"<html>", "a web page"),
+        ("x.tar", b"", "is empty"),
+        ("x.tar", b"version https://git-lfs", "git lfs pull"),
+        ("x.zip.001", b"PK\x03\x04", "split archive"),
+        ("x.nii.gz", b"\x1f\x8b", "is one scan"),
+        ("x.txt", b"hello", "no archive that can be read"),
+    ],
+)
+def test_what_is_no_archive_is_named(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BratsError, match=message):
         resolve_source(tmp_path / name)
@@ -228,23 +328,35 @@ def test_a_folder_named_as_an_archive_is_a_folder(tmp_path: Path) -> None:
     assert [case.name for case in patients_in(resolve_source(tmp_path / "x.tar"))] == ["P"]
 
 
-GOOD = {"modality": {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}, "training": [{"image": "B.nii.gz"}]}
+GOOD = {
+    "modality": {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"},
+    "training": [{"image": "B.nii.gz"}],
+}
 FOREIGN: dict[str, tuple[object, str]] = {
-    "a list": ([1], "holds a list"), "null": (None, "holds null"), "broken": ("{", "cannot be read as JSON"),
-    "text keys": (GOOD | {"modality": {"a": "FLAIR"}}, "numbered"), "a text": (GOOD | {"modality": "x"}, "not a table"),
-    "two channels": (GOOD | {"modality": {"0": "FLAIR"}}, "are needed"), "deep": ("[" * 99_999, "cannot be read as JSON"),
-    "no channels": ({"training": GOOD["training"]}, "has no \"modality\""), "empty": ({}, "lists no patients"),
+    "a list": ([1], "holds a list"),
+    "null": (None, "holds null"),
+    "broken": ("{", "cannot be read as JSON"),
+    "text keys": (GOOD | {"modality": {"a": "FLAIR"}}, "numbered"),
+    "a text": (GOOD | {"modality": "x"}, "not a table"),
+    "two channels": (GOOD | {"modality": {"0": "FLAIR"}}, "are needed"),
+    "deep": ("[" * 99_999, "cannot be read as JSON"),
+    "no channels": ({"training": GOOD["training"]}, 'has no "modality"'),
+    "empty": ({}, "lists no patients"),
     "a table of patients": (GOOD | {"training": {"a": 1}}, "is a dict, not a list"),
-    "a number": (GOOD | {"training": [{"image": 5}]}, "is no text"), "no image": (GOOD | {"training": [{}]}, "no \"image\""),
+    "a number": (GOOD | {"training": [{"image": 5}]}, "is no text"),
+    "no image": (GOOD | {"training": [{}]}, 'no "image"'),
     "no images": (GOOD | {"training": [{"image": []}]}, "lists no image"),
-    "a label of another kind": (GOOD | {"training": [{"image": "B.nii.gz", "label": {}}]}, "")}
+    "a label of another kind": (GOOD | {"training": [{"image": "B.nii.gz", "label": {}}]}, ""),
+}
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_a_foreign_dataset_json_gives_a_sentence(tmp_path: Path, kind: str) -> None:
     content, message = FOREIGN[kind]
     put(tmp_path / "B.nii.gz", np.moveaxis(IMAGES, 0, -1))
-    (tmp_path / "dataset.json").write_text(content if isinstance(content, str) and kind != "a text" else json.dumps(content))
+    (tmp_path / "dataset.json").write_text(
+        content if isinstance(content, str) and kind != "a text" else json.dumps(content)
+    )
     if kind.startswith("a label"):
         assert len(find_cases(tmp_path)) == 1
         return
@@ -256,6 +368,10 @@ def test_a_foreign_dataset_json_gives_a_sentence(tmp_path: Path, kind: str) -> N
 def test_labels_that_a_list_does_not_explain_are_not_used(tmp_path: Path) -> None:
     nnunet(tmp_path)
     content = json.loads((tmp_path / "dataset.json").read_text())
-    (tmp_path / "dataset.json").write_text(json.dumps(content | {"labels": {"background": 0, "a": 1, "b": 2}}))
+    (tmp_path / "dataset.json").write_text(
+        json.dumps(content | {"labels": {"background": 0, "a": 1, "b": 2}})
+    )
     found = find(tmp_path)
-    assert found.cases[0].reference is None and "necrotic core in BraTS and edema in nnU-Net's" in str(found.unused[0])
+    assert found.cases[
+        0
+    ].reference is None and "necrotic core in BraTS and edema in nnU-Net's" in str(found.unused[0])
