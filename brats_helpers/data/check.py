@@ -39,7 +39,8 @@ FIELDS = (
     "ET_ml",
     "remarks",
 )
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Check of {title}</title><style>
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
+<title>Check of {title}</title><style>
 body{{font:15px sans-serif;max-width:75em;margin:2em auto}}table{{border-collapse:collapse}}
 td,th{{border:1px solid #bbb;padding:.3em .6em;text-align:left;vertical-align:top}}
 .problem{{background:#f8d7d0}}.warning{{background:#fbeecb}}</style><h1>Check of {title}</h1>

@@ -20,7 +20,8 @@ from .records import Case
 WORDS = {
     "flair": "flair t2f fla t2flair t2_flair t2-flair",
     "t1": "t1 t1n t1w t1pre t1_pre t1-pre",
-    "t1ce": "t1ce t1c t1gd t1_ce t1-ce t1_gd t1-gd t1gad t1_gad t1post t1_post t1-post t1wce t1w_ce",
+    "t1ce": "t1ce t1c t1gd t1_ce t1-ce t1_gd t1-gd t1gad t1_gad t1post t1_post t1-post "
+    "t1wce t1w_ce",
     "t2": "t2 t2w",
     "seg": "seg segm segmentation tumor_segmentation tumor-segmentation tumormask tumor_mask "
     "glistrboost_manuallycorrected",
