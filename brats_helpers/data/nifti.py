@@ -62,6 +62,13 @@ OTHERS = (  # the first bytes of files that are something else, and what to do
         "use the scan that it was made from",
     ),
 )
+UNREADABLE = (  # what nibabel raises for headers that are not NIfTI's
+    nib.filebasedimages.ImageFileError,
+    nib.spatialimages.HeaderDataError,
+    nib.wrapstruct.WrapStructError,
+    ValueError,
+    OverflowError,
+)
 UNITS = {1: ("meters", 1000.0), 3: ("micrometers", 0.001)}  # NIfTI's codes, and mm in one of them
 SMALLEST_MM, LARGEST_MM = 0.2, 20.0  # edges of a voxel
 SAME_GRID = 0.1  # of a voxel: by this two files of one grid may differ
@@ -73,8 +80,9 @@ def fail(case: Case, path: Path | Packed, problem: str, remedy: str) -> NoReturn
 
 
 def open_image(case: Case, path: Path | Packed) -> nib.Nifti1Image:
-    """Return the image with its header read and its voxels not yet an array; gzip is seen by
-    content.
+    """Return an image with its header read and its voxels not yet an array.
+
+    Compression is seen by content, not by name.
     """
     content = b""
     try:
@@ -86,33 +94,16 @@ def open_image(case: Case, path: Path | Packed) -> nib.Nifti1Image:
         kind = nib.Nifti2Image if content[:4] in NIFTI2 else nib.Nifti1Image
         image = kind.from_bytes(content)
     except OSError as error:
-        remedy = (
-            "its content is cut short or damaged: get the file again"
-            if content
-            else "restore it, or allow it to be read"
-        )
+        damaged = "its content is cut short or damaged: get the file again"
+        remedy = damaged if content else "restore it, or allow it to be read"
         fail(case, path, f"cannot be opened as NIfTI ({error})", remedy)
-    except (
-        nib.filebasedimages.ImageFileError,
-        nib.spatialimages.HeaderDataError,
-        nib.wrapstruct.WrapStructError,
-        ValueError,
-        OverflowError,
-    ) as error:
-        fail(
-            case,
-            path,
-            f"cannot be opened as NIfTI ({error})",
-            "its header is not NIfTI's: export it again as .nii.gz, or leave this patient out",
-        )
-    promised = prod(image.shape) * image.get_data_dtype().itemsize
-    if promised > len(content):
-        fail(
-            case,
-            path,
-            f"its header promises {promised:,} bytes of voxels, and it holds {len(content):,}",
-            "the file is damaged: get it again",
-        )
+    except UNREADABLE as error:
+        remedy = "its header is not NIfTI's: export it again as .nii.gz, or leave this patient out"
+        fail(case, path, f"cannot be opened as NIfTI ({error})", remedy)
+    promised, held = prod(image.shape) * image.get_data_dtype().itemsize, len(content)
+    if promised > held:
+        problem = f"its header promises {promised:,} bytes of voxels, and it holds {held:,}"
+        fail(case, path, problem, "the file is damaged: get it again")
     return image
 
 

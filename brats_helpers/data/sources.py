@@ -22,6 +22,7 @@ MAGIC = {
     b"Rar!": "RAR",
     b"\x28\xb5\x2f\xfd": "Zstandard",
 }
+READ = ("tar", "zip", "gzip", "xz", "bzip2")
 
 
 def is_archive(path: Path) -> bool:
@@ -62,52 +63,42 @@ def resolve_source(path: Path) -> Path:
 def refuse_unread(path: Path) -> None:
     """Refuse a path that is not there, or a file that is no archive, by what it is."""
     if not path.is_file():
-        broken = (
-            f"is a link to {path.readlink()}, which is not there"
-            if path.is_symlink()
-            else "is not there"
-        )
+        link = f"a link to {path.readlink()}, which is " if path.is_symlink() else ""
         raise BratsError(
-            f"{path} {broken}: give the path of a {', '.join(ENDINGS)} file or of a folder."
+            f"{path} is {link}not there: give the path of a "
+            f"{', '.join(ENDINGS)} file or of a folder."
+            "folder."
         )
-    kind = kind_of(path)
-    if SPLIT.search(path.name):
-        raise BratsError(f"{path} is one part of a split archive: join the parts and unpack them.")
+    if why := _why_unread(path):
+        raise BratsError(f"{path} {why}")
+
+
+def _why_unread(path: Path) -> str:
+    """The end of a sentence on a file that is no readable archive; empty if it is one."""
+    kind, name, scan = kind_of(path), path.name.lower(), bool(NIFTI.search(path.name))
+    named = name.endswith(ENDINGS)
+    title = next((t for end, t in UNREAD_ARCHIVES.items() if name.endswith(end) and not named), "")
+    if SPLIT.search(name):
+        return "is one part of a split archive: join the parts and unpack them."
+    if scan:
+        return "is one scan: give the folder of the patient or of all patients."
     if not path.stat().st_size:
-        raise BratsError(f"{path} is empty (0 bytes), damaged or incomplete: get it again.")
-    if kind == "gzip" and (inner_start(path)[:4] in NIFTI_START) and not NIFTI.search(path.name):
-        raise BratsError(
-            f"{path} holds a NIfTI scan, not an archive: give the folder of the patient."
-        )
-    if kind in ("tar", "zip", "gzip", "xz", "bzip2") and not NIFTI.search(path.name):
-        return
-    title = next(
-        (
-            title
-            for ending, title in UNREAD_ARCHIVES.items()
-            if path.name.lower().endswith(ending) and not path.name.lower().endswith(ENDINGS)
-        ),
-        "",
-    )
-    if title or kind in MAGIC.values() and kind not in ("gzip", "tar", "zip"):
-        raise BratsError(
-            f"{path} is {title or f'a {kind} archive'}, which is not read here: {READABLE}."
-        )
-    if NIFTI.search(path.name):
-        raise BratsError(f"{path} is one scan: give the folder of the patient or of all patients.")
-    if not path.name.lower().endswith(ENDINGS):
-        raise BratsError(f"{path} is no archive that can be read here; {', '.join(ENDINGS)} can.")
+        return "is empty (0 bytes), damaged or incomplete: get it again."
+    if kind == "gzip" and inner_start(path) in NIFTI_START:
+        return "holds a NIfTI scan, not an archive: give the folder of the patient."
+    if kind in READ:
+        return ""
+    if title or kind:
+        return f"is {title or f'a {kind} archive'}, which is not read here: {READABLE}."
+    if not named:
+        return f"is no archive that can be read here; {', '.join(ENDINGS)} can."
     with open(path, "rb") as file:
         start = file.read(64).lstrip()
     if start.startswith(b"version https://git-lfs"):
-        raise BratsError(
-            f"{path} is a Git LFS pointer, not the archive: run `git lfs pull` where it came from."
-        )
+        return "is a Git LFS pointer, not the archive: run `git lfs pull` where it came from."
     if start.startswith(b"<"):
-        raise BratsError(
-            f"{path} is a web page, not an archive: sign in where it came from and download it "
-            "again."
-        )
+        return "is a web page, not an archive: sign in where it came from and download it again."
+    return ""
 
 
 def kind_of(path: Path) -> str:

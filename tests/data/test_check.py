@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from conftest import pack, write_case
 
 from brats_helpers.__main__ import main
 from brats_helpers.data.cases import Patient, check_case, find_cases
-from brats_helpers.data.check import FIELDS, check_path, problems_text
+from brats_helpers.data.check import FIELDS, check_path, problems_text, unused_at, warnings_of
 from brats_helpers.data.plausibility import oddities, of_cohort
 from brats_helpers.phantoms.kinds import LOOKS
 from brats_helpers.phantoms.patient import make_patient
@@ -202,3 +203,12 @@ def test_twins_are_named_in_the_report(cohort: Path, tmp_path: Path) -> None:
     made = make_patient(0, 0, 8.0)
     write_case(cohort, "P2", made.images, np.zeros_like(DISK), made.affine)
     assert any("P0, P2 have the same scans" in text for text in check_path(cohort, 1).warnings)
+
+
+def test_a_run_names_what_it_does_not_use_and_what_is_odd(cohort: Path, tmp_path: Path) -> None:
+    (cohort / "more.7z").write_bytes(b"x")
+    assert "more.7z: a 7-Zip archive" in unused_at(cohort)
+    rows = {"training": check_path(cohort, 1).rows, "test": []}
+    rows["training"][0]["warnings"].append("patient P0: odd")
+    (tmp_path / "patients.json").write_text(json.dumps({"rows": rows}))
+    assert "patient P0: odd" in warnings_of(tmp_path) and warnings_of(cohort) == []
