@@ -1,9 +1,8 @@
-"""The cohort as other tools read it: nnU-Net v2's raw dataset and the Medical Segmentation
-Decathlon's list.
+"""The cohort as other tools read it: nnU-Net v2's raw dataset and the Decathlon's list.
 
-Images are listed where they lie (nnU-Net's "dataset" key, nnunetv2 documentation, dataset_format.md),
-so that a cohort is not stored twice; only the references are written anew, with 3 for the enhancing
-tumor, because nnU-Net wants consecutive labels.
+Images are listed where they lie (nnU-Net's "dataset" key, nnunetv2, dataset_format.md), so that a
+cohort is not stored twice. Only the references are written anew, with 3 for the enhancing tumor,
+because nnU-Net wants consecutive labels.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ SOURCES = ".sources.json"  # which reference each label was made from
 
 
 def write_nnunet(cases: Sequence[Case], splits: dict, folder: Path, synthetic: bool) -> Path:
-    """Write `folder`/Dataset021_BraTS: labelsTr/, dataset.json (nnU-Net v2) and dataset_msd.json
-    (Decathlon, MONAI).
+    """Write `folder`/Dataset021_BraTS: labelsTr/ and lists for nnU-Net, the Decathlon and MONAI.
 
-    cases: patients with a reference, one file a modality; splits as `splits.make_splits` returns. Returns the folder.
+    cases: patients with a reference and one file a modality; splits: of `splits.make_splits`.
+    Returns the folder.
     """
     root = Path(folder) / DATASET
     sources = read_json(root / SOURCES, "notebook 03") if (root / SOURCES).is_file() else {}

@@ -43,6 +43,7 @@ OTHER = re.compile(
     r"brain_?(parenchyma_)?(segmentation|mask)|desc-brain_mask|automated_approx_segm)\.nii(\.gz)?$",
     re.IGNORECASE,
 )
+COPY = re.compile(r"copy of |kopie von |copie de ", re.IGNORECASE)  # as file managers name copies
 PLAIN_FOLDERS = ("anat", "nifti", "nii", "images", "image", "scans", "scan", "mri", "mr", "data")
 
 
@@ -63,7 +64,7 @@ class Group:
 
 def identify(path: Path | Packed) -> tuple[Path, str, str, bool] | None:
     """Return a file's group folder, patient, kind, and whether the folder names the patient."""
-    if OTHER.search(path.name) or not NIFTI.search(path.name):
+    if OTHER.search(path.name) or not NIFTI.search(path.name) or COPY.match(path.name):
         return None
     parent = path.parent
     if match := BIDS.match(path.name):

@@ -67,7 +67,6 @@ def refuse_unread(path: Path) -> None:
         raise BratsError(
             f"{path} is {link}not there: give the path of a "
             f"{', '.join(ENDINGS)} file or of a folder."
-            "folder."
         )
     if why := _why_unread(path):
         raise BratsError(f"{path} {why}")

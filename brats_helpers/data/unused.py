@@ -88,7 +88,9 @@ def explain(path: Path | Packed, cases: Sequence[Case]) -> Unused | None:
     if (
         ending := path.suffix.lower() if isinstance(path, Path) else name[name.rfind(".") :]
     ) in FORMATS:
-        return Unused(path, f"a {FORMATS[ending]} file, and NIfTI is needed", _conversion(ending))
+        return Unused(
+            path, f"in the format {FORMATS[ending]}, and NIfTI is needed", _conversion(ending)
+        )
     known = identify(path)
     if (
         OTHER.search(path.name)
@@ -134,6 +136,13 @@ def guess_kind(name: str) -> str | None:
 
 
 def _odd_name(path: Path | Packed, cases: Sequence[Case]) -> Unused:
+    known = identify(path)
+    if known and known[2] == "seg":
+        return Unused(
+            path,
+            f"a reference of {known[1]}, and it is not certain whose scans it belongs to",
+            f"add the scans of {known[1]}, or give it the name of its patient",
+        )
     kind = guess_kind(path.name)
     here = [case for case in cases if case.images and case.images[0].parent == path.parent]
     ending = ".nii.gz" if path.name.lower().endswith(".gz") else ".nii"
@@ -209,7 +218,13 @@ def shorten(unused: Iterable[Unused]) -> list[Unused]:
     alike: dict[tuple, list[Unused]] = defaultdict(list)
     for one in unused:
         series = one.reason.startswith(
-            ("a DICOM", "another contrast", "named ", "its name ends", "dataset.json does not")
+            (
+                "in the format DICOM",
+                "another contrast",
+                "named ",
+                "its name ends",
+                "dataset.json does not",
+            )
         )
         other = OTHER.search(one.path.name) if one.reason.startswith("another") else None
         place = other[1].lower() if other else one.path.parent
@@ -225,8 +240,7 @@ def shorten(unused: Iterable[Unused]) -> list[Unused]:
 
 
 def listing(unused: Sequence[Unused], shown: int = SHOWN) -> str:
-    """Return what is not used as lines of text, at most `shown` of them; empty if there is nothing.
-    """
+    """Return what is not used as lines of text, at most `shown`; empty if there is nothing."""
     lines = [f"  {one}" for one in unused[:shown]]
     if len(unused) > shown:
         lines.append(f"  ... and {len(unused) - shown} more")
