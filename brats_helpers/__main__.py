@@ -45,7 +45,7 @@ examples:
       --rdzv-endpoint HOST:29400 --rdzv-id any --max-restarts 3 -m brats_helpers train --work /shared/series -p batch 8
       the same on each of two machines that share the folder
 """
-CHECK_EXAMPLES = """finds the patients of a folder or an archive, checks each, and says what to do; nothing is written
+CHECK_EXAMPLES = """finds patients, checks each, and says what to do; writes only what is asked for
 examples:
   python -m brats_helpers check data/
   python -m brats_helpers check BraTS2021_Training_Data.tar --csv check.csv --html check.html
@@ -71,11 +71,13 @@ def parser() -> argparse.ArgumentParser:
                      help="start at notebook N, 1 to 5")
     run.add_argument("--only", type=int, metavar="N", help="run notebook N alone")
 
-    check = commands.add_parser("check", help="check a folder or an archive of patients", epilog=CHECK_EXAMPLES, **shown)
+    check = commands.add_parser("check", help="check a folder or an archive of patients",
+                                epilog=CHECK_EXAMPLES, **shown)
     check.add_argument("path", type=Path, metavar="PATH", help="a folder, or an archive")
     check.add_argument("--csv", type=Path, metavar="FILE", help="write the table here, as CSV")
-    check.add_argument("--html", type=Path, metavar="FILE", help="write the table here, as a web page")
-    check.add_argument("--jobs", type=int, default=-1, metavar="N", help="processes (-1: one a core)")
+    check.add_argument("--html", type=Path, metavar="FILE", help="write it as a web page")
+    check.add_argument("--jobs", type=int, default=-1, metavar="N",
+                       help="processes (-1: one a core)")
 
     train = commands.add_parser("train", help="train without a notebook, on one GPU or many", epilog=TRAIN_EXAMPLES, **shown)
     train.add_argument("--work", type=Path, default=Path("runs/quick"), metavar="DIR", help="the work folder (runs/quick)")

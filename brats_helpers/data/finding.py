@@ -123,7 +123,9 @@ def _walk(root: Path) -> tuple[list[Path], list[Unused]]:
             links = [f for f in folders if (here / f).is_symlink()]
             waiting += [here / f for f in sorted(links) if not _hidden(f)]
             folders[:] = sorted(
-                f for f in folders if f not in links and not _hidden(f) and not _ours(here / f)
+                f
+                for f in folders
+                if f not in links and not _hidden(f) and not _ours(here / f, root)
             )
             for name in _without_masks(names):
                 if name.endswith(".icloud") or not _hidden(name):
@@ -157,7 +159,7 @@ def _hidden(name: str) -> bool:
     return name.startswith((".", "__MACOSX"))
 
 
-def _ours(folder: Path) -> bool:
+def _ours(folder: Path, root: Path) -> bool:
     """Whether this project has written a folder: a part of a work folder, or an export."""
     if (folder / EXPORT).is_file():
         return True
@@ -167,7 +169,7 @@ def _ours(folder: Path) -> bool:
     return (
         folder.name in OURS
         or folder.name == "cases"
-        and set(inside) <= set(COPIES)
+        and (folder.parent != root or set(inside) <= set(COPIES))
         or folder.name == "data"
         and {"BraTS2021_Training_Data.tar", "BraTS2021_Training_Data.json"} <= set(inside)
     )
