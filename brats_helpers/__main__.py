@@ -45,6 +45,12 @@ examples:
       --rdzv-endpoint HOST:29400 --rdzv-id any --max-restarts 3 -m brats_helpers train --work /shared/series -p batch 8
       the same on each of two machines that share the folder
 """
+CHECK_EXAMPLES = """finds patients, checks each, and says what to do; writes only what is asked for
+examples:
+  python -m brats_helpers check data/
+  python -m brats_helpers check BraTS2021_Training_Data.tar --csv check.csv --html check.html
+exit status: 0 nothing to do, 1 something needs attention
+"""
 PREDICT_EXAMPLES = """examples:
   python -m brats_helpers predict data/BraTS2021_00001 --checkpoint runs/quick/checkpoints/best.pt --out masks
   python -m brats_helpers predict data/ --checkpoint fold0.pt --checkpoint fold1.pt --out masks --tta
@@ -64,6 +70,14 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--from", dest="start", type=int, default=1, metavar="N",
                      help="start at notebook N, 1 to 5")
     run.add_argument("--only", type=int, metavar="N", help="run notebook N alone")
+
+    check = commands.add_parser("check", help="check a folder or an archive of patients",
+                                epilog=CHECK_EXAMPLES, **shown)
+    check.add_argument("path", type=Path, metavar="PATH", help="a folder, or an archive")
+    check.add_argument("--csv", type=Path, metavar="FILE", help="write the table here, as CSV")
+    check.add_argument("--html", type=Path, metavar="FILE", help="write it as a web page")
+    check.add_argument("--jobs", type=int, default=-1, metavar="N",
+                       help="processes (-1: one a core)")
 
     train = commands.add_parser("train", help="train without a notebook, on one GPU or many", epilog=TRAIN_EXAMPLES, **shown)
     train.add_argument("--work", type=Path, default=Path("runs/quick"), metavar="DIR", help="the work folder (runs/quick)")
@@ -180,6 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from .tools.series import results_table, run_series
+    _say_unused(options.source)  # an error here ends the run before the first notebook
     parameters = {name: number_or_text(value) for name, value in options.parameters}
     if parameters.get("persons"):  # notebooks run in a folder of their own
         parameters["persons"] = str(Path(str(parameters["persons"])).expanduser().absolute())
@@ -187,11 +202,39 @@ def _run(options: argparse.Namespace) -> int:
     with hold_folder(folder):
         work = run_series(options.preset, options.source, folder, options.start, options.only,
                           parameters)
+    _say_warnings(work)
     print(f"\nnotebooks and HTML  {work / 'notebooks'}")
     if options.only in (None, 5):
         print(f"results             {work / 'metrics.json'}")
         print(f"predictions         {work / 'predictions'}\n\n{results_table(work)}")
     return 0
+
+
+def _say_unused(source: str | None) -> None:
+    """Name what the notebooks will not read, before they begin."""
+    from .data.check import unused_at
+    from .phantoms.kinds import LOOKS
+    if source and source not in LOOKS and (said := unused_at(Path(source))):
+        print(f"{said}\n", file=sys.stderr)
+
+
+def _say_warnings(work: Path) -> None:
+    """Print what notebook 02 found odd about the patients."""
+    from .data.check import warnings_of
+    for text in warnings_of(work):
+        print(f"WARNING: {text}", file=sys.stderr)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from .data import check
+    check.check_outputs(options.csv, options.html)
+    report = check.check_path(options.path, options.jobs)
+    print(check.text(report))
+    if options.csv:
+        check.write_csv(options.csv, report)
+    if options.html:
+        check.write_html(options.html, report)
+    return 0 if report.sound else 1
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -280,6 +323,9 @@ def _predict(options: argparse.Namespace) -> int:
     from .evaluation.batch import predict_cases
     from .evaluation.prediction_table import DONE, TABLE, exit_code
     keep_memory()
+    for folder in options.cases:
+        with contextlib.suppress(BratsError):  # predict itself says what is wrong
+            _say_unused(str(folder))
     rows = predict_cases(options.cases, options.checkpoint, options.out, options.tta,
                          options.overwrite, options.jobs)
     done = sum(row["status"] == DONE for row in rows)
@@ -322,9 +368,9 @@ def _notebooks(options: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"run": _run, "train": _train, "predict": _predict, "notebooks": _notebooks,
-            "editions": _editions, "address": _address, "kaggle": _kaggle, "sweep": _sweep,
-            "export": _export}
+COMMANDS = {"run": _run, "check": _check, "train": _train, "predict": _predict,
+            "notebooks": _notebooks, "editions": _editions, "address": _address,
+            "kaggle": _kaggle, "sweep": _sweep, "export": _export}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -139,7 +139,8 @@ with tempfile.TemporaryDirectory() as folder:
 # copy. With `unpack=False`, a plain tar is not unpacked either: each file is one run of bytes in it and is read there.
 
 # %%
-from brats_helpers.data.archive import patients_in, readable_in_place
+from brats_helpers.data.archive import find_patients, readable_in_place
+from brats_helpers.data.unused import listing
 from brats_helpers.basics.device import where_am_i
 
 folders = {key: cohort[key] and Path(cohort[key]) for key in ("training", "test")}
@@ -148,8 +149,10 @@ for key, path in folders.items():
     if path and is_archive(path) and not (keep_packed and readable_in_place(path)):
         extract(path, work / "cases" / key)
         folders[key] = work / "cases" / key
-cases = {key: patients_in(folder) if folder else [] for key, folder in folders.items()}
-print({key: f"{len(found)} patients" for key, found in cases.items()})
+found = {key: find_patients(folder) for key, folder in folders.items() if folder}
+cases = {key: found[key].cases if key in found else [] for key in folders}
+print({key: f"{len(group)} patients" for key, group in cases.items()})
+print(*(listing(one.unused) for one in found.values() if one.unused), sep="\n")
 
 # %% [markdown]
 # ## 3. Inside one scan
@@ -277,9 +280,15 @@ print("on disk:", np.unique(on_disk), " in this project:", np.unique(patient.ref
 # %% [markdown]
 # BraTS 2017 to 2021 number the enhancing tumor **4**, and no label is 3. A network with one output per number up to 4
 # would have one that is never right. So inside this project 4 becomes 3, and every mask that we export for such data has 4
-# again. (In [BraTS 2023](https://www.synapse.org/Synapse:syn51156910) glioma it is 3 on disk, too. Other sets use the numbers
-# differently, 4 for the cavity left by surgery, for example: look up each label before you map it.)
-#
+# again. Other data sets use the numbers differently, and a mask does not say where it comes from. So the names of the
+# patients (or a `dataset.json`) decide, and a label with an uncertain meaning is refused:
+
+# %%
+from brats_helpers.data.labels import table_text
+
+print(table_text())
+
+# %% [markdown]
 # **What published code gets wrong.** [NVIDIA's notebook](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
 # names label 1 edema and label 2 non-enhancing tumor in the file that it writes. BraTS says 1 is NCR and 2 is ED (Baid et
 # al. 2021). **Question.** In the picture above, which compartment is the large one outside, and which number does it have?
@@ -337,15 +346,18 @@ pictures({name: view[:, :, at].T for name, view in views.items()}, synthetic)
 
 # %%
 from brats_helpers.data.cases import check_cohort
+from brats_helpers.data.plausibility import of_cohort
 
-rows = {key: check_cohort(found) for key, found in cases.items()}
+rows = {key: check_cohort(group) for key, group in cases.items()}
 checked = rows["training"] + rows["test"]
 problems = [(row["name"], problem) for row in checked for problem in row["problems"]]
+warnings = [text for row in checked for text in row["warnings"]] + of_cohort(checked)
 alone = [row["name"] for row in checked if not row["reference"]]
 print(f"{len(checked)} patients checked, {len(problems)} problem(s)")
 print(f"{len(alone)} without a reference, left to `predict`", *alone)
 for name, problem in problems:
     print(f"  {name}: {problem}")
+print(*(f"WARNING: {text}" for text in warnings), sep="\n")
 
 # %% [markdown]
 # Do the sound patients agree with each other? A row with one value means that all do:
@@ -376,11 +388,14 @@ if not first.channels:
 # you decide. With `on_error="skip"` it goes on without them, and the results say who was left out.
 
 # %%
+from brats_helpers.data.check import problems_text
+
 if on_error not in ("raise", "skip"):
     raise BratsError(f"on_error={on_error!r} is not known: give raise or skip.")
 if problems and on_error == "raise":
-    advice = "get them again or remove them, then rerun; or leave them out with on_error=skip"
-    raise BratsError(f"{len(problems)} patient(s) have problems (see above): {advice}.")
+    advice = "repair or remove them, then rerun; or leave them out with on_error=skip"
+    said = problems_text(checked)
+    raise BratsError(f"{len(problems)} patient(s) have problems: {advice}.\n{said}")
 sound = {key: [row for row in rows[key] if not row["problems"]] for key in rows}
 
 # %% [markdown]

@@ -16,7 +16,6 @@ NCR, ED, ET = 1, 2, 3
 LABEL_NAMES = {0: "background", NCR: "necrotic and non-enhancing core", ED: "peritumoral edema",
                ET: "enhancing tumor"}
 LABEL_SHORT = {NCR: "NCR", ED: "ED", ET: "ET"}
-DISK_LABELS = (0, 1, 2, 4)  # of an exported mask
 DISK_ET = 4
 
 # The three nested regions that BraTS scores, and their labels.
@@ -38,6 +37,6 @@ HD95_EMPTY_MM = 373.1287
 LABEL_COLORS = {NCR: "#0072B2", ED: "#009E73", ET: "#E69F00"}
 REGION_COLORS = {"WT": "#009E73", "TC": "#CC79A7", "ET": "#E69F00"}
 
-ARCHIVE_ENDINGS = (".tar", ".tar.gz", ".tgz", ".zip")
+ARCHIVE_ENDINGS = (".tar", ".tar.gz", ".tgz", ".zip", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
 NOT_FOR_DIAGNOSIS = "for research and teaching, not for diagnosis"  # shown with every prediction

@@ -3,7 +3,8 @@
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
-    "archive": ["extract", "list_archive", "patients_in", "resolve_source"],
+    "archive": ["extract", "find_patients", "list_archive", "patients_in", "resolve_source"],
+    "check": ["check_path"],
     "cases": ["Case", "Patient", "check_cohort", "find_cases", "find_twins", "read_case",
               "write_mask"],
     "cohort": ["read_cohort", "write_patients", "write_source"],

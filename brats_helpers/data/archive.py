@@ -1,21 +1,16 @@
-"""Archives of patients: listed and checked before anything is written, then unpacked file by file.
+"""Archives of patients: listed, read where they lie, or unpacked file by file.
 
-A tar is a chain of headers and contents, so its list is read by hopping over the contents; nothing
-is unpacked beside the archive. Every file appears whole or not at all, and a second call goes on
-where the first was stopped.
+Nothing is unpacked beside the archive. Every file appears whole or not at all, and a second call
+goes on where the first was stopped.
 """
 
 from __future__ import annotations
 
 import shutil
-import struct
 import tarfile
 import zipfile
-import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -24,222 +19,172 @@ from tqdm import tqdm
 from ..basics.constants import ARCHIVE_ENDINGS as ENDINGS
 from ..basics.errors import BratsError
 from ..basics.files import Packed, atomic_path, read_json, remove_leftovers, write_json
-from .cases import FILE_NAME, SUFFIXES, Case, find_cases, find_packed
+from .finding import NOTE, besides, find, find_packed
+from .layouts import NIFTI, group
+from .members import LIMITS, Limits, Member, checked_members, list_archive, open_archive
+from .records import Case, Found
+from .sources import archives_of, is_archive, kind_of, resolve_source
 
-MSD_FOLDERS = {"imagesTr": "four modalities", "imagesTs": "four modalities", "labelsTr": "seg"}   # of the Decathlon
-NOTE = ".unpacked-from.json"                          # in the folder: which archive its files are from
-# What the standard library raises for archives that are damaged, encrypted or of unknown kind.
-DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, struct.error, ValueError, IndexError,
-          OverflowError, NotImplementedError, RuntimeError, AttributeError)
-LONGEST_NAME = 200                                    # bytes of a part of a path; most disks take 255
+__all__ = [
+    "Limits",
+    "Member",
+    "extract",
+    "find_patients",
+    "is_archive",
+    "list_archive",
+    "patients_in",
+    "readable_in_place",
+    "resolve_source",
+    "summarize",
+]
 
-
-@dataclass(frozen=True)
-class Limits:
-    """How much may come out of an archive: more is taken for a decompression bomb, and refused. BraTS 2021 is 1.0 times
-    its archive's size, 6,255 files and 13 GB."""
-
-    ratio: float = 200                                # of what comes out to the archive's own size, at least 1 MB
-    files: int = 200_000
-    gigabytes: float = 500
-
-
-@dataclass(frozen=True)
-class Member:
-    """A file in an archive."""
-
-    name: str
-    size: int                                         # bytes, unpacked
-    plain: bool = True                                # a file, not a link or a device
-    info: tarfile.TarInfo | zipfile.ZipInfo | None = None
-
-
-def is_archive(path: Path) -> bool:
-    """Whether the name is that of an archive which this module reads."""
-    return Path(path).name.lower().endswith(ENDINGS)
-
-
-def resolve_source(path: Path) -> Path:
-    """What to read patients from: an archive or a folder of patients; for a folder of archives, as on Kaggle, the
-    largest of them."""
-    path = Path(path).expanduser().absolute()
-    if path.is_dir() and not any(FILE_NAME.match(p.name) or p.name == "dataset.json" for p in path.rglob("*")):
-        archives = [p for p in path.rglob("*") if is_archive(p) and p.is_file()]
-        return max(archives, key=lambda p: p.stat().st_size, default=path)
-    if not path.exists():
-        raise BratsError(f"{path} is not there: give the path of a {', '.join(ENDINGS)} file or of a folder.")
-    return path
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[tarfile.TarFile | zipfile.ZipFile]:
-    path = Path(path)
-    if not path.is_file():
-        raise BratsError(f"{path} is not there: give the path of a {', '.join(ENDINGS)} file or of a folder.")
-    if not is_archive(path):
-        raise BratsError(f"{path} is no archive that can be read here; {', '.join(ENDINGS)} can.")
-    try:
-        with (zipfile.ZipFile(path) if path.suffix.lower() == ".zip" else tarfile.open(path)) as archive:
-            yield archive
-    except DAMAGE as error:
-        raise BratsError(f"{path} is damaged or incomplete ({error}): get it again, and compare its size with the "
-                         "source's.") from error
-
-
-def list_archive(path: Path, limits: Limits = Limits()) -> list[Member]:
-    """The files in an archive, in its order, checked: BratsError where it is cut short or a name is unsafe.
-
-    Reads headers only (a compressed tar has to be decompressed for that, in memory).
-    """
-    with _open(path) as archive:
-        members = _members(Path(path), archive, limits)
-    if not members:
-        raise BratsError(f"{path} holds no file: get it again.")
-    return members
-
-
-def _members(path: Path, archive: tarfile.TarFile | zipfile.ZipFile, limits: Limits) -> list[Member]:
-    """All files in the archive, every one of them safe to unpack."""
-    members, total, most = [], 0, min(limits.ratio * max(path.stat().st_size, 1_000_000), limits.gigabytes * 1e9)
-    for member in _walk(archive):
-        total += member.size
-        if total > most or len(members) >= limits.files:
-            raise BratsError(f"{path}: refused, because of the member {member.name!r}: with it, {len(members) + 1:,} files "
-                             f"of {total / 1e9:,.1f} GB come out of {path.stat().st_size / 1e9:,.3f} GB, which is no cohort "
-                             "of scans. Nothing was written. (What is allowed stands in archive.Limits.)")
-        members.append(member)
-    if isinstance(archive, tarfile.TarFile):
-        _refuse_short(path, members)
-    members = [member for member in members if not _litter(member.name)]
-    _refuse_unsafe(path, members)
-    return members
-
-
-def _walk(archive: tarfile.TarFile | zipfile.ZipFile) -> Iterator[Member]:
-    """The archive's files one after the other, as they are met."""
-    if isinstance(archive, zipfile.ZipFile):          # the high bits hold the Unix file type: 0 unknown, 8 a file
-        yield from (Member(i.filename, i.file_size, i.external_attr >> 28 in (0, 8), i)
-                    for i in archive.infolist() if not i.filename.endswith("/"))
-    else:
-        yield from (Member(i.name, i.size, i.isfile(), i) for i in archive if not i.isdir())
-
-
-def _refuse_short(path: Path, members: Sequence[Member]) -> None:
-    """Whether the last file's content ends before the archive does; only a plain tar shows it without reading on."""
-    if path.suffix.lower() == ".tar" and members:
-        end, size = members[-1].info.offset_data + members[-1].size, path.stat().st_size
-        if end > size:
-            raise BratsError(f"{path} is cut short: {members[-1].name} ends at byte {end:,}, the archive at {size:,}. "
-                             "Get it again.")
-
-
-def _litter(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    return "__MACOSX" in parts or parts[-1:] == (".DS_Store",) or any(part.startswith("._") for part in parts)
-
-
-def _refuse_unsafe(path: Path, members: Sequence[Member]) -> None:
-    """Nothing outside the folder, no links, no devices, no name that two files claim or that no disk can take."""
-    seen: set[str] = set()
-    folders = {str(parent).casefold() for member in members for parent in _clean(member).parents}
-    for member in members:
-        name, key = _clean(member), str(_clean(member)).casefold()
-        problem = ("its name leads out of the folder" if name.is_absolute() or ".." in name.parts or ":" in member.name
-                   else "it is a link or a device, not a file" if not member.plain
-                   else "the name stands there twice" if key in seen
-                   else "a folder has the same name" if key in folders
-                   else "no disk can take its name" if "\0" in member.name or _longest(name) > LONGEST_NAME else "")
-        if problem:
-            raise BratsError(f"{path}: refused, because of the member {member.name!r}: {problem}. Nothing was written.")
-        seen.add(key)
-
-
-def _clean(member: Member) -> PurePosixPath:
-    return PurePosixPath(member.name.replace("\\", "/"))
-
-
-def _longest(name: PurePosixPath) -> int:
-    return max(len(part.encode("utf-8", "surrogateescape")) for part in name.parts)
+MSD_FOLDERS = {"imagesTr": "four modalities", "imagesTs": "four modalities", "labelsTr": "seg"}
 
 
 def readable_in_place(path: Path) -> bool:
-    """Whether the patients of an archive can be read where they lie: a plain tar of one file a modality."""
-    if Path(path).suffix.lower() != ".tar":
+    """Whether the patients of an archive can be read where they lie: a plain tar of one file a
+    modality.
+    """
+    archives = archives_of(Path(path))
+    if not archives or not all(kind_of(one) == "tar" for one in archives):
         return False
-    members = list_archive(path)
-    return not any(m.info.issparse() or PurePosixPath(m.name).name == "dataset.json" for m in members)
+    return not any(
+        m.info.issparse() or PurePosixPath(m.name).name == "dataset.json"
+        for one in archives
+        for m in list_archive(one)
+    )
 
 
 def patients_in(place: Path) -> list[Case]:
-    """The patients of a folder, or of a plain tar, which is not unpacked; BratsError where there is none."""
+    """The patients of a folder, or of a plain tar, which is not unpacked; BratsError where there is
+    none.
+    """
+    return find_patients(place).cases
+
+
+def find_patients(place: Path) -> Found:
+    """Return the patients of a folder, or of plain tars, which are not unpacked, and what is not
+    used.
+    """
+    place = Path(place)
     if not is_archive(place):
-        return find_cases(place)
-    files = [Packed(Path(place), m.name, m.info.offset_data, m.size) for m in list_archive(place)]
-    return find_packed(files, place)
+        return find(place)
+    archives = archives_of(place)
+    files = [
+        Packed(one, m.name, m.info.offset_data, m.size)
+        for one in archives
+        for m in list_archive(one)
+    ]
+    found = find_packed(files, place)
+    return Found(found.cases, found.unused + besides(place, archives)) if place.is_dir() else found
 
 
 def summarize(members: Sequence[Member]) -> list[dict]:
     """A row for each patient in an archive's list: name, files (which kinds), megabytes."""
     found: dict[str, dict[str, int]] = defaultdict(dict)
-    for member in members:
-        path = PurePosixPath(member.name)
-        if match := FILE_NAME.match(path.name):
-            found[match["case"] or path.parent.name][SUFFIXES[match["kind"].lower()]] = member.size
-        elif path.parent.name in MSD_FOLDERS and path.name.lower().endswith((".nii", ".nii.gz")):
-            found[path.name.split(".nii")[0]][MSD_FOLDERS[path.parent.name]] = member.size
-    return [{"name": name, "files": sorted(sizes), "mb": sum(sizes.values()) / 1e6} for name, sizes in sorted(found.items())]
+    files = {Packed(Path(), m.name, 0, m.size): m.size for m in members}
+    for one in group(files)[0]:
+        for kind, paths in one.files.items():
+            found[one.name][kind] = files[paths[0]]
+    for path, size in files.items():
+        if path.parent.name in MSD_FOLDERS and NIFTI.search(path.name):
+            found[path.name.split(".nii")[0]][MSD_FOLDERS[path.parent.name]] = size
+    return [
+        {"name": name, "files": sorted(sizes), "mb": sum(sizes.values()) / 1e6}
+        for name, sizes in sorted(found.items())
+    ]
 
 
-def extract(path: Path, folder: Path, limits: Limits = Limits()) -> list[Path]:
+def extract(path: Path, folder: Path, limits: Limits = LIMITS) -> list[Path]:
     """Unpack an archive's files into `folder`, with progress; returns their paths.
 
-    A file that is there with the right size is kept, unless the folder was unpacked from another archive: then it is
-    emptied first. Refuses the whole archive before writing if any member is unsafe, or if the disk has too little room.
+    Of a folder of archives each goes into a folder of its own. A file that is there with the right
+    size is kept, unless the folder was unpacked from another archive: then it is emptied first.
+    Refuses the whole archive before writing if any member is unsafe, or if the disk is too full.
     """
+    archives = archives_of(Path(path))
+    if archives != [Path(path)]:
+        _empty_if_other(Path(path), Path(folder))
+        write_json(Path(folder) / NOTE, _identity(Path(path)))
+        return [
+            target
+            for one in archives
+            for target in extract(one, Path(folder) / _stem(one, Path(path)), limits)
+        ]
     folder = Path(folder)
     _empty_if_other(Path(path), folder)
-    with _open(path) as archive:
-        members = _members(Path(path), archive, limits)
+    with open_archive(path) as archive:
+        members = checked_members(Path(path), archive, limits)
         targets = [folder / PurePosixPath(member.name) for member in members]
-        wanted = [(m, t) for m, t in zip(members, targets, strict=True)
-                  if not (t.is_file() and t.stat().st_size == m.size)]
+        wanted = [
+            (m, t)
+            for m, t in zip(members, targets, strict=True)
+            if not (t.is_file() and t.stat().st_size == m.size)
+        ]
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
         _check_room(path, folder, sum(member.size for member, _ in wanted))
         write_json(folder / NOTE, _identity(Path(path)))
         for member, target in tqdm(wanted, desc=f"extract {Path(path).name}", unit="file"):
-            with _content(archive, member) as source, atomic_path(target) as temporary:
-                with open(temporary, "wb") as file:
-                    shutil.copyfileobj(source, file, 1 << 20)
-                if temporary.stat().st_size != member.size:
-                    raise BratsError(f"{path}: {member.name} is cut short; get the archive again.")
+            _write_member(path, archive, member, target)
     return targets
 
 
+def _write_member(
+    path: Path, archive: tarfile.TarFile | zipfile.ZipFile, member: Member, target: Path
+) -> None:
+    with _content(archive, member) as source, atomic_path(target) as temporary:
+        with open(temporary, "wb") as file:
+            shutil.copyfileobj(source, file, 1 << 20)
+        if temporary.stat().st_size != member.size:
+            raise BratsError(f"{path}: {member.name} is cut short; get the archive again.")
+
+
+def _stem(archive: Path, folder: Path) -> str:
+    """The folder that one of several archives is unpacked into: its own path without the ending."""
+    name = "_".join(archive.relative_to(folder).parts)
+    return next(
+        name[: -len(ending)]
+        for ending in sorted(ENDINGS, key=len, reverse=True)
+        if name.lower().endswith(ending)
+    )
+
+
 def _identity(path: Path) -> dict:
+    if path.is_dir():
+        return {"archives": [_identity(one) for one in archives_of(path)]}
     state = path.stat()
     return {"archive": path.name, "size": state.st_size, "modified_ns": state.st_mtime_ns}
 
 
 def _empty_if_other(path: Path, folder: Path) -> None:
-    """Remove what an earlier call unpacked from another archive; a folder without our note is nobody's to empty."""
+    """Remove what an earlier call unpacked from another archive; a folder without our note is
+    nobody's to empty.
+    """
     note = folder / NOTE
-    if note.is_file() and path.is_file() and read_json(note, "the extraction") != _identity(path):
+    if note.is_file() and path.exists() and read_json(note, "the extraction") != _identity(path):
         tqdm.write(f"{folder} was unpacked from another archive: emptied.")
         for child in folder.iterdir():
             if child.is_dir() and not child.is_symlink():
                 shutil.rmtree(child)
             elif child != note:
                 child.unlink()
-        note.unlink()                                 # last: as long as it is there, the folder is known to be ours
+        note.unlink()  # last: as long as it is there, the folder is known to be ours
 
 
 def _content(archive: tarfile.TarFile | zipfile.ZipFile, member: Member) -> IO[bytes]:
-    return archive.open(member.info) if isinstance(archive, zipfile.ZipFile) else archive.extractfile(member.info)
+    return (
+        archive.open(member.info)
+        if isinstance(archive, zipfile.ZipFile)
+        else archive.extractfile(member.info)
+    )
 
 
 def _check_room(path: Path, folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise BratsError(f"{path} needs {needed / 1e9:.1f} GB in {folder}, and {free / 1e9:.1f} GB are free: make room, "
-                         "or choose another work folder.")
+        raise BratsError(
+            f"{path} needs {needed / 1e9:.1f} GB in {folder}, and {free / 1e9:.1f} GB are "
+            "free: make room, "
+            "or choose another work folder."
+        )

@@ -1,8 +1,8 @@
-"""The cohort as other tools read it: nnU-Net v2's raw dataset and the Medical Segmentation Decathlon's list.
+"""The cohort as other tools read it: nnU-Net v2's raw dataset and the Decathlon's list.
 
-Images are listed where they lie (nnU-Net's "dataset" key, nnunetv2 documentation, dataset_format.md),
-so that a cohort is not stored twice; only the references are written anew, with 3 for the enhancing
-tumor, because nnU-Net wants consecutive labels.
+Images are listed where they lie (nnU-Net's "dataset" key, nnunetv2, dataset_format.md), so that a
+cohort is not stored twice. Only the references are written anew, with 3 for the enhancing tumor,
+because nnU-Net wants consecutive labels.
 """
 
 from __future__ import annotations
@@ -21,33 +21,42 @@ from .cases import Case, open_scan, read_reference
 from .pipeline import content_hash
 
 DATASET = "Dataset021_BraTS"
-SOURCES = ".sources.json"                             # which reference each label was made from
+SOURCES = ".sources.json"  # which reference each label was made from
 
 
 def write_nnunet(cases: Sequence[Case], splits: dict, folder: Path, synthetic: bool) -> Path:
-    """Write `folder`/Dataset021_BraTS: labelsTr/, dataset.json (nnU-Net v2) and dataset_msd.json (Decathlon, MONAI).
+    """Write `folder`/Dataset021_BraTS: labelsTr/ and lists for nnU-Net, the Decathlon and MONAI.
 
-    cases: patients with a reference, one file a modality; splits as `splits.make_splits` returns. Returns the folder.
+    cases: patients with a reference and one file a modality; splits: of `splits.make_splits`.
+    Returns the folder.
     """
     root = Path(folder) / DATASET
     sources = read_json(root / SOURCES, "notebook 03") if (root / SOURCES).is_file() else {}
     rows = {}
     for case in tqdm(cases, desc="export", unit="patient"):
         if not exportable(case):
-            raise BratsError(f"patient {case.name}: the export needs a file for each modality, unpacked, and a reference; "
-                             "leave it out.")
+            raise BratsError(
+                f"patient {case.name}: the export needs a file for each modality, "
+                "unpacked, and a reference; "
+                "leave it out."
+            )
         label, tag = root / "labelsTr" / f"{case.name}.nii.gz", content_hash(case, 0)
         if sources.get(case.name) != tag or not label.is_file():
             _write_label(case, label)
             sources[case.name] = tag
             write_json(root / SOURCES, sources)
-        rows[case.name] = {"images": [str(p.resolve()) for p in case.images], "label": str(label.resolve())}
-    for label in (root / "labelsTr").glob("*.nii.gz"):    # of patients that an earlier export had
+        rows[case.name] = {
+            "images": [str(p.resolve()) for p in case.images],
+            "label": str(label.resolve()),
+        }
+    for label in (root / "labelsTr").glob("*.nii.gz"):  # of patients that an earlier export had
         if label.name.removesuffix(".nii.gz") not in rows:
             label.unlink()
     write_json(root / "dataset.json", _nnunet_description(rows, synthetic))
-    write_json(root / "splits_final.json",
-               [{"train": sorted(set(rows) - set(fold)), "val": fold} for fold in splits["folds"]])
+    write_json(
+        root / "splits_final.json",
+        [{"train": sorted(set(rows) - set(fold)), "val": fold} for fold in splits["folds"]],
+    )
     write_json(root / "dataset_msd.json", _msd_description(rows, splits, synthetic))
     return root
 
@@ -58,7 +67,8 @@ def exportable(case: Case) -> bool:
 
 
 def _write_label(case: Case, path: Path) -> None:
-    like = open_scan(case)                            # nnU-Net compares the label's geometry with the images'
+    # nnU-Net compares the label's geometry with the images'
+    like = open_scan(case)
     labels = read_reference(case, like.shape, like.affine)
     with atomic_path(path) as temporary:
         nib.save(nib.Nifti1Image(labels, like.affine, _plain_header(like, labels)), temporary)
@@ -73,20 +83,38 @@ def _plain_header(like: nib.Nifti1Image, array: np.ndarray) -> nib.Nifti1Header:
 
 def _source(synthetic: bool) -> dict:
     if synthetic:
-        return {"name": "BraTS-like phantoms", "reference": "synthetic, grown on the ICBM 2009a template",
-                "licence": "MIT", "description": "synthetic patients for teaching; not for diagnosis"}
-    return {"name": "BraTS", "reference": "Baid et al. 2021, arXiv:2107.02314; Menze et al. 2015; Bakas et al. 2017",
-            "licence": "as stated by the challenge's organizers", "description": "not for diagnosis"}
+        return {
+            "name": "BraTS-like phantoms",
+            "reference": "synthetic, grown on the ICBM 2009a template",
+            "licence": "MIT",
+            "description": "synthetic patients for teaching; not for diagnosis",
+        }
+    return {
+        "name": "BraTS",
+        "reference": "Baid et al. 2021, arXiv:2107.02314; Menze et al. 2015; Bakas et al. 2017",
+        "licence": "as stated by the challenge's organizers",
+        "description": "not for diagnosis",
+    }
 
 
 def _nnunet_description(rows: dict, synthetic: bool) -> dict:
     return {
         "channel_names": {str(i): MODALITY_TITLES[m] for i, m in enumerate(MODALITIES)},
-        "labels": {"background": 0, **{REGION_TITLES[name]: list(members) if len(members) > 1 else members[0]
-                                       for name, members in REGIONS.items()}},
-        "regions_class_order": [2, 1, 3],             # painted in this order: edema, then the core's NCR, then ET
-        "numTraining": len(rows), "file_ending": ".nii.gz", "overwrite_image_reader_writer": "NibabelIO",
-        "dataset": rows, **_source(synthetic)}
+        "labels": {
+            "background": 0,
+            **{
+                REGION_TITLES[name]: list(members) if len(members) > 1 else members[0]
+                for name, members in REGIONS.items()
+            },
+        },
+        # painted in this order: edema, then the core's NCR, then ET
+        "regions_class_order": [2, 1, 3],
+        "numTraining": len(rows),
+        "file_ending": ".nii.gz",
+        "overwrite_image_reader_writer": "NibabelIO",
+        "dataset": rows,
+        **_source(synthetic),
+    }
 
 
 def _msd_description(rows: dict, splits: dict, synthetic: bool) -> dict:
@@ -94,7 +122,18 @@ def _msd_description(rows: dict, splits: dict, synthetic: bool) -> dict:
         return [{"image": rows[n]["images"], "label": rows[n]["label"]} for n in names if n in rows]
 
     return {
-        **_source(synthetic), "tensorImageSize": "4D", "numTraining": len(splits["training"]), "numTest": 0,
+        **_source(synthetic),
+        "tensorImageSize": "4D",
+        "numTraining": len(splits["training"]),
+        "numTest": 0,
         "modality": {str(i): MODALITY_TITLES[m] for i, m in enumerate(MODALITIES)},
-        "labels": {"0": "background", "1": "necrotic and non-enhancing core", "2": "edema", "3": "enhancing tumor"},
-        "training": entries(splits["training"]), "validation": entries(splits["validation"]), "test": []}
+        "labels": {
+            "0": "background",
+            "1": "necrotic and non-enhancing core",
+            "2": "edema",
+            "3": "enhancing tumor",
+        },
+        "training": entries(splits["training"]),
+        "validation": entries(splits["validation"]),
+        "test": [],
+    }

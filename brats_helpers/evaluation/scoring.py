@@ -13,20 +13,13 @@ from torch import nn
 from tqdm import tqdm
 
 from ..basics.config import OWN_NETWORK, Config
-from ..basics.constants import (
-    CHANNELS,
-    DISK_ET,
-    DISK_LABELS,
-    ET,
-    NOT_FOR_DIAGNOSIS,
-    REGION_TITLES,
-    REGIONS,
-)
+from ..basics.constants import CHANNELS, DISK_ET, NOT_FOR_DIAGNOSIS, REGION_TITLES, REGIONS
 from ..basics.device import Device
 from ..basics.errors import BratsError
 from ..basics.files import atomic_path, remove_leftovers, write_json
 from ..basics.shapes import read_json_as
 from ..data.cases import Case, Patient, open_scan, read_case, write_mask
+from ..data.labels import as_written, disk_labels
 from ..data.pipeline import content_hash
 from ..network.unet import count_parameters
 from .build import build_network, for_inference
@@ -132,22 +125,24 @@ def _network_title(config: Config) -> str:
 def read_prediction(case: Case, work: Path) -> tuple[Patient, np.ndarray]:
     """Read a patient and the mask that `evaluate` wrote: labels 0 to 3, (X, Y, Z) uint8."""
     patient, path = read_case(case), _mask_path(work, case.name)
-    labels = read_mask(path)
+    labels = read_mask(path, case)
     if labels.shape != patient.images.shape[1:]:
         raise BratsError(f"{path} has the shape {labels.shape}, and patient {case.name}'s scan "
                          f"{patient.images.shape[1:]}: evaluate this patient again.")
     return patient, labels
 
 
-def read_mask(path: Path) -> np.ndarray:
-    """Read a mask that `write_mask` wrote: labels 0 to 3, (X, Y, Z) uint8."""
+def read_mask(path: Path, case: Case) -> np.ndarray:
+    """Read a mask that `write_mask` wrote for a case: labels 0 to 3, (X, Y, Z) uint8."""
     try:
         labels = np.asanyarray(nib.load(path).dataobj).astype(np.uint8)
     except (OSError, EOFError, zlib.error, ImageFileError) as error:
         raise BratsError(f"{path} cannot be read ({error}): delete it, and evaluate this patient "
                          "again.") from error
-    labels[labels == DISK_ET] = ET
-    return labels
+    table = np.zeros(256, np.uint8)
+    for value, label in as_written(case):
+        table[value] = label
+    return table[labels]
 
 
 def _mask_path(work: Path, name: str) -> Path:
@@ -159,7 +154,7 @@ def verify_masks(cases: Sequence[Case], work: Path) -> None:
     for case in cases:
         scan, mask = open_scan(case), nib.load(_mask_path(work, case.name))
         assert mask.shape == scan.shape[:3] and np.allclose(mask.affine, scan.affine), case.name
-        assert set(np.unique(mask.dataobj)) <= set(DISK_LABELS), case.name
+        assert set(np.unique(mask.dataobj)) <= {*disk_labels(case), DISK_ET}, case.name
         assert mask.get_data_dtype() == np.uint8, case.name
 
 

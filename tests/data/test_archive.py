@@ -44,7 +44,9 @@ def test_list_and_extract_give_what_was_packed(cohort: Path, tmp_path: Path, nam
         assert path.read_bytes() == (cohort / path.relative_to(tmp_path / "out")).read_bytes()
 
 
-def test_patients_in_a_tar_are_those_of_the_folder_without_a_file_written(cohort: Path, tmp_path: Path) -> None:
+def test_patients_in_a_tar_are_those_of_the_folder_without_a_file_written(
+    cohort: Path, tmp_path: Path
+) -> None:
     archive = pack(cohort, tmp_path / "a.tar")
     before = sorted(tmp_path.rglob("*"))
     packed, unpacked = patients_in(archive), patients_in(cohort)
@@ -54,27 +56,39 @@ def test_patients_in_a_tar_are_those_of_the_folder_without_a_file_written(cohort
         np.testing.assert_array_equal(here.images, there.images)
         np.testing.assert_array_equal(here.reference, there.reference)
         np.testing.assert_array_equal(here.affine, there.affine)
-        assert content_hash(a, 2.0) == content_hash(b, 2.0)                # prepared once, used both ways
+        assert content_hash(a, 2.0) == content_hash(b, 2.0)  # prepared once, used both ways
         assert exportable(b) and not exportable(a)
     assert find_twins(packed) == find_twins(unpacked) == [["P1", "P2"]]
     assert sorted(tmp_path.rglob("*")) == before
     alone = on_disk(packed[0], tmp_path / "out")
-    assert all(path.read_bytes() == (cohort / "P1" / path.name).read_bytes() for path in (*alone.images, alone.reference))
+    assert all(
+        path.read_bytes() == (cohort / "P1" / path.name).read_bytes()
+        for path in (*alone.images, alone.reference)
+    )
     assert on_disk(alone, tmp_path / "elsewhere") == alone and readable_in_place(archive)
-    assert not any(readable_in_place(pack(cohort, tmp_path / name)) for name in ("a.tar.gz", "a.zip"))
+    assert not any(
+        readable_in_place(pack(cohort, tmp_path / name)) for name in ("a.tar.gz", "a.zip")
+    )
 
 
-def test_a_tar_that_was_cut_or_damaged_is_said_by_patient_and_file(cohort: Path, tmp_path: Path) -> None:
+def test_a_tar_that_was_cut_or_damaged_is_said_by_patient_and_file(
+    cohort: Path, tmp_path: Path
+) -> None:
     archive = pack(cohort, tmp_path / "a.tar")
     cases = patients_in(archive)
     content = bytearray(archive.read_bytes())
     image = cases[1].images[2]
-    content[image.offset:image.offset + 40] = bytes(40)
+    content[image.offset : image.offset + 40] = bytes(40)
     archive.write_bytes(content)
-    with pytest.raises(BratsError, match=r"patient P2, .*a.tar/P2/P2_t1ce.nii.gz: cannot be opened"):
+    with pytest.raises(
+        BratsError, match=r"patient P2, .*a.tar/P2/P2_t1ce.nii.gz: cannot be opened"
+    ):
         read_case(cases[1])
-    archive.write_bytes(content[:image.offset + 100])
-    with pytest.raises(BratsError, match="patient P2, .*P2_t1ce.nii.gz: cannot be opened as NIfTI .the archive ends"):
+    archive.write_bytes(content[: image.offset + 100])
+    with pytest.raises(
+        BratsError,
+        match="patient P2, .*P2_t1ce.nii.gz: cannot be opened as NIfTI .the archive ends",
+    ):
         read_case(cases[1])
     with pytest.raises(BratsError, match="is damaged or incomplete|is cut short"):
         patients_in(archive)
@@ -91,10 +105,15 @@ def test_bombs_are_refused_before_anything_is_written(tmp_path: Path, faults) ->
             info.size = 50_000_000
             archive.addfile(info, io.BytesIO(b"\0" * info.size))
     for name in ("big.zip", "big.tar.gz"):
-        with pytest.raises(BratsError, match=f"{name}: refused, because of the member 'P/P_4_flair.nii'"):
+        with pytest.raises(
+            BratsError, match=f"{name}: refused, because of the member 'P/P_4_flair.nii'"
+        ):
             extract(tmp_path / name, tmp_path / "out")
     write_case(tmp_path / "cohort", "P", *small_volumes())
-    for limits, message in ((Limits(files=3), "4 files"), (Limits(gigabytes=1e-6), "1 files of 0.0 GB.*archive.Limits")):
+    for limits, message in (
+        (Limits(files=3), "4 files"),
+        (Limits(gigabytes=1e-6), "1 files of 0.0 GB.*archive.Limits"),
+    ):
         with pytest.raises(BratsError, match=message):
             extract(pack(tmp_path / "cohort", tmp_path / "many.tar"), tmp_path / "out", limits)
     faults("hostile archives", 4)
@@ -102,9 +121,16 @@ def test_bombs_are_refused_before_anything_is_written(tmp_path: Path, faults) ->
 
 
 def test_the_decathlons_patients_are_counted() -> None:
-    rows = summarize([Member(f"Task01/{folder}/BRATS_{n:03d}.nii.gz", 10**6) for n in range(3)
-                      for folder in ("imagesTr", "labelsTr")])
-    assert [row["name"] for row in rows] == ["BRATS_000", "BRATS_001", "BRATS_002"] and rows[0]["mb"] == 2.0
+    rows = summarize(
+        [
+            Member(f"Task01/{folder}/BRATS_{n:03d}.nii.gz", 10**6)
+            for n in range(3)
+            for folder in ("imagesTr", "labelsTr")
+        ]
+    )
+    assert [row["name"] for row in rows] == ["BRATS_000", "BRATS_001", "BRATS_002"] and rows[0][
+        "mb"
+    ] == 2.0
 
 
 def test_a_second_call_writes_only_what_is_missing(cohort: Path, tmp_path: Path) -> None:
@@ -125,7 +151,7 @@ def test_another_archive_leaves_nothing_of_the_first(cohort: Path, tmp_path: Pat
     assert {p.parent.name for p in (tmp_path / "out").rglob("*.nii.gz")} == {"P3"}
     mine = tmp_path / "mine"
     write_case(mine, "P9", *small_volumes(9))
-    extract(tmp_path / "b.tar", mine)                 # a folder that we did not make is added to, never emptied
+    extract(tmp_path / "b.tar", mine)  # a folder that we did not make is added to, never emptied
     assert {p.parent.name for p in mine.rglob("*.nii.gz")} == {"P3", "P9"}
 
 
@@ -140,15 +166,25 @@ def test_a_short_archive_is_refused(cohort: Path, tmp_path: Path, name: str) -> 
     assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
 
 
-@pytest.mark.parametrize(("name", "kind", "message"), [
-    ("../x_t1.nii.gz", tarfile.REGTYPE, "out of the folder"), ("/etc/x_t1.nii.gz", tarfile.REGTYPE, "out of the folder"),
-    ("x_t1.nii.gz", tarfile.SYMTYPE, "link"), ("x_t1.nii.gz", tarfile.LNKTYPE, "link"),
-    ("x_t1.nii.gz", tarfile.CHRTYPE, "device"), ("x_t1.nii.gz", tarfile.FIFOTYPE, "device"),
-    ("good/X_t2.nii.gz", tarfile.REGTYPE, "twice"), ("good", tarfile.REGTYPE, "folder has the same name"),
-    ("n" * 300, tarfile.REGTYPE, "no disk can take"), ("C:x_t1.nii.gz", tarfile.REGTYPE, "out of the folder"),
-    ("a\\..\\..\\x_t1.nii.gz", tarfile.REGTYPE, "out of the folder")])
-def test_unsafe_members_are_refused_before_anything_is_written(tmp_path: Path, name: str, kind: bytes, message: str,
-                                                               faults) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("../x_t1.nii.gz", tarfile.REGTYPE, "out of the folder"),
+        ("/etc/x_t1.nii.gz", tarfile.REGTYPE, "out of the folder"),
+        ("x_t1.nii.gz", tarfile.SYMTYPE, "link"),
+        ("x_t1.nii.gz", tarfile.LNKTYPE, "link"),
+        ("x_t1.nii.gz", tarfile.CHRTYPE, "device"),
+        ("x_t1.nii.gz", tarfile.FIFOTYPE, "device"),
+        ("good/X_t2.nii.gz", tarfile.REGTYPE, "twice"),
+        ("good", tarfile.REGTYPE, "folder has the same name"),
+        ("n" * 300, tarfile.REGTYPE, "no disk can take"),
+        ("C:x_t1.nii.gz", tarfile.REGTYPE, "out of the folder"),
+        ("a\\..\\..\\x_t1.nii.gz", tarfile.REGTYPE, "out of the folder"),
+    ],
+)
+def test_unsafe_members_are_refused_before_anything_is_written(
+    tmp_path: Path, name: str, kind: bytes, message: str, faults
+) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         archive.addfile(tarfile.TarInfo("good/x_t2.nii.gz"), io.BytesIO())
         member = tarfile.TarInfo(name)

@@ -32,8 +32,14 @@ BRATS23 = ("-t2f", "-t1n", "-t1c", "-t2w", "-seg")
 def test_both_naming_schemes_any_depth_and_litter(tmp_path: Path) -> None:
     images, labels = small_volumes()
     write_case(tmp_path / "a" / "b", "BraTS2021_00001", images, labels)
-    new = write_case(tmp_path / "c", "BraTS-GLI-00002-000", images, np.where(labels == 4, 3, labels), endings=BRATS23,
-                     suffix=".nii")
+    new = write_case(
+        tmp_path / "c",
+        "BraTS-GLI-00002-000",
+        images,
+        np.where(labels == 4, 3, labels),
+        endings=BRATS23,
+        suffix=".nii",
+    )
     (new / "BraTS-GLI-00002-000-t2w.nii").rename(new / "BraTS-GLI-00002-000-t2W.nii")
     (tmp_path / "__MACOSX").mkdir()
     (tmp_path / "__MACOSX" / "x_flair.nii.gz").write_bytes(b"")
@@ -56,25 +62,46 @@ def test_decathlon_order_and_labels(tmp_path: Path) -> None:
     images, labels = small_volumes()
     (tmp_path / "imagesTr").mkdir()
     (tmp_path / "labelsTr").mkdir()
-    stacked = np.moveaxis(images[[1, 0, 3, 2]], 0, -1)                       # T1w, FLAIR, T2w, t1gd
+    stacked = np.moveaxis(images[[1, 0, 3, 2]], 0, -1)  # T1w, FLAIR, T2w, t1gd
     nib.save(nib.Nifti1Image(stacked, np.eye(4)), tmp_path / "imagesTr" / "BRATS_001.nii.gz")
     theirs = np.select([labels == 2, labels == 1, labels == 4], [1, 2, 3], 0).astype(np.uint8)
     nib.save(nib.Nifti1Image(theirs, np.eye(4)), tmp_path / "labelsTr" / "BRATS_001.nii.gz")
-    (tmp_path / "dataset.json").write_text(json.dumps({
-        "modality": {"0": "T1w", "1": "FLAIR", "2": "T2w", "3": "t1gd"},
-        "training": [{"image": "./imagesTr/BRATS_001.nii.gz", "label": "./labelsTr/BRATS_001.nii.gz"}], "test": []}))
+    (tmp_path / "dataset.json").write_text(
+        json.dumps(
+            {
+                "modality": {"0": "T1w", "1": "FLAIR", "2": "T2w", "3": "t1gd"},
+                "training": [
+                    {"image": "./imagesTr/BRATS_001.nii.gz", "label": "./labelsTr/BRATS_001.nii.gz"}
+                ],
+                "test": [],
+            }
+        )
+    )
     patient = read_case(find_cases(tmp_path)[0])
     assert np.array_equal(patient.images, images)
     assert np.array_equal(patient.reference, np.where(labels == 4, 3, labels))
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [("float64 integers", np.int16), ("fractions", np.float32),
-                                             ("negative", np.int16), ("int32, too large", np.float32)])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        ("float64 integers", np.int16),
+        ("fractions", np.float32),
+        ("negative", np.int16),
+        ("int32, too large", np.float32),
+    ],
+)
 def test_types_lose_nothing(tmp_path: Path, kind: str, dtype: type) -> None:
     images, labels = small_volumes()
-    changed = {"float64 integers": images.astype(np.float64), "fractions": images + np.float32(0.5),
-               "negative": -images, "int32, too large": images.astype(np.int32) * 100}[kind]
-    patient = read_case(find_cases(write_case(tmp_path, "P", changed, labels.astype(np.float32)))[0])
+    changed = {
+        "float64 integers": images.astype(np.float64),
+        "fractions": images + np.float32(0.5),
+        "negative": -images,
+        "int32, too large": images.astype(np.int32) * 100,
+    }[kind]
+    patient = read_case(
+        find_cases(write_case(tmp_path, "P", changed, labels.astype(np.float32)))[0]
+    )
     assert patient.images.dtype == dtype and np.array_equal(patient.images, changed)
 
 
@@ -85,7 +112,9 @@ def _break(folder: Path, what: str, images: np.ndarray, labels: np.ndarray) -> N
     elif what == "lfs":
         t2.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     elif what == "nan":
-        nib.save(nib.Nifti1Image(np.where(images[3] == 0, np.nan, images[3]), nib.load(flair).affine), t2)
+        nib.save(
+            nib.Nifti1Image(np.where(images[3] == 0, np.nan, images[3]), nib.load(flair).affine), t2
+        )
     elif what == "shape":
         nib.save(nib.Nifti1Image(images[3][:-1], nib.load(flair).affine), t2)
     elif what == "affine":
@@ -95,13 +124,26 @@ def _break(folder: Path, what: str, images: np.ndarray, labels: np.ndarray) -> N
     elif what == "zero":
         nib.save(nib.Nifti1Image(np.zeros_like(images[3]), nib.load(flair).affine), t2)
     else:
-        bad = {"label 5": labels + (labels == 1) * 4, "3 and 4": labels + (labels == 2)}[what].astype(np.uint8)
+        bad = {"label 5": labels + (labels == 1) * 4, "3 and 4": labels + (labels == 2)}[
+            what
+        ].astype(np.uint8)
         nib.save(nib.Nifti1Image(bad, nib.load(flair).affine), seg)
 
 
-@pytest.mark.parametrize(("what", "message"), [
-    ("truncated", "get"), ("lfs", "git lfs pull"), ("nan", "NaN"), ("shape", "shape"), ("affine", "affine"),
-    ("4D", "3 dimensions"), ("zero", "0 everywhere"), ("label 5", r"labels \[5"), ("3 and 4", "both 3 and 4")])
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("truncated", "get"),
+        ("lfs", "git lfs pull"),
+        ("nan", "NaN"),
+        ("shape", "shape"),
+        ("affine", "affine"),
+        ("4D", "3 dimensions"),
+        ("zero", "0 everywhere"),
+        ("label 5", r"labels \[5"),
+        ("3 and 4", "both 3 and 4"),
+    ],
+)
 def test_damage_is_named_with_patient_and_file(tmp_path: Path, what: str, message: str) -> None:
     images, labels = small_volumes()
     _break(write_case(tmp_path, "P", images, labels), what, images, labels)
@@ -124,7 +166,9 @@ def test_an_incomplete_patient_is_found_and_said_to_be_so(tmp_path: Path) -> Non
     rows = [check_case(case) for case in find_cases(tmp_path)]
     assert not rows[0]["problems"] and "patient Q in" in rows[1]["problems"][0]
     assert "no file for t1ce" in rows[1]["problems"][0]
-    assert "2 files for t2" in rows[2]["problems"][0] and "no file for t1ce" in rows[2]["problems"][0]
+    assert (
+        "2 files for t2" in rows[2]["problems"][0] and "no file for t1ce" in rows[2]["problems"][0]
+    )
 
 
 def test_label_4_since_2023_is_a_cavity_and_refused(tmp_path: Path) -> None:
@@ -138,13 +182,17 @@ def test_mask_has_brats_labels_and_the_scans_geometry(small_case, tmp_path: Path
     write_mask(tmp_path / "m.nii.gz", patient.reference, patient.affine, small_case)
     written, scan = nib.load(tmp_path / "m.nii.gz"), nib.load(small_case.images[0])
     assert written.get_data_dtype() == np.uint8 and np.array_equal(written.affine, scan.affine)
-    assert np.array_equal(np.asarray(written.dataobj), np.asarray(nib.load(small_case.reference).dataobj))
+    assert np.array_equal(
+        np.asarray(written.dataobj), np.asarray(nib.load(small_case.reference).dataobj)
+    )
     assert [p.name for p in tmp_path.glob(".part*")] == []
 
 
 @settings(max_examples=40, deadline=None)
-@given(arrays(np.uint8, array_shapes(min_dims=3, max_dims=3, max_side=6), elements=st.integers(0, 3)),
-       st.sampled_from([np.uint8, np.int16, np.float32, np.float64, ">i4"]))
+@given(
+    arrays(np.uint8, array_shapes(min_dims=3, max_dims=3, max_side=6), elements=st.integers(0, 3)),
+    st.sampled_from([np.uint8, np.int16, np.float32, np.float64, ">i4"]),
+)
 def test_labels_go_out_as_brats_has_them_and_come_back(labels: np.ndarray, dtype: object) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "P_seg.nii.gz"
@@ -152,13 +200,15 @@ def test_labels_go_out_as_brats_has_them_and_come_back(labels: np.ndarray, dtype
         on_disk = np.asarray(nib.load(path).dataobj)
         assert np.array_equal(on_disk == 4, labels == 3) and set(np.unique(on_disk)) <= {0, 1, 2, 4}
         nib.save(nib.Nifti1Image(on_disk.astype(dtype), np.eye(4)), path)
-        assert np.array_equal(read_reference(Case("P", (path,), path), labels.shape, np.eye(4)), labels)
+        assert np.array_equal(
+            read_reference(Case("P", (path,), path), labels.shape, np.eye(4)), labels
+        )
 
 
 def test_twins_are_found_under_any_name_and_compression(tmp_path: Path) -> None:
     for name in ("A", "B", "C"):
         write_case(tmp_path, name, *small_volumes(name == "B"))
-    for path in (tmp_path / "C").iterdir():           # the same scans, compressed anew
+    for path in (tmp_path / "C").iterdir():  # the same scans, compressed anew
         content = gzip.decompress(path.read_bytes())
         path.write_bytes(gzip.compress(content, compresslevel=1, mtime=5))
     assert find_twins(find_cases(tmp_path)) == [["A", "C"]]

@@ -1,0 +1,223 @@
+"""From a folder or the list of an archive to patients, and to everything that is not used."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from ..basics.constants import ARCHIVE_ENDINGS
+from ..basics.errors import BratsError
+from ..basics.files import Packed
+from .datalists import Listed, read_lists
+from .layouts import BIDS, FILE_NAME, NIFTI, case_of, group
+from .records import Case, Found, Unused
+from .unused import explain, hint, listing, shorten
+
+WANTED = (
+    "four files a patient named like X_flair.nii.gz, X_t1.nii.gz, X_t1ce.nii.gz, X_t2.nii.gz "
+    "(or X-t2f, X-t1n, X-t1c, X-t2w), BIDS, or a dataset.json of the Decathlon, nnU-Net or MONAI"
+)
+WORK = ("cohort.json", "config.json")  # files of a work folder, and the folders that we write there
+OURS = (
+    "preprocessed",
+    "predictions",
+    "notebooks",
+    "checkpoints",
+    "everyone",
+    "nnunet",
+    "pretraining",
+)
+COPIES = ("training", "test", "first")  # in its folder `cases`
+MASKS = ("predictions.csv", "scores.json")  # files that stand with masks that we have written
+EXPORT = ".sources.json"  # a file of the export for nnU-Net
+NOTE = ".unpacked-from.json"  # in a folder: the archive that its files are from
+
+
+def find(folder: Path) -> Found:
+    """Return the patients below a folder, at any depth, and what is not used; links are followed.
+
+    A patient with a modality missing or there twice is found, too: its `problem` says so. Folders
+    that this project has written are passed over. BratsError if there is no patient.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise BratsError(f"{folder} is not a folder: give one that holds {WANTED}.")
+    files, left = _walk(folder)
+    listed = read_lists(files)
+    found = _found(files, listed, left)
+    found = Found(found.cases, found.unused + _empty_patients(found.cases, files, folder))
+    if not found.cases:
+        packed = [p for p in files if p.name.lower().endswith(ARCHIVE_ENDINGS)]
+        hint = (
+            f" There is an archive in it, {packed[0].name}: give that as the source."
+            if packed
+            else ""
+        )
+        raise BratsError(
+            f"no patient in {folder}: looked for {WANTED}.{hint}" + _also(found.unused)
+        )
+    return found
+
+
+def find_packed(files: Iterable[Packed], archive: Path) -> Found:
+    """Return the patients among the files of plain tars; BratsError if there is none."""
+    found = _found(list(files), Listed(), [])
+    if not found.cases:
+        raise BratsError(f"no patient in {archive}: looked for {WANTED}." + _also(found.unused))
+    return found
+
+
+def besides(folder: Path, archives: Sequence[Path]) -> list[Unused]:
+    """Return what is not used in a folder of archives, besides these."""
+    files, left = _walk(folder)
+    return shorten([*left, *filter(None, (explain(p, []) for p in files if p not in archives))])
+
+
+def _also(unused: Sequence[Unused]) -> str:
+    return f"\n{listing(unused, 5)}" if unused else ""
+
+
+def _found(files: Sequence[Path | Packed], listed: Listed, left: Sequence[Unused]) -> Found:
+    rest = [p for p in files if p not in listed.files]
+    groups, used = group(rest)
+    cases = [*listed.cases, *map(case_of, groups)]
+    unused = [
+        *left,
+        *listed.unused,
+        *filter(None, (explain(p, cases) for p in rest if p not in used)),
+    ]
+    told = [hint(case, unused) for case in cases]
+    cases = [case for case, _ in told]
+    said = {one for _, ones in told for one in ones}
+    unused = [one for one in unused if one not in said]
+    return Found(_unique(sorted(cases, key=lambda case: case.name)), shorten(unused))
+
+
+def _unique(cases: list[Case]) -> list[Case]:
+    for a, b in zip(cases, cases[1:], strict=False):
+        if a.name == b.name:
+            raise BratsError(
+                f"two patients are called {a.name}: {a.images[0]} and {b.images[0]}; "
+                "rename or remove one."
+            )
+    return cases
+
+
+def _walk(root: Path) -> tuple[list[Path], list[Unused]]:
+    """All files below a folder, sorted, and the links and folders that cannot be used."""
+    files, left, seen, waiting = [], [], set(), [root]
+    while waiting:
+        start, *waiting = waiting
+        if start.resolve() in seen:
+            left.append(Unused(start, f"a link to {start.resolve()}, which is read already"))
+            continue
+        for place, folders, names in os.walk(start, onerror=_stop):
+            here = Path(place)
+            if here.resolve() in seen:
+                folders.clear()
+                continue
+            seen.add(here.resolve())
+            links = [f for f in folders if (here / f).is_symlink()]
+            waiting += [here / f for f in sorted(links) if not _hidden(f)]
+            folders[:] = sorted(
+                f
+                for f in folders
+                if f not in links and not _hidden(f) and not _ours(here / f, root)
+            )
+            for name in _without_masks(names):
+                if name.endswith(".icloud") or not _hidden(name):
+                    (files if (here / name).is_file() else left).append(
+                        here / name if (here / name).is_file() else _broken(here / name)
+                    )
+    left += _folders_named_as_files(seen, files)
+    return sorted(files), left
+
+
+def _stop(error: OSError) -> NoReturn:
+    # A folder that may not be read would lose its patients without a word.
+    raise BratsError(
+        f"{error.filename} cannot be read ({error.strerror}): allow it (chmod), or move it away."
+    )
+
+
+def _broken(path: Path) -> Unused:
+    if not path.is_symlink():
+        return Unused(path, "neither a file nor a folder")
+    target = os.readlink(path)
+    remedy = (
+        "run `git annex get` there"
+        if "annex/objects" in target
+        else "restore the target, or remove the link"
+    )
+    return Unused(path, f"a link to {target}, which is not there", remedy)
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith((".", "__MACOSX"))
+
+
+def _ours(folder: Path, root: Path) -> bool:
+    """Whether this project has written a folder: a part of a work folder, or an export."""
+    if (folder / EXPORT).is_file():
+        return True
+    if not all((folder.parent / name).is_file() for name in WORK):
+        return False
+    inside = [sub.name for sub in folder.iterdir()]
+    return (
+        folder.name in OURS
+        or folder.name == "cases"
+        and (folder.parent != root or set(inside) <= set(COPIES))
+        or folder.name == "data"
+        and {"BraTS2021_Training_Data.tar", "BraTS2021_Training_Data.json"} <= set(inside)
+    )
+
+
+def _without_masks(names: Sequence[str]) -> list[str]:
+    """The files of a folder, without the masks that this project has written into it."""
+    if not set(MASKS) & set(names):
+        return list(names)
+    return [
+        name
+        for name in names
+        if not NIFTI.search(name) or FILE_NAME.match(name) or BIDS.match(name)
+    ]
+
+
+def _folders_named_as_files(seen: Iterable[Path], files: Sequence[Path]) -> Iterator[Unused]:
+    full = {path.resolve().parent for path in files}
+    for folder in sorted(seen):
+        if NIFTI.search(folder.name) and folder not in full:
+            yield Unused(
+                folder,
+                "a folder with the name of a file, and no file in it",
+                "put the file in its place",
+            )
+
+
+def _empty_patients(cases: Sequence[Case], files: Sequence[Path], root: Path) -> list[Unused]:
+    """Folders below the root, next to those of patients, named as they are, that hold no file at
+    all.
+    """
+    homes = {case.images[0].parent for case in cases if case.images}
+    homes = {home for home in homes if root in home.parents}
+    forms = {(home.parent, _form(home.name)) for home in homes}
+    parents = {parent for parent, _ in forms}
+    full = {parent for path in files for parent in path.parents}
+    return [
+        Unused(
+            sub, "a folder named like a patient's, and no scan in it", "add the scans, or remove it"
+        )
+        for parent in sorted(parents)
+        for sub in sorted(parent.iterdir())
+        if sub.is_dir()
+        and not sub.is_symlink()
+        and sub not in full
+        and (parent, _form(sub.name)) in forms
+    ]
+
+
+def _form(name: str) -> str:
+    return re.sub(r"\d+", "0", name)

@@ -1,0 +1,63 @@
+"""A patient's files, the patient in memory, and what lies on disk without being used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from ..basics.files import Packed
+
+
+@dataclass(frozen=True)
+class Case:
+    """Where a patient's files are, on disk or in a plain tar."""
+
+    name: str
+    images: tuple[Path | Packed, ...]  # one a modality, in the order of MODALITIES; or one 4D file
+    reference: Path | Packed | None  # the expert's segmentation, if there is one
+    channels: tuple[int, ...] = ()  # of a 4D file: the place of each modality in it
+    problem: str = ""  # why it cannot be read, if the names alone tell
+    labels: tuple[tuple[int, int], ...] = ()  # its dataset.json: label on disk -> label here
+
+
+@dataclass
+class Patient:
+    """A patient in memory, in the index order (X, Y, Z) and the orientation of the files."""
+
+    name: str
+    images: np.ndarray  # (4, X, Y, Z) int16, or float32 where int16 would lose something
+    reference: np.ndarray | None  # (X, Y, Z) uint8, labels 0 to 3
+    affine: np.ndarray  # (4, 4), voxel indices to mm; right, anterior and superior are positive
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Edges of a voxel in mm."""
+        return tuple(float(v) for v in np.linalg.norm(self.affine[:3, :3], axis=0))
+
+    @property
+    def orientation(self) -> str:
+        """The directions in which the three indices grow, "LPS" for BraTS."""
+        return "".join(nib.aff2axcodes(self.affine))
+
+
+@dataclass(frozen=True)
+class Unused:
+    """A file or folder that looks like part of a patient and is not read."""
+
+    path: Path | Packed
+    reason: str
+    remedy: str = ""  # empty: nothing needs to be done
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}" + (f"; {self.remedy}." if self.remedy else ".")
+
+
+@dataclass(frozen=True)
+class Found:
+    """The patients of a folder or archive, sorted by name, and everything that is not used."""
+
+    cases: list[Case]
+    unused: list[Unused]

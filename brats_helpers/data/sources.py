@@ -1,0 +1,120 @@
+"""What a source is, by its content: an archive, a folder of patients, or a folder of archives."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+
+from ..basics.constants import ARCHIVE_ENDINGS as ENDINGS
+from ..basics.errors import BratsError
+from .layouts import NIFTI
+from .unused import READABLE, SPLIT, UNREAD_ARCHIVES
+
+NIFTI_START = (b"\x5c\x01\0\0", b"\0\0\x01\x5c", b"\x1c\x02\0\0", b"\0\0\x02\x1c")  # 348 or 540
+MAGIC = {
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "zip",
+    b"PK\x05\x06": "zip",
+    b"\xfd7zXZ": "xz",
+    b"BZh": "bzip2",
+    b"7z\xbc\xaf": "7-Zip",
+    b"Rar!": "RAR",
+    b"\x28\xb5\x2f\xfd": "Zstandard",
+}
+READ = ("tar", "zip", "gzip", "xz", "bzip2")
+
+
+def is_archive(path: Path) -> bool:
+    """Return whether a path is an archive, or a folder of archives and no other scans."""
+    path = Path(path)
+    if path.is_dir():
+        return bool(archives_of(path))
+    return path.name.lower().endswith(ENDINGS) or kind_of(path) in ("tar", "zip")
+
+
+def archives_of(path: Path) -> list[Path]:
+    """Return the archive itself, or those of a folder without scans of its own; else nothing."""
+    if not path.is_dir():
+        return [path]
+    files = [
+        p
+        for p in sorted(path.rglob("*"))
+        if not any(part.startswith((".", "__MACOSX")) for part in p.relative_to(path).parts)
+    ]
+    if any(NIFTI.search(p.name) or p.name == "dataset.json" for p in files if p.is_file()):
+        return []
+    return [p for p in files if p.name.lower().endswith(ENDINGS) and p.is_file()]
+
+
+def resolve_source(path: Path) -> Path:
+    """Return the place to read from: an archive, a folder of patients, or a folder of archives.
+
+    Of a folder with one archive, as on Kaggle, the archive. BratsError if nothing can be read.
+    """
+    path = Path(path).expanduser().absolute()
+    if path.is_dir():
+        archives = archives_of(path)
+        return archives[0] if len(archives) == 1 else path
+    refuse_unread(path)
+    return path
+
+
+def refuse_unread(path: Path) -> None:
+    """Refuse a path that is not there, or a file that is no archive, by what it is."""
+    if not path.is_file():
+        link = f"a link to {path.readlink()}, which is " if path.is_symlink() else ""
+        raise BratsError(
+            f"{path} is {link}not there: give the path of a "
+            f"{', '.join(ENDINGS)} file or of a folder."
+        )
+    if why := _why_unread(path):
+        raise BratsError(f"{path} {why}")
+
+
+def _why_unread(path: Path) -> str:
+    """The end of a sentence on a file that is no readable archive; empty if it is one."""
+    kind, name, scan = kind_of(path), path.name.lower(), bool(NIFTI.search(path.name))
+    named = name.endswith(ENDINGS)
+    title = next((t for end, t in UNREAD_ARCHIVES.items() if name.endswith(end) and not named), "")
+    if SPLIT.search(name):
+        return "is one part of a split archive: join the parts and unpack them."
+    if scan:
+        return "is one scan: give the folder of the patient or of all patients."
+    if not path.stat().st_size:
+        return "is empty (0 bytes), damaged or incomplete: get it again."
+    if kind == "gzip" and inner_start(path) in NIFTI_START:
+        return "holds a NIfTI scan, not an archive: give the folder of the patient."
+    if kind in READ:
+        return ""
+    if title or kind:
+        return f"is {title or f'a {kind} archive'}, which is not read here: {READABLE}."
+    if not named:
+        return f"is no archive that can be read here; {', '.join(ENDINGS)} can."
+    with open(path, "rb") as file:
+        start = file.read(64).lstrip()
+    if start.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the archive: run `git lfs pull` where it came from."
+    if start.startswith(b"<"):
+        return "is a web page, not an archive: sign in where it came from and download it again."
+    return ""
+
+
+def kind_of(path: Path) -> str:
+    """What a file is by its content: tar, zip, gzip, ...; empty if unknown or not there."""
+    if not path.is_file():
+        return ""
+    with open(path, "rb") as file:
+        start = file.read(512)
+    if start[257:262] == b"ustar":
+        return "tar"
+    return next((kind for magic, kind in MAGIC.items() if start.startswith(magic)), "")
+
+
+def inner_start(path: Path) -> bytes:
+    """The first bytes of what a gzip file holds; empty if it cannot be decompressed."""
+    try:
+        with gzip.open(path) as inner:
+            return inner.read(4)
+    except (OSError, EOFError, zlib.error):
+        return b""

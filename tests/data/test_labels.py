@@ -1,0 +1,104 @@
+"""What the numbers in a reference mean, by data set and year."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import small_volumes, write_case
+
+from brats_helpers.basics.errors import BratsError
+from brats_helpers.data.cases import Case, disk_et, find_cases, read_case, write_mask
+from brats_helpers.data.labels import as_written, convert, disk_labels, scheme_of, table_text
+
+OLD, NEW = ("_flair", "_t1", "_t1ce", "_t2", "_seg"), ("-t2f", "-t1n", "-t1c", "-t2w", "-seg")
+IMAGES, LABELS = small_volumes()
+INSIDE = np.where(LABELS == 4, 3, LABELS)
+SETS = {  # name, endings, labels of NCR, ED and ET on disk
+    "BraTS-PED-00001-000": (NEW, (2, 4, 1)),
+    "BraTS-MEN-00004-000": (NEW, (1, 2, 3)),
+    "BraTS-MET-00110-000": (NEW, (1, 2, 3)),
+    "BraTS-SSA-00002-000": (NEW, (1, 2, 3)),
+    "BraTS-GLI-00005-100": (NEW, (1, 2, 3)),
+    "BraTS-GoAT-00001": (NEW, (1, 2, 3)),
+    "hospital": (NEW, (1, 2, 3)),
+    "BraTS2021_00001": (OLD, (1, 2, 4)),
+    "Brats18_2013_11_1": (OLD, (1, 2, 4)),
+    "FeTS22_Training_1": (OLD, (1, 2, 4)),
+    "UCSF-PDGM-0004": (OLD, (1, 2, 4)),
+    "P": (OLD, (1, 2, 4)),
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_each_set_is_read_by_its_own_labels_and_written_so_that_it_is_read_again(
+    tmp_path: Path, name: str
+) -> None:
+    endings, numbers = SETS[name]
+    on_disk = np.array([0, *numbers], np.uint8)[INSIDE]
+    folder = write_case(tmp_path, name, IMAGES, on_disk, endings=endings)
+    case = find_cases(tmp_path)[0]
+    patient = read_case(case)
+    assert np.array_equal(patient.reference, INSIDE) and disk_et(case) == numbers[2]
+    write_mask(folder / f"{name}{endings[4]}.nii.gz", patient.reference, patient.affine, case)
+    assert np.array_equal(np.asarray(nib.load(case.reference).dataobj), on_disk)
+    assert np.array_equal(read_case(case).reference, INSIDE)
+
+
+def test_net_and_cystic_core_of_children_are_core(tmp_path: Path) -> None:
+    write_case(
+        tmp_path,
+        "BraTS-PED-1",
+        IMAGES,
+        np.where(LABELS == 1, 3, LABELS).astype(np.uint8),
+        endings=NEW,
+    )
+    assert set(np.unique(read_case(find_cases(tmp_path)[0]).reference)) == {
+        0,
+        1,
+        2,
+    }  # 3 core, 4 edema, 2 core
+
+
+@pytest.mark.parametrize(
+    ("name", "endings", "table", "message"),
+    [
+        ("BraTS-GLI-02063-100", NEW, (1, 2, 4), "resection cavity.*enhancing tumor"),
+        ("h", NEW, (1, 2, 4), "resection cavity"),
+        ("UCSD-PTGBM-1", OLD, (1, 2, 4), "resection cavity"),
+        ("BraTS-MEN-RT-1", NEW, (1, 1, 1), "irradiated"),
+        ("P", OLD, (3, 2, 4), "both 3 and 4.*non-enhancing core.*resection cavity"),
+        ("P", OLD, (1, 2, 255), r"labels \[255"),
+    ],
+)
+def test_uncertain_labels_are_refused_with_their_readings(
+    tmp_path: Path, name: str, endings: tuple, table: tuple, message: str
+) -> None:
+    write_case(tmp_path, name, IMAGES, np.array([0, *table], np.uint8)[INSIDE], endings=endings)
+    with pytest.raises(BratsError, match=f"patient {name}, .*{message}"):
+        read_case(find_cases(tmp_path)[0])
+
+
+@pytest.mark.parametrize("shift", [0.0009, -0.0009, 1e-7])
+def test_labels_near_a_whole_number_are_rounded(tmp_path: Path, shift: float) -> None:
+    write_case(tmp_path, "P", IMAGES, np.where(LABELS > 0, LABELS + shift, shift))
+    assert np.array_equal(read_case(find_cases(tmp_path)[0]).reference, INSIDE)
+
+
+def test_labels_farther_from_a_whole_number_are_refused(tmp_path: Path) -> None:
+    write_case(tmp_path, "P", IMAGES, LABELS * 1.01)
+    with pytest.raises(BratsError, match=r"labels \[1.01"):
+        read_case(find_cases(tmp_path)[0])
+
+
+def test_a_list_of_its_own_comes_before_names() -> None:
+    case = Case("BraTS-PED-1", (), None, labels=((1, 2), (2, 1), (3, 3)))
+    assert scheme_of(case).title == "its dataset.json" and disk_labels(case) == (0, 2, 1, 3)
+    assert dict(as_written(case))[1] == 2 and convert(case, np.array([1, 2, 3])).tolist() == [
+        2,
+        1,
+        3,
+    ]
+    assert "4 refused" in table_text() and "1 ET, 2 NCR, 3 NCR, 4 ED" in table_text()

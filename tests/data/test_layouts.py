@@ -1,0 +1,377 @@
+"""Public layouts are read as they are, and what is on disk but not used is named."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import pack, small_volumes, write_case
+
+from brats_helpers.basics.errors import BratsError
+from brats_helpers.data.archive import (
+    extract,
+    find_patients,
+    is_archive,
+    patients_in,
+    resolve_source,
+)
+from brats_helpers.data.cases import find_cases, read_case
+from brats_helpers.data.finding import find
+from brats_helpers.phantoms.anatomy import brats_affine
+
+IMAGES, LABELS = small_volumes()
+INSIDE = np.where(LABELS == 4, 3, LABELS)  # as the project has them
+EDEMA_FIRST = np.select([LABELS == 2, LABELS == 1, LABELS == 4], [1, 2, 3], 0).astype(np.uint8)
+
+
+def put(path: Path, array: np.ndarray = LABELS) -> Path:
+    """Write one volume."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, brats_affine(1.0)), path)
+    return path
+
+
+def put_all(root: Path, names: str) -> None:
+    """Write FLAIR, T1, T1CE, T2 and the reference under these names."""
+    for name, array in zip(names.split(), [*IMAGES, LABELS], strict=False):
+        put(root / name, array)
+
+
+def nnunet(root: Path) -> None:
+    for channel, image in enumerate(IMAGES[[1, 2, 3, 0]]):
+        put(root / "imagesTr" / f"B_7_{channel:04d}.nii.gz", image)
+    put(root / "labelsTr" / "B_7.nii.gz", EDEMA_FIRST)
+    (root / "dataset.json").write_text(
+        json.dumps(
+            {
+                "channel_names": {"0": "T1", "1": "T1ce", "2": "T2", "3": "Flair"},
+                "numTraining": 1,
+                "labels": {
+                    "background": 0,
+                    "whole tumor": [1, 2, 3],
+                    "tumor core": [2, 3],
+                    "enhancing tumor": [3],
+                },
+            }
+        )
+    )
+
+
+def monai(root: Path) -> None:
+    put_all(root, "a.nii.gz b.nii.gz c.nii.gz d.nii.gz e.nii.gz")
+    (root / "dataset.json").write_text(
+        json.dumps(
+            {
+                "channel_names": {"0": "t2", "1": "t1", "2": "flair", "3": "t1gd"},
+                "labels": {
+                    "0": "background",
+                    "1": "necrotic core",
+                    "2": "edema",
+                    "4": "enhancing tumor",
+                },
+                "training": [
+                    {"fold": 0, "image": [f"{n}.nii.gz" for n in "dbac"], "label": "e.nii.gz"}
+                ],
+            }
+        )
+    )
+
+
+UPENN = "images_structural/U-1_11/U-1_11_"
+KAGGLE = "B_5/B_5_{0}.nii/00000057_{1}.nii"
+LAYOUTS: dict[str, tuple[Callable[[Path], None] | str, str]] = {
+    "UPENN": (
+        f"{UPENN}FLAIR.nii.gz {UPENN}T1.nii.gz {UPENN}T1GD.nii.gz {UPENN}T2.nii.gz "
+        "images_segm/U-1_11_segm.nii.gz",
+        "U-1_11",
+    ),
+    "UCSF": (
+        "P_nifti/P_FLAIR.nii.gz P_nifti/P_T1.nii.gz P_nifti/P_T1c.nii.gz P_nifti/P_T2.nii.gz "
+        "P_nifti/P_tumor_segmentation.nii.gz",
+        "P",
+    ),
+    "TCGA": (
+        "T/T_1996_flair.nii.gz T/T_1996_t1.nii.gz T/T_1996_t1Gd.nii.gz T/T_1996_t2.nii.gz "
+        "T/T_1996_GlistrBoost_ManuallyCorrected.nii.gz",
+        "T_1996",
+    ),
+    "Toolkit": ("P_fla.nii.gz P_t1.nii.gz P_t1c.nii.gz P_t2.nii.gz P_seg.nii.gz", "P"),
+    "355": (
+        "B_355/B_355_flair.nii B_355/B_355_t1.nii B_355/B_355_t1ce.nii B_355/B_355_t2.nii "
+        "B_355/W39_1998.09.19_Segm.nii",
+        "B_355",
+    ),
+    "BIDS": (
+        "sub-1/ses-2/anat/sub-1_ses-2_FLAIR.nii.gz sub-1/ses-2/anat/sub-1_ses-2_T1w.nii.gz "
+        "sub-1/ses-2/anat/sub-1_ses-2_ce-gadolinium_T1w.nii.gz "
+        "sub-1/ses-2/anat/sub-1_ses-2_T2w.nii.gz "
+        "derivatives/m/sub-1/ses-2/anat/sub-1_ses-2_space-orig_dseg.nii.gz",
+        "sub-1_ses-2",
+    ),
+    "folder per file": (
+        " ".join(
+            KAGGLE.format(*pair)
+            for pair in (
+                ("flair", "brain_flair"),
+                ("t1", "brain_t1"),
+                ("t1ce", "brain_t1ce"),
+                ("t2", "brain_t2"),
+                ("seg", "final_seg"),
+            )
+        ),
+        "B_5",
+    ),
+    "folder per modality": (
+        "FLAIR/p.nii.gz T1/p.nii.gz T1CE/p.nii.gz T2/p.nii.gz seg/p.nii.gz",
+        "p",
+    ),
+    "anat": ("p/anat/flair.nii p/anat/t1.nii p/anat/t1c.nii p/anat/t2.nii p/anat/seg.nii", "p"),
+    "nnU-Net": (nnunet, "B_7"),
+    "MONAI": (monai, "d"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_public_layouts_are_read_as_they_are(tmp_path: Path, layout: str) -> None:
+    made, name = LAYOUTS[layout]
+    put_all(tmp_path, made) if isinstance(made, str) else made(tmp_path)
+    found = find(tmp_path)
+    assert [case.name for case in found.cases] == [name] and found.unused == []
+    patient = read_case(found.cases[0])
+    assert np.array_equal(patient.images, IMAGES) and np.array_equal(patient.reference, INSIDE)
+
+
+def test_other_contrasts_of_public_sets_are_no_patients_and_need_nothing(tmp_path: Path) -> None:
+    put_all(tmp_path, LAYOUTS["UCSF"][0])
+    for ending in ("T1_bias", "ADC", "brain_segmentation", "GlistrBoost", "DTI_eddy_FA"):
+        put(tmp_path / "P_nifti" / f"P_{ending}.nii.gz")
+    found = find(tmp_path)
+    assert len(found.cases) == 1 and found.cases[0].reference.name == "P_tumor_segmentation.nii.gz"
+    assert len(found.unused) == 5 and not any(one.remedy for one in found.unused)
+
+
+def test_links_are_followed_once_and_broken_ones_are_named(tmp_path: Path) -> None:
+    folder = write_case(tmp_path / "store", "P", IMAGES, LABELS)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "P").symlink_to(folder)
+    (folder / "up").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "Q").symlink_to(tmp_path / "gone")
+    found = find(tmp_path / "in")
+    assert [case.name for case in found.cases] == ["P"]
+    assert any("gone, which is not there; restore" in str(one) for one in found.unused)
+
+
+LEFT = {
+    "more.7z": "7-Zip",
+    "more.rar": "RAR",
+    "more.zip": "an archive next to patients",
+    "a.zip.001": "split archive",
+    "P/P_dwi.mha": "MetaImage",
+    "P/P_t2.nii.gz.part": "has not finished",
+    "P/P_t1.nii.gz.dvc": "dvc pull",
+    "P/.P_t1.nii.gz.icloud": "iCloud",
+    "P/P_t2 (1).nii.gz": "has a file for t2 already",
+    "P/P_GT.nii.gz": "file for the reference already",
+    "labels/P.nii.gz": "rename it to P_seg.nii.gz",
+    "P/s1.dcm": "dcm2niix",
+    "x.nii.gz": "ends in no known contrast",
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_is_not_used_is_named_with_reason_and_remedy(tmp_path: Path, name: str) -> None:
+    write_case(tmp_path, "P", IMAGES, LABELS)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "README.md").write_text("no scan")
+    found = find(tmp_path)
+    assert [str(one.path) for one in found.unused] == [str(tmp_path / name)]
+    assert LEFT[name] in str(found.unused[0]) and found.unused[0].remedy
+
+
+def test_empty_folders_of_patients_and_folders_named_as_files_are_named(tmp_path: Path) -> None:
+    write_case(tmp_path, "P_01", IMAGES, LABELS)
+    (tmp_path / "P_02").mkdir()
+    (tmp_path / "x.nii").mkdir()
+    (tmp_path / "notes").mkdir()
+    said = " ".join(map(str, find(tmp_path).unused))
+    assert (
+        "P_02: a folder named like a patient's" in said
+        and "x.nii: a folder with the name of a file" in said
+    )
+    assert "notes" not in said
+
+
+@pytest.mark.parametrize(
+    ("file", "other", "asked"),
+    [
+        ("t2", "P_t2 (1)", "rename it to P_t2.nii.gz"),
+        ("t1ce", "P_T1X", "rename it to P_t1ce.nii.gz"),
+        ("t1ce", "P_contrast", "rename it to P_t1ce.nii.gz"),
+        ("flair", "P_FLAIR_2", "rename it to P_flair.nii.gz"),
+    ],
+)
+def test_a_near_miss_stands_in_the_incomplete_patients_problem(
+    tmp_path: Path, file: str, other: str, asked: str
+) -> None:
+    folder = write_case(tmp_path, "P", IMAGES, LABELS)
+    (folder / f"P_{file}.nii.gz").rename(folder / f"{other}.nii.gz")
+    found = find(tmp_path)
+    assert f"{other}.nii.gz is there" in found.cases[0].problem and asked in found.cases[0].problem
+    assert found.unused == []
+
+
+def test_files_called_alike_take_their_folders_names(tmp_path: Path) -> None:
+    for name in ("A", "B"):
+        write_case(tmp_path / name, "scan", IMAGES, LABELS)
+        (tmp_path / name / "scan").rename(tmp_path / f"_{name}")
+    assert [case.name for case in find_cases(tmp_path)] == ["_A", "_B"]
+    for name in ("A", "B"):
+        put_all(tmp_path / name / "2019", "flair.nii t1.nii t1ce.nii t2.nii seg.nii")
+    assert [case.name for case in find_cases(tmp_path)] == ["A_2019", "B_2019", "_A", "_B"]
+
+
+def test_a_patients_own_folder_is_named_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_all(tmp_path / "P5", "flair.nii.gz t1n.nii.gz t1c.nii.gz t2.nii.gz")
+    monkeypatch.chdir(tmp_path / "P5")
+    assert find_cases(Path())[0].name == "P5"
+
+
+def test_what_this_project_wrote_is_not_found_as_input(tmp_path: Path) -> None:
+    write_case(tmp_path, "P", IMAGES, LABELS)
+    work = tmp_path / "work"
+    write_case(work / "cases" / "training", "P", IMAGES, LABELS)
+    for name in ("config.json", "cohort.json"):
+        (work / name).write_text("{}")
+    put(work / "predictions" / "P.nii.gz")
+    put(tmp_path / "masks" / "P.nii.gz")
+    (tmp_path / "masks" / "predictions.csv").write_text("case\n")
+    found = find(tmp_path)
+    assert len(found.cases) == 1 and found.unused == []
+
+
+@pytest.mark.parametrize("endings", [("a.tar", "b.tar"), ("a.zip", "b.zip"), ("a.tar.gz", "b.tar")])
+def test_all_archives_of_a_folder_are_read(tmp_path: Path, endings: tuple[str, str]) -> None:
+    (tmp_path / "in").mkdir()
+    for name, file in zip("PQ", endings, strict=True):
+        pack(write_case(tmp_path / name, name, IMAGES, LABELS).parent, tmp_path / "in" / file)
+    (tmp_path / "in" / "c.7z").write_bytes(b"7z\xbc\xaf")
+    place = resolve_source(tmp_path / "in")
+    assert place == tmp_path / "in" and is_archive(place)
+    extract(place, tmp_path / "out")
+    assert [case.name for case in patients_in(tmp_path / "out")] == ["P", "Q"]
+    if endings == ("a.tar", "b.tar"):
+        found = find_patients(place)
+        assert [case.name for case in found.cases] == ["P", "Q"] and "7-Zip" in str(found.unused)
+    extract(tmp_path / "in" / endings[0], tmp_path / "out")  # and then one of them
+    assert [case.name for case in patients_in(tmp_path / "out")] == ["P"]
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("x.tar", "w:gz"),
+        ("x.tgz", "w"),
+        ("x.tar.xz", "w:xz"),
+        ("x.zip", "w"),
+        ("x.tar.bz2", "w:bz2"),
+        ("download", "w"),
+        ("x.tar", "zip"),
+    ],
+)
+def test_content_decides_and_not_the_ending(tmp_path: Path, name: str, mode: str) -> None:
+    folder = write_case(tmp_path / "s", "P", IMAGES, LABELS)
+    if mode == "zip":
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for path in folder.iterdir():
+                archive.write(path, f"P/{path.name}")
+    else:
+        with tarfile.open(tmp_path / name, mode) as archive:
+            archive.add(folder, "P")
+    assert is_archive(resolve_source(tmp_path / name))
+    extract(tmp_path / name, tmp_path / "out")
+    assert [case.name for case in find_cases(tmp_path / "out")] == ["P"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.7z", b"7z\xbc\xaf", "a 7-Zip archive.*tar, tar.gz"),
+        ("x.rar", b"Rar!", "a RAR archive"),
+        ("x.zip", b"7z\xbc\xaf", "a 7-Zip archive"),
+        ("x.zip", b"<html>", "a web page"),
+        ("x.tar", b"", "is empty"),
+        ("x.tar", b"version https://git-lfs", "git lfs pull"),
+        ("x.zip.001", b"PK\x03\x04", "split archive"),
+        ("x.nii.gz", b"\x1f\x8b", "is one scan"),
+        ("x.txt", b"hello", "no archive that can be read"),
+    ],
+)
+def test_what_is_no_archive_is_named(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BratsError, match=message):
+        resolve_source(tmp_path / name)
+
+
+def test_a_folder_named_as_an_archive_is_a_folder(tmp_path: Path) -> None:
+    write_case(tmp_path / "x.tar", "P", IMAGES, LABELS)
+    assert [case.name for case in patients_in(resolve_source(tmp_path / "x.tar"))] == ["P"]
+
+
+GOOD = {
+    "modality": {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"},
+    "training": [{"image": "B.nii.gz"}],
+}
+FOREIGN: dict[str, tuple[object, str]] = {
+    "a list": ([1], "holds a list"),
+    "null": (None, "holds null"),
+    "broken": ("{", "cannot be read as JSON"),
+    "text keys": (GOOD | {"modality": {"a": "FLAIR"}}, "numbered"),
+    "a text": (GOOD | {"modality": "x"}, "not a table"),
+    "two channels": (GOOD | {"modality": {"0": "FLAIR"}}, "are needed"),
+    "deep": ("[" * 99_999, "cannot be read as JSON"),
+    "no channels": ({"training": GOOD["training"]}, 'has no "modality"'),
+    "empty": ({}, "lists no patients"),
+    "a table of patients": (GOOD | {"training": {"a": 1}}, "is a dict, not a list"),
+    "a number": (GOOD | {"training": [{"image": 5}]}, "is no text"),
+    "no image": (GOOD | {"training": [{}]}, 'no "image"'),
+    "no images": (GOOD | {"training": [{"image": []}]}, "lists no image"),
+    "a label of another kind": (GOOD | {"training": [{"image": "B.nii.gz", "label": {}}]}, ""),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_foreign_dataset_json_gives_a_sentence(tmp_path: Path, kind: str) -> None:
+    content, message = FOREIGN[kind]
+    put(tmp_path / "B.nii.gz", np.moveaxis(IMAGES, 0, -1))
+    (tmp_path / "dataset.json").write_text(
+        content if isinstance(content, str) and kind != "a text" else json.dumps(content)
+    )
+    if kind.startswith("a label"):
+        assert len(find_cases(tmp_path)) == 1
+        return
+    with pytest.raises(BratsError, match="no patient") as error:
+        find(tmp_path)
+    assert f"{tmp_path / 'dataset.json'}: " in str(error.value) and message in str(error.value)
+
+
+def test_labels_that_a_list_does_not_explain_are_not_used(tmp_path: Path) -> None:
+    nnunet(tmp_path)
+    content = json.loads((tmp_path / "dataset.json").read_text())
+    (tmp_path / "dataset.json").write_text(
+        json.dumps(content | {"labels": {"background": 0, "a": 1, "b": 2}})
+    )
+    found = find(tmp_path)
+    assert found.cases[
+        0
+    ].reference is None and "necrotic core in BraTS and edema in nnU-Net's" in str(found.unused[0])
