@@ -34,27 +34,31 @@ SWEEP_EXAMPLES = """examples:
       --checkpoint runs/folds/points/fold=0/checkpoints/last.pt \\
       --checkpoint runs/folds/points/fold=1/checkpoints/last.pt
 """
-TRAIN_EXAMPLES = """trains on what notebooks 01 to 03 left, as notebook 05 does, and goes on where it was stopped
+TRAIN_EXAMPLES = """Trains as notebook 05 does, on files of notebooks 01 to 03; resumes after a stop.
 examples:
   python -m brats_helpers train --work runs/quick -p epochs 20
   python -m brats_helpers train --work runs/quick --everyone
-      the network to use, once notebook 05 has measured what its settings are worth: runs/quick/everyone/last.pt
-  torchrun --nproc-per-node 2 --max-restarts 3 -m brats_helpers train --work /data/series -p batch 2
+      the network to use, after notebook 05 has measured its settings: runs/quick/everyone/last.pt
+  torchrun --nproc-per-node 2 --max-restarts 3 -m brats_helpers train --work /data/series \\
+      -p batch 2
       two GPUs of this machine; batch counts the patches of both
-  TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d \\
-      --rdzv-endpoint HOST:29400 --rdzv-id any --max-restarts 3 -m brats_helpers train --work /shared/series -p batch 8
+  TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --nnodes 2 --nproc-per-node 4 \\
+      --rdzv-backend c10d --rdzv-endpoint HOST:29400 --rdzv-id any --max-restarts 3 \\
+      -m brats_helpers train --work /shared/series -p batch 8
       the same on each of two machines that share the folder
 """
-CHECK_EXAMPLES = """finds patients, checks each, and says what to do; writes only what is asked for
+CHECK_EXAMPLES = """Finds patients, checks each, and says what to do. Writes only what you ask for.
 examples:
   python -m brats_helpers check data/
   python -m brats_helpers check BraTS2021_Training_Data.tar --csv check.csv --html check.html
 exit status: 0 nothing to do, 1 something needs attention
 """
 PREDICT_EXAMPLES = """examples:
-  python -m brats_helpers predict data/BraTS2021_00001 --checkpoint runs/quick/checkpoints/best.pt --out masks
-  python -m brats_helpers predict data/ --checkpoint fold0.pt --checkpoint fold1.pt --out masks --tta
-a patient who cannot be segmented does not stop the others; the same command goes on where it stopped
+  python -m brats_helpers predict data/BraTS2021_00001 --out masks \\
+      --checkpoint runs/quick/checkpoints/best.pt
+  python -m brats_helpers predict data/ --out masks --tta \\
+      --checkpoint fold0.pt --checkpoint fold1.pt
+A patient who cannot be segmented does not stop the others. The same command resumes.
 exit status: 0 all patients segmented, 3 some of them, 1 none
 """
 
@@ -71,39 +75,55 @@ def parser() -> argparse.ArgumentParser:
                      help="start at notebook N, 1 to 5")
     run.add_argument("--only", type=int, metavar="N", help="run notebook N alone")
 
-    check = commands.add_parser("check", help="check a folder or an archive of patients",
-                                epilog=CHECK_EXAMPLES, **shown)
-    check.add_argument("path", type=Path, metavar="PATH", help="a folder, or an archive")
-    check.add_argument("--csv", type=Path, metavar="FILE", help="write the table here, as CSV")
-    check.add_argument("--html", type=Path, metavar="FILE", help="write it as a web page")
-    check.add_argument("--jobs", type=int, default=-1, metavar="N",
-                       help="processes (-1: one a core)")
-
-    train = commands.add_parser("train", help="train without a notebook, on one GPU or many", epilog=TRAIN_EXAMPLES, **shown)
-    train.add_argument("--work", type=Path, default=Path("runs/quick"), metavar="DIR", help="the work folder (runs/quick)")
-    train.add_argument("--config", type=Path, metavar="FILE", help="settings as JSON (DIR/config.json)")
-    _parameter_option(train, "change a setting")
-    train.add_argument("--everyone", action="store_true",
-                       help="learn from the patients held out too, into DIR/everyone; nothing is left to measure it on")
-    train.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="of products (the device's best)")
-
-    predict = commands.add_parser("predict", help="segment patients that have no reference", epilog=PREDICT_EXAMPLES,
-                                  **shown)
-    predict.add_argument("cases", nargs="+", type=Path, metavar="CASE_DIR", help="a folder of one or of many patients")
-    predict.add_argument("--checkpoint", type=Path, action="append", required=True, metavar="FILE",
-                         help="a trained network; several are averaged")
-    predict.add_argument("--out", type=Path, required=True, metavar="DIR", help="where <case>.nii.gz are written")
-    _import_option(predict)
-    predict.add_argument("--tta", action="store_true",
-                         help="average over all 8 mirrored views instead of 4: half as fast")
-
-    predict.add_argument("--overwrite", action="store_true",
-                         help="make masks anew that are there already")
-    predict.add_argument("--jobs", type=int, default=1, metavar="N",
-                         help="processes that share the patients (1)")
+    _check_command(commands, shown)
+    _train_command(commands, shown)
+    _predict_command(commands, shown)
     _sweep_command(commands, shown)
     _tool_commands(commands)
     return top
+
+
+def _check_command(commands: argparse._SubParsersAction, shown: Mapping[str, object]) -> None:
+    check = commands.add_parser("check", help="check a folder or an archive of patients",
+                                epilog=CHECK_EXAMPLES, **shown)
+    check.add_argument("path", type=Path, metavar="PATH", help="a folder or an archive")
+    check.add_argument("--csv", type=Path, metavar="FILE", help="write the table here, as CSV")
+    check.add_argument("--html", type=Path, metavar="FILE", help="write it as a web page")
+    check.add_argument("--jobs", type=int, default=-1, metavar="N",
+                       help="processes (-1: one per core)")
+
+
+def _train_command(commands: argparse._SubParsersAction, shown: Mapping[str, object]) -> None:
+    train = commands.add_parser("train", help="train without a notebook, on one GPU or many",
+                                epilog=TRAIN_EXAMPLES, **shown)
+    train.add_argument("--work", type=Path, default=Path("runs/quick"), metavar="DIR",
+                       help="the work folder (runs/quick)")
+    train.add_argument("--config", type=Path, metavar="FILE",
+                       help="settings as JSON (DIR/config.json)")
+    _parameter_option(train, "change a setting")
+    train.add_argument("--everyone", action="store_true",
+                       help="train on the held-out patients as well, into DIR/everyone; "
+                            "nobody is left to measure the result on")
+    train.add_argument("--precision", choices=("float32", "bfloat16", "float16"),
+                       help="of products (the device's best)")
+
+
+def _predict_command(commands: argparse._SubParsersAction, shown: Mapping[str, object]) -> None:
+    predict = commands.add_parser("predict", help="segment patients",
+                                  epilog=PREDICT_EXAMPLES, **shown)
+    predict.add_argument("cases", nargs="+", type=Path, metavar="CASE_DIR",
+                         help="a folder of one or of many patients")
+    predict.add_argument("--checkpoint", type=Path, action="append", required=True, metavar="FILE",
+                         help="a trained network; several are averaged")
+    predict.add_argument("--out", type=Path, required=True, metavar="DIR",
+                         help="the folder for <case>.nii.gz and predictions.csv")
+    _import_option(predict)
+    predict.add_argument("--tta", action="store_true",
+                         help="average over all 8 mirrored copies instead of 4: half as fast")
+    predict.add_argument("--overwrite", action="store_true",
+                         help="make masks again that are there already")
+    predict.add_argument("--jobs", type=int, default=1, metavar="N",
+                         help="processes that share the patients (1)")
 
 
 def _tool_commands(commands: argparse._SubParsersAction) -> None:
@@ -265,7 +285,8 @@ def _train_alone_or_in_a_group(options: argparse.Namespace) -> int:
         keep_memory()
         last = train_work(config, options.work.absolute(), None, device, options.everyone)[-1]
         measured = f"validation Dice {last['dice']}" if last["dice"] else "measured on nobody"
-        print(f"loss {last['loss']:.3f}, {measured}; checkpoints in {checkpoint_folder(options.work, options.everyone)}")
+        folder = checkpoint_folder(options.work, options.everyone)
+        print(f"loss {last['loss']:.3f}, {measured}; checkpoints in {folder}")
     return 0
 
 

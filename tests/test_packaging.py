@@ -82,7 +82,7 @@ def imported(folder: Path) -> set[str]:
 def test_every_import_is_declared_and_every_requirement_is_used() -> None:
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     declared = {re.split(r"[<>=]", line)[0].lower() for line in lines if line[:1] != "#"}
-    names = {"IPython": "ipython", "PIL": "pillow", "skimage": "scikit-image", "yaml": "pyyaml"}
+    names = {"IPython": "ipython", "PIL": "pillow", "yaml": "pyyaml"}
     used = {names.get(name, name) for name in imported(ROOT / "brats_helpers")}
     assert used - declared == {"kaggle", "distributed"}  # optional: a message asks for them
     assert declared - used - imported(FOLDER) == {"ipykernel", "jupyterlab"}  # to open notebooks

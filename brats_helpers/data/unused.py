@@ -63,45 +63,39 @@ SHOWN = 20
 
 
 def explain(path: Path | Packed, cases: Sequence[Case]) -> Unused | None:
-    """Say why a file that no rule has used is left; None if it does not look like part of a
-    patient.
-    """
+    """Say why no rule uses a file; None if it does not look like part of a patient."""
     name = path.name.lower()
+    if found := _not_an_image(path, name):
+        return found
+    known = identify(path)
+    derived = ".nii" in name and "derivatives" in path.parent.parts
+    if OTHER.search(path.name) or derived or (known and known[2] == "draft"):
+        return Unused(path, "another contrast or a derived file, which is not needed")
+    if ".nii" in name or (name.endswith(".gz") and guess_kind(name)):
+        return _odd_name(path, cases)
+    return None
+
+
+def _not_an_image(path: Path | Packed, name: str) -> Unused | None:
+    """Say what a file is that is no image yet: half a download, a pointer, an archive, DICOM."""
     if PARTIAL.search(name):
         return Unused(path, "a download that has not finished", "finish it, or remove it")
     for ending, remedy in POINTERS.items():
-        if name.endswith(ending) and (
-            guess_kind(name[: -len(ending)]) or ".nii" in name or ending == ".dvc"
-        ):
+        of_image = guess_kind(name.removesuffix(ending)) or ".nii" in name or ending == ".dvc"
+        if name.endswith(ending) and of_image:
             return Unused(path, "it only points to the file", remedy)
     if SPLIT.search(name):
         return Unused(path, "one part of a split archive", "join the parts and unpack them")
     if name.endswith(ARCHIVE_ENDINGS):
-        return Unused(
-            path,
-            "an archive next to patients, which is not read",
-            "unpack it, or give it as a source of its own",
-        )
+        return Unused(path, "an archive next to patients, which is not read",
+                      "unpack it, or give it as a source of its own")
     for ending, title in UNREAD_ARCHIVES.items():
         if name.endswith(ending):
             return Unused(path, f"{title}, which is not read here", READABLE)
-    if (
-        ending := path.suffix.lower() if isinstance(path, Path) else name[name.rfind(".") :]
-    ) in FORMATS:
-        return Unused(
-            path, f"in the format {FORMATS[ending]}, and NIfTI is needed", _conversion(ending)
-        )
-    known = identify(path)
-    if (
-        OTHER.search(path.name)
-        or "derivatives" in path.parent.parts
-        and ".nii" in name
-        or known
-        and known[2] == "draft"
-    ):
-        return Unused(path, "another contrast or a derived file, which is not needed")
-    if ".nii" in name or (name.endswith(".gz") and guess_kind(name)):
-        return _odd_name(path, cases)
+    ending = name[name.rfind("."):] if "." in name else ""
+    if ending in FORMATS:
+        return Unused(path, f"in the format {FORMATS[ending]}, and NIfTI is needed",
+                      _conversion(ending))
     return None
 
 
@@ -136,52 +130,43 @@ def guess_kind(name: str) -> str | None:
 
 
 def _odd_name(path: Path | Packed, cases: Sequence[Case]) -> Unused:
-    known = identify(path)
-    if known and known[2] == "seg":
-        return Unused(
-            path,
-            f"a reference of {known[1]}, and it is not certain whose scans it belongs to",
-            f"add the scans of {known[1]}, or give it the name of its patient",
-        )
+    """Say what an image with an odd name may be, and which name it would need."""
+    ending = ".nii.gz" if path.name.lower().endswith(".gz") else ".nii"
+    if found := _of_somebody(path, cases, ending):
+        return found
     kind = guess_kind(path.name)
     here = [case for case in cases if case.images and case.images[0].parent == path.parent]
-    ending = ".nii.gz" if path.name.lower().endswith(".gz") else ".nii"
-    stem = NIFTI.sub("", path.name)
-    if named := [case for case in cases if case.name == stem]:
-        return Unused(
-            path,
-            f"named like patient {named[0].name} alone, as masks of predictions are",
-            f"if it is the reference, rename it to {stem}_seg{ending}",
-        )
-    if re.search(r"_000\d$", stem):
-        return Unused(
-            path,
-            "named by a channel's number, as nnU-Net's files are, and no dataset.json says "
-            "which channel "
-            "it is",
-            "add nnU-Net's dataset.json, or rename the files to X_flair, X_t1, X_t1ce and X_t2",
-        )
     if kind is None:
-        return Unused(
-            path,
-            "its name ends in no known contrast",
-            f"if a patient needs it, rename it to X_flair{ending}, X_t1, X_t1ce, X_t2 or X_seg",
-        )
+        return Unused(path, "its name ends in no known contrast", "if a patient needs it, rename "
+                      f"it to X_flair{ending}, X_t1, X_t1ce, X_t2 or X_seg")
     kind = {"draft": "seg"}.get(kind, kind)
     if kind == "t1" and len(here) == 1 and _has(here[0], "t1") and not _has(here[0], "t1ce"):
         kind = "t1ce"  # T1 of an odd name
     title = KIND_TITLES.get(kind, kind)
     target = f"{here[0].name if len(here) == 1 else 'X'}_{kind}{ending}"
     if len(here) == 1 and _has(here[0], kind):
-        return Unused(
-            path,
-            f"patient {here[0].name} has a file for {title} already, and this one's name is "
-            "not of a known form",
-            "remove it if it is a copy; else keep the right one of the two",
-        )
-    return Unused(
-        path, f"is it {title}? Its name is not of a known form", f"if it is, rename it to {target}"
-    )
+        return Unused(path, f"patient {here[0].name} has a file for {title} already, and this "
+                      "one's name is not of a known form",
+                      "remove it if it is a copy; else keep the right one of the two")
+    return Unused(path, f"is it {title}? Its name is not of a known form",
+                  f"if it is, rename it to {target}")
+
+
+def _of_somebody(path: Path | Packed, cases: Sequence[Case], ending: str) -> Unused | None:
+    """Recognize a reference whose patient is unknown, a bare mask, and nnU-Net's numbers."""
+    known, stem = identify(path), NIFTI.sub("", path.name)
+    if known and known[2] == "seg":
+        return Unused(path, f"a reference of {known[1]}, and it is not certain whose scans it "
+                      f"belongs to", f"add the scans of {known[1]}, or give it the name of its "
+                      "patient")
+    if named := [case for case in cases if case.name == stem]:
+        return Unused(path, f"named like patient {named[0].name} alone, as masks of predictions "
+                      "are", f"if it is the reference, rename it to {stem}_seg{ending}")
+    if re.search(r"_000\d$", stem):
+        return Unused(path, "named by a channel's number, as nnU-Net's files are, and no "
+                      "dataset.json says which channel it is", "add nnU-Net's dataset.json, or "
+                      "rename the files to X_flair, X_t1, X_t1ce and X_t2")
+    return None
 
 
 def _has(case: Case, kind: str) -> bool:

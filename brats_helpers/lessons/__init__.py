@@ -1,4 +1,4 @@
-"""Set up, draw, move and check: what only the notebooks call."""
+"""What only the notebooks call."""
 
 import lazy_loader
 

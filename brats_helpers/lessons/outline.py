@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.path import Path as Polygon
 
 from ..basics.constants import MODALITIES, MODALITY_TITLES
 from ..data.cases import Patient
@@ -36,5 +37,5 @@ def draw_outline_task(patient: Patient) -> Figure:
 
 def outline_mask(corners: Sequence[tuple[float, float]], shape: Sequence[int]) -> np.ndarray:
     """Fill the polygon with these corners, (x, y) each: a mask (X, Y) of this shape."""
-    from skimage.draw import polygon2mask
-    return polygon2mask(tuple(shape), np.asarray(corners, float))
+    centers = np.stack(np.indices(tuple(shape)), axis=-1).reshape(-1, 2)
+    return Polygon(np.asarray(corners, float), closed=False).contains_points(centers).reshape(shape)

@@ -80,7 +80,7 @@ def test_monais_network_trains_resumes_and_comes_back_from_its_checkpoint(
         export_bundle(tmp_path / "best.pt", tmp_path / "bundle")
 
 
-def test_a_class_of_the_notebook_itself_trains(prepared, tmp_path: Path, monkeypatch) -> None:  # noqa: F811
+def test_a_class_of_the_notebook_itself_trains(prepared, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(sys.modules["__main__"], "Point", Point, raising=False)
     # The U-Net would not take a patch of 15.
     config = CONFIG.with_(network="__main__:Point", epochs=1, steps=2, patch=15)

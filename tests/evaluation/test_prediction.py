@@ -100,16 +100,20 @@ def _blocks(*blocks: tuple[int, int, float]) -> np.ndarray:
     p = np.zeros((3, 12, 12, 12), np.float32)
     p[:2, 1:11, 1:11, 1:11] = 0.99
     for corner, edge, value in blocks:
-        p[2, corner:corner + edge, corner:corner + edge, corner:corner + edge] = value
+        p[2, corner : corner + edge, corner : corner + edge, corner : corner + edge] = value
     return p
 
 
-@pytest.mark.parametrize(("blocks", "spacing", "et"), [
-    (((2, 2, 0.8), (5, 5, 0.95)), 1.0, 125),  # a component of 8 voxels and doubtful: gone
-    (((2, 2, 0.95), (5, 5, 0.95)), 1.0, 133),  # as small, and sure: kept
-    (((2, 4, 0.8),), 1.0, 0),  # all of ET is 64 mm3 and doubtful: gone
-    (((2, 4, 0.95),), 1.0, 64),  # sure: kept
-    (((2, 4, 0.8),), 2.0, 64)])  # the same voxels at 2 mm are 512 mm3: kept
+@pytest.mark.parametrize(
+    ("blocks", "spacing", "et"),
+    [
+        (((2, 2, 0.8), (5, 5, 0.95)), 1.0, 125),  # a component of 8 voxels and doubtful: gone
+        (((2, 2, 0.95), (5, 5, 0.95)), 1.0, 133),  # as small, and sure: kept
+        (((2, 4, 0.8),), 1.0, 0),  # all of ET is 64 mm3 and doubtful: gone
+        (((2, 4, 0.95),), 1.0, 64),  # sure: kept
+        (((2, 4, 0.8),), 2.0, 64),
+    ],
+)  # the same voxels at 2 mm are 512 mm3: kept
 def test_small_and_doubtful_et_becomes_necrosis(blocks, spacing: float, et: int) -> None:
     labels = postprocess(_blocks(*blocks), [spacing] * 3)
     assert (
@@ -120,9 +124,7 @@ def test_small_and_doubtful_et_becomes_necrosis(blocks, spacing: float, et: int)
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
-def test_flips_in_pairs_on_a_gpu_equal_flips_one_by_one_on_a_cpu(
-    model, count: int
-) -> None:
+def test_flips_in_pairs_on_a_gpu_equal_flips_one_by_one_on_a_cpu(model, count: int) -> None:
     x, batches = torch.randn(1, 5, 16, 16, 16), []
 
     def watched(copies: torch.Tensor) -> torch.Tensor:
@@ -170,12 +172,26 @@ def checkpoint(tmp_path: Path, model) -> Path:
     return path
 
 
-def test_predict_writes_masks_with_the_inputs_geometry(checkpoint: Path, tmp_path: Path, capsys) -> None:
+def test_predict_writes_masks_with_the_inputs_geometry(
+    checkpoint: Path, tmp_path: Path, capsys
+) -> None:
     images, _ = small_volumes()
     affine = brats_affine(1.0)
     affine[:3, 3] = (3, 5, 7)
     folder = write_case(tmp_path / "new", "P 1", images, None, affine)
-    assert main(["predict", str(folder), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "masks")]) == 0
+    assert (
+        main(
+            [
+                "predict",
+                str(folder),
+                "--checkpoint",
+                str(checkpoint),
+                "--out",
+                str(tmp_path / "masks"),
+            ]
+        )
+        == 0
+    )
     mask = nib.load(tmp_path / "masks" / "P 1.nii.gz")
     assert mask.shape == images.shape[1:] and np.array_equal(mask.affine, affine)
     assert mask.get_data_dtype() == np.uint8 and set(np.unique(mask.dataobj)) <= {0, 1, 2, 4}
@@ -183,7 +199,9 @@ def test_predict_writes_masks_with_the_inputs_geometry(checkpoint: Path, tmp_pat
     assert "none.pt is missing" in capsys.readouterr().err
 
 
-def test_several_checkpoints_are_averaged_as_probabilities(checkpoint: Path, tmp_path: Path, model) -> None:
+def test_several_checkpoints_are_averaged_as_probabilities(
+    checkpoint: Path, tmp_path: Path, model
+) -> None:
     torch.manual_seed(1)
     other = UNet((4, 6, 8)).eval()
     write_checkpoint(tmp_path / "fold1.pt", CONFIG, {"average": other.state_dict(), "seconds": 1.0})
@@ -197,7 +215,9 @@ def test_several_checkpoints_are_averaged_as_probabilities(checkpoint: Path, tmp
     both = ["--checkpoint", str(checkpoint), "--checkpoint", str(tmp_path / "fold1.pt")]
     assert main(["predict", str(folder), *both, "--out", str(tmp_path / "masks")]) == 0
     mask = np.asarray(nib.load(tmp_path / "masks" / "P1.nii.gz").dataobj)
-    assert np.mean(mask == np.array([0, NCR, ED, 4])[labels]) > 0.98     # predict works in the device's own precision
+    assert (
+        np.mean(mask == np.array([0, NCR, ED, 4])[labels]) > 0.98
+    )  # predict works in the device's own precision
 
 
 def test_evaluation_is_written_and_goes_on_after_a_stop(checkpoint: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the fuzzer feeds: any bytes as an archive or as a scan may be refused in our own words, and nothing else."""
+"""Targets of the fuzzer: any bytes are read, or refused with one of our messages."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from brats_helpers.data.archive import Limits, extract, summarize
 from brats_helpers.data.cases import Case, check_case
 
 CORPUS = Path(__file__).parent / "corpus"
-LIMITS = Limits(files=200, gigabytes=0.02)            # an accepted archive is small, so that the fuzzer is quick
+LIMITS = Limits(
+    files=200, gigabytes=0.02
+)  # an accepted archive is small, so that the fuzzer is quick
 ENDINGS = (".tar", ".tar.gz", ".zip")
 
 
 def archive(data: bytes) -> None:
-    """The first byte chooses the ending, the rest is the file: listed, unpacked, and nothing outside the folder."""
+    """List and unpack a file; its first byte chooses the ending. Nothing leaves the folder."""
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
         folder = Path(name)
         path = folder / f"a{ENDINGS[data[0] % 3] if data else '.tar'}"
@@ -27,19 +29,28 @@ def archive(data: bytes) -> None:
         except BratsError as error:
             assert path.name in str(error) or "could not be written" in str(error)
             written = []
-        assert {p.name for p in folder.iterdir()} <= {path.name, "in"} and not list(folder.rglob(".part*"))
+        assert {p.name for p in folder.iterdir()} <= {path.name, "in"} and not list(
+            folder.rglob(".part*")
+        )
         assert {p.name for p in (folder / "in").glob("*")} <= {"out"}
-        assert all(p.resolve().is_relative_to(folder.resolve() / "in" / "out") and p.is_file() for p in written)
+        assert all(
+            p.resolve().is_relative_to(folder.resolve() / "in" / "out") and p.is_file()
+            for p in written
+        )
 
 
 def nifti(data: bytes) -> None:
-    """The first byte chooses the ending, the rest is the file: a scan, and a reference, that are read or refused."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+    """Read a file as scan and as reference; its first byte chooses the ending."""
+    with tempfile.TemporaryDirectory(
+        dir="/dev/shm" if Path("/dev/shm").is_dir() else None
+    ) as folder:
         path = Path(folder) / ("x.nii.gz" if data[:1] < b"\x80" else "x.nii")
         path.write_bytes(data[1:])
         for reference in (None, path):
             row = check_case(Case("x", (path,) * 4, reference))
-            assert all("patient x" in problem and path.name in problem for problem in row["problems"])
+            assert all(
+                "patient x" in problem and path.name in problem for problem in row["problems"]
+            )
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {"archive": archive, "nifti": nifti}
