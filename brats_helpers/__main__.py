@@ -34,7 +34,7 @@ SWEEP_EXAMPLES = """examples:
       --checkpoint runs/folds/points/fold=0/checkpoints/last.pt \\
       --checkpoint runs/folds/points/fold=1/checkpoints/last.pt
 """
-TRAIN_EXAMPLES = """Trains as notebook 05 does, on files of notebooks 01 to 03; resumes after a stop.
+TRAIN_EXAMPLES = """Trains as notebook 05 does, on files of notebooks 01 to 03. Resumes.
 examples:
   python -m brats_helpers train --work runs/quick -p epochs 20
   python -m brats_helpers train --work runs/quick --everyone
