@@ -29,8 +29,8 @@
 #
 # - **name** the four MRI contrasts and the three compartments of a glioma;
 # - **outline** a tumor yourself, and score your outline as the series scores a network;
-# - **explain** why one brightness threshold cannot do it;
-# - **budget** disk space before a download, not after it;
+# - **explain** why a single brightness threshold cannot outline a tumor;
+# - **calculate** the disk space that you need before you download;
 # - **rerun** the series with other settings from the command line.
 #
 # You need Python and NumPy. You do not need to know MRI or deep learning.
@@ -95,8 +95,8 @@ patient = make_patient(config.seed, 0, config.spacing_mm)  # synthetic, whatever
 show_modalities(patient, synthetic=True)
 
 # %% [markdown]
-# The upper row shows four MRI images of one slice. They are laid over each other on one grid, without the skull. The lower
-# row adds the **reference**, the approved outline. Pictures follow the radiologist's
+# The upper row shows four MRI images of one slice. They share one grid, and the skull was removed. The lower row adds the
+# **reference**, the approved outline. Pictures follow the radiologist's
 # [convention](https://nipy.org/nibabel/neuro_radio_conventions.html): the patient's right (R) is on the left.
 #
 # This patient is a **phantom**: a tumor grown by a few rules in the MNI152 template, an average human brain (Fonov et al.
@@ -109,7 +109,7 @@ series_map(1)
 
 # %% [markdown]
 # The series has five notebooks. Each reads files that earlier notebooks wrote to one **work folder**, so you can run each
-# again alone, in a new session, on another day.
+# one again by itself, in a new session, on another day.
 #
 # <details><summary>For teachers</summary>
 #
@@ -337,7 +337,7 @@ print(brats_helpers.__doc__)
 # One frozen dataclass (its values cannot change) holds every setting that decides a result. It is written into every
 # *checkpoint*, a file with the weights of a network, so that the network can always be rebuilt. You do not need to know
 # these settings yet. Notebooks 04 and 05 explain each when they need it. A **preset** is a choice of all settings for one
-# kind of machine, and the parameters at the top change single ones:
+# kind of machine. The parameters at the top change single settings:
 
 # %%
 config

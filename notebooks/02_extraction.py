@@ -111,8 +111,8 @@ for archive in filter(is_archive, places):
 # [2023](https://www.synapse.org/Synapse:syn51156910) the same files end in `-t2f`, `-t1n`, `-t1c`, `-t2w` and `-seg`.
 # </details>
 #
-# An archive from the internet can name a file `../../.bashrc`, or contain a link that leads elsewhere. `list_archive`
-# refuses such an archive before a single byte is written. Let us build one and see.
+# An archive from the internet can name a file `../../.bashrc`, or contain a link that leads out of the folder.
+# `list_archive` refuses such an archive before a single byte is written. We build one and try:
 
 # %%
 import io
@@ -190,7 +190,7 @@ print(f"first voxel at {corner[:3]} mm, last voxel at {opposite[:3]} mm")
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# At the right, front, bottom corner of the box: every index grows away from it. Radiologists look at a patient from the
+# At the right, front, bottom corner of the box: every index grows away from it. Radiologists view an axial slice from the
 # feet, so the patient's right is on the left of the picture
 # ([the two conventions](https://nipy.org/nibabel/neuro_radio_conventions.html)). This series draws all
 # slices that way. Look for the letters R and L.
@@ -346,8 +346,8 @@ pictures({name: view[:, :, at].T for name, view in views.items()}, synthetic)
 # ## 4. Check every patient
 #
 # A cohort of a thousand patients has surprises: a file cut short, a modality on another grid, a label that should not be
-# there. We read each patient once, completely. Every problem becomes a sentence in a table instead of a traceback in the
-# middle of the night.
+# there. We read each patient once, completely. Every problem becomes a sentence in a list, so that it does not stop a
+# training in the middle of the night.
 
 # %%
 from brats_helpers.data.cases import check_cohort
@@ -457,7 +457,7 @@ histograms(patient.images, patient.reference, "intensity, scanner units", synthe
 #
 # We judge a network on patients that it has not seen. Most patients are for training. The others, **validation**, are scored
 # again and again during training, and we keep the version of the network that does best on them (a **checkpoint**: its
-# weights in a file). We picked it *because* it does well on them, so its score on them is too good. The synthetic cohort
+# weights in a file). We picked it *because* it does well on them, so its score on them is too high. The synthetic cohort
 # therefore has a third group in an archive of its own, the **test** set. It decides nothing. The network meets it once, at
 # the end of notebook 05.
 #
@@ -590,7 +590,7 @@ investigations.check_twin(find_twin)
 #
 # <details><summary>Answer</summary>
 #
-# There is no general answer, which is the point: a reader needs all three planes, and a 3D network uses them all at once.
+# It depends on the tumor. That is why a radiologist looks at all three planes. A 3D network uses them all at once.
 # </details>
 
 # %%

@@ -41,7 +41,7 @@
 
 # %% tags=["parameters"]
 work: str = ""  # folder that notebooks 01 and 02 wrote to; empty: the usual place on this machine
-jobs: int = -1  # processes; -1: one a core
+jobs: int = -1  # processes; -1: one per core
 
 # %%
 # On Colab only: clone the repository and install what Colab lacks. Colab keeps its own torch.
@@ -90,8 +90,8 @@ series_map(3)
 # ## 1. Stack and turn
 #
 # NIfTI counts (x, y, z), and its first index runs fastest in memory. NumPy and torch are quickest when the *last* index
-# does. So we turn the array once, to (z, y, x), which deep learning calls (D, H, W). We also turn it to **LPS**, whatever
-# its affine says, so that front is always front.
+# does. So we reverse the axes once, to (z, y, x), which deep learning calls (D, H, W). We also turn every scan to **LPS**,
+# whatever orientation its affine gives, so that each index always grows in the same direction.
 #
 # **Question.** After that, which of x, y and z is the first axis of the array? Toward which side of the patient does each
 # index grow?
@@ -127,7 +127,7 @@ shape = (4, z, y, x)  # solution
 checks.check_shape(shape, patient.images)
 
 # %% [markdown]
-# Is front still front? Here are three slices through the middle of the turned array, one per axis:
+# Is the front still at the front? Here are three slices through the middle of the turned array, one per axis:
 
 # %%
 from brats_helpers.lessons.plots import pictures

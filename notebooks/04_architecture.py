@@ -31,7 +31,7 @@
 # - **count** its parameters, and find where they are;
 # - **compute** Dice and cross-entropy by hand, and say when each one's gradient vanishes;
 # - **estimate** the memory of activations, and halve it;
-# - **prove** that a network can learn before you let it learn for hours;
+# - **test** that a network can learn before you train it for hours;
 # - **replace** it with one of your own.
 #
 # You need notebook 03, and you should have met convolutions and gradients before.
@@ -106,10 +106,10 @@ show_source(unet.ConvNormAct, unet.Stage)
 # %% [markdown]
 # ## 2. The network
 #
-# The **encoder** leads down. Each level halves every edge (stride 2), which leaves an eighth of the voxels, and computes
-# more channels. The **decoder** leads back up. A transposed convolution doubles every edge, and the encoder's output of
-# the same size is concatenated as further channels: the **skip connection**. The path down finds out *what* is there.
-# The skip remembers *where*. A *head* is the last convolution, which turns channels into scores.
+# The **encoder** is the way down. Each level halves every edge (stride 2), which leaves an eighth of the voxels, and
+# computes more channels. The **decoder** is the way back up. A transposed convolution doubles every edge, and the encoder's
+# output of the same size is concatenated as further channels: the **skip connection**. The path down finds out *what* is
+# there. The skip remembers *where*. A *head* is the last convolution, which turns channels into scores.
 #
 # ### Exercise 1: the forward pass
 #
@@ -709,7 +709,7 @@ print("wrote architecture.json\nnext: 05_training_evaluation trains the network 
 # %% [markdown]
 # ## Recap
 #
-# - A U-Net is lists and one loop: an encoder, a decoder, skips from a stack.
+# - A U-Net is an encoder, a decoder, and skip connections between them. Two loops and a stack run it.
 # - Parameters are at the bottom, memory is at the top.
 # - Dice pulls hard near the decision, and cross-entropy still pulls where Dice has gone flat.
 # - Gradient checkpointing saves memory and keeps the gradients. Short numbers save memory and round.
@@ -718,7 +718,7 @@ print("wrote architecture.json\nnext: 05_training_evaluation trains the network 
 # a tumor of 33 ml.
 #
 # **What a radiologist would look for that this network cannot see:** earlier scans, the patient's history and treatment,
-# diffusion and perfusion. Its receptive field is a patch; a reader sees the whole head.
+# diffusion and perfusion. The network sees one patch. A radiologist sees the whole head.
 #
 # | term | meaning |
 # |---|---|

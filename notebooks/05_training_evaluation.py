@@ -27,7 +27,7 @@
 # %% [markdown]
 # ## By the end you can
 #
-# - **augment** volumes and check that the labels moved along;
+# - **augment** volumes and check that the labels move with them;
 # - **train** with mixed precision, warm-up and cosine, and resume after a stop;
 # - **segment** a whole brain from overlapping windows and mirrored copies;
 # - **judge** a segmentation with Dice, HD95 and an interval, and say what they hide;
@@ -45,9 +45,9 @@ pretrain: int = None  # phantoms to make, and learn from first; None: 120 for fe
 fold: int = None  # -1: the 80/20 split; 0 to 4: that fold of the cross-validation is held out; None: the preset's
 network: str = None  # "unet", or another as "module:Class", from 5 to 3 channels: notebook 04, section 7
 epochs: int = None  # None: the preset's, as for all below
-steps: int = None  # optimizer steps an epoch
-batch: int = None  # patches a step
-patch: int = None  # voxels an edge
+steps: int = None  # optimizer steps per epoch
+batch: int = None  # patches per step
+patch: int = None  # voxels per edge
 learning_rate: float = None  # the peak, after the warm-up
 warmup: int = None  # steps in which the learning rate rises
 weight_decay: float = None  # of AdamW
@@ -192,10 +192,10 @@ for ax, (name, views) in zip(axes, spatial.items()):
 finish(figure, synthetic, legend=True)
 
 # %% [markdown]
-# The label moves along, but it takes the nearest voxel. Labels are names, not quantities: the mean of 1 (necrosis) and 3
-# (enhancing tumor) would be 2, edema. Changes of intensity touch the image alone, and each contrast by itself, because
-# another scanner may change one without the others. A z-score has its mean at 0, so "brightness 1.3", a product, moves
-# bright and dark voxels apart. It looks like more contrast.
+# The label moves with the image, but it takes the value of the nearest voxel. Labels are names, not quantities: the mean of
+# 1 (necrosis) and 3 (enhancing tumor) would be 2, edema. Changes of intensity touch the image alone, and each contrast by
+# itself, because another scanner may change one without the others. A z-score has its mean at 0, so "brightness 1.3", a
+# product, moves bright and dark voxels apart. It looks like more contrast.
 
 # %%
 brain = image[4:]
@@ -247,7 +247,7 @@ curves({"": lines}, "share of the training", "learning rate / peak")
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# By less than 1 %. Such a schedule is a constant rate with a complicated name.
+# By less than 1 %. Such a schedule is practically a constant rate.
 # </details>
 
 # %% [markdown]
@@ -272,7 +272,7 @@ show_source(train_step)
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Short numbers with loss scaling, several GPUs that share a batch, the preparation of the next batch while a GPU works, and
+# 16-bit numbers with loss scaling, several GPUs that share a batch, the preparation of the next batch while a GPU works, and
 # a decision about a loss that is not a number.
 # </details>
 
@@ -340,7 +340,8 @@ bars(dict(zip(("read", "augment", "forward", "backward"), spent)), "ms of a step
 #
 # ### A loss that is no number
 #
-# One damaged patient is enough. Here we set the standard deviation of a patient to 0, so that the z-score divides by zero:
+# One damaged patient is enough to cause it. Here we set the standard deviation of a patient to 0, so that the z-score
+# divides by zero:
 
 # %%
 from brats_helpers.basics.errors import BratsError
@@ -815,7 +816,7 @@ Markdown(write_model_card(card, metrics, config, len(learnt), synthetic, device)
 # - Augmentation moves image and label together; intensities change in the image alone.
 # - Training can resume exactly, because its randomness depends on the seed and the patch's number alone.
 # - Use a test set once. Patients that selected a checkpoint cannot judge it.
-# - Means hide patients. Look at the worst one, at the interval, and at the empty regions.
+# - A mean hides single patients. Look at the worst patient, at the interval, and at empty regions.
 # - A high score describes patients like those of the training. It says nothing about others.
 #
 # | term | meaning |
@@ -832,7 +833,7 @@ Markdown(write_model_card(card, metrics, config, len(learnt), synthetic, device)
 # that should warn us can stay silent.
 #
 # **What a radiologist would look for that this cannot see:** the scan before this one, the effect of treatment, and whether
-# the question is a glioma at all. The network marks something like a glioma in whatever it is given.
+# the tumor is a glioma at all. The network was trained on nothing else, so it cannot tell.
 #
 # **What published code gets wrong.** NVIDIA's [metric](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/nnunet/metrics.py)
 # computes the Dice of WT, TC and ET but stores region i at place i - 1. So D1, D2 and D3 of its
