@@ -398,7 +398,7 @@ assert max(prepared.meta.downsampling) > 1 or (back == patient.reference).all()
 #
 # Read the Dice above: no network can score much higher at this voxel size. Voxels that differ lie at the border of the
 # tumor. At the scan's own voxel size nothing differs, the Dice is 1, and the third picture below is black. That is so for
-# phantoms of the quick preset. For a cost, run the series on scans of 1 mm.
+# phantoms of the quick preset. To see a cost, run the series on scans of 1 mm.
 # </details>
 
 # %%
