@@ -29,11 +29,11 @@
 #
 # - **name** the four MRI contrasts and the three compartments of a glioma;
 # - **outline** a tumor yourself, and score your outline as the series scores a network;
-# - **explain** why one brightness threshold cannot do it;
-# - **budget** disk space before a download, not after it;
+# - **explain** why a single brightness threshold cannot outline a tumor;
+# - **calculate** the disk space that you need before you download;
 # - **rerun** the series with other settings from the command line.
 #
-# You need Python and NumPy. You need no MRI and no deep learning yet.
+# You need Python and NumPy. You do not need to know MRI or deep learning.
 
 # %% [markdown]
 # ## Parameters
@@ -53,7 +53,7 @@ test_patients: int = None  # phantoms for the last evaluation alone; None: the p
 spacing_mm: float = None  # voxel size that the network works at, in mm; None: the preset's
 
 # %%
-# On Colab alone: fetch the repository that this notebook is from, and what is missing there; its torch stays.
+# On Colab only: clone the repository and install what Colab lacks. Colab keeps its own torch.
 import os
 from subprocess import run
 
@@ -63,7 +63,7 @@ if "COLAB_RELEASE_TAG" in os.environ and not os.path.isdir("/content/repository"
     run(["pip", "install", "--quiet", "-r", "/content/repository/requirements.txt"], check=True)
 
 # %%
-# Find the module, above this notebook or among what was fetched or given; say which machine this is.
+# Find the package in a parent folder, on Colab or among Kaggle's inputs. Then print the machine.
 import sys
 from pathlib import Path
 
@@ -76,8 +76,9 @@ work, device = start(work)
 # %% [markdown]
 # ## 1. The question
 #
-# A glioma is a tumor that grows from the supporting cells of the brain. To treat it, somebody has to know where it ends.
-# Outlining it by hand in three dimensions is slow, and two experts do not draw the same outline (Menze et al. 2015).
+# A glioma is a tumor that grows from the glial cells, the supporting cells of the brain. To plan a treatment and to measure
+# its effect, somebody has to outline what MRI shows of the tumor. (Single tumor cells reach farther than any image shows.)
+# Outlining by hand in three dimensions is slow, and two experts do not draw the same outline (Menze et al. 2015).
 # **Can a network do it?**
 #
 # Here is the patient who accompanies us through all five notebooks, with the outline that the network should find.
@@ -94,8 +95,8 @@ patient = make_patient(config.seed, 0, config.spacing_mm)  # synthetic, whatever
 show_modalities(patient, synthetic=True)
 
 # %% [markdown]
-# The upper row shows four MRI images of one slice. They are laid over each other on one grid, without the skull. The lower
-# row adds the **reference**, the approved outline. Pictures follow the radiologist's
+# The upper row shows four MRI images of one slice. They share one grid, and the skull was removed. The lower row adds the
+# **reference**, the approved outline. Pictures follow the radiologist's
 # [convention](https://nipy.org/nibabel/neuro_radio_conventions.html): the patient's right (R) is on the left.
 #
 # This patient is a **phantom**: a tumor grown by a few rules in the MNI152 template, an average human brain (Fonov et al.
@@ -108,7 +109,7 @@ series_map(1)
 
 # %% [markdown]
 # The series has five notebooks. Each reads files that earlier notebooks wrote to one **work folder**, so you can run each
-# again alone, in a new session, on another day.
+# one again by itself, in a new session, on another day.
 #
 # <details><summary>For teachers</summary>
 #
@@ -137,21 +138,21 @@ series_map(1)
 # scores three nested regions: the whole tumor **WT** (all three labels), the tumor core **TC** (NCR and ET), and ET (Menze et
 # al. 2015; Baid et al. 2021).
 #
-# **Question.** In the picture above, which compartment is bright on T1CE only? Which one would you miss with FLAIR alone?
+# **Question.** In the picture above, which compartment is bright on T1CE only? What can FLAIR alone not tell you?
 #
 # <details><summary>Answer</summary>
 #
-# In this phantom, only T1CE shows the enhancing rim bright. With FLAIR alone you would miss the border between rim and
-# edema: FLAIR shows that something is wrong around the core, but not which part takes up contrast agent. (In patients,
-# compare T1CE with T1, because blood can be bright on both.)
+# In this phantom, only T1CE shows the enhancing rim bright. FLAIR shows a gray ring inside the bright edema, but it cannot
+# tell you which part takes up contrast agent. (In patients, compare T1CE with T1, because blood can be bright on both.)
 # </details>
 
 # %%
 show_modalities(patient, plane="sagittal", synthetic=True)
 
 # %% [markdown]
-# The same brain from the side: A is the front, P the back. The tumor is one body. A network that looks at one slice at a
-# time would have to find it anew in each slice. Ours looks at volumes.
+# This is the same brain from the side: A is the front, P is the back. The tumor is a single body. A network that looks at
+# one slice at a time has to find it again in each slice. Our network looks at volumes. The next picture shows the tumor in
+# three dimensions.
 
 # %%
 from brats_helpers.lessons.plots import tumor_3d, upright
@@ -269,7 +270,7 @@ compare_slices(
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# The tissue is the same and the numbers are not. MRI has no unit (Nyúl and Udupa 1999), so a value that is edema in one
+# The tissue is the same, but the numbers are not. MRI has no unit (Nyúl and Udupa 1999), so a value that is edema in one
 # patient is healthy tissue in another. Notebook 03 deals with that.
 # </details>
 #
@@ -333,10 +334,10 @@ import brats_helpers
 print(brats_helpers.__doc__)
 
 # %% [markdown]
-# One frozen dataclass holds every setting that decides a result. It is written into every *checkpoint*, a file with the
-# weights of a network, so that the network can always be rebuilt. You do not need to know these settings yet. Notebooks 04
-# and 05 explain each when they need it. A **preset** is a choice of all settings for one kind of machine, and the parameters
-# at the top change single ones:
+# One frozen dataclass (its values cannot change) holds every setting that decides a result. It is written into every
+# *checkpoint*, a file with the weights of a network, so that the network can always be rebuilt. You do not need to know
+# these settings yet. Notebooks 04 and 05 explain each when they need it. A **preset** is a choice of all settings for one
+# kind of machine. The parameters at the top change single settings:
 
 # %%
 config
@@ -419,17 +420,17 @@ print("next: 02_extraction reads both")
 # %% [markdown]
 # ## Recap
 #
-# - Four contrasts show four sides of a tumor; three labels make three regions.
+# - Each of the four contrasts shows something else of a tumor. Three labels make three nested regions.
 # - MRI has no unit, and compartments overlap, so no single threshold finds a tumor.
 # - Dice compares two masks, yours as well as a network's.
-# - The default cohort is synthetic: honest for learning the craft, silent about real patients.
+# - The default cohort is synthetic. You can learn the craft with it, but it says nothing about real patients.
 #
-# **What surprised us:** nine corners, read from a picture, give a Dice above 0.9 on a phantom. Hard cases make a task hard,
-# not average ones.
+# **What surprised us:** nine corners, read from a picture, give a Dice above 0.9 on a phantom. The hard patients make the
+# task hard, not the average ones.
 #
 # **What a radiologist would look for that these phantoms cannot show:** edema that runs in fingers along white matter and
-# spares the cortex, bleeding, irregular or broken rims, and the shift of the midline. In this phantom necrosis is dark on
-# FLAIR; in patients it is more often as bright as the edema or brighter.
+# spares the cortex, bleeding, irregular or broken rims, and the shift of the midline. In the first phantom necrosis is dark
+# on FLAIR. In patients it varies, and it is often bright.
 #
 # | term | meaning |
 # |---|---|

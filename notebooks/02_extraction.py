@@ -45,7 +45,7 @@ on_error: str = "raise"  # a patient with a problem: "raise" stops here, "skip" 
 persons: str = ""  # a CSV with the columns patient and person, if the names do not tell who came twice
 
 # %%
-# On Colab alone: fetch the repository that this notebook is from, and what is missing there; its torch stays.
+# On Colab only: clone the repository and install what Colab lacks. Colab keeps its own torch.
 import os
 from subprocess import run
 
@@ -55,7 +55,7 @@ if "COLAB_RELEASE_TAG" in os.environ and not os.path.isdir("/content/repository"
     run(["pip", "install", "--quiet", "-r", "/content/repository/requirements.txt"], check=True)
 
 # %%
-# Find the module, above this notebook or among what was fetched or given; say which machine this is.
+# Find the package in a parent folder, on Colab or among Kaggle's inputs. Then print the machine.
 import sys
 from pathlib import Path
 
@@ -79,17 +79,17 @@ series_map(2)
 # %% [markdown]
 # <details><summary>For teachers</summary>
 #
-# The heart of this notebook is the split. Ask who has seen slices shuffled and split at random, and which scores that
-# gave. Let the class guess both scores of the copying machine in section 6 before it runs. Common misconceptions: the
-# first voxel is at the origin; labels can be added up; more patients make up for leakage.
+# The split is the most important part of this notebook. Ask who has seen slices shuffled and split at random, and which
+# scores that gave. Let the class guess both scores of the copying machine in section 6 before it runs. Common
+# misconceptions: the first voxel is at the origin; labels can be added up; more patients make up for leakage.
 # </details>
 
 # %% [markdown]
 # ## 1. What is in the box?
 #
-# A **tar** file is a chain. A header of 512 bytes names a file and its size. Then come the content, the next header, and
-# so on. The tar itself is not compressed; each scan inside is. So listing it costs almost nothing: read a header, skip
-# the content, read the next header.
+# A **tar** file is a chain. A header of 512 bytes names a file and its size. The content follows, then the next header,
+# and so on. The tar itself is not compressed, but each scan inside it is. So listing it costs almost nothing: read a
+# header, skip the content, read the next header.
 #
 # **Question.** How many files does a patient have in BraTS?
 
@@ -111,8 +111,8 @@ for archive in filter(is_archive, places):
 # [2023](https://www.synapse.org/Synapse:syn51156910) the same files end in `-t2f`, `-t1n`, `-t1c`, `-t2w` and `-seg`.
 # </details>
 #
-# An archive from the internet can name a file `../../.bashrc`, or contain a link that leads elsewhere. `list_archive`
-# refuses such an archive before a single byte is written. Let us build one and see.
+# An archive from the internet can name a file `../../.bashrc`, or contain a link that leads out of the folder.
+# `list_archive` refuses such an archive before a single byte is written. We build one and try:
 
 # %%
 import io
@@ -190,7 +190,7 @@ print(f"first voxel at {corner[:3]} mm, last voxel at {opposite[:3]} mm")
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# At the right, front, bottom corner of the box: every index grows away from it. Radiologists look at a patient from the
+# At the right, front, bottom corner of the box: every index grows away from it. Radiologists view an axial slice from the
 # feet, so the patient's right is on the left of the picture
 # ([the two conventions](https://nipy.org/nibabel/neuro_radio_conventions.html)). This series draws all
 # slices that way. Look for the letters R and L.
@@ -233,7 +233,7 @@ show_modalities(patient, plane="coronal", synthetic=synthetic)
 # %% [markdown]
 # ### Where it came from: DICOM
 #
-# A scanner writes **DICOM**: usually one file per slice, and every file holds the patient's name, birthday and hospital.
+# A scanner writes **DICOM**, usually one file per slice. Every file holds the patient's name, date of birth and hospital.
 # BraTS was converted and anonymized before it was published (Baid et al. 2021). We do the same with this patient's FLAIR
 # and an invented name:
 
@@ -278,9 +278,14 @@ on_disk = np.asarray(nib.load(first.reference).dataobj)
 print("on disk:", np.unique(on_disk), " in this project:", np.unique(patient.reference))
 
 # %% [markdown]
+# <details><summary>Answer</summary>
+#
+# Read the first list above. On disk the enhancing tumor of BraTS 2021 is 4, and there is no 3. Inside this project it is 3.
+# </details>
+#
 # BraTS 2017 to 2021 number the enhancing tumor **4**, and no label is 3. A network with one output per number up to 4
-# would have one that is never right. So inside this project 4 becomes 3, and every mask that we export for such data has 4
-# again. Other data sets use the numbers differently, and a mask does not say where it comes from. So the names of the
+# would have an output without a class. So inside this project 4 becomes 3, and every mask that we export for such data has
+# 4 again. Other data sets use the numbers differently, and a mask does not say where it comes from. So the names of the
 # patients (or a `dataset.json`) decide, and a label with an uncertain meaning is refused:
 
 # %%
@@ -291,7 +296,7 @@ print(table_text())
 # %% [markdown]
 # **What published code gets wrong.** [NVIDIA's notebook](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
 # names label 1 edema and label 2 non-enhancing tumor in the file that it writes. BraTS says 1 is NCR and 2 is ED (Baid et
-# al. 2021). **Question.** In the picture above, which compartment is the large one outside, and which number does it have?
+# al. 2021). **Question.** In the pictures of this patient, which compartment is the outermost, and what is its number?
 #
 # <details><summary>Answer</summary>
 #
@@ -318,7 +323,7 @@ def to_disk(labels: np.ndarray) -> np.ndarray:
 checks.check_to_disk(to_disk)
 
 # %% [markdown]
-# What if you forget this? Here is the reference as it is on disk, and the voxels that somebody finds who looks for label 3.
+# What if you forget this? Here is the reference as it is on disk, and next to it what you find if you look for label 3.
 # (**Dice** measures how well two masks agree: twice the voxels that they share, divided by the sum of their sizes.)
 
 # %%
@@ -341,8 +346,8 @@ pictures({name: view[:, :, at].T for name, view in views.items()}, synthetic)
 # ## 4. Check every patient
 #
 # A cohort of a thousand patients has surprises: a file cut short, a modality on another grid, a label that should not be
-# there. We read each patient once, completely. Every problem becomes a sentence in a table instead of a traceback in the
-# middle of the night.
+# there. We read each patient once, completely. Every problem becomes a sentence in a list, so that it does not stop a
+# training in the middle of the night.
 
 # %%
 from brats_helpers.data.cases import check_cohort
@@ -360,7 +365,7 @@ for name, problem in problems:
 print(*(f"WARNING: {text}" for text in warnings), sep="\n")
 
 # %% [markdown]
-# Do the sound patients agree with each other? A row with one value means that all do:
+# Do the patients without problems agree with each other? A row with one value means that they all do:
 
 # %%
 from collections import Counter
@@ -384,7 +389,7 @@ if not first.channels:
         print(check_case(find_cases(Path(folder))[0])["problems"][0].replace(folder, "..."))
 
 # %% [markdown]
-# Never train on a damaged patient, and never leave one out in silence. The series stops here, names the patients and lets
+# Never train on a damaged patient, and never leave one out silently. The series stops here, names the patients and lets
 # you decide. With `on_error="skip"` it goes on without them, and the results say who was left out.
 
 # %%
@@ -434,8 +439,8 @@ tumor_ml = np.count_nonzero(patient.reference) * np.prod(patient.spacing) / 1000
 checks.check_tumor_volume(tumor_ml, patient.reference, patient.spacing)
 
 # %% [markdown]
-# The printed line above the picture shows how small a share of the volume is tumor. A network that answers "background"
-# everywhere would be right about all the rest. A mean over voxels, such as accuracy or the usual loss of a classifier
+# The line printed above the picture shows how small a share of the volume is tumor. A network that answers "background"
+# everywhere is right about all the rest. A mean over voxels, such as accuracy or the usual loss of a classifier
 # (cross-entropy, notebook 04), hardly notices the tumor. That is why Dice is added to the loss (Milletari et al. 2016).
 #
 # ### Intensities mean nothing by themselves
@@ -452,7 +457,7 @@ histograms(patient.images, patient.reference, "intensity, scanner units", synthe
 #
 # We judge a network on patients that it has not seen. Most patients are for training. The others, **validation**, are scored
 # again and again during training, and we keep the version of the network that does best on them (a **checkpoint**: its
-# weights in a file). We picked it *because* it does well on them, so its score on them is too good. The synthetic cohort
+# weights in a file). We picked it *because* it does well on them, so its score on them is too high. The synthetic cohort
 # therefore has a third group in an archive of its own, the **test** set. It decides nothing. The network meets it once, at
 # the end of notebook 05.
 #
@@ -485,16 +490,19 @@ print("persons with several scans:", splits["persons"] or "none")
 # %%
 import matplotlib.pyplot as plt
 
-figure, ax = plt.subplots(figsize=(6, 1.8))
-for group in ("training", "validation"):
-    ax.scatter([volumes[n] for n in splits[group]], [group] * len(splits[group]), alpha=0.6, s=24)
-ax.set(xscale="log", xlabel="whole tumor (ml)", ylim=(-0.5, 1.5))
-plt.show()
+from brats_helpers.lessons.plots import finish
+
 assert not set(splits["training"]) & set(splits["validation"])
 assert sorted(splits["training"] + splits["validation"]) == sorted(volumes)
 assert sorted(sum(splits["folds"], [])) == sorted(volumes)
 assert not {row["name"] for row in sound["test"]} & set(volumes)
 print("disjoint, complete, and no test patient among them")
+
+figure, ax = plt.subplots(figsize=(6, 1.8))
+for group in ("training", "validation"):
+    ax.scatter([volumes[n] for n in splits[group]], [group] * len(splits[group]), alpha=0.6, s=24)
+ax.set(xscale="log", xlabel="whole tumor (ml)", ylim=(-0.5, 1.5))
+finish(figure, synthetic, alt="Whole tumor volumes of the training and the validation patients")
 
 # %% [markdown]
 # ### What if we split visits?
@@ -512,6 +520,12 @@ for title, who in (("by visit", alone), ("by person", find_persons(visits))):
 assert not sides[0] & sides[1]
 
 # %% [markdown]
+# <details><summary>Answer</summary>
+#
+# Read the first line above: about half of them. A person is on both sides as soon as one or two of the three visits are
+# held out. If people are split, nobody is.
+# </details>
+#
 # ### What if we split slices instead?
 #
 # Published studies have shuffled slices, and their accuracies fell far when patients were split instead (Yagis et al.
@@ -534,8 +548,8 @@ for name, held in (("slices shuffled", by_slice), ("patients split", by_patient)
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Shuffled slices give a splendid score, because the neighbor of a held-out slice lies in the training set. Split by
-# patient, the same machine shows what it knows. A score that is too good is the first sign of leakage.
+# Shuffled slices give a splendid score, because the neighbor of a held-out slice is in the training set. When patients are
+# split, the score of the same machine falls by about half. A score that is too good is the first sign of leakage.
 # </details>
 #
 # ### Exercise 4: find the twin
@@ -576,7 +590,7 @@ investigations.check_twin(find_twin)
 #
 # <details><summary>Answer</summary>
 #
-# There is no general answer, which is the point: a reader needs all three planes, and a 3D network uses them all at once.
+# It depends on the tumor. That is why a radiologist looks at all three planes. A 3D network uses them all at once.
 # </details>
 
 # %%
@@ -604,7 +618,7 @@ print(f"wrote patients.json ({len(everyone)} patients) and splits.json; next: 03
 # - On disk ET is 4 (until 2021), inside the project 3. Know your data set's numbers.
 # - Split people, never slices or visits, and give each side its share of every tumor size.
 #
-# **What surprised us:** a machine that only copies gets a splendid Dice once slices are shuffled.
+# **What surprised us:** a machine that only copies gets a splendid Dice if slices are shuffled.
 #
 # **What a radiologist would check that this cannot see:** whether the scan is from before or after surgery, whether all
 # four contrasts are from one day, and whether the outline follows the convention that your study needs.

@@ -41,10 +41,10 @@
 
 # %% tags=["parameters"]
 work: str = ""  # folder that notebooks 01 and 02 wrote to; empty: the usual place on this machine
-jobs: int = -1  # processes; -1: one a core
+jobs: int = -1  # processes; -1: one per core
 
 # %%
-# On Colab alone: fetch the repository that this notebook is from, and what is missing there; its torch stays.
+# On Colab only: clone the repository and install what Colab lacks. Colab keeps its own torch.
 import os
 from subprocess import run
 
@@ -54,7 +54,7 @@ if "COLAB_RELEASE_TAG" in os.environ and not os.path.isdir("/content/repository"
     run(["pip", "install", "--quiet", "-r", "/content/repository/requirements.txt"], check=True)
 
 # %%
-# Find the module, above this notebook or among what was fetched or given; say which machine this is.
+# Find the package in a parent folder, on Colab or among Kaggle's inputs. Then print the machine.
 import sys
 from pathlib import Path
 
@@ -90,8 +90,8 @@ series_map(3)
 # ## 1. Stack and turn
 #
 # NIfTI counts (x, y, z), and its first index runs fastest in memory. NumPy and torch are quickest when the *last* index
-# does. So we turn the array once, to (z, y, x), which deep learning calls (D, H, W). We also turn it to **LPS**, whatever
-# its affine says, so that front is always front.
+# does. So we reverse the axes once, to (z, y, x), which deep learning calls (D, H, W). We also turn every scan to **LPS**,
+# whatever orientation its affine gives, so that each index always grows in the same direction.
 #
 # **Question.** After that, which of x, y and z is the first axis of the array? Toward which side of the patient does each
 # index grow?
@@ -127,7 +127,7 @@ shape = (4, z, y, x)  # solution
 checks.check_shape(shape, patient.images)
 
 # %% [markdown]
-# Is front still front? Here are three slices through the middle of the turned array, one per axis:
+# Is the front still at the front? Here are three slices through the middle of the turned array, one per axis:
 
 # %%
 from brats_helpers.lessons.plots import pictures
@@ -161,7 +161,7 @@ print(f"Dice of a perfect segmentation that was mirrored on the way: {wrong:.2f}
 # ## 2. Crop to the brain
 #
 # Most of a BraTS volume is 0, because air, scalp and skull were removed (Baid et al. 2021). To find the smallest box around
-# the brain, ask of every plane: does it contain brain? **Question.** What share of the voxels is left?
+# the brain, we ask of every plane whether it contains brain. **Question.** What share of the voxels is left?
 
 # %%
 from brats_helpers.data.preprocessing import bounding_box, brain_mask
@@ -179,7 +179,13 @@ print(f"box {box}: {share:.0%} of the voxels, {brain.mean():.0%} are brain")
 assert cropped.any(0).sum() == images.any(0).sum() and cropped_labels.sum() == labels.sum()
 
 # %% [markdown]
-# The same slice, before and after:
+# <details><summary>Answer</summary>
+#
+# Read the first percentage above: less than a third on a phantom. The second percentage is smaller, because the corners of
+# the box hold no brain.
+# </details>
+#
+# Here is the same slice before and after:
 
 # %%
 middle = images.shape[1] // 2
@@ -235,8 +241,8 @@ def zscore(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
 checks.check_zscore(zscore)
 
 # %% [markdown]
-# The brain voxel of 200 now is 0, the same as the background. So the network gets a fifth channel, the **foreground**, that
-# says where the brain is. That is simple if you do it in the right order. Here is the module's version:
+# The brain voxel of 200 is now 0, the same as the background. So the network gets a fifth channel, the **foreground**, that
+# says where the brain is. This is simple if you do it in the right order. Here is the module's version:
 
 # %%
 from brats_helpers.data.preprocessing import normalize, statistics
@@ -296,7 +302,14 @@ measured = np.array([-5.0, 300.0, 40000.0])
 print(measured, "becomes", np.abs(measured.astype(np.int64).astype(np.int16)))
 
 # %% [markdown]
-# Our module stores integers that fit as integers and everything else as floating point, and it refuses NaN by name.
+# <details><summary>Answer</summary>
+#
+# 25,536. A 16-bit integer ends at 32,767, so 40,000 wraps around to -25,536, and `abs` removes the sign. Likewise -5
+# becomes 5.
+# </details>
+#
+# Our module stores integers as 16-bit integers if they fit and everything else as floating point. It refuses NaN ("not a
+# number") and names the file.
 #
 # ## 4. Store
 #
@@ -305,8 +318,9 @@ print(measured, "becomes", np.abs(measured.astype(np.int64).astype(np.int16)))
 # do not store the z-score or the foreground channel. The device that trains computes both from each patch, with a mean and
 # a standard deviation that are stored as metadata.
 #
-# If `spacing_mm` is larger than the scan's voxels, as in the quick preset, we merge voxels into larger ones. Doubling the
-# edge leaves an eighth of the voxels, which lets the series run on a laptop. Details smaller than the new voxel are lost.
+# If `spacing_mm` is larger than the scan's voxels, we merge voxels into larger ones. Doubling the edge leaves an eighth of
+# the voxels, which lets the series run on a laptop. Details smaller than the new voxel are lost. The quick preset works at
+# 2 mm. Its phantoms are made with voxels of 2 mm, so nothing is merged here, but real scans of 1 mm are.
 # ([Benchmarks](../benchmarks/README.md) has the sizes at 1 mm next to those of other tools.)
 
 # %%
@@ -382,22 +396,23 @@ assert max(prepared.meta.downsampling) > 1 or (back == patient.reference).all()
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Read the Dice above: that is the best score that any network can reach at this voxel size. Voxels that differ lie at the
-# border, within a coarse voxel of it. (At the scan's own voxel size, nothing differs.)
+# Read the Dice above: no network can score much higher at this voxel size. Voxels that differ lie at the border of the
+# tumor. At the scan's own voxel size nothing differs, the Dice is 1, and the third picture below is black. That is so for
+# phantoms of the quick preset. To see a cost, run the series on scans of 1 mm.
 # </details>
 
 # %%
 at = int((patient.reference > 0).sum((0, 1)).argmax())
-pair = {"reference": patient.reference[:, :, at].T, "there and back": back[:, :, at].T}
+pair = {"reference": patient.reference[:, :, at].T, "there and back": back[:, :, at].T.astype(np.uint8)}
 differs = (pair["reference"] != pair["there and back"]).astype(float)
 pictures(pair | {"differs": differs}, synthetic)
 
 # %% [markdown]
 # ## 5. Quality assurance
 #
-# Do not trust, test. We read a sample of patients again from the raw files and compare them with the stored ones: voxel by
-# voxel if the voxels are the scan's own, and by the position of brain and tumor if they were coarsened. Then we break one
-# on purpose, to see whether the test notices.
+# Do not trust: test. We read a sample of patients again from the raw files and compare them with the stored ones. If the
+# voxels are the scan's own, we compare voxel by voxel. If they were coarsened, we compare the positions of brain and tumor.
+# Then we break one patient on purpose to see whether the test notices.
 
 # %%
 from tqdm import tqdm
@@ -419,10 +434,11 @@ print("shifted on purpose:", *verify_prepared(sample[0], work / "preprocessed" /
 (work / "preprocessed" / "shifted.b2nd").unlink()
 
 # %% [markdown]
-# Next we look for patients who are unlike the others: a brain that is too small, a modality with odd contrast. A *robust
-# z-score* is the distance from the median in units of the median absolute deviation (Leys et al. 2013). Above 5, a limit
-# that we chose, a patient deserves a look. So that you see the guard work, we add one made-up patient whose T1CE was
-# exported with its contrast stretched threefold. **Question.** Does anybody else stand out?
+# Next we look for patients who are unlike the others: a brain that is too small, or a modality with odd contrast (its
+# standard deviation divided by its mean). A *robust z-score* is the distance from the median in units of the median
+# absolute deviation, scaled to match a standard deviation (Leys et al. 2013). Above 5, a limit that we chose, a patient
+# deserves a look. To show that this check works, we add one made-up patient whose T1CE has three times the usual contrast.
+# **Question.** Does anybody else stand out?
 
 # %%
 features = {"brain's box": [np.prod([b - a for a, b in m.bounding_box]) for m in metas]}
@@ -441,16 +457,23 @@ odd = [(shown_names[i], name) for name, z in robust.items() for i in np.flatnonz
 print(f"{len(odd)} outlier(s)", *odd, sep="\n  ")
 
 # %% [markdown]
-# All patients at a glance, one dot each. The made-up patient is the last one:
+# <details><summary>Answer</summary>
+#
+# The list above names everybody who does. With the phantoms of the quick preset, it names only the made-up patient.
+# </details>
+#
+# Here are all patients at a glance, one dot each per column. The made-up patient is the highest dot of T1CE:
 
 # %%
 import matplotlib.pyplot as plt
+
+from brats_helpers.lessons.plots import finish
 
 figure, ax = plt.subplots(figsize=(7, 2.2))
 for place, z in enumerate(robust.values()):
     ax.scatter(place + np.random.default_rng(0).uniform(-0.2, 0.2, len(z)), z, s=12, alpha=0.6)
 ax.set(xticks=range(5), xticklabels=list(robust), ylabel="robust z-score")
-plt.show()
+finish(figure, synthetic, alt="Robust z-scores of all patients, by feature")
 
 # %% [markdown]
 # ## 6. For other tools
@@ -462,8 +485,8 @@ plt.show()
 #
 # ### Exercise 4: repair three patients
 #
-# Practitioners spend more time on this than on networks. Three copies of a patient were broken on the way: one has the
-# labels of the disk, in one the background of T1 is not 0, and in one FLAIR and T2 are swapped. Repair each. `broken` maps
+# Practitioners often spend more time on this than on networks. Three copies of a patient were damaged. One has the labels
+# as they are on disk. In one the background of T1 is not 0. In one FLAIR and T2 are swapped. Repair each. `broken` maps
 # the fault to (images, labels), and images have the order FLAIR, T1, T1CE, T2.
 #
 # <details><summary>Hint</summary>
@@ -525,13 +548,13 @@ print("next: 04_architecture needs one patient of them, 05_training_evaluation a
 # - One array per patient, (channel, z, y, x) in LPS, cropped to the brain.
 # - First the brain's mask, then the z-score.
 # - Keep the integers of the files, compressed without loss. Do not store what a device can compute.
-# - Stored does not mean right: compare a sample with the raw files, and break one to test your test.
+# - A stored file may be wrong. Compare a sample with the raw files, and break one to test your test.
 #
-# **What surprised us:** a perfect mask scores near 0 if one step ignores the affine, and a published "brain mask" that holds
-# hardly any brain.
+# **What surprised us:** a perfect mask scores near 0 if one step ignores the affine, and a published "brain mask" holds
+# hardly any brain of our phantom.
 #
-# **What a radiologist would look for that this cannot see:** motion, metal, a scan with the wrong timing after contrast.
-# The z-score makes such scans look normal.
+# **What a radiologist would look for that this cannot see:** motion, metal artifacts, and a scan taken too early or too late
+# after the contrast agent. After the z-score, the mean and the spread of such scans look normal.
 #
 # | term | meaning |
 # |---|---|

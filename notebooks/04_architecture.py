@@ -31,7 +31,7 @@
 # - **count** its parameters, and find where they are;
 # - **compute** Dice and cross-entropy by hand, and say when each one's gradient vanishes;
 # - **estimate** the memory of activations, and halve it;
-# - **prove** that a network can learn before you let it learn for hours;
+# - **test** that a network can learn before you train it for hours;
 # - **replace** it with one of your own.
 #
 # You need notebook 03, and you should have met convolutions and gradients before.
@@ -46,7 +46,7 @@ network: str = None  # what notebook 05 trains, "module:Class" from 5 to 3 chann
 full_size: bool = True  # run the full network once, forward and backward, on its smallest input
 
 # %%
-# On Colab alone: fetch the repository that this notebook is from, and what is missing there; its torch stays.
+# On Colab only: clone the repository and install what Colab lacks. Colab keeps its own torch.
 import os
 from subprocess import run
 
@@ -56,7 +56,7 @@ if "COLAB_RELEASE_TAG" in os.environ and not os.path.isdir("/content/repository"
     run(["pip", "install", "--quiet", "-r", "/content/repository/requirements.txt"], check=True)
 
 # %%
-# Find the module, above this notebook or among what was fetched or given; say which machine this is.
+# Find the package in a parent folder, on Colab or among Kaggle's inputs. Then print the machine.
 import sys
 from pathlib import Path
 
@@ -106,10 +106,10 @@ show_source(unet.ConvNormAct, unet.Stage)
 # %% [markdown]
 # ## 2. The network
 #
-# The **encoder** leads down. Each level halves every edge (stride 2), which leaves an eighth of the voxels, and computes
-# more channels. The **decoder** leads back up. A transposed convolution doubles every edge, and the encoder's output of
-# the same size is concatenated as further channels: the **skip connection**. The path down finds out *what* is there.
-# The skip remembers *where*. A *head* is the last convolution, which turns channels into scores.
+# The **encoder** is the way down. Each level halves every edge (stride 2), which leaves an eighth of the voxels, and
+# computes more channels. The **decoder** is the way back up. A transposed convolution doubles every edge, and the encoder's
+# output of the same size is concatenated as further channels: the **skip connection**. The path down finds out *what* is
+# there. The skip remembers *where*. A *head* is the last convolution, which turns channels into scores.
 #
 # ### Exercise 1: the forward pass
 #
@@ -179,8 +179,9 @@ bars({row["level"]: row["parameters"] / 1e6 for row in rows}, "million parameter
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# The deepest. A convolution has (inputs x outputs x 27) weights, whatever the size of its volume, and the number of
-# channels grows toward the bottom. Memory behaves the other way round (section 4).
+# The small ones near the bottom. A convolution has (inputs x outputs x 27) weights, whatever the size of its volume, and
+# the number of channels grows toward the bottom. The longest bar is decoder 5, just above the bottom: it reads the skip
+# connection as well as the upsampled channels. Memory behaves the other way round (section 4).
 # </details>
 #
 # Some pages give this network 31 million parameters. That is the default of nnU-Net, the segmentation framework behind
@@ -229,7 +230,7 @@ seen = {f"one voxel at level 2 sees {measured} voxels": {"": (range(64), reach)}
 curves(seen, "voxel of the input", "gradient")
 
 # %% [markdown]
-# The middle counts most, because many paths lead there and few lead to the edge. A voxel at the border of a patch has
+# The middle counts most, because many paths lead there and few lead to the ends. A voxel at the border of a patch has
 # only half of its context, which is why notebook 05 lets windows overlap.
 #
 # ### Exercise 2: how far does it see?
@@ -385,8 +386,9 @@ curves(
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# With smoothing: its curve rises again at the right end, because the target is 0.95 and no longer 1. That stops the
-# logits from growing without end.
+# With smoothing: its curve ends above all others. The target is 0.95 and no longer 1, so the cross-entropy grows again once
+# the logit passes 3. (In the sum, the falling Dice loss hides that rise.) This keeps the logits from growing without end.
+# The curve of "tumor voxels x 3" covers that of "plain": in so small a tumor, the tripled voxels hardly change a mean.
 # </details>
 #
 # ### Deep supervision
@@ -415,7 +417,7 @@ pictures(views, limits=(0, 1))
 # %% [markdown]
 # ## 4. Memory
 #
-# Parameters are the small part. The backward pass needs every activation, so autograd (the part of torch that computes
+# Parameters need little memory. The backward pass needs the activations, so autograd (the part of torch that computes
 # gradients) keeps them. Each stage of the top level holds 64 × 128³ numbers, several times. The next cell counts exactly
 # what autograd keeps. You can skip how it does that: torch calls `note` for every tensor that it saves.
 
@@ -440,8 +442,9 @@ def kept_mib(model: torch.nn.Module, x: torch.Tensor, mixed: bool) -> float:
 
 
 # %% [markdown]
-# Out of memory? We start with two patches of 64 voxels per edge in fp32 and add one remedy after the other.
-# **Question.** Which of the four saves most?
+# Out of memory? We start with two patches of 64 voxels per edge in fp32 (numbers of 32 bits) and add one remedy after the
+# other. fp16 and bf16 are two kinds of 16-bit numbers: fp16 has more digits, and bf16 has the range of fp32.
+# **Question.** Which of the four remedies saves the largest share of what was left?
 
 # %%
 filters, kept = PRESETS["quick"].filters, {}
@@ -454,6 +457,12 @@ for name, (each, count, edge, mixed) in remedies.items():
 bars(kept, "MiB of activations kept", "MiB")
 
 # %% [markdown]
+# <details><summary>Answer</summary>
+#
+# Checkpointing: it leaves about a third. 16-bit activations leave half, one patch instead of two leaves half, and the
+# smaller edge leaves (48 / 64)³ = 42 %.
+# </details>
+#
 # **Mixed precision** stores most activations in 16 bits, at the price of some rounding. **Gradient checkpointing** keeps
 # only the input of each stage and computes the rest again in the backward pass. It saves memory at the price of one more
 # forward pass (Chen et al. 2016), and the gradients stay the same ([tested](../tests/network/test_unet.py)). A smaller
@@ -628,10 +637,14 @@ curves({"the same patch (losses above 12 drawn at 12)": lines}, "step", "loss")
 print({f"{rate:g}": round(sweep[rate][-1], 2) for rate in sorted(sweep)})
 
 # %% [markdown]
-# With the smallest rate the loss hardly moves. With the largest it jumps up and down and ends high. The surprise is the
-# third: on one patch, a rate of 1 learns *faster* than 0.01. Instance norm undoes any scale of the weights before it, so
-# a network with norms forgives rates that would destroy one without. Do not train with it: one patch that never changes
-# also forgives much that new patches do not. This test finds rates that are hopeless, not the best one.
+# <details><summary>Answer</summary>
+#
+# 0.0001 is too small: the loss falls only a little. 100 is too large: the loss ends higher than it began.
+# </details>
+#
+# The surprise is the third: on one patch, a rate of 1 learns *faster* than 0.01. Instance norm undoes any scale of the
+# weights before it, so a network with norms survives rates that would destroy one without. Do not train with such a rate:
+# what works on one patch that never changes may fail on new patches. This test finds hopeless rates, not the best one.
 #
 # ## 7. Bring your own architecture
 #
@@ -696,16 +709,16 @@ print("wrote architecture.json\nnext: 05_training_evaluation trains the network 
 # %% [markdown]
 # ## Recap
 #
-# - A U-Net is lists and one loop: an encoder, a decoder, skips from a stack.
+# - A U-Net is an encoder, a decoder, and skip connections between them. Two loops and a stack run it.
 # - Parameters are at the bottom, memory is at the top.
 # - Dice pulls hard near the decision, and cross-entropy still pulls where Dice has gone flat.
 # - Gradient checkpointing saves memory and keeps the gradients. Short numbers save memory and round.
 #
-# **What surprised us:** a learning rate of 1 does not break this network on one patch, and Dice in fp16 breaks at a
-# tumor of 33 ml.
+# **What surprised us:** a learning rate of 1 does not break this network on one patch, and at 1 mm Dice in fp16 breaks at
+# a tumor of 33 ml.
 #
 # **What a radiologist would look for that this network cannot see:** earlier scans, the patient's history and treatment,
-# diffusion and perfusion. Its receptive field is a patch; a reader sees the whole head.
+# diffusion and perfusion. The network sees one patch. A radiologist sees the whole head.
 #
 # | term | meaning |
 # |---|---|

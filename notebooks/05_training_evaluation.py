@@ -27,7 +27,7 @@
 # %% [markdown]
 # ## By the end you can
 #
-# - **augment** volumes and check that the labels moved along;
+# - **augment** volumes and check that the labels move with them;
 # - **train** with mixed precision, warm-up and cosine, and resume after a stop;
 # - **segment** a whole brain from overlapping windows and mirrored copies;
 # - **judge** a segmentation with Dice, HD95 and an interval, and say what they hide;
@@ -45,9 +45,9 @@ pretrain: int = None  # phantoms to make, and learn from first; None: 120 for fe
 fold: int = None  # -1: the 80/20 split; 0 to 4: that fold of the cross-validation is held out; None: the preset's
 network: str = None  # "unet", or another as "module:Class", from 5 to 3 channels: notebook 04, section 7
 epochs: int = None  # None: the preset's, as for all below
-steps: int = None  # optimizer steps an epoch
-batch: int = None  # patches a step
-patch: int = None  # voxels an edge
+steps: int = None  # optimizer steps per epoch
+batch: int = None  # patches per step
+patch: int = None  # voxels per edge
 learning_rate: float = None  # the peak, after the warm-up
 warmup: int = None  # steps in which the learning rate rises
 weight_decay: float = None  # of AdamW
@@ -59,7 +59,7 @@ processes: int = None  # training processes; None: one for each GPU
 tta: bool = None  # True: average the final predictions over all 8 mirrored views; False: over 4
 
 # %%
-# On Colab alone: fetch the repository that this notebook is from, and what is missing there; its torch stays.
+# On Colab only: clone the repository and install what Colab lacks. Colab keeps its own torch.
 import os
 from subprocess import run
 
@@ -69,7 +69,7 @@ if "COLAB_RELEASE_TAG" in os.environ and not os.path.isdir("/content/repository"
     run(["pip", "install", "--quiet", "-r", "/content/repository/requirements.txt"], check=True)
 
 # %%
-# Find the module, above this notebook or among what was fetched or given; say which machine this is.
+# Find the package in a parent folder, on Colab or among Kaggle's inputs. Then print the machine.
 import sys
 from pathlib import Path
 
@@ -145,17 +145,25 @@ print(f"threshold {best_threshold:.1f}: WT Dice {baseline:.3f} on the patients j
 # %%
 import matplotlib.pyplot as plt
 
+from brats_helpers.lessons.plots import finish
+
 figure, ax = plt.subplots(figsize=(6, 2.4))
 ax.plot(thresholds, scores.T, color="#BBBBBB", lw=0.8)
 ax.plot(thresholds, scores.mean(0), color="#0072B2", lw=2)
 ax.set(xlabel="threshold on z-scored FLAIR", ylabel="Dice of WT; blue: mean", ylim=(0, 1))
-plt.show()
+finish(figure, synthetic, alt="Dice of WT against the threshold: a line for each patient, and their mean")
 
 # %% [markdown]
-# Each gray line is one patient, and each peaks at a different threshold. The rule fails on phantoms for the reasons it
-# fails on patients: shading of the coil (Sled et al. 1998), gray matter nearly as bright as edema, and a core that may be
-# dark. Patients add changes of the white matter from age or treatment. A threshold also says nothing about TC and ET.
-# The network has to beat this number.
+# <details><summary>Answer</summary>
+#
+# Read the line printed above the picture. With seed 0 it is about 0.61. Other seeds give lower numbers
+# ([results](../docs/results.md)).
+# </details>
+#
+# Each gray line is one patient, and the lines peak at different thresholds. The rule fails on phantoms for the same reasons
+# as on patients: shading by the receiver coil (Sled et al. 1998), gray matter nearly as bright as edema, and a core that may
+# be dark. In patients, white matter can also be bright from age or treatment. A threshold also says nothing about TC and
+# ET. The network has to beat this number.
 #
 # ## 2. Augmentation
 #
@@ -166,7 +174,7 @@ plt.show()
 
 # %%
 from brats_helpers.training import augmentation as augment
-from brats_helpers.lessons.plots import compare_slices, draw_slice, finish, slice_with_most_tumor
+from brats_helpers.lessons.plots import compare_slices, draw_slice, slice_with_most_tumor
 
 generator, example = torch.Generator().manual_seed(1), load(prepared[held_out[0]])
 z = normalize(example.volume[:4], example.meta.mean, example.meta.std)
@@ -184,10 +192,10 @@ for ax, (name, views) in zip(axes, spatial.items()):
 finish(figure, synthetic, legend=True)
 
 # %% [markdown]
-# The label moves along, but it takes the nearest voxel. Labels are names, not quantities: the mean of 1 (necrosis) and 3
-# (enhancing tumor) would be 2, edema. Changes of intensity touch the image alone, and each contrast by itself, because
-# another scanner may change one without the others. A z-score has its mean at 0, so "brightness 1.3", a product, moves
-# bright and dark voxels apart. It looks like more contrast.
+# The label moves with the image, but it takes the value of the nearest voxel. Labels are names, not quantities: the mean of
+# 1 (necrosis) and 3 (enhancing tumor) would be 2, edema. Changes of intensity touch the image alone, and each contrast by
+# itself, because another scanner may change one without the others. A z-score has its mean at 0, so "brightness 1.3", a
+# product, moves bright and dark voxels apart. It looks like more contrast.
 
 # %%
 brain = image[4:]
@@ -204,14 +212,14 @@ at = slice_with_most_tumor(example.volume[4].T)
 compare_slices(shown, index=at, shared_window=True, synthetic=synthetic, columns=6)
 
 # %% [markdown]
-# **Question.** A head is never upside down in a scanner. Why flip it from top to bottom all the same?
+# **Question.** A head is never upside down in a scanner. Why do we still flip it from top to bottom?
 #
 # <details><summary>Answer</summary>
 #
-# Contrast at the edge of a tumor depends little on direction, and few patients must teach it. But the flip creates
-# anatomy that does not exist, and it hides what the network could know about place. For organs that only their place
-# tells apart, such as the left and the right kidney, a flip can do harm. Measure whether it helps. Winning entries have
-# used it (Futrega et al. 2021).
+# The edge of a tumor looks much the same in every direction, and we have few patients to learn it from. But the flip
+# creates anatomy that does not exist, and it hides what the network could learn from position. If only position tells two
+# organs apart, such as the left and the right kidney, a flip can do harm. Measure whether it helps. A winning entry used it
+# (Futrega et al. 2021).
 # </details>
 #
 # Augmentation keeps a network from memorizing its patients. Methods with that aim are called **regularization**. Weight
@@ -239,7 +247,7 @@ curves({"": lines}, "share of the training", "learning rate / peak")
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# By less than 1 %. Such a schedule is a constant rate with a complicated name.
+# By less than 1 %. Such a schedule is practically a constant rate.
 # </details>
 
 # %% [markdown]
@@ -264,7 +272,7 @@ show_source(train_step)
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Short numbers with loss scaling, several GPUs that share a batch, the preparation of the next batch while a GPU works, and
+# 16-bit numbers with loss scaling, several GPUs that share a batch, the preparation of the next batch while a GPU works, and
 # a decision about a loss that is not a number.
 # </details>
 
@@ -332,7 +340,8 @@ bars(dict(zip(("read", "augment", "forward", "backward"), spent)), "ms of a step
 #
 # ### A loss that is no number
 #
-# One damaged patient is enough. Here we set the standard deviation of a patient to 0, so that the z-score divides by zero:
+# One damaged patient is enough to cause it. Here we set the standard deviation of a patient to 0, so that the z-score
+# divides by zero:
 
 # %%
 from brats_helpers.basics.errors import BratsError
@@ -454,7 +463,7 @@ checks.check_threshold_chain(labels_from)
 # of the tumor that was found, and *specificity* the share of the background that was left alone, both counted in voxels.
 # Specificity is near 1 for almost any mask, because nearly all voxels are background.
 #
-# **Question.** The threshold scored what you see above. Write down your guess for the network.
+# **Question.** Section 1 printed the score of the threshold. What will the network score? Write down your guess.
 
 # %%
 from brats_helpers.evaluation.scoring import evaluate
@@ -475,6 +484,12 @@ for name in ("WT", "TC", "ET"):
 print(f"threshold on FLAIR, the same patients: WT {baseline:.3f}")
 
 # %% [markdown]
+# <details><summary>Answer</summary>
+#
+# Compare your guess with the first row, and the first row with the last. A network that does not clearly beat the threshold
+# is not worth its training.
+# </details>
+#
 # The interval is a **bootstrap**. We draw the patients again and again with replacement, and keep the middle 95 % of the
 # means. It tells how much the mean could differ for *other patients of this kind*, not for other hospitals or another
 # seed. Two networks whose intervals overlap may still differ: on the same patients, resample per-patient *differences*.
@@ -535,8 +550,9 @@ finish(figure, synthetic)
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Hardly. Some of the smallest regions score above 0.9, and some large ones do worse. With a dozen patients, one or two dots
-# decide what you see. The next section looks at the lowest dots instead of guessing.
+# In part. In our run the lowest dot is a tumor core of half a milliliter. But another region of that size scores above 0.9,
+# and one of the largest whole tumors scores far lower than most. With a dozen patients, one or two dots decide what you
+# see. The section on the worst patient looks at masks instead of guessing.
 # </details>
 #
 # A patient may have more than one tumor, and Dice hardly notices the small ones. Since 2023, BraTS ranks **lesion by
@@ -575,7 +591,7 @@ worst_patient, worst_mask = read_prediction(cases[worst["name"]], work)
 compare_masks(worst_patient, worst_mask, synthetic=synthetic)
 
 # %% [markdown]
-# Each row is one region, zoomed: correct voxels, missed voxels and false voxels have colors of their own. The diagnosis in
+# Each column is one region, zoomed. The lower row shows correct, missed and false voxels in three colors. The diagnosis in
 # words is computed from the same masks:
 
 # %%
@@ -583,8 +599,15 @@ for line in diagnose(worst_patient, worst_mask):
     print(line)
 
 # %% [markdown]
-# The lowest score need not be the largest loss. To a surgeon, a large tumor that is half missed matters more than a core of
-# half a milliliter. So rank the patients once more, by the *volume* of tumor that was missed:
+# <details><summary>Answer</summary>
+#
+# Read the three lines above: the region with the lowest Dice failed, and the larger of its two volumes is its main error.
+# In our run the network missed a part of the whole tumor, mostly at its outer border.
+# </details>
+#
+# The patient with the lowest score need not be the one with the most missed tumor. Dice is relative to size, and a doctor
+# may care about milliliters. So rank the patients once more, by the *volume* of tumor that was missed. Is the first one the
+# same patient?
 
 # %%
 missed_ml = {row["name"]: row["WT"]["reference_ml"] * (1 - row["WT"]["sensitivity"]) for row in rows}
@@ -614,7 +637,7 @@ explanation = (lowest, kind)  # solution
 investigations.check_explanation(explanation, worst, errors)
 
 # %% [markdown]
-# And the patient in the middle of the ranking. About half of the patients are segmented better than this:
+# Here is the patient in the middle of the ranking. The network segments about half of the patients better than this one:
 
 # %% tags=["readme"]
 def show(row: dict, title: str):
@@ -655,17 +678,18 @@ curves(panels, "probability that it gave (left), threshold on it (right)")
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Below the diagonal, the probability of tumor is too high; above it, too low. On this patient the curve follows the
-# diagonal closely, and the right panel is flat: the threshold hardly matters. That is a property of easy patients. Section
-# 7 asks the same network about harder ones. Do not read such a value as the probability of a diagnosis.
+# Look at the left panel. Below the diagonal, the probability of tumor is too high. Above it, the probability is too low. In
+# our run the curve lies above the diagonal where the probability is small, so on this patient the network says "no tumor"
+# too surely there. The right panel is nearly flat: the threshold hardly matters for this mask. Section 7 shows the same
+# network harder patients. Never read such a value as the probability of a diagnosis.
 # </details>
 
 # %% [markdown]
 # ## 7. The fall
 #
-# A threshold got the score of section 1. The network got the score of section 6, and you might be tempted to publish it.
-# Now we give the *same* network four phantoms of another kind. They have the same anatomy, tumors and contrasts, but they
-# differ from each other as scanners and tumors do. **Question.** What Dice will the whole tumor get?
+# The network beat the threshold, and you might be tempted to publish its score. Now we give the *same* network four
+# phantoms of another kind. They have the same four contrasts and the same template brain, but their brightness, noise and
+# tumors vary as they do between scanners and patients. **Question.** What Dice will the whole tumor get?
 
 # %%
 from brats_helpers.phantoms import LOOKS, make_patient
@@ -687,6 +711,11 @@ lowest = int(falls[:, 0].argmin())
 compare_masks(strangers[lowest], answers[lowest], synthetic=True)
 
 # %% [markdown]
+# <details><summary>Answer</summary>
+#
+# Read the last row of the table: in our run about half of the score in the row above it.
+# </details>
+#
 # Nothing was damaged. The network met intensities and shapes that it had never seen: **domain shift**. The network of the
 # quick preset, trained on phantoms alone, scores 0.41 for the whole tumor on ten *real* patients
 # ([measured](../docs/results.md)). A high score describes patients like those of the training.
@@ -732,16 +761,16 @@ plots.two_cohorts(judged, others, ("judged above", "strangers"), synthetic)
 #
 # <details><summary>Answer</summary>
 #
-# Train on phantoms first, and keep them in half of the patches while the patients follow. The series does that on its own
-# with fewer than 40 real patients.
+# Start with phantoms. Then go on with the patients, and keep phantoms in half of the patches. The series does that on its
+# own if you have fewer than 40 real patients.
 # </details>
 
 # %% [markdown]
 # ## 8. Play
 #
-# Look through every patient, the worst first. Move the threshold and watch what it costs. Give each transform of the
-# augmentation a slider. These three widgets need a running kernel. The last viewer works without one: choose *prediction*
-# above it and compare. **Question.** Which threshold would you choose if a missed voxel were worse than a false one?
+# Look through every patient, the worst first. Move the threshold and watch what it costs. Move the sliders of the
+# augmentation. These three widgets need a running kernel. The last viewer works without one: choose *prediction* above it
+# and compare. **Question.** Which threshold would you choose if a missed voxel were worse than a false one?
 #
 # <details><summary>Answer</summary>
 #
@@ -787,7 +816,7 @@ Markdown(write_model_card(card, metrics, config, len(learnt), synthetic, device)
 # - Augmentation moves image and label together; intensities change in the image alone.
 # - Training can resume exactly, because its randomness depends on the seed and the patch's number alone.
 # - Use a test set once. Patients that selected a checkpoint cannot judge it.
-# - Means hide patients. Look at the worst one, at the interval, and at the empty regions.
+# - A mean hides single patients. Look at the worst patient, at the interval, and at empty regions.
 # - A high score describes patients like those of the training. It says nothing about others.
 #
 # | term | meaning |
@@ -804,7 +833,7 @@ Markdown(write_model_card(card, metrics, config, len(learnt), synthetic, device)
 # that should warn us can stay silent.
 #
 # **What a radiologist would look for that this cannot see:** the scan before this one, the effect of treatment, and whether
-# the question is a glioma at all. The network marks something like a glioma in whatever it is given.
+# the tumor is a glioma at all. The network was trained on nothing else, so it cannot tell.
 #
 # **What published code gets wrong.** NVIDIA's [metric](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/nnunet/metrics.py)
 # computes the Dice of WT, TC and ET but stores region i at place i - 1. So D1, D2 and D3 of its
