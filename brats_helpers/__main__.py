@@ -34,7 +34,7 @@ SWEEP_EXAMPLES = """examples:
       --checkpoint runs/folds/points/fold=0/checkpoints/last.pt \\
       --checkpoint runs/folds/points/fold=1/checkpoints/last.pt
 """
-TRAIN_EXAMPLES = """Trains as notebook 05 does, on files of notebooks 01 to 03. Resumes.
+TRAIN_EXAMPLES = """Trains as notebook 05 does, on files of notebooks 01 to 03.
 examples:
   python -m brats_helpers train --work runs/quick -p epochs 20
   python -m brats_helpers train --work runs/quick --everyone
@@ -214,7 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from .tools.series import results_table, run_series
-    _say_unused(options.source)  # an error here ends the run before the first notebook
+    if options.start == 1 and options.only in (None, 1):
+        _say_unused(options.source)  # an error here ends the run before the first notebook
     parameters = {name: number_or_text(value) for name, value in options.parameters}
     if parameters.get("persons"):  # notebooks run in a folder of their own
         parameters["persons"] = str(Path(str(parameters["persons"])).expanduser().absolute())

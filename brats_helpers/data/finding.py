@@ -93,7 +93,35 @@ def _found(files: Sequence[Path | Packed], listed: Listed, left: Sequence[Unused
     cases = [case for case, _ in told]
     said = {one for _, ones in told for one in ones}
     unused = [one for one in unused if one not in said]
-    return Found(_unique(sorted(cases, key=lambda case: case.name)), shorten(unused))
+    cases, repeated = _without_copies(sorted(cases, key=lambda case: case.name))
+    return Found(_unique(cases), shorten([*unused, *repeated]))
+
+
+def _without_copies(cases: list[Case]) -> tuple[list[Case], list[Unused]]:
+    """Keep one of the patients that several archives hold with the same files."""
+    kept: list[Case] = []
+    repeated: list[Unused] = []
+    for case in cases:
+        first = next((other for other in kept if _same_files(case, other)), None)
+        if first is None:
+            kept.append(case)
+        else:
+            reason = f"patient {case.name} once more, with the same files as in {_archive(first)}"
+            repeated.append(Unused(_archive(case), reason))
+    return kept, repeated
+
+
+def _archive(case: Case) -> Path:
+    return case.images[0].archive
+
+
+def _same_files(a: Case, b: Case) -> bool:
+    """Whether two archives hold the same patient: names, sizes and gzip's own checksums agree."""
+    if a.name != b.name or not all(isinstance(p, Packed) for p in (*a.images, *b.images)):
+        return False
+    return _archive(a) != _archive(b) and [
+        (p.size, p.read_bytes(last=8)) for p in a.images] == [
+        (p.size, p.read_bytes(last=8)) for p in b.images]
 
 
 def _unique(cases: list[Case]) -> list[Case]:
@@ -161,7 +189,11 @@ def _hidden(name: str) -> bool:
 
 def _ours(folder: Path, root: Path) -> bool:
     """Whether this project has written a folder: a part of a work folder, or an export."""
-    if (folder / EXPORT).is_file():
+    try:
+        exported = (folder / EXPORT).is_file()
+    except PermissionError:
+        return False  # os.walk reports it
+    if exported:
         return True
     if not all((folder.parent / name).is_file() for name in WORK):
         return False

@@ -15,6 +15,12 @@ from brats_helpers.phantoms import make_patient
 OUTLINE = [(90, 66), (86, 50), (70, 46), (56, 58), (52, 70), (60, 72), (67, 80), (75, 82), (83, 78)]
 
 
+@pytest.fixture(autouse=True)
+def in_class(monkeypatch) -> None:
+    """A student's session: a wrong answer is a verdict, not an error."""
+    monkeypatch.delenv("BRATS_HEADLESS", raising=False)
+
+
 @pytest.fixture(scope="module")
 def patient():
     """The phantom that notebook 01 lets students outline."""

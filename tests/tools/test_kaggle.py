@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -224,9 +225,13 @@ def test_a_rehearsal_of_kaggles_file_system(tmp_path: Path, monkeypatch) -> None
     training, _ = build_cohort(tmp_path / "made", 0, 6, 0, 4.0)
     archives.mkdir(parents=True)
     shutil.move(training, archives / training.name)
-    for number in (495, 621):  # the dataset's two archives of one patient
-        single, _ = build_cohort(tmp_path / "made", number, 1, 0, 4.0)
-        shutil.move(single, archives / f"BraTS2021_{number:05d}.tar")
+    for number in (1, 3):  # the dataset has two archives of one patient, who is in the large one
+        name = f"BraTS2021_{number:05d}"
+        with tarfile.open(archives / training.name) as tar:
+            tar.extractall(tmp_path / "made", filter="data",
+                           members=[m for m in tar if m.name.startswith(name)])
+        with tarfile.open(archives / f"{name}.tar", "w") as single:
+            single.add(tmp_path / "made" / name, name)
     shutil.copytree(built[0], tmp_path / "input" / HELPERS)
     root.mkdir()
     for folder, notebook in zip(built[1:], series.NAMES, strict=True):
@@ -247,7 +252,7 @@ def test_a_rehearsal_of_kaggles_file_system(tmp_path: Path, monkeypatch) -> None
     assert metrics["cases"] >= 1
     assert (last / "checkpoints" / "last.pt").is_file()
     patients = json.loads((last / "patients.json").read_text())
-    assert patients["folders"]["training"].endswith("brats-2021-task1/BraTS2021_Training_Data.tar")
+    assert patients["folders"]["training"].endswith("brats-2021-task1")
     assert len(
         patients["rows"]["training"]) == 6
     scans = [p for p in last.rglob("*_flair.nii.gz") if "first" not in p.parts]
