@@ -166,8 +166,8 @@ def page_of(notebook: Path) -> str:
         # A widget is dead without its kernel; the same cell stores its picture.
         cell.outputs = [out for out in cell.outputs if WIDGET not in out.get("data", {})]
         for out in cell.outputs:
-            if "image/png" in out.get("data", {}):  # a screen reader reads the text before it
-                out.metadata["image/png"] = {**out.metadata.get("image/png", {}), "alt": said}
+            if "image/png" in out.get("data", {}):  # without a text of its own: the one before it
+                out.metadata["image/png"] = {"alt": said, **out.metadata.get("image/png", {})}
     # nbconvert's embed_images would close each <details> at once.
     exporter = HTMLExporter(raw_template=PAGE.read_text(encoding="utf-8"))
     return exporter.from_notebook_node(content, {"metadata": {"name": notebook.stem}})[0]
