@@ -138,6 +138,8 @@ def _check(cases: Sequence[Case], table: Table) -> Iterator[Case]:
         cases, check_cohort(cases, -1 if len(cases) >= SEVERAL else 1), strict=True
     ):
         if not row["problems"]:
+            for text in row.get("warnings", ()):
+                tqdm.write(f"WARNING: {text}")
             table.rows[case.name]["warnings"] = " | ".join(row.get("warnings", ()))
             yield case
             continue

@@ -8,6 +8,7 @@ for which nothing is imported either (see `build`).
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import struct
 import zipfile
@@ -92,6 +93,7 @@ OTHERS = {
     b"{": "JSON",
     b"version https": "a Git LFS pointer",
 }
+ZIP_END, ZIP_END_SIZE = b"PK\5\6", 22  # the last record of torch's files
 ADVICE = "name a checkpoint that this project wrote, best.pt or last.pt"
 
 
@@ -141,6 +143,11 @@ def read_checkpoint(path: Path, device: Device, needs: Iterable[str] = USUAL) ->
             if damaged := archive.testzip():
                 raise OSError(f"{damaged} does not match its checksum")
             names = archive.namelist()
+        with open(path, "rb") as file:
+            file.seek(-ZIP_END_SIZE, os.SEEK_END)
+            ends = file.read(4) == ZIP_END
+        if not ends:
+            raise OSError("other bytes follow its end")
         if not any(name.endswith("/data.pkl") for name in names) or any(
             "/code/" in name for name in names
         ):
@@ -165,6 +172,8 @@ def _unreadable(path: Path, error: Exception) -> str:
         return (f"{path} cannot be read as a checkpoint ({problem.strerror}): allow it (chmod), "
                 "or name another one.")
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    if isinstance(error, pickle.UnpicklingError):  # torch's text advises to run foreign code
+        reason = "it holds other objects than tensors and plain values"
     if first.startswith(b"PK") and not isinstance(error, pickle.UnpicklingError):
         return (
             f"{path} cannot be read as a checkpoint ({reason}): it may be cut short or damaged. "

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -212,3 +213,24 @@ def test_a_run_names_what_it_does_not_use_and_what_is_odd(cohort: Path, tmp_path
     rows["training"][0]["warnings"].append("patient P0: odd")
     (tmp_path / "patients.json").write_text(json.dumps({"rows": rows}))
     assert "patient P0: odd" in warnings_of(tmp_path) and warnings_of(cohort) == []
+
+
+def test_a_reference_of_other_scans_is_named(tmp_path: Path) -> None:
+    patient = make_patient(0, 0, 8.0)
+    assert not any("outside" in text for text in oddities(patient)["warnings"])
+    elsewhere = np.roll(patient.reference, patient.reference.shape[0] // 2, 0)
+    elsewhere[:4] = 1
+    warnings = oddities(replace(patient, reference=elsewhere))["warnings"]
+    assert any("% of its reference lies outside the brain" in text for text in warnings)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_affine_without_numbers_is_not_called_another_grid(
+        tmp_path: Path, value: float) -> None:
+    folder = write_case(tmp_path, "P1", np.ones((4, 5, 6, 7), np.int16), None, suffix=".nii")
+    for path in folder.iterdir():
+        content = bytearray(path.read_bytes())
+        content[280:284] = np.float32(value).tobytes()  # srow_x
+        path.write_bytes(content)
+    problems = check_case(find_cases(folder)[0])["problems"]
+    assert len(problems) == 1 and "affine holds values that are NaN or infinite" in problems[0]

@@ -329,3 +329,12 @@ def test_a_folder_in_use_is_held(checkpoint: Path, tmp_path: Path, capsys, monke
         hold_folder(tmp_path / "file"),
     ):
         pass
+
+
+def test_what_is_odd_about_scans_is_printed_before_the_network_runs(
+        checkpoint: Path, tmp_path: Path, capsys) -> None:
+    images, _ = small_volumes()
+    images[2] = images[1]
+    write_case(tmp_path, "P1", images, None)
+    predict_cases([tmp_path / "P1"], [checkpoint], tmp_path / "out")
+    assert "WARNING: patient P1: t1 and t1ce are the same image" in capsys.readouterr().out
