@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,16 @@ import pytest
 from conftest import pack, write_case
 
 from brats_helpers.__main__ import main
+from brats_helpers.basics.errors import BratsError
 from brats_helpers.data.cases import Patient, check_case, find_cases
-from brats_helpers.data.check import FIELDS, check_path, problems_text, unused_at, warnings_of
+from brats_helpers.data.check import (
+    FIELDS,
+    check_outputs,
+    check_path,
+    problems_text,
+    unused_at,
+    warnings_of,
+)
 from brats_helpers.data.plausibility import oddities, of_cohort
 from brats_helpers.phantoms.kinds import LOOKS
 from brats_helpers.phantoms.patient import make_patient
@@ -234,3 +243,17 @@ def test_an_affine_without_numbers_is_not_called_another_grid(
         path.write_bytes(content)
     problems = check_case(find_cases(folder)[0])["problems"]
     assert len(problems) == 1 and "affine holds values that are NaN or infinite" in problems[0]
+
+
+def test_a_table_never_replaces_a_scan(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name, message in (("a.nii.gz", "name of a scan"), ("file/a.csv", "is not a folder")):
+        with pytest.raises(BratsError, match=message):
+            check_outputs(tmp_path / name)
+
+
+def test_a_zip_without_scans_is_refused_before_a_run(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "best.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", "x")
+    with pytest.raises(BratsError, match="zip file without a NIfTI scan"):
+        unused_at(tmp_path / "best.pt")
