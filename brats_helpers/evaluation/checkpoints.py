@@ -137,17 +137,7 @@ def read_checkpoint(path: Path, device: Device, needs: Iterable[str] = USUAL) ->
             f"{path} is missing: train first (notebook 05), or name another checkpoint."
         )
     try:
-        with zipfile.ZipFile(
-            path
-        ) as archive:  # torch's file is a zip: each entry carries its checksum
-            if damaged := archive.testzip():
-                raise OSError(f"{damaged} does not match its checksum")
-            names = archive.namelist()
-        with open(path, "rb") as file:
-            file.seek(-ZIP_END_SIZE, os.SEEK_END)
-            ends = file.read(4) == ZIP_END
-        if not ends:
-            raise OSError("other bytes follow its end")
+        names = _names_in_whole_zip(path)
         if not any(name.endswith("/data.pkl") for name in names) or any(
             "/code/" in name for name in names
         ):
@@ -161,6 +151,18 @@ def read_checkpoint(path: Path, device: Device, needs: Iterable[str] = USUAL) ->
         raise BratsError(_unreadable(path, error)) from error
     _check(path, content, needs)
     return content
+
+
+def _names_in_whole_zip(path: Path) -> list[str]:
+    """Return what torch's file holds, a zip; OSError where its checksums or its end are wrong."""
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise OSError(f"{damaged} does not match its checksum")
+    with open(path, "rb") as file:
+        file.seek(-ZIP_END_SIZE, os.SEEK_END)
+        if file.read(4) != ZIP_END:
+            raise OSError("other bytes follow its end")
+    return archive.namelist()
 
 
 def _unreadable(path: Path, error: Exception) -> str:
