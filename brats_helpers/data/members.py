@@ -170,8 +170,8 @@ def _refuse_short(path: Path, members: Sequence[Member]) -> None:
 
 def _refuse_nested(path: Path, members: Sequence[Member]) -> None:
     """Refuse an archive that holds archives and no scan; they would not be unpacked."""
-    names = [member.name.lower() for member in members]
-    inner = [name for name in names if name.endswith(ENDINGS)]
+    names = [member.name for member in members]
+    inner = [name for name in names if name.lower().endswith(ENDINGS)]
     if inner and not any(NIFTI.search(name) for name in names):
         raise BratsError(f"{path} holds archives instead of scans, such as {inner[0]!r}: unpack "
                          "it, and give the folder.")

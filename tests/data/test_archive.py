@@ -204,8 +204,8 @@ def test_unsafe_members_are_refused_before_anything_is_written(
 def test_an_archive_of_archives_is_named(cohort: Path, tmp_path: Path) -> None:
     inner = pack(cohort, tmp_path / "inner.zip")
     with zipfile.ZipFile(tmp_path / "outer.zip", "w") as outer:
-        outer.write(inner, "deep/inner.zip")
-    with pytest.raises(BratsError, match="outer.zip holds archives .*'deep/inner.zip': unpack it"):
+        outer.write(inner, "Deep/inner.zip")
+    with pytest.raises(BratsError, match="outer.zip holds archives .*'Deep/inner.zip': unpack it"):
         check_path(tmp_path / "outer.zip")
 
 
