@@ -161,5 +161,5 @@ def read_json(path: Path, made_by: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise BratsError(f"{path} is not valid JSON ({error}): delete it and run {made_by} "
-                         "again.") from error
+        raise BratsError(f"{path} is not valid JSON ({error}): move it away and run "
+                         f"{made_by} again.") from error

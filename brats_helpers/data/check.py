@@ -18,13 +18,16 @@ from .archive import (
     extract,
     find_patients,
     is_archive,
+    list_archive,
     readable_in_place,
     resolve_source,
 )
 from .cases import check_cohort, find_twins
 from .finding import besides
+from .layouts import NIFTI
 from .plausibility import of_cohort
 from .records import Found, Unused
+from .sources import kind_of
 from .unused import SHOWN, listing
 
 FIELDS = (
@@ -117,6 +120,10 @@ def unused_at(path: Path) -> str:
     known yet.
     """
     place = resolve_source(path)
+    if kind_of(place) == "zip" and not any(
+            NIFTI.search(member.name) for member in list_archive(place)):
+        raise BratsError(f"{place} is a zip file without a NIfTI scan: name an archive or a folder "
+                         "of patients.")
     if is_archive(place) and not readable_in_place(place):
         return listing(_besides(path))
     return listing(find_patients(place).unused + (_besides(path) if place.is_file() else []))
@@ -241,3 +248,7 @@ def check_outputs(*paths: Path | None) -> None:
     for path in filter(None, paths):
         if Path(path).is_dir():
             raise BratsError(f"{path} is a folder: give the name of a file.")
+        if NIFTI.search(Path(path).name):
+            raise BratsError(f"{path} has the name of a scan: give another name for the table.")
+        if above := [p for p in Path(path).absolute().parents if p.is_file()]:
+            raise BratsError(f"{path} cannot be written, because {above[0]} is not a folder.")

@@ -44,7 +44,11 @@ def find(folder: Path) -> Found:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise BratsError(f"{folder} is not a folder: give one that holds {WANTED}.")
+        if folder.is_file() and folder.name.lower().endswith(ARCHIVE_ENDINGS):
+            raise BratsError(f"{folder} is not a folder but an archive: unpack it, and give the "
+                             "folder.")
+        there = "" if folder.exists() else "is not there, and "
+        raise BratsError(f"{folder} {there}is not a folder: give one that holds {WANTED}.")
     files, left = _walk(folder)
     listed = read_lists(files)
     found = _found(files, listed, left)

@@ -17,7 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from ..basics.constants import ARCHIVE_ENDINGS as ENDINGS
 from ..basics.errors import BratsError
+from .layouts import NIFTI
 from .sources import archives_of, inner_start, kind_of, refuse_unread
 
 # What the standard library raises for archives that are damaged, encrypted or of unknown kind.
@@ -36,6 +38,7 @@ DAMAGE = (
     RuntimeError,
     AttributeError,
 )
+ENCRYPTED = 0x1  # in the flags of a zip member
 LONGEST_NAME = 200  # bytes of a part of a path; most disks take 255
 
 
@@ -71,7 +74,11 @@ def open_archive(path: Path) -> Iterator[tarfile.TarFile | zipfile.ZipFile]:
     try:
         with contextlib.ExitStack() as stack:
             if kind_of(path) == "zip":
-                yield stack.enter_context(zipfile.ZipFile(path))
+                archive = stack.enter_context(zipfile.ZipFile(path))
+                if any(member.flag_bits & ENCRYPTED for member in archive.infolist()):
+                    raise BratsError(f"{path} is encrypted: unpack it with its password and give "
+                                     "the folder.")
+                yield archive
                 return
             if kind_of(path) == "gzip" and inner_start(path).startswith(
                 b"\x1f\x8b"
@@ -129,6 +136,7 @@ def checked_members(
         _refuse_short(path, members)
     members = [member for member in members if not _litter(member.name)]
     _refuse_unsafe(path, members)
+    _refuse_nested(path, members)
     return members
 
 
@@ -158,6 +166,15 @@ def _refuse_short(path: Path, members: Sequence[Member]) -> None:
                 f"{size:,}. "
                 "Get it again."
             )
+
+
+def _refuse_nested(path: Path, members: Sequence[Member]) -> None:
+    """Refuse an archive that holds archives and no scan; they would not be unpacked."""
+    names = [member.name for member in members]
+    inner = [name for name in names if name.lower().endswith(ENDINGS)]
+    if inner and not any(NIFTI.search(name) for name in names):
+        raise BratsError(f"{path} holds archives instead of scans, such as {inner[0]!r}: unpack "
+                         "it, and give the folder.")
 
 
 def _litter(name: str) -> bool:

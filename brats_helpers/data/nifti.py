@@ -208,10 +208,13 @@ def check_same_grid(
     case: Case, path: Path | Packed, scan: nib.Nifti1Image, affine: np.ndarray, other: str
 ) -> None:
     """Refuse an affine that moves some corner of the volume by over a tenth of a voxel."""
+    if not np.isfinite([scan.affine, affine]).all():
+        fail(case, path, "its affine holds values that are NaN or infinite",
+             "write it again with the affine of its source")
     corners = np.array([(*corner, 1) for corner in product(*((0, n - 1) for n in scan.shape[:3]))])
     moved = float(np.linalg.norm(((scan.affine - affine) @ corners.T)[:3], axis=0).max())
     allowed = SAME_GRID * float(np.linalg.norm(affine[:3, :3], axis=0).min())
-    if not moved <= allowed:  # also where it is NaN
+    if not moved <= allowed:  # also where it overflows
         fail(
             case,
             path,

@@ -26,6 +26,7 @@ DARK, BRIGHT = 0.10, 0.98  # quantiles: fluid is dark in T1; what is brightest i
 SWAPPED = 0.4  # standard deviations by which FLAIR and T2 must look like each other
 FEW_VOXELS = 20
 COVERED = 0.95  # of the brain, by each modality
+OUTSIDE = 0.1  # of a reference
 FAR = 1.25  # half edges of the volume, its middle from the origin
 FLAIR, T1, T1CE, T2 = range(4)
 
@@ -40,6 +41,7 @@ def oddities(patient: Patient) -> dict[str, list[str]]:
     background = backgrounds(patient.images)
     warnings = [*background.values(), *repeated(patient.images, some)]
     problems, sizes = volumes(some != 0, ml, background)
+    sizes += outside(patient, step, some != 0)
     problems += constant(patient.images, some)
     inside = some[:, (some != 0).all(0)].astype(np.float64)
     if not warnings and swapped(inside):
@@ -188,6 +190,18 @@ def _place(patient: Patient) -> list[str]:
             f"{np.round(middle).astype(int).tolist()} mm: look whether its axes point the right way"
         ]
     return []
+
+
+def outside(patient: Patient, step: int, nonzero: np.ndarray) -> list[str]:
+    """Return a sentence where much of the reference lies outside the brain, (4, n) bool."""
+    if patient.reference is None:
+        return []
+    marked = patient.reference[::step, ::step, ::step].ravel() > 0
+    share = np.count_nonzero(marked & ~nonzero.any(0)) / max(1, np.count_nonzero(marked))
+    if share <= OUTSIDE:
+        return []
+    return [f"{100 * share:.0f} % of its reference lies outside the brain: was it drawn on these "
+            "scans?"]
 
 
 def _reference(patient: Patient) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 import zlib
 from pathlib import Path
 
@@ -83,7 +85,7 @@ def _why_unread(path: Path) -> str:
         return "is one scan: give the folder of the patient or of all patients."
     if not path.stat().st_size:
         return "is empty (0 bytes), damaged or incomplete: get it again."
-    if kind == "gzip" and inner_start(path) in NIFTI_START:
+    if inner_start(path) in NIFTI_START:
         return "holds a NIfTI scan, not an archive: give the folder of the patient."
     if kind in READ:
         return ""
@@ -112,9 +114,10 @@ def kind_of(path: Path) -> str:
 
 
 def inner_start(path: Path) -> bytes:
-    """The first bytes of what a gzip file holds; empty if it cannot be decompressed."""
+    """The first bytes of what a gzip, xz or bzip2 file holds; empty if there are none."""
+    opener = {"gzip": gzip, "xz": lzma, "bzip2": bz2}.get(kind_of(path))
     try:
-        with gzip.open(path) as inner:
+        with (opener or gzip).open(path) as inner:
             return inner.read(4)
-    except (OSError, EOFError, zlib.error):
+    except (OSError, EOFError, zlib.error, lzma.LZMAError):
         return b""

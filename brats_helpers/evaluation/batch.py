@@ -68,6 +68,7 @@ def predict_cases(folders: Sequence[Path], checkpoints: Sequence[Path], out: Pat
         todo = [c for c in cases if overwrite or not table.keeps(c, sources[c.name])]
         if kept := len(cases) - len(todo):
             tqdm.write(f"{kept} mask(s) are there already and are kept (see --overwrite).")
+        _keep_others_files(todo, cases, table, out)
         sound = list(_check(todo, table))
         task = Task(tuple(Path(path).absolute() for path in checkpoints), tta,
                     max(1, len(sound) // abs(jobs)), ensemble.tag,
@@ -119,7 +120,7 @@ def find_patients(folders: Sequence[Path], masks: Set[Path]) -> tuple[list[Case]
             if all(path in masks for path in case.images):
                 continue  # named like a scan, as P_t1.nii.gz of patient P_t1
             before = found.setdefault(case.name, replace(case, reference=None))
-            if before.images != case.images:
+            if _real(before) != _real(case):
                 raise BratsError(
                     f"two patients are called {case.name} ({before.images[0]} and "
                     f"{case.images[0]}): "
@@ -130,6 +131,25 @@ def find_patients(folders: Sequence[Path], masks: Set[Path]) -> tuple[list[Case]
     return list(found.values()), rows
 
 
+def _real(case: Case) -> list[str]:
+    return [os.path.realpath(str(path)) for path in case.images]
+
+
+def _keep_others_files(todo: Sequence[Case], cases: Sequence[Case], table: Table,
+                       out: Path) -> None:
+    """Move files aside that are called like a mask and that no earlier call wrote."""
+    scans = {path for case in cases for path in _real(case)}
+    for case in todo:
+        target = out / f"{case.name}.nii.gz"
+        if os.path.realpath(target) in scans:
+            raise BratsError(f"the mask of {case.name} would replace the scan {target}: name "
+                             "another folder with --out.")
+        if target.is_file() and case.name not in table.rows and not table.lost:
+            aside = target.with_name(f"{target.name}.earlier")
+            os.replace(target, aside)
+            tqdm.write(f"WARNING: {target} was not written by predict: kept as {aside.name}.")
+
+
 def _check(cases: Sequence[Case], table: Table) -> Iterator[Case]:
     """The patients that can be segmented; the others are named and written into the table."""
     for case in cases:
@@ -138,6 +158,8 @@ def _check(cases: Sequence[Case], table: Table) -> Iterator[Case]:
         cases, check_cohort(cases, -1 if len(cases) >= SEVERAL else 1), strict=True
     ):
         if not row["problems"]:
+            for text in row.get("warnings", ()):
+                tqdm.write(f"WARNING: {text}")
             table.rows[case.name]["warnings"] = " | ".join(row.get("warnings", ()))
             yield case
             continue

@@ -8,6 +8,7 @@ for which nothing is imported either (see `build`).
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import struct
 import zipfile
@@ -92,6 +93,7 @@ OTHERS = {
     b"{": "JSON",
     b"version https": "a Git LFS pointer",
 }
+ZIP_END, ZIP_END_SIZE = b"PK\5\6", 22  # the last record of torch's files
 ADVICE = "name a checkpoint that this project wrote, best.pt or last.pt"
 
 
@@ -135,12 +137,7 @@ def read_checkpoint(path: Path, device: Device, needs: Iterable[str] = USUAL) ->
             f"{path} is missing: train first (notebook 05), or name another checkpoint."
         )
     try:
-        with zipfile.ZipFile(
-            path
-        ) as archive:  # torch's file is a zip: each entry carries its checksum
-            if damaged := archive.testzip():
-                raise OSError(f"{damaged} does not match its checksum")
-            names = archive.namelist()
+        names = _names_in_whole_zip(path)
         if not any(name.endswith("/data.pkl") for name in names) or any(
             "/code/" in name for name in names
         ):
@@ -156,6 +153,18 @@ def read_checkpoint(path: Path, device: Device, needs: Iterable[str] = USUAL) ->
     return content
 
 
+def _names_in_whole_zip(path: Path) -> list[str]:
+    """Return what torch's file holds, a zip; OSError where its checksums or its end are wrong."""
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise OSError(f"{damaged} does not match its checksum")
+    with open(path, "rb") as file:
+        file.seek(-ZIP_END_SIZE, os.SEEK_END)
+        if file.read(4) != ZIP_END:
+            raise OSError("other bytes follow its end")
+    return archive.namelist()
+
+
 def _unreadable(path: Path, error: Exception) -> str:
     """Say why a file is no checkpoint, by its first bytes."""
     try:
@@ -165,6 +174,8 @@ def _unreadable(path: Path, error: Exception) -> str:
         return (f"{path} cannot be read as a checkpoint ({problem.strerror}): allow it (chmod), "
                 "or name another one.")
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    if isinstance(error, pickle.UnpicklingError):  # torch's text advises to run foreign code
+        reason = "it holds other objects than tensors and plain values"
     if first.startswith(b"PK") and not isinstance(error, pickle.UnpicklingError):
         return (
             f"{path} cannot be read as a checkpoint ({reason}): it may be cut short or damaged. "

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..basics.errors import BratsError
 from ..basics.files import atomic_path, gunzip
 from ..data.cases import Case
 
@@ -23,7 +24,7 @@ class Table:
     """`predictions.csv`: a row for each patient, rewritten whole as the batch goes on."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.rows = path, {}
+        self.path, self.rows, self.lost = path, {}, False
         try:
             with open(path, encoding="utf-8-sig", newline="") as file:
                 found = list(csv.DictReader(file))
@@ -37,9 +38,12 @@ class Table:
                 for row in found
                 if row["case"]
             }
+        elif path.is_dir():
+            raise BratsError(f"{path} is a folder, and the table is written there: move it away.")
         elif path.stat().st_size:
             aside = path.with_name(f"{TABLE}.unreadable")
             os.replace(path, aside)
+            self.lost = True  # so nobody knows who wrote the masks
             tqdm.write(
                 f"WARNING: {path} is damaged or not a table of predict: kept as {aside.name}. "
                 "Without it, all "

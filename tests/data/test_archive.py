@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import lzma
 import os
 import tarfile
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -24,6 +28,7 @@ from brats_helpers.data.archive import (
     summarize,
 )
 from brats_helpers.data.cases import find_twins, on_disk, read_case
+from brats_helpers.data.check import check_path
 from brats_helpers.data.formats import exportable
 from brats_helpers.data.pipeline import content_hash
 
@@ -194,3 +199,31 @@ def test_unsafe_members_are_refused_before_anything_is_written(
         extract(tmp_path / "a.tar", tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*"))
     faults("hostile archives")
+
+
+def test_an_archive_of_archives_is_named(cohort: Path, tmp_path: Path) -> None:
+    inner = pack(cohort, tmp_path / "inner.zip")
+    with zipfile.ZipFile(tmp_path / "outer.zip", "w") as outer:
+        outer.write(inner, "Deep/inner.zip")
+    with pytest.raises(BratsError, match="outer.zip holds archives .*'Deep/inner.zip': unpack it"):
+        check_path(tmp_path / "outer.zip")
+
+
+def test_an_encrypted_zip_is_not_called_damaged(cohort: Path, tmp_path: Path) -> None:
+    content = bytearray(pack(cohort, tmp_path / "x.zip").read_bytes())
+    for start, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # local and central headers
+        at = content.find(start)
+        content[at + flags] |= 1
+    (tmp_path / "x.zip").write_bytes(content)
+    with pytest.raises(BratsError, match="is encrypted: unpack it with its password"):
+        list_archive(tmp_path / "x.zip")
+
+
+@pytest.mark.parametrize(("ending", "packer"), [("xz", lzma), ("bz2", bz2), ("gz", gzip)])
+def test_a_packed_scan_is_not_an_archive(tmp_path: Path, ending: str, packer: ModuleType) -> None:
+    write_case(tmp_path, "P1", *small_volumes(), suffix=".nii")
+    for name in (f"P1_t1.nii.{ending}", f"P1.tar.{ending}"):
+        path = tmp_path / name
+        path.write_bytes(packer.compress((tmp_path / "P1/P1_t1.nii").read_bytes()))
+        with pytest.raises(BratsError, match="scan.*give the folder of the patient"):
+            list_archive(path)

@@ -255,8 +255,12 @@ def test_a_file_that_vanishes_is_named(small_case, tmp_path: Path, faults) -> No
 
 
 def test_cohorts_of_none_of_one_and_of_namesakes(tmp_path: Path, faults) -> None:
-    with pytest.raises(BratsError, match="is not a folder"):
+    with pytest.raises(BratsError, match="none is not there, and is not a folder"):
         find_cases(tmp_path / "none")
+    (tmp_path / "P.zip").touch()
+    with pytest.raises(BratsError, match="P.zip is not a folder but an archive: unpack it"):
+        find_cases(tmp_path / "P.zip")
+    (tmp_path / "P.zip").unlink()
     (tmp_path / "nested").mkdir()
     (tmp_path / "nested" / "inner.tar").write_bytes(b"")
     with pytest.raises(BratsError, match="no patient in .*inner.tar: give that as the source"):

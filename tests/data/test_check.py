@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import re
+import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -14,8 +16,16 @@ import pytest
 from conftest import pack, write_case
 
 from brats_helpers.__main__ import main
+from brats_helpers.basics.errors import BratsError
 from brats_helpers.data.cases import Patient, check_case, find_cases
-from brats_helpers.data.check import FIELDS, check_path, problems_text, unused_at, warnings_of
+from brats_helpers.data.check import (
+    FIELDS,
+    check_outputs,
+    check_path,
+    problems_text,
+    unused_at,
+    warnings_of,
+)
 from brats_helpers.data.plausibility import oddities, of_cohort
 from brats_helpers.phantoms.kinds import LOOKS
 from brats_helpers.phantoms.patient import make_patient
@@ -212,3 +222,38 @@ def test_a_run_names_what_it_does_not_use_and_what_is_odd(cohort: Path, tmp_path
     rows["training"][0]["warnings"].append("patient P0: odd")
     (tmp_path / "patients.json").write_text(json.dumps({"rows": rows}))
     assert "patient P0: odd" in warnings_of(tmp_path) and warnings_of(cohort) == []
+
+
+def test_a_reference_of_other_scans_is_named(tmp_path: Path) -> None:
+    patient = make_patient(0, 0, 8.0)
+    assert not any("outside" in text for text in oddities(patient)["warnings"])
+    elsewhere = np.roll(patient.reference, patient.reference.shape[0] // 2, 0)
+    elsewhere[:4] = 1
+    warnings = oddities(replace(patient, reference=elsewhere))["warnings"]
+    assert any("% of its reference lies outside the brain" in text for text in warnings)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_affine_without_numbers_is_not_called_another_grid(
+        tmp_path: Path, value: float) -> None:
+    folder = write_case(tmp_path, "P1", np.ones((4, 5, 6, 7), np.int16), None, suffix=".nii")
+    for path in folder.iterdir():
+        content = bytearray(path.read_bytes())
+        content[280:284] = np.float32(value).tobytes()  # srow_x
+        path.write_bytes(content)
+    problems = check_case(find_cases(folder)[0])["problems"]
+    assert len(problems) == 1 and "affine holds values that are NaN or infinite" in problems[0]
+
+
+def test_a_table_never_replaces_a_scan(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name, message in (("a.nii.gz", "name of a scan"), ("file/a.csv", "is not a folder")):
+        with pytest.raises(BratsError, match=message):
+            check_outputs(tmp_path / name)
+
+
+def test_a_zip_without_scans_is_refused_before_a_run(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "best.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", "x")
+    with pytest.raises(BratsError, match="zip file without a NIfTI scan"):
+        unused_at(tmp_path / "best.pt")

@@ -329,3 +329,48 @@ def test_a_folder_in_use_is_held(checkpoint: Path, tmp_path: Path, capsys, monke
         hold_folder(tmp_path / "file"),
     ):
         pass
+
+
+def test_what_is_odd_about_scans_is_printed_before_the_network_runs(
+        checkpoint: Path, tmp_path: Path, capsys) -> None:
+    images, _ = small_volumes()
+    images[2] = images[1]
+    write_case(tmp_path, "P1", images, None)
+    predict_cases([tmp_path / "P1"], [checkpoint], tmp_path / "out")
+    assert "WARNING: patient P1: t1 and t1ce are the same image" in capsys.readouterr().out
+
+
+def test_files_of_others_are_not_lost(checkpoint: Path, tmp_path: Path, capsys) -> None:
+    images, _ = small_volumes()
+    write_case(tmp_path / "in", "P1", images, None)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "P1.nii.gz").write_bytes(b"an expert's")
+    for _ in range(2):
+        predict_cases([tmp_path / "in"], [checkpoint], out)
+        assert (out / "P1.nii.gz.earlier").read_bytes() == b"an expert's"
+    assert "was not written by predict: kept as P1.nii.gz.earlier" in capsys.readouterr().out
+    assert len(list(out.glob("P1.nii.gz*"))) == 2
+    (out / TABLE).unlink()
+    (out / TABLE).mkdir()
+    with pytest.raises(BratsError, match="is a folder.*move it away"):
+        predict_cases([tmp_path / "in"], [checkpoint], out)
+
+
+def test_a_mask_never_replaces_a_scan(checkpoint: Path, tmp_path: Path) -> None:
+    images, _ = small_volumes()
+    folder = write_case(tmp_path, "flair", images, None)
+    for path in list(folder.iterdir()):
+        path.rename(folder / path.name.removeprefix("flair_"))
+    before = (folder / "flair.nii.gz").read_bytes()
+    with pytest.raises(BratsError, match="would replace the scan"):
+        predict_cases([folder], [checkpoint], folder)
+    assert (folder / "flair.nii.gz").read_bytes() == before
+
+
+def test_a_patient_given_twice_through_a_link_is_one(checkpoint: Path, tmp_path: Path) -> None:
+    images, _ = small_volumes()
+    folder = write_case(tmp_path / "in", "P1", images, None)
+    (tmp_path / "link").symlink_to(folder)
+    rows = predict_cases([folder, tmp_path / "link"], [checkpoint], tmp_path / "out")
+    assert [row["status"] for row in rows] == [DONE]

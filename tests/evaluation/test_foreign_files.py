@@ -68,6 +68,11 @@ def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:2000])
 
 
+def junk(path: Path) -> None:
+    ours(path)
+    path.write_bytes(path.read_bytes() + bytes(99))
+
+
 FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
     "nnU-Net": (nnunet, "not a checkpoint of this project"),
     "MONAI bundle": (
@@ -99,6 +104,11 @@ FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
     "HDF5": (lambda p: p.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99)), "HDF5.*not a checkpoint"),
     "LFS": (lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\n"), "LFS pointer"),
     "text": (lambda p: p.write_text("hello"), "not a checkpoint of this project"),
+    "objects": (
+        lambda p: torch.save(torch.nn.Linear(2, 2), p),
+        "holds other objects than tensors and plain values.*not a checkpoint of this project",
+    ),
+    "junk at its end": (junk, "other bytes follow its end"),
     "cut short": (truncated, "may be cut short or damaged"),
     "average is a list": (
         lambda p: ours(p, average=[1]),
