@@ -137,8 +137,8 @@ def read_mask(path: Path, case: Case) -> np.ndarray:
     try:
         labels = np.asanyarray(nib.load(path).dataobj).astype(np.uint8)
     except (OSError, EOFError, zlib.error, ImageFileError) as error:
-        raise BratsError(f"{path} cannot be read ({error}): move it away, and evaluate this patient "
-                         "again.") from error
+        raise BratsError(f"{path} cannot be read ({error}): move it away, and evaluate this "
+                         "patient again.") from error
     table = np.zeros(256, np.uint8)
     for value, label in as_written(case):
         table[value] = label
