@@ -69,6 +69,7 @@ class Member:
 
 @contextmanager
 def open_archive(path: Path) -> Iterator[tarfile.TarFile | zipfile.ZipFile]:
+    """Open an archive by its content, whatever its ending; BratsError if it cannot be read."""
     path = Path(path)
     refuse_unread(path)
     try:

@@ -48,8 +48,8 @@ def find_persons(
 ) -> dict[str, str]:
     """Return the person of each patient.
 
-    listed: persons that the user knows (`read_persons`), which count more than names; twins: groups
-    of patients with the same scans (`cases.find_twins`), who become one person.
+    listed: persons that the user knows (`read_persons`). They override the names.
+    twins: groups of patients with the same scans (`cases.find_twins`). Each becomes one person.
     """
     listed = listed or {}
     known = {person_of(name): person for name, person in listed.items()}
@@ -159,13 +159,13 @@ def make_splits(
     folds: int = 5,
     persons: Mapping[str, str] | None = None,
 ) -> dict:
-    """Split into training and validation patients, and into folds, by person and stratified by the
-    person's largest tumor.
+    """Split people into training and validation, and into folds, stratified by tumor volume.
 
-    persons: the person of each patient (`find_persons`); by default as the names say. Returns
-    {"seed", "training", "validation", "folds", "persons"}: names; each fold is the list that is
-    held out; "persons" lists the patients of each person who has several. The order of the input
-    does not matter. BratsError for fewer than two persons.
+    The volume of a person is that of their largest tumor. persons: the person of each patient
+    (`find_persons`), by default as the names say. Returns names under "training" and "validation".
+    "folds" has one list per fold, of those held out, and "persons" lists the patients of each
+    person who has several. The order of the input does not matter. BratsError for fewer than two
+    persons.
     """
     if len(set(names)) < len(names):
         raise BratsError("two patients have the same name: rename one.")

@@ -31,7 +31,7 @@ STORED_NAMES = {"bounding_box": "box", "downsampling": "factor", "content_hash":
 
 @dataclass(frozen=True)
 class Meta:
-    """What is known of a prepared patient besides the voxels; enough to restore the scan's grid."""
+    """Describe a prepared patient, without the voxels; enough to restore the scan's grid."""
 
     name: str
     shape: tuple[int, int, int]  # of the scan, (X, Y, Z)

@@ -1,4 +1,4 @@
-"""What lies on disk and looks like a part of a patient, but is not read: why, and what to do."""
+"""Name files that look like part of a patient but are not read, with the reason and the fix."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def explain(path: Path | Packed, cases: Sequence[Case]) -> Unused | None:
 
 
 def _not_an_image(path: Path | Packed, name: str) -> Unused | None:
-    """Say what a file is that is no image yet: half a download, a pointer, an archive, DICOM."""
+    """Recognize files that are not images: partial downloads, pointers, archives, DICOM."""
     if PARTIAL.search(name):
         return Unused(path, "a download that has not finished", "finish it, or remove it")
     for ending, remedy in POINTERS.items():
@@ -225,7 +225,7 @@ def shorten(unused: Iterable[Unused]) -> list[Unused]:
 
 
 def listing(unused: Sequence[Unused], shown: int = SHOWN) -> str:
-    """Return what is not used as lines of text, at most `shown`; empty if there is nothing."""
+    """List unused files as lines of text, at most `shown`; empty if there are none."""
     lines = [f"  {one}" for one in unused[:shown]]
     if len(unused) > shown:
         lines.append(f"  ... and {len(unused) - shown} more")

@@ -37,7 +37,7 @@ PROBE = 1 << 20  # bytes that must fit into the output folder
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker needs to load its ensemble, once."""
+    """Tell a worker how to load its ensemble, once."""
 
     checkpoints: tuple[Path, ...]
     tta: bool
@@ -212,7 +212,7 @@ def _share_out(
 
 
 def _deaths() -> tuple[type[BaseException], ...]:
-    """What joblib's backends raise when a worker has died."""
+    """Return the errors that joblib's backends raise when a worker has died."""
     distributed = sys.modules.get("distributed.scheduler")
     return (BrokenProcessPool, *([distributed.KilledWorker] if distributed else []))
 

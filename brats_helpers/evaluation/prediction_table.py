@@ -105,6 +105,7 @@ def new_row(
     source: str = "",
     crc: str = "",
 ) -> dict:
+    """Return one row of the table, by column; volumes in ml."""
     return dict(
         zip(
             COLUMNS,
