@@ -321,7 +321,7 @@ for step in range(5):
     begin = time.perf_counter()
     item = next(batches(stream, config.batch, step, step + 1))
     read = time.perf_counter()
-    images, target = prepare_batch(item, config.seed, device)
+    images, target = prepare_batch(item, config, device)
     augmented = time.perf_counter()
     with device.autocast():
         loss = deep_supervision_loss(state.model(images), target)

@@ -51,6 +51,7 @@ class Config:
     weight_decay: float = 1e-4
     clip: float = 1.0  # largest norm of the gradient
     ema: float = 0.999  # decay of the averaged weights, per step; 0: no averaging
+    modality_dropout: float = 0.0  # share of patches that lack one modality or more
     validate_every: int = 1  # epochs
     tensorboard: bool = False  # write event files of the training
     on_nan: str = "stop"  # after a NaN loss: "stop", or "halve" the rate, skip the batch and go on
@@ -92,6 +93,7 @@ class Config:
             ("overlap", 0 <= self.overlap < 1, "at least 0 and below 1"),
             ("on_nan", self.on_nan in ("stop", "halve"), "'stop' or 'halve'"),
             ("ema", 0 <= self.ema < 1, "at least 0 and below 1"),
+            ("modality_dropout", 0 <= self.modality_dropout <= 1, "between 0 and 1"),
             *((name, getattr(self, name) > 0, "above 0") for name in
               ("spacing_mm", "patients", "batch", "epochs", "steps", "learning_rate", "clip",
                "validate_every")),

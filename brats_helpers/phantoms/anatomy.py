@@ -56,11 +56,7 @@ def coordinates_mm(spacing_mm: float) -> np.ndarray:
 def anatomy(rng: np.random.Generator, place: np.ndarray, lesions: Sequence[Lesion],
             spacing_mm: float, ventricle_enlargement: float = 0.0) -> np.ndarray:
     """Make one patient's gray and white matter (fractions) and brain (0 or 1): (3, X, Y, Z)."""
-    angles = rng.uniform(-6, 6, 3) * (1, -1, 1)
-    rotation = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
-    matrix = (rotation @ np.diag(rng.uniform(1.0, 1.17, 3))
-              @ np.diag([rng.choice([-1, 1]), 1, 1])).astype(np.float32)
-    source = np.tensordot(matrix, place, 1)
+    source = np.tensordot(rigid_and_scale(rng), place, 1)
     for axis in range(3):
         shift = rng.uniform(-3, 3)
         source[axis] += shift + 3.5 * smooth_noise(rng, place.shape[1:], 30 / spacing_mm)
@@ -80,6 +76,14 @@ def anatomy(rng: np.random.Generator, place: np.ndarray, lesions: Sequence[Lesio
                           for m in maps)
     brain = ndimage.binary_fill_holes(brain > 0.5).astype(np.float32)
     return np.stack([gray * brain, white * brain, brain])
+
+
+def rigid_and_scale(rng: np.random.Generator) -> np.ndarray:
+    """Draw a patient's rotation, size and side: a matrix, (3, 3), from place to template."""
+    angles = rng.uniform(-6, 6, 3) * (1, -1, 1)
+    rotation = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    return (rotation @ np.diag(rng.uniform(1.0, 1.17, 3))
+            @ np.diag([rng.choice([-1, 1]), 1, 1])).astype(np.float32)
 
 
 def _away(place: np.ndarray, center: Sequence[float]) -> np.ndarray:

@@ -89,6 +89,19 @@ def change_intensities(x: Tensor, generator: torch.Generator) -> Tensor:
     return x
 
 
+def drop_modalities(image: Tensor, probability: float, generator: torch.Generator) -> None:
+    """Set one to three of the modalities in (5, D, H, W) to 0, in place, with this probability.
+
+    Each of the 14 incomplete sets is as likely as any other. One network then segments whatever
+    was scanned (Havaei et al. 2016, arXiv:1607.05194).
+    """
+    if chance(generator, probability):
+        kept = int(torch.randint(1, 15, (1,), generator=generator))  # a bit for each modality
+        for n in range(4):
+            if not kept >> n & 1:
+                image[n] = 0
+
+
 def sampling_grid(shape: torch.Size, zoom: float, angles: list[float] | None, elastic: float,
                   generator: torch.Generator, device: torch.device | None = None) -> Tensor:
     """Compute where each voxel of the result is sampled: (1, D, H, W, 3), x y z from -1 to 1.

@@ -32,6 +32,7 @@ from .state import State, new_state
 
 # Settings that do not change what is trained.
 IRRELEVANT = ("preset", "patients", "test_patients", "tta", "on_nan", "tensorboard")
+NEWER = {"modality_dropout": 0.0}  # settings that earlier versions lacked, and what they did
 
 
 class InitialWeights(NamedTuple):
@@ -89,7 +90,8 @@ def _build(config: Config, training: Sequence[Path], validation: Sequence[Path],
 def fingerprint(config: Config, patients: Sequence[Path],
                 start: Mapping[str, Tensor] | None = None) -> str:
     """Hash every setting and patient that the weights or the choice of the best depend on."""
-    settings = {k: v for k, v in asdict(config).items() if k not in IRRELEVANT}
+    settings = {k: v for k, v in asdict(config).items()
+                if k not in IRRELEVANT and NEWER.get(k, ...) != v}
     before = [weights_tag(start)] if start else []
     sources = [[p.name, open_volume(p)[1].content_hash] for p in patients]
     text = json.dumps([settings, sources, *before], sort_keys=True)

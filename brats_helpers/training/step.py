@@ -48,7 +48,7 @@ def train_step(state: State, batch: dict, config: Config, device: Device,
     `while_gpu_works` is called after the GPU has received its work and before its results are
     needed. Returns the loss, NaN if the batch was left out.
     """
-    images, target = batch.get("prepared") or prepare_batch(batch, config.seed, device)
+    images, target = batch.get("prepared") or prepare_batch(batch, config, device)
     set_learning_rate(state, config)
     with device.autocast():
         outputs = state.parallel(images)
@@ -100,7 +100,7 @@ class PrefetchedBatches(Iterator):
         """Prepare the next batch, unless it is ready or there is none."""
         if not self.ready:
             for batch in itertools.islice(self.source, 1):
-                prepared = prepare_batch(batch, self.config.seed, self.device)
+                prepared = prepare_batch(batch, self.config, self.device)
                 self.ready.append(batch | {"prepared": prepared})
 
     def __next__(self) -> dict:
@@ -127,16 +127,19 @@ def leave_out(state: State, names: Sequence[str], problem: str, config: Config) 
                f"{state.rate_factor:g} from here on.")
 
 
-def prepare_batch(batch: dict, seed: int, device: Device) -> tuple[Tensor, Tensor]:
-    """Put a batch on the device, z-scored and augmented.
+def prepare_batch(batch: dict, config: Config, device: Device) -> tuple[Tensor, Tensor]:
+    """Put a batch on the device, z-scored and augmented, some patches without some modalities.
 
     Returns images (B, 5, P, P, P) and regions (B, 3, P, P, P).
     """
     volume, mean, std = (batch[key].to(device.torch_device, non_blocking=True)
                          for key in ("volume", "mean", "std"))
     images = normalize_batch(volume[:, :4], mean, std)
-    generators = [patch_generator(seed, number) for number in batch["number"]]
+    generators = [patch_generator(config.seed, number) for number in batch["number"]]
     images, labels = augment(images, volume[:, 4:], generators)
+    if config.modality_dropout:
+        for image, generator in zip(images, generators, strict=True):
+            drop_modalities(image, config.modality_dropout, generator)
     return images, labels_to_regions(labels)
 
 

@@ -62,7 +62,7 @@ def test_batches_made_ready_ahead_are_the_same_ones_in_the_same_order(prepared) 
         ahead.prepare_next()  # looks no further than one batch
         assert batch["number"] == plain["number"]
         for a, b in zip(
-            batch["prepared"], step.prepare_batch(plain, CONFIG.seed, CPU), strict=True
+            batch["prepared"], step.prepare_batch(plain, CONFIG, CPU), strict=True
         ):
             assert torch.equal(a, b)
     assert list(ahead) == []
@@ -207,7 +207,7 @@ def test_a_patch_larger_than_the_brain_is_padded_with_background(prepared) -> No
 def test_the_plain_step_and_the_real_one_give_the_same_bits(prepared) -> None:
     plain, real = new_state(CONFIG, CPU), new_state(CONFIG, CPU)
     for batch in batches(PatchDataset(prepared, 16, 0.4, seed=1), 2, 0, 4):
-        images, target = step.prepare_batch(batch, CONFIG.seed, CPU)
+        images, target = step.prepare_batch(batch, CONFIG, CPU)
         loss = step.plain_train_step(plain, images, target, CONFIG)
         assert loss == step.train_step(real, batch, CONFIG, CPU)
     assert plain.step == real.step == 4
