@@ -17,8 +17,8 @@ from tqdm import tqdm
 from brats_helpers.data.cases import find_cases, read_case
 from brats_helpers.data.preprocessing import prepare
 from brats_helpers.lessons.compare_cohorts import distances
-from brats_helpers.phantoms.kinds import LOOKS
-from brats_helpers.phantoms.patient import some_phantoms
+from brats_helpers.phantoms.kinds import KINDS
+from brats_helpers.phantoms.kinds import some_phantoms
 
 SPACING_MM, PHANTOMS = 2.0, 40
 
@@ -27,7 +27,7 @@ def main(folder: Path) -> None:
     """Print the distances for each kind of phantom, and their mean over the tumor."""
     cases = [case for case in find_cases(folder) if case.reference]
     patients = [prepare(read_case(case), SPACING_MM) for case in tqdm(cases, unit="patient")]
-    for kind in LOOKS:
+    for kind in KINDS:
         table = distances(patients, some_phantoms(kind, PHANTOMS, SPACING_MM))
         print(f"\n{kind:<10}" + "".join(f"{title:>7}" for title in table["healthy"]))
         for name, row in table.items():

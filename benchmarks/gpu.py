@@ -33,7 +33,7 @@ from brats_helpers.evaluation import sliding_window
 from brats_helpers.evaluation.build import WORTH_COMPILING, compile_for_training, for_inference
 from brats_helpers.network import losses
 from brats_helpers.network.unet import UNet
-from brats_helpers.phantoms.patient import make_patient
+from brats_helpers.phantoms.kinds import make_patient
 from brats_helpers.training import step as training_step
 from brats_helpers.training.state import State, new_state
 

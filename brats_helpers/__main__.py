@@ -175,7 +175,7 @@ def _sweep_command(commands: argparse._SubParsersAction, shown: Mapping[str, obj
 def _series_options(command: argparse.ArgumentParser, work: str) -> None:
     command.add_argument("--preset", choices=sorted(PRESETS), help="sizes and settings (quick)")
     command.add_argument("--source",
-                         help="an archive or folder of BraTS patients, or 'phantom', or 'wide'")
+                         help="an archive or folder of BraTS patients, or 'phantom', or 'varied'")
     command.add_argument("--work", type=Path, metavar="DIR", help=f"the work folder {work}")
     _parameter_option(command, "set a notebook's parameter")
 
@@ -234,8 +234,8 @@ def _run(options: argparse.Namespace) -> int:
 def _say_unused(source: str | None) -> None:
     """Name what the notebooks will not read, before they begin."""
     from .data.check import unused_at
-    from .phantoms.kinds import LOOKS
-    if source and source not in LOOKS and (said := unused_at(Path(source))):
+    from .phantoms.kinds import KINDS
+    if source and source not in KINDS and (said := unused_at(Path(source))):
         print(f"{said}\n", file=sys.stderr)
 
 

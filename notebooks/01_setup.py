@@ -45,7 +45,7 @@
 work: str = ""  # folder for everything that is written; empty: the usual place on this machine
 preset: str = "quick"  # quick (laptop), kaggle (one 16 GB GPU) or full (NVIDIA's recipe)
 source: str = (
-    "phantom"  # "phantom" or "wide", both synthetic, or an archive or folder of BraTS patients
+    "phantom"  # "phantom" or "varied", both synthetic, or an archive or folder of BraTS patients
 )
 seed: int = 0  # of the synthetic cohort, the split and the training
 patients: int = None  # phantoms to learn from; None: the preset's number
@@ -85,7 +85,7 @@ work, device = start(work)
 
 # %% tags=["readme"]
 from brats_helpers.basics import config as settings
-from brats_helpers.phantoms.patient import make_patient
+from brats_helpers.phantoms.kinds import make_patient
 from brats_helpers.lessons.plots import show_modalities
 
 config = settings.preset(preset).with_(
@@ -228,15 +228,15 @@ investigations.check_outline(corners, drawn)
 # and geometry are like those of BraTS. They are for learning and testing, and every picture of them says *synthetic*.
 # A score on phantoms does not tell how well a network does on a real patient. Notebook 05 shows how large that gap is.
 #
-# To use real data, give its archive or folder as `source`. Nothing else changes. The source `wide` is synthetic as well,
+# To use real data, give its archive or folder as `source`. Nothing else changes. The source `varied` is synthetic as well,
 # but its patients differ from each other as scanners and tumors do. They are harder to learn and closer to real patients.
 
 # %%
 from brats_helpers.data.archive import is_archive, list_archive, resolve_source, summarize
-from brats_helpers.phantoms.kinds import LOOKS
+from brats_helpers.phantoms.kinds import KINDS
 from brats_helpers.phantoms.archive import build_cohort
 
-synthetic = source in LOOKS
+synthetic = source in KINDS
 if synthetic:
     numbers = (config.seed, config.patients, config.test_patients, config.spacing_mm)
     training, test = build_cohort(work / "data", *numbers, kind=source)
@@ -412,7 +412,7 @@ bars(sizes, f"GB that the series will write for {everyone} patients", "GB")
 # %%
 from brats_helpers.data.cohort import write_source
 
-write_source(work, config, source, training, test, synthetic=source in LOOKS)
+write_source(work, config, source, training, test, synthetic=source in KINDS)
 assert settings.Config.load(work / "config.json") == config
 print(f"wrote config.json ({config.preset}, seed {config.seed}) and cohort.json")
 print("next: 02_extraction reads both")

@@ -692,9 +692,9 @@ curves(panels, "probability that it gave (left), threshold on it (right)")
 # tumors vary as they do between scanners and patients. **Question.** What Dice will the whole tumor get?
 
 # %%
-from brats_helpers.phantoms import LOOKS, make_patient
+from brats_helpers.phantoms import make_patient
 
-strange = LOOKS["wide" if synthetic else "phantom"]
+strange = "varied" if synthetic else "phantom"
 strangers = [make_patient(9, n, config.spacing_mm, strange) for n in range(4)]
 answers = [inference.segment([model], stranger, trained, False, device)[0] for stranger in strangers]
 falls = np.array([
@@ -757,7 +757,7 @@ plots.two_cohorts(judged, others, ("judged above", "strangers"), synthetic)
 # %% [markdown]
 # ### What brings it back
 #
-# More variety. Trained on phantoms of the varied kind (`source="wide"`), the same network scores about 0.75 on real patients
+# More variety. Trained on phantoms of the varied kind (`source="varied"`), the same network scores about 0.75 on real patients
 # instead of 0.41. A few real patients help more ([measured](../benchmarks/real_cohort.md)). **Question.** You have four
 # labeled patients. Do you train from phantoms, or from scratch?
 #

@@ -26,7 +26,7 @@ from brats_helpers.data.preprocessing import prepare
 from brats_helpers.data.storage import save
 from brats_helpers.evaluation.checkpoints import read_checkpoint
 from brats_helpers.phantoms.anatomy import brats_affine
-from brats_helpers.phantoms.patient import make_patient
+from brats_helpers.phantoms.kinds import make_patient
 
 # then each process has one core, and so has what it starts
 SIDE_BY_SIDE = "PYTEST_XDIST_WORKER" in os.environ

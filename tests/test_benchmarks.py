@@ -24,7 +24,7 @@ from brats_helpers.basics.errors import BratsError
 from brats_helpers.data.cases import Case, find_cases, read_case
 from brats_helpers.evaluation.metrics import regions
 from brats_helpers.evaluation.postprocessing import postprocess
-from brats_helpers.phantoms.patient import make_patient
+from brats_helpers.phantoms.kinds import make_patient
 
 CPU = Device("cpu", "test", 1.0, torch.float32)
 

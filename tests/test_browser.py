@@ -28,7 +28,7 @@ CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed here")
 SHOW = """from brats_helpers.data.cases import Patient
 from brats_helpers.phantoms.anatomy import brats_affine
-from brats_helpers.phantoms.patient import make_patient
+from brats_helpers.phantoms.kinds import make_patient
 from brats_helpers.lessons import viewers
 import numpy as np
 small = make_patient(0, 0, 4.0)
@@ -166,7 +166,7 @@ def use_slice_viewer(page: object) -> None:
 @pytest.mark.parametrize("width", [1280, 400])
 def test_the_slice_viewer_needs_no_kernel(browser, tmp_path: Path, width: int) -> None:
     from brats_helpers.lessons.viewers import slice_viewer
-    from brats_helpers.phantoms.patient import make_patient
+    from brats_helpers.phantoms.kinds import make_patient
     patient = make_patient(0, 0, 4.0)
     (tmp_path / "viewer.html").write_text(slice_viewer(patient, patient.reference,
                                                        synthetic=True).data)

@@ -4,6 +4,5 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "archive": ["build_cohort"],
-    "kinds": ["LOOKS"],
-    "patient": ["make_patient", "some_phantoms"],
+    "kinds": ["KINDS", "make_patient"],
 })

@@ -1,4 +1,4 @@
-"""A healthy brain from the MNI152 template, deformed anew for every patient.
+"""The MNI152 template, from which every phantom's brain is made, and the grids of both.
 
 The template is the ICBM 2009a average that nilearn ships (Fonov et al. 2011,
 doi:10.1016/j.neuroimage.2010.07.033).
@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from ..basics.constants import BRATS_SHAPE
-from .lesions import Lesion
-from .noise import smooth_noise
 
-VENTRICLES_CENTER_MM = (0, 0, 9)  # from the middle of the brain
-VENTRICLES_REACH_MM = 32
 TEMPLATE_CENTER_MM = (0, -18, 6)  # of the template's brain
 
 
@@ -53,32 +50,15 @@ def coordinates_mm(spacing_mm: float) -> np.ndarray:
     return np.stack([-x, -y, z])
 
 
-def anatomy(rng: np.random.Generator, place: np.ndarray, lesions: Sequence[Lesion],
-            spacing_mm: float, ventricle_enlargement: float = 0.0) -> np.ndarray:
-    """Make one patient's gray and white matter (fractions) and brain (0 or 1): (3, X, Y, Z)."""
-    source = np.tensordot(rigid_and_scale(rng), place, 1)
-    for axis in range(3):
-        shift = rng.uniform(-3, 3)
-        source[axis] += shift + 3.5 * smooth_noise(rng, place.shape[1:], 30 / spacing_mm)
-    if ventricle_enlargement:  # the middle of the brain is magnified, its surface stays
-        away = _away(place, VENTRICLES_CENTER_MM)
-        strength = np.exp(-(away**2).sum(0) / VENTRICLES_REACH_MM**2)
-        source -= away * ventricle_enlargement * strength
-    for lesion in lesions:  # mass effect: tissue from the core's center moves to its surroundings
-        away = _away(place, lesion.center)
-        distance = np.sqrt((away**2).sum(0)) + 1e-3
-        strength = np.exp(-((distance / (2 * lesion.radius)) ** 2))
-        source -= away / distance * lesion.push * strength
-    maps, affine = template()
-    origin = np.array(TEMPLATE_CENTER_MM, np.float32) - affine[:3, 3]
-    voxels = source + origin[:, None, None, None]
-    gray, white, brain = (ndimage.map_coordinates(m, voxels, order=1, prefilter=False)
-                          for m in maps)
-    brain = ndimage.binary_fill_holes(brain > 0.5).astype(np.float32)
-    return np.stack([gray * brain, white * brain, brain])
+def size_rank(seed: int, index: int) -> float:
+    """Rank a patient's tumor size by a golden ratio sequence.
+
+    Any run of patients then has small and large tumors in the same proportion.
+    """
+    return float((np.random.default_rng(seed).random() + index * (5**0.5 - 1) / 2) % 1)
 
 
-def rigid_and_scale(rng: np.random.Generator) -> np.ndarray:
+def rotation_and_scale(rng: np.random.Generator) -> np.ndarray:
     """Draw a patient's rotation, size and side: a matrix, (3, 3), from place to template."""
     angles = rng.uniform(-6, 6, 3) * (1, -1, 1)
     rotation = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
@@ -86,5 +66,32 @@ def rigid_and_scale(rng: np.random.Generator) -> np.ndarray:
             @ np.diag([rng.choice([-1, 1]), 1, 1])).astype(np.float32)
 
 
-def _away(place: np.ndarray, center: Sequence[float]) -> np.ndarray:
-    return place - np.array(center, np.float32)[:, None, None, None]
+class Mass(Protocol):
+    """What pushes tissue away."""
+
+    center: Sequence[float]  # mm from the middle of the brain
+    radius: float
+    push: float  # mm, of the tissue at its edge
+
+
+def displaced(source: np.ndarray, place: np.ndarray, masses: Sequence[Mass]) -> np.ndarray:
+    """Apply the mass effect: tissue from a tumor's center moves to its surroundings."""
+    for mass in masses:
+        away = place - column(mass.center)
+        distance = np.sqrt((away**2).sum(0)) + 1e-3
+        strength = np.exp(-((distance / (2 * mass.radius)) ** 2))
+        source -= away / distance * mass.push * strength
+    return source
+
+
+def sample_template(source: np.ndarray) -> Sequence[np.ndarray]:
+    """Sample the template's gray matter, white matter and brain at places in mm, (3, X, Y, Z)."""
+    maps, affine = template()
+    origin = np.array(TEMPLATE_CENTER_MM, np.float32) - affine[:3, 3]
+    voxels = source + origin[:, None, None, None]
+    return [ndimage.map_coordinates(m, voxels, order=1, prefilter=False) for m in maps]
+
+
+def column(values: Sequence[float]) -> np.ndarray:
+    """Shape three numbers so that they apply to (3, X, Y, Z)."""
+    return np.array(values, np.float32)[:, None, None, None]

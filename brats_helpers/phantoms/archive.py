@@ -16,8 +16,7 @@ from tqdm import tqdm
 
 from ..basics.constants import DISK_ET, ED, MODALITIES, NCR
 from ..basics.files import atomic_path, write_json
-from .kinds import LOOKS, VERSION, WIDE_REVISION
-from .patient import make_patient
+from .kinds import VERSIONS, make_patient
 
 TRAINING, TEST = "BraTS2021_Training_Data.tar", "BraTS2021_Test_Data.tar"
 TEST_INDEX = 90_000  # the first test patient's number, so that no name occurs twice
@@ -25,7 +24,7 @@ TEST_INDEX = 90_000  # the first test patient's number, so that no name occurs t
 
 def build_cohort(folder: Path, seed: int, patients: int, test_patients: int, spacing_mm: float,
                  jobs: int = -1, kind: str = "phantom") -> tuple[Path, Path | None]:
-    """Write the training and the test archive into `folder`, of a kind in LOOKS.
+    """Write the training and the test archive into `folder`, of one of KINDS.
 
     Archives of the same settings are reused. The same settings give the same bytes. Returns both
     paths, the second None without test patients.
@@ -33,8 +32,8 @@ def build_cohort(folder: Path, seed: int, patients: int, test_patients: int, spa
     folder = Path(folder)
     paths = []
     for name, first, count in ((TRAINING, 0, patients), (TEST, TEST_INDEX, test_patients)):
-        settings = {"seed": seed, "patients": count, "spacing_mm": spacing_mm, "version": VERSION}
-        settings |= {"kind": kind, "revision": WIDE_REVISION} if kind != "phantom" else {}
+        settings = {"seed": seed, "patients": count, "spacing_mm": spacing_mm, "version": VERSIONS[kind]}
+        settings |= {"kind": kind} if kind != "phantom" else {}
         if count:
             _build_archive(folder / name, settings, range(first, first + count), jobs)
         paths.append(folder / name if count else None)
@@ -61,7 +60,7 @@ def _build_archive(path: Path, settings: dict, indices: Sequence[int], jobs: int
 
 def _pack(seed: int, index: int, spacing_mm: float, kind: str) -> list[tuple[str, bytes]]:
     """Make a patient's five files, as name and content, named and labeled as in BraTS."""
-    patient = make_patient(seed, index, spacing_mm, LOOKS[kind])
+    patient = make_patient(seed, index, spacing_mm, kind)
     on_disk = np.array([0, NCR, ED, DISK_ET], np.uint8)[patient.reference]
     arrays = [*zip(MODALITIES, patient.images, strict=True), ("seg", on_disk)]
     return [(f"{patient.name}/{patient.name}_{part}.nii.gz", _nifti_bytes(array, patient.affine))

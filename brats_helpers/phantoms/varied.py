@@ -18,11 +18,18 @@ from scipy import ndimage
 
 from ..basics.constants import BRATS_SHAPE, ED, ET, NCR
 from ..data.cases import Patient
-from .anatomy import TEMPLATE_CENTER_MM, brats_affine, rigid_and_scale, template
-from .lesions import size_rank
+from .anatomy import (
+    TEMPLATE_CENTER_MM,
+    brats_affine,
+    column,
+    displaced,
+    rotation_and_scale,
+    size_rank,
+    template,
+)
 from .noise import smooth_noise
 
-REVISION = 3  # raised whenever the same seed gives other voxels
+VERSION = 103  # raised whenever the same seed gives other voxels
 BOX_MM = (160, 200, 155)  # around the brain; the rest of the scan is empty
 TISSUES = ("CSF", "GM", "WM", "necrosis", "non-enhancing", "edema", "ET")
 CSF, GM, WM, NECROSIS, SOLID, EDEMA, ENHANCING = range(7)
@@ -58,7 +65,7 @@ class Tumor:
 
 def make_varied(seed: int, index: int, spacing_mm: float = 2.0) -> Patient:
     """Make patient number `index` of the varied cohort `seed`, on BraTS's grid at a voxel size."""
-    rng = np.random.default_rng([seed, index, 100 + REVISION])
+    rng = np.random.default_rng([seed, index, VERSION])
     tumors = plan(rng, size_rank(seed, index))
     grid = box_coordinates(spacing_mm)
     gray, white, brain = brain_of(rng, grid, tumors, spacing_mm)
@@ -112,18 +119,14 @@ def brain_of(rng: np.random.Generator, grid: np.ndarray, tumors: list[Tumor],
              spacing_mm: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Deform the template for one patient: gray, white (fractions), brain (bool), each (X, Y, Z)."""
     shape = grid.shape[1:]
-    source = np.tensordot(rigid_and_scale(rng), grid, 1)
+    source = np.tensordot(rotation_and_scale(rng), grid, 1)
     coarse, fine = rng.uniform(2, 5.5), rng.uniform(0, 1.6)
     for axis in range(3):
         source[axis] += (rng.uniform(-3, 3) + coarse * smooth_noise(rng, shape, 30 / spacing_mm)
                          + fine * smooth_noise(rng, shape, 11 / spacing_mm))
-    away = grid - _column(VENTRICLES_MM)
+    away = grid - column(VENTRICLES_MM)
     source -= away * rng.uniform(-0.1, 0.6) * np.exp(-(away**2).sum(0) / VENTRICLES_REACH_MM**2)
-    for tumor in tumors:  # mass effect
-        away = grid - _column(tumor.center)
-        distance = np.sqrt((away**2).sum(0)) + 1e-3
-        source -= away * (tumor.push * np.exp(-(distance / (2 * tumor.radius))**2) / distance)
-    gray, white, brain = _sample_template(source)
+    gray, white, brain = _sample_template(displaced(source, grid, tumors))
     # Skull-stripping is never exact: it cuts into the brain here and leaves tissue there.
     edge = ndimage.gaussian_filter(brain, rng.uniform(2, 4) / spacing_mm)
     edge += rng.uniform(0, 0.22) * smooth_noise(rng, shape, rng.uniform(10, 25) / spacing_mm)
@@ -151,10 +154,6 @@ def _sample_template(source: np.ndarray) -> np.ndarray:
     return F.grid_sample(torch.from_numpy(maps)[None], grid[None], align_corners=False)[0].numpy()
 
 
-def _column(values: object) -> np.ndarray:
-    return np.array(values, np.float32)[:, None, None, None]
-
-
 def grow(rng: np.random.Generator, grid: np.ndarray, tumor: Tumor,
          tissue: tuple[np.ndarray, np.ndarray, np.ndarray],
          spacing_mm: float) -> tuple[np.ndarray, np.ndarray]:
@@ -165,7 +164,7 @@ def grow(rng: np.random.Generator, grid: np.ndarray, tumor: Tumor,
     if not brain[box].any():
         return labels, np.zeros(shape, np.float32)
     gray, white, brain, inner = gray[box], white[box], brain[box], labels[box]
-    stretched = (grid[(slice(None), *box)] - _column(tumor.center)) / _column(tumor.axes)
+    stretched = (grid[(slice(None), *box)] - column(tumor.center)) / column(tumor.axes)
     depth = np.sqrt((stretched**2).sum(0))
     for length, limits in ((1.0, (0.08, 0.35)), (0.4, (0.04, 0.2))):
         voxels = max(2, length * tumor.radius / spacing_mm)

@@ -27,7 +27,7 @@ from ..basics.errors import BratsError
 from ..basics.files import atomic_path, remove_leftovers
 from ..basics.shapes import NUMBER, read_json_as
 from ..evaluation.metrics import interval_text
-from ..phantoms.kinds import LOOKS
+from ..phantoms.kinds import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "notebooks"
@@ -101,7 +101,7 @@ def run_series(preset: str | None = None, source: str | None = None, work: Path 
         raise BratsError(f"give {options} instead of -p {clash[0]}.")
     work = Path(work or Path("runs") / (preset or "quick")).absolute()
     _check_preset(work, preset, numbers)
-    if source and source not in LOOKS:
+    if source and source not in KINDS:
         source = str(Path(source).expanduser().absolute())
     common = {"preset": preset or "quick", "source": source or "phantom", "work": str(work)}
     given = match_parameters(numbers, parameters or {})

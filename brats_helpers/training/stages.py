@@ -23,7 +23,7 @@ from .loop import train
 from .resume import InitialWeights
 
 FOLDER = "pretraining"  # in the work folder: a work folder of its own
-KIND = "wide"  # of phantom: as different from each other as scanners and tumors are
+KIND = "varied"  # of phantom: as different from each other as scanners and tumors are
 PHANTOMS = 120
 FEW = 40  # real patients to learn from; with fewer, phantoms come first
 GENTLER = 0.5  # of the rate on phantoms

@@ -21,7 +21,7 @@ from ..basics.errors import BratsError
 from ..data.preprocessing import normalize_batch
 from ..network.losses import deep_supervision_loss, labels_to_regions
 from . import distributed
-from .augmentation import augment
+from .augmentation import augment, drop_modalities
 from .state import State
 
 MAX_HALVINGS = 6  # of the learning rate; then training has failed

@@ -27,8 +27,8 @@ from brats_helpers.data.check import (
     warnings_of,
 )
 from brats_helpers.data.plausibility import oddities, of_cohort
-from brats_helpers.phantoms.kinds import LOOKS
-from brats_helpers.phantoms.patient import make_patient
+from brats_helpers.phantoms.kinds import KINDS
+from brats_helpers.phantoms.kinds import make_patient
 
 PATIENT = make_patient(0, 0, 8.0)
 DISK = np.array([0, 1, 2, 4], np.uint8)[PATIENT.reference]
@@ -86,10 +86,10 @@ def test_implausible_scans_are_named_by_cause_and_modality(kind: str) -> None:
     assert all(text.startswith("patient P: ") for text in said)
 
 
-@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("look", KINDS)
 def test_good_phantoms_bring_no_alarm_and_swapped_ones_do(look: str) -> None:
     for index in range(3):
-        patient = make_patient(1, index, 8.0, LOOKS[look])
+        patient = make_patient(1, index, 8.0, look)
         odd = oddities(patient)
         assert odd["warnings"] == odd["problems"] == []
         patient.images = patient.images[[3, 1, 2, 0]]

@@ -21,7 +21,7 @@ from brats_helpers.evaluation.batch import predict_cases
 from brats_helpers.evaluation.checkpoints import read_checkpoint, write_checkpoint
 from brats_helpers.lessons import compare_cohorts
 from brats_helpers.network.unet import UNet
-from brats_helpers.phantoms.patient import make_patient
+from brats_helpers.phantoms.kinds import make_patient
 from brats_helpers.training.loop import train
 
 

@@ -30,7 +30,7 @@ from brats_helpers.lessons.viewers import (
     threshold_explorer,
 )
 from brats_helpers.network.unet import level_table
-from brats_helpers.phantoms.patient import make_patient
+from brats_helpers.phantoms.kinds import make_patient
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ from brats_helpers.data.preprocessing import brain_mask, normalize, statistics
 from brats_helpers.evaluation.metrics import threshold_baseline
 from brats_helpers.phantoms.anatomy import brats_affine
 from brats_helpers.phantoms.archive import TEST, TRAINING, build_cohort
-from brats_helpers.phantoms.kinds import LOOKS
-from brats_helpers.phantoms.lesions import plan_lesions
-from brats_helpers.phantoms.patient import make_patient
+from brats_helpers.phantoms.kinds import KINDS
+from brats_helpers.phantoms.plain import plan_lesions
+from brats_helpers.phantoms.kinds import make_patient
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_a_threshold_on_flair_does_not_solve_it(patients: list) -> None:
     assert 0.3 < scores.mean(0).max() < 0.75
 
 
-def test_wide_patients_differ_more_than_the_narrow_ones_and_still_show_their_tumors(
+def test_varied_patients_differ_more_than_the_plain_ones_and_still_show_their_tumors(
     tmp_path: Path, patients: list
 ) -> None:
     def levels(cohort: list) -> np.ndarray:
@@ -104,7 +104,7 @@ def test_wide_patients_differ_more_than_the_narrow_ones_and_still_show_their_tum
             )
         return np.array([row for row in rows if len(row) == 3])
 
-    wide = [make_patient(3, index, 4.0, LOOKS["wide"]) for index in range(12)]
+    wide = [make_patient(3, index, 4.0, "varied") for index in range(12)]
     narrow_levels, wide_levels = levels(patients), levels(wide)
     spread = [
         levels.std(0) / np.abs(np.median(levels, 0)) for levels in (wide_levels, narrow_levels)
@@ -114,4 +114,4 @@ def test_wide_patients_differ_more_than_the_narrow_ones_and_still_show_their_tum
     assert np.median(wide_levels[:, 0]) > 0.8 and np.median(wide_levels[:, 2]) > 1
     first, _ = build_cohort(tmp_path, 0, 1, 0, 8.0, jobs=1)
     content = first.read_bytes()
-    assert build_cohort(tmp_path, 0, 1, 0, 8.0, jobs=1, kind="wide")[0].read_bytes() != content
+    assert build_cohort(tmp_path, 0, 1, 0, 8.0, jobs=1, kind="varied")[0].read_bytes() != content

@@ -20,7 +20,7 @@ from conftest import small_volumes, write_case
 from brats_helpers.__main__ import main
 from brats_helpers.basics.errors import BratsError
 from brats_helpers.data.cohort import read_cohort
-from brats_helpers.phantoms.patient import make_patient
+from brats_helpers.phantoms.kinds import make_patient
 from brats_helpers.tools import series
 
 SMOKE = {"patients": 6, "test_patients": 2, "spacing_mm": 4.0, "epochs": 1, "steps": 3, "patch": 32,

@@ -65,7 +65,7 @@ def test_a_failing_point_is_a_row_and_a_finished_one_is_not_run_again(shared: Pa
 
 
 def test_a_folder_of_other_patients_is_not_taken_for_these(shared: Path) -> None:
-    for other in ({"fixed": {**TINY, "spacing_mm": 7.0}}, {"preset": "full"}, {"source": "wide"}):
+    for other in ({"fixed": {**TINY, "spacing_mm": 7.0}}, {"preset": "full"}, {"source": "varied"}):
         with pytest.raises(BratsError, match="holds the patients of another sweep.*--work"):
             run_sweep({"learning_rate": [1e-3]}, shared, **{"fixed": TINY, **other})
 

@@ -25,7 +25,7 @@ from brats_helpers.data.splits import make_splits
 from brats_helpers.data.storage import load, save
 from brats_helpers.evaluation.checkpoints import read_checkpoint
 from brats_helpers.network.losses import deep_supervision_loss
-from brats_helpers.phantoms.patient import make_patient
+from brats_helpers.phantoms.kinds import make_patient
 from brats_helpers.training import distributed, launch
 from brats_helpers.training.launch import choose_processes, for_all_gpus, train_here
 from brats_helpers.training.loop import HISTORY, train

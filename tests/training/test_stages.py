@@ -15,7 +15,7 @@ from brats_helpers.data.pipeline import fill_work_folder
 from brats_helpers.data.storage import load
 from brats_helpers.evaluation.checkpoints import read_checkpoint
 from brats_helpers.evaluation.domain_shift import ranges
-from brats_helpers.phantoms.patient import make_patient
+from brats_helpers.phantoms.kinds import make_patient
 from brats_helpers.training import loop as training
 from brats_helpers.training import stages as pretraining
 from brats_helpers.training.loop import rehearsal, train
