@@ -10,6 +10,7 @@ were set after a look at twenty development patients (docs/zero_shot.md).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,8 +36,8 @@ TISSUES = ("CSF", "GM", "WM", "necrosis", "non-enhancing", "edema", "ET")
 CSF, GM, WM, NECROSIS, SOLID, EDEMA, ENHANCING = range(7)
 # Mean intensity of each tissue; white matter on T1 is 1. Rows: FLAIR, T1, T1CE, T2.
 CONTRAST = np.array([[0.30, 0.74, 0.62, 0.86, 0.98, 0.90, 0.92],
-                     [0.32, 0.83, 1.00, 0.68, 0.80, 0.84, 0.87],
-                     [0.34, 0.83, 1.00, 0.65, 0.78, 0.82, 1.20],
+                     [0.32, 0.83, 1.00, 0.73, 0.84, 0.88, 0.90],
+                     [0.34, 0.83, 1.00, 0.70, 0.82, 0.86, 1.27],
                      [1.35, 0.68, 0.52, 1.12, 0.94, 0.82, 0.84]], np.float32)
 # How far a patient's own means deviate, log-normal.
 SPREAD = np.array([[0.20, 0.08, 0.08, 0.26, 0.14, 0.12, 0.13],
@@ -63,20 +64,29 @@ class Tumor:
     push: float  # displacement of the tissue at its edge
 
 
+class Tissue(NamedTuple):
+    """A healthy brain; each map is (X, Y, Z)."""
+
+    gray: np.ndarray  # fractions, float32
+    white: np.ndarray
+    brain: np.ndarray  # bool: what skull-stripping has left
+    outside: np.ndarray  # bool: what it should have removed
+
+
 def make_varied(seed: int, index: int, spacing_mm: float = 2.0) -> Patient:
     """Make patient number `index` of the varied cohort `seed`, on BraTS's grid at a voxel size."""
     rng = np.random.default_rng([seed, index, VERSION])
     tumors = plan(rng, size_rank(seed, index))
     grid = box_coordinates(spacing_mm)
-    gray, white, brain = brain_of(rng, grid, tumors, spacing_mm)
-    labels = np.zeros(brain.shape, np.uint8)
-    solid = np.zeros(brain.shape, np.float32)  # how much of label NCR is tumor, not necrosis
+    tissue = brain_of(rng, grid, tumors, spacing_mm)
+    labels = np.zeros(tissue.brain.shape, np.uint8)
+    solid = np.zeros(labels.shape, np.float32)  # how much of label NCR is tumor, not necrosis
     for tumor in tumors:
-        grown, tumor_solid = grow(rng, grid, tumor, (gray, white, brain), spacing_mm)
+        grown, tumor_solid = grow(rng, grid, tumor, tissue, spacing_mm)
         new = (labels == 0) | np.isin(grown, (NCR, ET))
         labels, solid = np.where(new, grown, labels), np.where(new, tumor_solid, solid)
-    shares = tissue_shares(rng, (gray, white, brain), labels, solid, spacing_mm)
-    images = scan(rng, shares, (gray, white, brain), labels, spacing_mm)
+    shares = tissue_shares(rng, tissue, labels, solid, spacing_mm)
+    images = scan(rng, grid, shares, tissue, labels, spacing_mm)
     return Patient(f"BraTS2021_{index:05d}", _on_brats_grid(images, spacing_mm),
                    _on_brats_grid(labels[None], spacing_mm)[0], brats_affine(spacing_mm))
 
@@ -91,7 +101,8 @@ def plan(rng: np.random.Generator, rank: float) -> list[Tumor]:
     side = rng.choice([-1, 1])
     center = np.array([side * rng.uniform(8, 52), rng.uniform(-66, 54), rng.uniform(-30, 50)])
     first = Tumor(kind, center, radius, rng.uniform(0.07, 0.35) * radius + 1.2,
-                  20 * rng.beta(1.1, 1.3) * (0.4 if kind == "non-enhancing" else 1),
+                  rng.choice([20, 36], p=[0.8, 0.2]) * rng.beta(1.2, 1.3)
+                  * (0.5 if kind == "non-enhancing" else 1),
                   rng.uniform(0.65, 1.5, 3), rng.uniform(0.08, 0.33) * radius)
     tumors = [first]
     for _ in range(int(rng.choice([0, 1, 2, 3], p=[0.68, 0.18, 0.09, 0.05]))):
@@ -104,7 +115,7 @@ def plan(rng: np.random.Generator, rank: float) -> list[Tumor]:
         tumors.append(replace(
             first, kind=str(rng.choice(["ring", "solid"])) if kind != "non-enhancing" else kind,
             center=place, radius=small, rim=max(1.5, 0.4 * small),
-            edema=rng.uniform(0, 10), axes=rng.uniform(0.75, 1.35, 3), push=0.15 * small))
+            edema=rng.uniform(2, 12), axes=rng.uniform(0.75, 1.35, 3), push=0.15 * small))
     return tumors
 
 
@@ -116,8 +127,8 @@ def box_coordinates(spacing_mm: float) -> np.ndarray:
 
 
 def brain_of(rng: np.random.Generator, grid: np.ndarray, tumors: list[Tumor],
-             spacing_mm: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Deform the template for one patient: gray, white (fractions), brain (bool), each (X, Y, Z)."""
+             spacing_mm: float) -> Tissue:
+    """Deform the template for one patient, and strip the skull as carelessly as tools do."""
     shape = grid.shape[1:]
     source = np.tensordot(rotation_and_scale(rng), grid, 1)
     coarse, fine = rng.uniform(2, 5.5), rng.uniform(0, 1.6)
@@ -131,6 +142,10 @@ def brain_of(rng: np.random.Generator, grid: np.ndarray, tumors: list[Tumor],
     edge = ndimage.gaussian_filter(brain, rng.uniform(2, 4) / spacing_mm)
     edge += rng.uniform(0, 0.22) * smooth_noise(rng, shape, rng.uniform(10, 25) / spacing_mm)
     inside = edge > rng.uniform(0.35, 0.6)
+    if rng.random() < 0.4:
+        near = ndimage.gaussian_filter(brain, 7 / spacing_mm) > rng.uniform(0.12, 0.35)
+        lumps = smooth_noise(rng, shape, rng.uniform(8, 25) / spacing_mm)
+        inside |= near & (lumps > rng.uniform(0.3, 2))
     if rng.random() < 0.12:  # the field of view ends in the brain
         tilt = grid[2] + rng.uniform(-0.2, 0.2) * grid[1] + rng.uniform(-0.1, 0.1) * grid[0]
         inside &= (tilt < rng.uniform(45, 75)) if rng.random() < 0.5 else (
@@ -141,7 +156,7 @@ def brain_of(rng: np.random.Generator, grid: np.ndarray, tumors: list[Tumor],
     sulci = shell * np.clip(smooth_noise(rng, shape, rng.uniform(4, 7) / spacing_mm)
                             - rng.uniform(0, 1.2), 0, 1)
     kept = (1 - 0.8 * shrunk * (gray < 0.75)) * (1 - sulci) * inside  # sulci of the old are wide
-    return gray * kept, white * (1 - sulci) * inside, inside
+    return Tissue(gray * kept, white * (1 - sulci) * inside, inside, inside & (brain < 0.5))
 
 
 def _sample_template(source: np.ndarray) -> np.ndarray:
@@ -155,10 +170,9 @@ def _sample_template(source: np.ndarray) -> np.ndarray:
 
 
 def grow(rng: np.random.Generator, grid: np.ndarray, tumor: Tumor,
-         tissue: tuple[np.ndarray, np.ndarray, np.ndarray],
-         spacing_mm: float) -> tuple[np.ndarray, np.ndarray]:
+         tissue: Tissue, spacing_mm: float) -> tuple[np.ndarray, np.ndarray]:
     """Grow a tumor: labels (X, Y, Z), and how much of label NCR is solid tumor, 0 to 1."""
-    gray, white, brain = tissue
+    gray, white, brain, _ = tissue
     shape, labels = brain.shape, np.zeros(brain.shape, np.uint8)
     box = _around(grid, tumor, shape)
     if not brain[box].any():
@@ -213,10 +227,10 @@ def _around(grid: np.ndarray, tumor: Tumor, shape: tuple[int, ...]) -> tuple[sli
                  for n in near)
 
 
-def tissue_shares(rng: np.random.Generator, tissue: tuple[np.ndarray, np.ndarray, np.ndarray],
-                  labels: np.ndarray, solid: np.ndarray, spacing_mm: float) -> np.ndarray:
+def tissue_shares(rng: np.random.Generator, tissue: Tissue, labels: np.ndarray,
+                  solid: np.ndarray, spacing_mm: float) -> np.ndarray:
     """Compute the fraction of each of TISSUES in each voxel: (7, X, Y, Z) float32."""
-    gray, white, brain = tissue
+    gray, white, brain, _ = tissue
     soft = rng.uniform(0.6, 2.0) / spacing_mm
     ncr, edema, et = (ndimage.gaussian_filter((labels == n).astype(np.float32), soft)
                       for n in (NCR, ED, ET))
@@ -247,23 +261,24 @@ def contrasts(rng: np.random.Generator) -> np.ndarray:
     table = CONTRAST * np.exp(own)
     if rng.random() < 0.12:  # a cyst: fluid that FLAIR suppresses
         table[:, NECROSIS] = table[:, CSF] * rng.uniform(0.9, 1.8, 4)
+    table[1:3, EDEMA] = np.minimum(table[1:3, EDEMA], 0.97 * table[1:3, WM])  # water darkens T1
     # Experts outline what stands out.
     visible = rng.uniform(1.04, 1.25)
     table[0, EDEMA] = max(table[0, EDEMA], table[0, 1:3].max() * visible)
     table[0, SOLID] = max(table[0, SOLID], table[0, 1:3].max() * rng.uniform(0.98, 1.2))
-    table[2, ENHANCING] = max(table[2, ENHANCING], table[1, ENHANCING] + rng.uniform(0.08, 0.4),
-                              table[2, SOLID] + rng.uniform(0.08, 0.4))
+    table[2, ENHANCING] = max(table[2, ENHANCING], table[1, ENHANCING] + rng.uniform(0.1, 0.4),
+                              table[2, SOLID] + rng.uniform(0.12, 0.4))
     return table.astype(np.float32)
 
 
-def scan(rng: np.random.Generator, shares: np.ndarray,
-         tissue: tuple[np.ndarray, np.ndarray, np.ndarray], labels: np.ndarray,
-         spacing_mm: float) -> np.ndarray:
+def scan(rng: np.random.Generator, grid: np.ndarray, shares: np.ndarray, tissue: Tissue,
+         labels: np.ndarray, spacing_mm: float) -> np.ndarray:
     """Compute the four modalities from the tissues, (4, X, Y, Z) int16, 0 outside the brain."""
-    shape, brain = labels.shape, tissue[2]
+    shape, brain = labels.shape, tissue.brain
     images = np.tensordot(contrasts(rng), shares, 1)
     _texture(rng, images, shares, spacing_mm)
-    _enhance_normal(rng, images, tissue, labels, spacing_mm)
+    _leftovers(rng, images, tissue.outside & (labels == 0), spacing_mm)
+    _enhance_normal(rng, grid, images, tissue, labels, spacing_mm)
     if rng.random() < 0.15:  # blood is bright on T1, with and without contrast agent
         blood = np.clip(smooth_noise(rng, shape, 6 / spacing_mm) - rng.uniform(0.2, 1), 0, 1)
         blood *= shares[NECROSIS] + 0.5 * shares[SOLID]
@@ -295,24 +310,36 @@ def _texture(rng: np.random.Generator, images: np.ndarray, shares: np.ndarray,
         image *= np.exp(log + uptake * shares[ENHANCING] if n == 2 else log)
 
 
-def _enhance_normal(rng: np.random.Generator, images: np.ndarray,
-                    tissue: tuple[np.ndarray, np.ndarray, np.ndarray], labels: np.ndarray,
-                    spacing_mm: float) -> None:
+def _leftovers(rng: np.random.Generator, images: np.ndarray, outside: np.ndarray,
+               spacing_mm: float) -> None:
+    """Give what skull-stripping left of dura, fat and muscle any intensity."""
+    plain = rng.uniform(0.3, 1.2)
+    levels = (rng.uniform(0.2, 0.9), plain, plain + rng.uniform(0, 2), rng.uniform(0.2, 1.3))
+    uneven = np.exp(0.4 * smooth_noise(rng, outside.shape, rng.uniform(4, 10) / spacing_mm))
+    for image, level in zip(images, levels, strict=True):
+        image[outside] = level * uneven[outside]
+
+
+def _enhance_normal(rng: np.random.Generator, grid: np.ndarray, images: np.ndarray, tissue: Tissue,
+                    labels: np.ndarray, spacing_mm: float) -> None:
     """Add what takes up gadolinium and is no tumor: vessels, plexus, sinuses, falx and dura."""
-    gray, white, brain = tissue
+    gray, white, brain, _ = tissue
     shape, healthy = labels.shape, labels == 0
     fluid = np.clip(brain - gray - white, 0, 1) * healthy
     vessels = np.clip(smooth_noise(rng, shape, rng.uniform(3, 6) / spacing_mm) - 0.9, 0, 1) * fluid
-    depth = ndimage.gaussian_filter(brain.astype(np.float32), 4 / spacing_mm)
-    outer = np.clip(1.7 - 2 * depth, 0, 1) * brain
-    across = (np.arange(shape[0], dtype=np.float32) - (shape[0] - 1) / 2) * spacing_mm
-    away = (across[:, None, None] + rng.uniform(-3, 3)
-            + 2 * smooth_noise(rng, shape, 30 / spacing_mm))
+    depth = ndimage.gaussian_filter(brain.astype(np.float32), 5 / spacing_mm)
+    shell = np.clip(rng.uniform(1.9, 2.8) - 3.2 * depth, 0, 1) * brain * healthy
     uneven = np.clip(0.6 + 0.5 * smooth_noise(rng, shape, 8 / spacing_mm), 0, 1)
-    midline = np.exp(-(away / rng.uniform(1.5, 4))**2) * np.clip(fluid + outer, 0, 1) * uneven
-    dura = outer * np.clip(smooth_noise(rng, shape, 15 / spacing_mm), 0, 1) * healthy
-    images[2] += (rng.uniform(0.5, 3) * vessels + rng.uniform(0, 2) * midline * healthy
-                  + rng.uniform(0, 0.8) * rng.uniform(0, 1) * dura)
+    away = grid[0] + rng.uniform(-3, 3) + 2 * smooth_noise(rng, shape, 30 / spacing_mm)
+    falx = np.exp(-(away / rng.uniform(1.5, 4))**2) * fluid
+    behind = np.clip((grid[2] - grid[1]) / 30, 0, 1)  # above and behind the brain
+    sinus = np.exp(-(away / rng.uniform(2, 8))**2) * shell * behind
+    base = shell * np.clip(-grid[2] / 15 - 1, 0, 1) * uneven
+    patches = np.clip(smooth_noise(rng, shape, rng.uniform(8, 20) / spacing_mm), 0, 1) * shell
+    strength = rng.uniform(0, 1, 4) * (3, 2.5, 2.5, 2 * rng.random())
+    images[2] += (rng.uniform(0.5, 3) * vessels + strength[0] * sinus * uneven
+                  + strength[1] * falx * uneven * healthy + strength[2] * base
+                  + strength[3] * patches)
     cortex = np.exp(-(away / rng.uniform(6, 16))**2) * gray * healthy
     images[0] *= 1 + rng.uniform(0, 0.25) * cortex * uneven
     if rng.random() < 0.25:  # fluid that flows is bright on FLAIR here and there
