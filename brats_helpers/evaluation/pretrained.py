@@ -1,0 +1,21 @@
+"""The network in the box: its weights, trained on phantoms alone, come with the package.
+
+`brats_helpers/weights/README.md` is its model card.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from ..basics.config import Config
+from ..basics.device import Device
+from .checkpoints import load_checkpoint
+
+WEIGHTS = Path(__file__).parents[1] / "weights" / "varied.safetensors"
+
+
+def load_pretrained(device: Device | None = None) -> tuple[nn.Module, Config]:
+    """Load the network in the box, in evaluation mode, and the configuration of its training."""
+    return load_checkpoint(WEIGHTS, device)
