@@ -25,18 +25,8 @@ from .members import LIMITS, Limits, Member, checked_members, list_archive, open
 from .records import Case, Found
 from .sources import archives_of, is_archive, kind_of, resolve_source
 
-__all__ = [
-    "Limits",
-    "Member",
-    "extract",
-    "find_patients",
-    "is_archive",
-    "list_archive",
-    "patients_in",
-    "readable_in_place",
-    "resolve_source",
-    "summarize",
-]
+__all__ = ["Limits", "Member", "extract", "find_patients", "is_archive", "list_archive",
+           "patients_in", "readable_in_place", "resolve_source", "summarize"]
 
 MSD_FOLDERS = {"imagesTr": "four modalities", "imagesTs": "four modalities", "labelsTr": "seg"}
 
@@ -48,11 +38,8 @@ def readable_in_place(path: Path) -> bool:
     archives = archives_of(Path(path))
     if not archives or not all(kind_of(one) == "tar" for one in archives):
         return False
-    return not any(
-        m.info.issparse() or PurePosixPath(m.name).name == "dataset.json"
-        for one in archives
-        for m in list_archive(one)
-    )
+    return not any(m.info.issparse() or PurePosixPath(m.name).name == "dataset.json"
+                   for one in archives for m in list_archive(one))
 
 
 def patients_in(place: Path) -> list[Case]:
@@ -70,11 +57,8 @@ def find_patients(place: Path) -> Found:
     if not is_archive(place):
         return find(place)
     archives = archives_of(place)
-    files = [
-        Packed(one, m.name, m.info.offset_data, m.size)
-        for one in archives
-        for m in list_archive(one)
-    ]
+    files = [Packed(one, m.name, m.info.offset_data, m.size) for one in archives
+             for m in list_archive(one)]
     found = find_packed(files, place)
     return Found(found.cases, found.unused + besides(place, archives)) if place.is_dir() else found
 
@@ -89,10 +73,8 @@ def summarize(members: Sequence[Member]) -> list[dict]:
     for path, size in files.items():
         if path.parent.name in MSD_FOLDERS and NIFTI.search(path.name):
             found[path.name.split(".nii")[0]][MSD_FOLDERS[path.parent.name]] = size
-    return [
-        {"name": name, "files": sorted(sizes), "mb": sum(sizes.values()) / 1e6}
-        for name, sizes in sorted(found.items())
-    ]
+    return [{"name": name, "files": sorted(sizes), "mb": sum(sizes.values()) / 1e6} for name,
+            sizes in sorted(found.items())]
 
 
 def extract(path: Path, folder: Path, limits: Limits = LIMITS) -> list[Path]:
@@ -106,21 +88,15 @@ def extract(path: Path, folder: Path, limits: Limits = LIMITS) -> list[Path]:
     if archives != [Path(path)]:
         _empty_if_other(Path(path), Path(folder))
         write_json(Path(folder) / NOTE, _identity(Path(path)))
-        return [
-            target
-            for one in archives
-            for target in extract(one, Path(folder) / _stem(one, Path(path)), limits)
-        ]
+        return [target for one in archives
+                for target in extract(one, Path(folder) / _stem(one, Path(path)), limits)]
     folder = Path(folder)
     _empty_if_other(Path(path), folder)
     with open_archive(path) as archive:
         members = checked_members(Path(path), archive, limits)
         targets = [folder / PurePosixPath(member.name) for member in members]
-        wanted = [
-            (m, t)
-            for m, t in zip(members, targets, strict=True)
-            if not (t.is_file() and t.stat().st_size == m.size)
-        ]
+        wanted = [(m, t) for m, t in zip(members, targets, strict=True)
+                  if not (t.is_file() and t.stat().st_size == m.size)]
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
         _check_room(path, folder, sum(member.size for member, _ in wanted))
@@ -130,9 +106,8 @@ def extract(path: Path, folder: Path, limits: Limits = LIMITS) -> list[Path]:
     return targets
 
 
-def _write_member(
-    path: Path, archive: tarfile.TarFile | zipfile.ZipFile, member: Member, target: Path
-) -> None:
+def _write_member(path: Path, archive: tarfile.TarFile | zipfile.ZipFile, member: Member,
+                  target: Path) -> None:
     with _content(archive, member) as source, atomic_path(target) as temporary:
         with open(temporary, "wb") as file:
             shutil.copyfileobj(source, file, 1 << 20)
@@ -143,11 +118,8 @@ def _write_member(
 def _stem(archive: Path, folder: Path) -> str:
     """The folder that one of several archives is unpacked into: its own path without the ending."""
     name = "_".join(archive.relative_to(folder).parts)
-    return next(
-        name[: -len(ending)]
-        for ending in sorted(ENDINGS, key=len, reverse=True)
-        if name.lower().endswith(ending)
-    )
+    return next(name[: -len(ending)] for ending in sorted(ENDINGS, key=len, reverse=True)
+                if name.lower().endswith(ending))
 
 
 def _identity(path: Path) -> dict:
@@ -173,18 +145,12 @@ def _empty_if_other(path: Path, folder: Path) -> None:
 
 
 def _content(archive: tarfile.TarFile | zipfile.ZipFile, member: Member) -> IO[bytes]:
-    return (
-        archive.open(member.info)
-        if isinstance(archive, zipfile.ZipFile)
-        else archive.extractfile(member.info)
-    )
+    return (archive.open(member.info) if isinstance(archive, zipfile.ZipFile)
+            else archive.extractfile(member.info))
 
 
 def _check_room(path: Path, folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise BratsError(
-            f"{path} needs {needed / 1e9:.1f} GB in {folder}, and {free / 1e9:.1f} GB are "
-            "free: make room, "
-            "or choose another work folder."
-        )
+        raise BratsError(f"{path} needs {needed / 1e9:.1f} GB in {folder}, and {free / 1e9:.1f} GB "
+                         "are free: make room, or choose another work folder.")

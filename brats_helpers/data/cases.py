@@ -25,22 +25,9 @@ from .nifti import check_geometry, check_same_grid, fail, open_image, voxels
 from .plausibility import oddities
 from .records import Case, Patient
 
-__all__ = [
-    "Case",
-    "Patient",
-    "check_case",
-    "check_cohort",
-    "content_sum",
-    "disk_et",
-    "file_state",
-    "find_cases",
-    "find_twins",
-    "on_disk",
-    "open_scan",
-    "read_case",
-    "read_reference",
-    "write_mask",
-]
+__all__ = ["Case", "Patient", "check_case", "check_cohort", "content_sum", "disk_et", "file_state",
+           "find_cases", "find_twins", "on_disk", "open_scan", "read_case", "read_reference",
+           "write_mask"]
 
 
 def find_cases(folder: Path) -> list[Case]:
@@ -88,12 +75,8 @@ def read_case(case: Case) -> Patient:
         if not (
             image[..., image.shape[-1] // 2].any() or image.any()
         ):  # one slice tells most times
-            fail(
-                case,
-                case.images[0 if case.channels else n],
-                f"{MODALITIES[n]} is 0 everywhere",
-                "export it again from its source, or leave this patient out",
-            )
+            fail(case, case.images[0 if case.channels else n], f"{MODALITIES[n]} is 0 everywhere",
+                 "export it again from its source, or leave this patient out")
     return Patient(case.name, images, read_reference(case, images.shape[1:], affine), affine)
 
 
@@ -121,12 +104,8 @@ def read_reference(case: Case, shape: tuple[int, ...], affine: np.ndarray) -> np
         return None
     image = open_image(case, case.reference)
     if image.shape != shape:
-        fail(
-            case,
-            case.reference,
-            f"its shape {image.shape} is not the images' {shape}",
-            "use the reference that was drawn on these images",
-        )
+        fail(case, case.reference, f"its shape {image.shape} is not the images' {shape}",
+             "use the reference that was drawn on these images")
     check_same_grid(case, case.reference, image, affine, "the images")
     array = voxels(case, case.reference, image).T  # contiguous: NIfTI's first index runs fastest
     where = np.flatnonzero(array != 0)  # few voxels are marked: the rest is done for them alone
@@ -147,19 +126,10 @@ def check_case(case: Case) -> dict:
     Keys: name, problems (why it cannot be used), warnings (what is likely wrong), notes, shape,
     spacing_mm, orientation, dtype, volumes_ml by label, images, reference.
     """
-    row = {
-        "name": case.name,
-        "problems": [],
-        "warnings": [],
-        "notes": [],
-        "shape": None,
-        "spacing_mm": None,
-        "orientation": None,
-        "dtype": None,
-        "volumes_ml": None,
-        "images": [str(p) for p in case.images],
-        "reference": str(case.reference) if case.reference else None,
-    }
+    row = {"name": case.name, "problems": [], "warnings": [], "notes": [], "shape": None,
+           "spacing_mm": None, "orientation": None, "dtype": None, "volumes_ml": None,
+           "images": [str(p) for p in case.images], "reference": str(case.reference)
+           if case.reference else None}
     try:
         patient = read_case(case)
     except BratsError as error:
@@ -167,18 +137,12 @@ def check_case(case: Case) -> dict:
     odd = oddities(patient)
     volumes = None
     if patient.reference is not None:
-        counts = (
-            np.bincount(patient.reference.ravel(), minlength=4) * np.prod(patient.spacing) / 1000
-        )
+        counts = (np.bincount(patient.reference.ravel(), minlength=4) * np.prod(patient.spacing)
+                  / 1000)
         volumes = {name: round(float(counts[label]), 3) for label, name in LABEL_SHORT.items()}
-    return row | {
-        "shape": patient.images.shape[1:],
-        "orientation": patient.orientation,
-        "volumes_ml": volumes,
-        "spacing_mm": [round(s, 4) for s in patient.spacing],
-        "dtype": str(patient.images.dtype),
-        **odd,
-    }
+    return row | {"shape": patient.images.shape[1:], "orientation": patient.orientation,
+                  "volumes_ml": volumes, "spacing_mm": [round(s, 4) for s in patient.spacing],
+                  "dtype": str(patient.images.dtype), **odd}
 
 
 def check_cohort(cases: Iterable[Case], jobs: int = -1) -> list[dict]:
@@ -202,12 +166,8 @@ def file_state(case: Case, path: Path | Packed) -> tuple[int, int]:
     try:
         return path.size if isinstance(path, Packed) else path.stat().st_size, content_sum(path)
     except OSError as error:
-        fail(
-            case,
-            path,
-            f"cannot be read ({error})",
-            "it was moved or deleted: put it back, or find the patients again",
-        )
+        fail(case, path, f"cannot be read ({error})",
+             "it was moved or deleted: put it back, or find the patients again")
 
 
 def find_twins(cases: Iterable[Case]) -> list[list[str]]:

@@ -13,15 +13,8 @@ from pathlib import Path
 
 from ..basics.errors import BratsError
 from ..basics.files import atomic_path, read_json
-from .archive import (
-    archives_of,
-    extract,
-    find_patients,
-    is_archive,
-    list_archive,
-    readable_in_place,
-    resolve_source,
-)
+from .archive import (archives_of, extract, find_patients, is_archive, list_archive,
+                      readable_in_place, resolve_source)
 from .cases import check_cohort, find_twins
 from .finding import besides
 from .layouts import NIFTI
@@ -30,18 +23,8 @@ from .records import Found, Unused
 from .sources import kind_of
 from .unused import SHOWN, listing
 
-FIELDS = (
-    "patient",
-    "status",
-    "shape",
-    "spacing_mm",
-    "orientation",
-    "reference",
-    "NCR_ml",
-    "ED_ml",
-    "ET_ml",
-    "remarks",
-)
+FIELDS = ("patient", "status", "shape", "spacing_mm", "orientation", "reference", "NCR_ml", "ED_ml",
+          "ET_ml", "remarks")
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
 <title>Check of {title}</title><style>
 body{{font:15px sans-serif;max-width:75em;margin:2em auto}}table{{border-collapse:collapse}}
@@ -65,11 +48,8 @@ class Report:
     @property
     def sound(self) -> bool:
         """Whether there is nothing that a person needs to do."""
-        return not (
-            self.warnings
-            or any(row["problems"] or row["warnings"] for row in self.rows)
-            or any(one.remedy for one in self.unused)
-        )
+        return not (self.warnings or any(row["problems"] or row["warnings"] for row in self.rows)
+                    or any(one.remedy for one in self.unused))
 
     @property
     def summary(self) -> str:
@@ -91,9 +71,8 @@ def check_path(path: Path, jobs: int = -1) -> Report:
             found = find_patients(Path(folder))
             return check_found(Found(found.cases, found.unused + extra), place, jobs)
     found = find_patients(place)
-    return check_found(
-        Found(found.cases, found.unused + (extra if place.is_file() else [])), place, jobs
-    )
+    return check_found(Found(found.cases, found.unused + (extra if place.is_file() else [])), place,
+                       jobs)
 
 
 def _besides(path: Path) -> list[Unused]:
@@ -106,12 +85,8 @@ def _besides(path: Path) -> list[Unused]:
 def check_found(found: Found, place: Path, jobs: int = -1) -> Report:
     """Check patients that were found at a place."""
     rows = check_cohort(found.cases, jobs if len(found.cases) > 1 else 1)
-    twins = [
-        f"{', '.join(names)} have the same scans: keep one of them"
-        for names in find_twins(
-            case for case, row in zip(found.cases, rows, strict=True) if not row["problems"]
-        )
-    ]
+    twins = [f"{', '.join(names)} have the same scans: keep one of them" for names in find_twins(
+        case for case, row in zip(found.cases, rows, strict=True) if not row["problems"])]
     return Report(Path(place), rows, found.unused, [*of_cohort(rows), *twins])
 
 
@@ -146,17 +121,15 @@ def status(row: Mapping) -> str:
 def problems_text(rows: Sequence[Mapping], shown: int = SHOWN) -> str:
     """Return the problems of all patients as lines of text, at most `shown` of them."""
     lines = [f"  {problem}" for row in rows for problem in row["problems"]]
-    return "\n".join(
-        lines[:shown] + ([f"  ... and {len(lines) - shown} more"] if len(lines) > shown else [])
-    )
+    return "\n".join(lines[:shown]
+                     + ([f"  ... and {len(lines) - shown} more"] if len(lines) > shown else []))
 
 
 def remarks(row: Mapping) -> list[str]:
     """Return all that is said of a patient, without the name that every row begins with."""
     lead = f"patient {row['name']}: "
-    return [
-        text.removeprefix(lead) for kind in ("problems", "warnings", "notes") for text in row[kind]
-    ]
+    return [text.removeprefix(lead) for kind in ("problems", "warnings", "notes")
+            for text in row[kind]]
 
 
 def table_rows(rows: Sequence[Mapping]) -> list[tuple]:
@@ -164,20 +137,12 @@ def table_rows(rows: Sequence[Mapping]) -> list[tuple]:
     result = []
     for row in rows:
         ml = row["volumes_ml"] or {}
-        result.append(
-            (
-                row["name"],
-                status(row),
-                *(
-                    " x ".join(f"{v:g}" for v in row[key]) if row[key] else ""
-                    for key in ("shape", "spacing_mm")
-                ),
-                row["orientation"] or "",
-                "yes" if row["reference"] else "no",
-                *(ml.get(name, "") for name in ("NCR", "ED", "ET")),
-                " | ".join(remarks(row)),
-            )
-        )
+        result.append((row["name"], status(row),
+                       *(" x ".join(f"{v:g}" for v in row[key])
+                         if row[key] else "" for key in ("shape", "spacing_mm")),
+                       row["orientation"] or "", "yes" if row["reference"] else "no",
+                       *(ml.get(name, "") for name in ("NCR", "ED", "ET")),
+                       " | ".join(remarks(row))))
     return result
 
 
@@ -186,10 +151,8 @@ def text(report: Report) -> str:
     width = max([len(row["name"]) for row in report.rows] + [7])
     lines = [f"{'patient':<{width}}  status   shape            voxel (mm)         axes  reference"]
     for row, cells in zip(report.rows, table_rows(report.rows), strict=True):
-        lines.append(
-            f"{cells[0]:<{width}}  {cells[1]:<8} {cells[2]:<16} {cells[3]:<18} {cells[4]:<5} "
-            f"{cells[5]}"
-        )
+        lines.append(f"{cells[0]:<{width}}  {cells[1]:<8} {cells[2]:<16} {cells[3]:<18} "
+                     f"{cells[4]:<5} {cells[5]}")
         lines += [f"    {remark}" for remark in remarks(row) if remark != "no reference"]
     lines += [f"\nWARNING: {warning}" for warning in report.warnings]
     if said := listing(report.unused):
@@ -205,10 +168,8 @@ def write_csv(path: Path, report: Report) -> None:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerows([FIELDS, *map(_safe, table_rows(report.rows))])
     blank = [""] * (len(FIELDS) - 3)
-    writer.writerows(
-        _safe([str(one.path), "not used", *blank, f"{one.reason}; {one.remedy}".strip("; ")])
-        for one in report.unused
-    )
+    writer.writerows(_safe([str(one.path), "not used", *blank, f"{one.reason}; "
+                            f"{one.remedy}".strip("; ")]) for one in report.unused)
     writer.writerows(["(all)", "warning", *blank, warning] for warning in report.warnings)
     with atomic_path(path) as temporary:
         temporary.write_text(buffer.getvalue(), encoding="utf-8")
@@ -216,29 +177,20 @@ def write_csv(path: Path, report: Report) -> None:
 
 def _safe(cells: Sequence) -> list:
     """Keep spreadsheets from running a name that begins like a formula."""
-    return [
-        f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "@", "\t") else cell
-        for cell in cells
-    ]
+    return [f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "@", "\t") else cell
+            for cell in cells]
 
 
 def write_html(path: Path, report: Report) -> None:
     """Write the report as one page that loads nothing else."""
     head = "".join(f"<th>{name}</th>" for name in FIELDS)
-    body = "".join(
-        f'<tr class="{cells[1]}">'
-        + "".join(f"<td>{html.escape(str(c))}</td>" for c in cells)
-        + "</tr>"
-        for cells in table_rows(report.rows)
-    )
+    body = "".join(f'<tr class="{cells[1]}">'
+                   + "".join(f"<td>{html.escape(str(c))}</td>" for c in cells) + "</tr>"
+                   for cells in table_rows(report.rows))
     said = [*report.warnings, *map(str, report.unused)]
     items = "".join(f"<li>{html.escape(line)}</li>" for line in said)
-    page = PAGE.format(
-        title=html.escape(str(report.place)),
-        summary=html.escape(report.summary),
-        remarks=f"<ul>{items}</ul>" if items else "",
-        rows=f"<tr>{head}</tr>{body}",
-    )
+    page = PAGE.format(title=html.escape(str(report.place)), summary=html.escape(report.summary),
+                       remarks=f"<ul>{items}</ul>" if items else "", rows=f"<tr>{head}</tr>{body}")
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 

@@ -24,11 +24,8 @@ SPLIT_SETTINGS = ("seed", "validation", "folds")  # what the split depends on, b
 OPTIONAL = (str, type(None))
 SOURCE = {"source": str, "synthetic": bool, "training": str, "test": OPTIONAL, "tag": str}
 ROW = {"name": str, "problems": [str]}
-PATIENTS = {
-    "tag": str,
-    "folders": {"training": str, "test": OPTIONAL},
-    "rows": {"training": [ROW], "test": [ROW]},
-}
+PATIENTS = {"tag": str, "folders": {"training": str, "test": OPTIONAL},
+            "rows": {"training": [ROW], "test": [ROW]}}
 SPLITS = {"tag": str, "seed": NUMBER, "training": [str], "validation": [str], "folds": [[str]]}
 
 
@@ -64,10 +61,8 @@ class Cohort:
         if config.fold < 0:
             return self.splits["validation"]
         if config.fold >= len(self.splits["folds"]):
-            raise BratsError(
-                f"fold={config.fold} cannot work: this cohort is small and has folds 0 to "
-                f"{len(self.splits['folds']) - 1}."
-            )
+            raise BratsError(f"fold={config.fold} cannot work: this cohort is small and has folds "
+                             f"0 to {len(self.splits['folds']) - 1}.")
         return self.splits["folds"][config.fold]
 
     def training_names(self, config: Config, everyone: bool = False) -> list[str]:
@@ -76,31 +71,21 @@ class Cohort:
         return sorted(set(self.splits["training"] + self.splits["validation"]) - set(kept))
 
 
-def write_source(
-    work: Path,
-    config: Config,
-    source: str,
-    training: Path,
-    test: Path | None,
-    synthetic: bool = False,
-) -> None:
+def write_source(work: Path, config: Config, source: str, training: Path, test: Path | None,
+                 synthetic: bool = False) -> None:
     """Write what notebook 01 leaves: config.json, and cohort.json with the archives or folders "
     "of the patients."""
     config.save(work / "config.json")
     places = {"training": str(training), "test": str(test) if test else None}
-    write_json(
-        work / "cohort.json",
-        {"source": source, "synthetic": synthetic, **places, "tag": _tag(config, [training, test])},
-    )
+    write_json(work / "cohort.json", {"source": source, "synthetic": synthetic, **places,
+                                      "tag": _tag(config, [training, test])})
 
 
 def _tag(config: Config, places: Sequence[Path | None]) -> str:
     """Eight characters that change with the archives and with the settings that the split "
     "depends on."""
-    archives = [
-        [p.name, p.stat().st_size, p.stat().st_mtime_ns] if p and p.is_file() else str(p)
-        for p in places
-    ]
+    archives = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] if p and p.is_file() else str(p)
+                for p in places]
     text = json.dumps([[getattr(config, name) for name in SPLIT_SETTINGS], archives])
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -110,12 +95,8 @@ def read_source(work: Path) -> dict:
     return read_json_as(work / "cohort.json", "notebook 01", SOURCE)
 
 
-def write_patients(
-    work: Path,
-    folders: Mapping[str, Path | None],
-    rows: Mapping[str, Sequence[dict]],
-    splits: Mapping,
-) -> None:
+def write_patients(work: Path, folders: Mapping[str, Path | None],
+                   rows: Mapping[str, Sequence[dict]], splits: Mapping) -> None:
     """Write what notebook 02 leaves: patients.json with `cases.check_cohort`'s rows by set, and "
     "splits.json."""
     tag = read_source(work)["tag"]
@@ -131,16 +112,10 @@ def read_cohort(work: Path) -> Cohort:
     patients = read_json_as(work / "patients.json", "notebook 02", PATIENTS)
     splits = read_json_as(work / "splits.json", "notebook 02", SPLITS)
     if {patients["tag"], splits["tag"]} != {source["tag"]}:
-        raise BratsError(
-            f"the patients and the split in {work} were made before notebook 01 was last run with "
-            "other "
-            "data or settings: run notebooks 02 and 03 again."
-        )
-    cases = {
-        key: _sound(folder, patients["rows"][key])
-        for key, folder in patients["folders"].items()
-        if key in patients["rows"]
-    }
+        raise BratsError(f"the patients and the split in {work} were made before notebook 01 was "
+                         "last run with other data or settings: run notebooks 02 and 03 again.")
+    cases = {key: _sound(folder, patients["rows"][key]) for key,
+             folder in patients["folders"].items() if key in patients["rows"]}
     return Cohort(source["synthetic"], cases, patients["rows"], splits)
 
 
@@ -149,10 +124,7 @@ def _sound(folder: str | None, rows: Sequence[Mapping]) -> list[Case]:
     sound = {row["name"] for row in rows if not row["problems"]}
     cases = [case for case in patients_in(Path(folder)) if case.name in sound] if folder else []
     if gone := sorted(sound - {case.name for case in cases}):
-        raise BratsError(
-            f"{len(gone)} patient(s) that notebook 02 found are no longer in {folder} "
-            f"({', '.join(gone[:3])}{', ...' if len(gone) > 3 else ''}): put them back, or run "
-            "notebooks 02 "
-            "and 03 again, which split the others anew."
-        )
+        raise BratsError(f"{len(gone)} patient(s) that notebook 02 found are no longer in {folder} "
+                         f"({', '.join(gone[:3])}{', ...' if len(gone) > 3 else ''}): put them "
+                         "back, or run notebooks 02 and 03 again, which split the others anew.")
     return cases

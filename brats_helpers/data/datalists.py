@@ -18,15 +18,10 @@ from .layouts import FILE_NAME, NIFTI, SUFFIXES, identify
 from .records import Case, Unused
 
 LIST_NAME = re.compile(r"^(dataset|datalist|.*folds?)[^/]*\.json$", re.IGNORECASE)
-WANTED = (
-    'expected {"modality": {"0": "FLAIR", ...}, "training": [{"image": ..., "label": ...}]} '
-    '(Decathlon, MONAI) or {"channel_names": {"0": "FLAIR", ...}, "labels": {...}} (nnU-Net)'
-)
-MEANING = (
-    (ET, r"^et$|^at$|(?<!non.)(?<!non)enhanc|gd.enh"),
-    (ED, r"edema|oedema|^ed$|snfh|infiltr"),
-    (NCR, r"necro|^ncr|^net|non.?enh|^nc\b"),
-)
+WANTED = ('expected {"modality": {"0": "FLAIR", ...}, "training": [{"image": ..., "label": ...}]} '
+          '(Decathlon, MONAI) or {"channel_names": {"0": "FLAIR", ...}, "labels": {...}} (nnU-Net)')
+MEANING = ((ET, r"^et$|^at$|(?<!non.)(?<!non)enhanc|gd.enh"),
+           (ED, r"edema|oedema|^ed$|snfh|infiltr"), (NCR, r"necro|^ncr|^net|non.?enh|^nc\b"))
 REGION = ((ET, r"enhanc|^et$"), (NCR, r"core|^tc$"), (ED, r"whole|^wt$|all"))
 
 
@@ -73,18 +68,12 @@ def _read_list(index: Path, found: Listed, seen: set) -> None:
     labels = labels_of(content)
     missing = [image for images, _ in rows for image in images if not image.is_file()]
     if missing:
-        found.unused.append(
-            Unused(
-                index,
-                f"it lists {len(missing)} file(s) that are not there, such as {missing[0]}",
-                "add them, or correct the list",
-            )
-        )
+        found.unused.append(Unused(index, f"it lists {len(missing)} file(s) that are not there, "
+                                   f"such as {missing[0]}", "add them, or correct the list"))
     for images, label in rows:
         if images and all(image.is_file() for image in images):
-            case = _case(
-                index, images, label if label and label.is_file() else None, channels, labels
-            )
+            case = _case(index, images, label if label and label.is_file() else None, channels,
+                         labels)
             found.files |= {*images, *filter(None, [label])}
             if case.images not in seen:
                 seen.add(case.images)
@@ -98,14 +87,10 @@ def _without_doubtful(case: Case, labels: object, found: Listed, index: Path) ->
     if len(case.images) == 1:
         return Case(**{**vars(case), "labels": tuple(MSD_LABELS.items())})
     found.unused.append(
-        Unused(
-            case.reference,
-            f"{index.name} does not say what its labels mean: label 1 is the necrotic core "
-            "in BraTS and edema in nnU-Net's and the Decathlon's order",
-            f'add "labels" to {index}, such as {{"background": 0, "necrotic core": 1, "edema": 2, '
-            '"enhancing tumor": 3}',
-        )
-    )
+        Unused(case.reference, f"{index.name} does not say what its labels mean: label "
+               "1 is the necrotic core in BraTS and edema in nnU-Net's and the Decathlon's order",
+               f'add "labels" to {index}, such as {{"background": 0, "necrotic core": 1, "edema": '
+               '2, "enhancing tumor": 3}'))
     return Case(**{**vars(case), "reference": None})
 
 
@@ -142,11 +127,8 @@ def _rows(content: Mapping, index: Path) -> Iterable[tuple[list[Path], Path | No
         return Path(index.parent, text)
 
     explicit = content.get("dataset")
-    lists = (
-        [list(explicit.values())]
-        if isinstance(explicit, dict)
-        else [content.get(key, []) for key in ("training", "validation", "test", "testing")]
-    )
+    lists = ([list(explicit.values())] if isinstance(explicit, dict)
+             else [content.get(key, []) for key in ("training", "validation", "test", "testing")])
     for rows in lists:
         if not isinstance(rows, list):
             raise NotAList(f"its list of patients is a {type(rows).__name__}, not a list")
@@ -179,11 +161,8 @@ def _literal(text: str) -> str:
 
 
 def _nnunet_rows(folder: Path) -> Iterable[tuple[list[Path], Path | None]]:
-    for images, labels in (
-        ("imagesTr", "labelsTr"),
-        ("imagesTs", "labelsTs"),
-        ("imagesVal", "labelsVal"),
-    ):
+    for images, labels in (("imagesTr", "labelsTr"), ("imagesTs", "labelsTs"),
+                           ("imagesVal", "labelsVal")):
         for first in sorted((folder / images).glob("*_0000.nii*")):
             stem, _, ending = first.name.rpartition("_0000")
             label = folder / labels / f"{stem}{ending}"
@@ -191,20 +170,14 @@ def _nnunet_rows(folder: Path) -> Iterable[tuple[list[Path], Path | None]]:
             yield parts, label if label.is_file() else None
 
 
-def _case(
-    index: Path,
-    images: list[Path],
-    label: Path | None,
-    channels: list[str | None],
-    labels: tuple | None,
-) -> Case:
+def _case(index: Path, images: list[Path], label: Path | None, channels: list[str | None],
+          labels: tuple | None) -> Case:
     name = re.sub(r"_0000$", "", NIFTI.sub("", images[0].name))
     by_name = [identify(image) for image in images]
     if len(images) == 1:
         if not channels:
-            raise NotAList(
-                'it has no "modality" or "channel_names" for the channels of its 4D files'
-            )
+            raise NotAList('it has no "modality" or "channel_names" for the channels of its 4D '
+                           'files')
         place = tuple(channels.index(m) for m in MODALITIES)
         return Case(name, tuple(images), label, place, labels=labels or ())
     kinds = [known[2] if known else None for known in by_name]
@@ -213,22 +186,14 @@ def _case(
     elif channels:
         kinds = channels
     else:
-        raise NotAList(
-            'it has no "channel_names", and the names of its files do not tell the modalities'
-        )
-    ordered = [
-        image for m in MODALITIES for kind, image in zip(kinds, images, strict=False) if kind == m
-    ]
+        raise NotAList('it has no "channel_names", and the names of its files do not tell the '
+                       'modalities')
+    ordered = [image for m in MODALITIES for kind, image in zip(kinds, images, strict=False)
+               if kind == m]
     missing = [m for m in MODALITIES if m not in kinds[: len(images)]]
-    problem = (
-        ""
-        if not missing and len(images) == len(MODALITIES)
-        else (
-            f"patient {name} in {images[0].parent} has {len(images)} images in {index}, and "
-            "four are needed"
-            + (f": add {', '.join(missing)}." if missing else ".")
-        )
-    )
+    problem = ("" if not missing and len(images) == len(MODALITIES)
+               else (f"patient {name} in {images[0].parent} has {len(images)} images in {index}, "
+                     "and four are needed" + (f": add {', '.join(missing)}." if missing else ".")))
     return Case(name, tuple(ordered), label, problem=problem, labels=labels or ())
 
 
@@ -250,14 +215,8 @@ def labels_of(content: Mapping) -> tuple[tuple[int, int], ...] | None:
     pairs = []
     for number, names in sorted(by_value.items()):
         if number:
-            label = next(
-                (
-                    here
-                    for here, pattern in (REGION if regions else MEANING)
-                    if any(re.search(pattern, name) for name in names)
-                ),
-                None,
-            )
+            label = next((here for here, pattern in (REGION if regions else MEANING)
+                          if any(re.search(pattern, name) for name in names)), None)
             if label is None or number > 255:
                 return None
             pairs.append((number, label))

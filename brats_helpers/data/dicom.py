@@ -28,8 +28,8 @@ REQUIRED = {"ImageOrientationPatient": 6, "ImagePositionPatient": 3, "PixelSpaci
 SHARED = ("ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
 
 
-def write_series(image: np.ndarray, affine: np.ndarray, folder: Path, **attributes: object
-                 ) -> list[Path]:
+def write_series(image: np.ndarray, affine: np.ndarray, folder: Path,
+                 **attributes: object) -> list[Path]:
     """Write a volume, (X, Y, Z) int16 of 0 or more, as a scanner does: one file a slice along Z.
 
     `attributes` are set in every file by their DICOM keyword, as in PatientName="Doe^Jane".
@@ -121,8 +121,8 @@ def _stack(slices: Sequence[Dataset], folder: Path) -> tuple[np.ndarray, np.ndar
                          "twice; export the series again.")
     row_mm, column_mm = map(float, first.PixelSpacing)
     to_lps = np.eye(4)
-    to_lps[:3] = np.stack([along_x * column_mm, along_y * row_mm, normal * step,
-                           positions[order[0]]], axis=1)
+    to_lps[:3] = np.stack(
+        [along_x * column_mm, along_y * row_mm, normal * step, positions[order[0]]], axis=1)
     return np.stack([_intensities(slices[i]).T for i in order], -1), TO_RAS @ to_lps
 
 

@@ -16,20 +16,12 @@ from .layouts import BIDS, FILE_NAME, NIFTI, case_of, group
 from .records import Case, Found, Unused
 from .unused import explain, hint, listing, shorten
 
-WANTED = (
-    "four files a patient named like X_flair.nii.gz, X_t1.nii.gz, X_t1ce.nii.gz, X_t2.nii.gz "
-    "(or X-t2f, X-t1n, X-t1c, X-t2w), BIDS, or a dataset.json of the Decathlon, nnU-Net or MONAI"
-)
+WANTED = ("four files a patient named like X_flair.nii.gz, X_t1.nii.gz, X_t1ce.nii.gz, X_t2.nii.gz "
+          "(or X-t2f, X-t1n, X-t1c, X-t2w), BIDS, or a dataset.json of the Decathlon, nnU-Net or "
+          "MONAI")
 WORK = ("cohort.json", "config.json")  # files of a work folder, and the folders that we write there
-OURS = (
-    "preprocessed",
-    "predictions",
-    "notebooks",
-    "checkpoints",
-    "everyone",
-    "nnunet",
-    "pretraining",
-)
+OURS = ("preprocessed", "predictions", "notebooks", "checkpoints", "everyone", "nnunet",
+        "pretraining")
 COPIES = ("training", "test", "first")  # in its folder `cases`
 MASKS = ("predictions.csv", "scores.json")  # files that stand with masks that we have written
 EXPORT = ".sources.json"  # a file of the export for nnU-Net
@@ -55,14 +47,10 @@ def find(folder: Path) -> Found:
     found = Found(found.cases, found.unused + _empty_patients(found.cases, files, folder))
     if not found.cases:
         packed = [p for p in files if p.name.lower().endswith(ARCHIVE_ENDINGS)]
-        hint = (
-            f" There is an archive in it, {packed[0].name}: give that as the source."
-            if packed
-            else ""
-        )
-        raise BratsError(
-            f"no patient in {folder}: looked for {WANTED}.{hint}" + _also(found.unused)
-        )
+        hint = (f" There is an archive in it, {packed[0].name}: give that as the source."
+                if packed else "")
+        raise BratsError(f"no patient in {folder}: looked for {WANTED}.{hint}"
+                         + _also(found.unused))
     return found
 
 
@@ -88,11 +76,8 @@ def _found(files: Sequence[Path | Packed], listed: Listed, left: Sequence[Unused
     rest = [p for p in files if p not in listed.files]
     groups, used = group(rest)
     cases = [*listed.cases, *map(case_of, groups)]
-    unused = [
-        *left,
-        *listed.unused,
-        *filter(None, (explain(p, cases) for p in rest if p not in used)),
-    ]
+    unused = [*left, *listed.unused, *filter(None,
+                                             (explain(p, cases) for p in rest if p not in used))]
     told = [hint(case, unused) for case in cases]
     cases = [case for case, _ in told]
     said = {one for _, ones in told for one in ones}
@@ -123,18 +108,15 @@ def _same_files(a: Case, b: Case) -> bool:
     """Whether two archives hold the same patient: names, sizes and gzip's own checksums agree."""
     if a.name != b.name or not all(isinstance(p, Packed) for p in (*a.images, *b.images)):
         return False
-    return _archive(a) != _archive(b) and [
-        (p.size, p.read_bytes(last=8)) for p in a.images] == [
+    return _archive(a) != _archive(b) and [(p.size, p.read_bytes(last=8)) for p in a.images] == [
         (p.size, p.read_bytes(last=8)) for p in b.images]
 
 
 def _unique(cases: list[Case]) -> list[Case]:
     for a, b in zip(cases, cases[1:], strict=False):
         if a.name == b.name:
-            raise BratsError(
-                f"two patients are called {a.name}: {a.images[0]} and {b.images[0]}; "
-                "rename or remove one."
-            )
+            raise BratsError(f"two patients are called {a.name}: {a.images[0]} and {b.images[0]}; "
+                             "rename or remove one.")
     return cases
 
 
@@ -154,36 +136,28 @@ def _walk(root: Path) -> tuple[list[Path], list[Unused]]:
             seen.add(here.resolve())
             links = [f for f in folders if (here / f).is_symlink()]
             waiting += [here / f for f in sorted(links) if not _hidden(f)]
-            folders[:] = sorted(
-                f
-                for f in folders
-                if f not in links and not _hidden(f) and not _ours(here / f, root)
-            )
+            folders[:] = sorted(f for f in folders if f not in links and not _hidden(f)
+                                and not _ours(here / f, root))
             for name in _without_masks(names):
                 if name.endswith(".icloud") or not _hidden(name):
                     (files if (here / name).is_file() else left).append(
-                        here / name if (here / name).is_file() else _broken(here / name)
-                    )
+                        here / name if (here / name).is_file() else _broken(here / name))
     left += _folders_named_as_files(seen, files)
     return sorted(files), left
 
 
 def _stop(error: OSError) -> NoReturn:
     # A folder that may not be read would lose its patients without a word.
-    raise BratsError(
-        f"{error.filename} cannot be read ({error.strerror}): allow it (chmod), or move it away."
-    )
+    raise BratsError(f"{error.filename} cannot be read ({error.strerror}): allow it (chmod), or "
+                     "move it away.")
 
 
 def _broken(path: Path) -> Unused:
     if not path.is_symlink():
         return Unused(path, "neither a file nor a folder")
     target = os.readlink(path)
-    remedy = (
-        "run `git annex get` there"
-        if "annex/objects" in target
-        else "restore the target, or remove the link"
-    )
+    remedy = ("run `git annex get` there" if "annex/objects" in target else "restore the target, "
+              "or remove the link")
     return Unused(path, f"a link to {target}, which is not there", remedy)
 
 
@@ -202,35 +176,25 @@ def _ours(folder: Path, root: Path) -> bool:
     if not all((folder.parent / name).is_file() for name in WORK):
         return False
     inside = [sub.name for sub in folder.iterdir()]
-    return (
-        folder.name in OURS
-        or folder.name == "cases"
-        and (folder.parent != root or set(inside) <= set(COPIES))
-        or folder.name == "data"
-        and {"BraTS2021_Training_Data.tar", "BraTS2021_Training_Data.json"} <= set(inside)
-    )
+    return (folder.name in OURS or folder.name == "cases"
+            and (folder.parent != root or set(inside) <= set(COPIES)) or folder.name == "data"
+            and {"BraTS2021_Training_Data.tar", "BraTS2021_Training_Data.json"} <= set(inside))
 
 
 def _without_masks(names: Sequence[str]) -> list[str]:
     """The files of a folder, without the masks that this project has written into it."""
     if not set(MASKS) & set(names):
         return list(names)
-    return [
-        name
-        for name in names
-        if not NIFTI.search(name) or FILE_NAME.match(name) or BIDS.match(name)
-    ]
+    return [name for name in names if not NIFTI.search(name) or FILE_NAME.match(name)
+            or BIDS.match(name)]
 
 
 def _folders_named_as_files(seen: Iterable[Path], files: Sequence[Path]) -> Iterator[Unused]:
     full = {path.resolve().parent for path in files}
     for folder in sorted(seen):
         if NIFTI.search(folder.name) and folder not in full:
-            yield Unused(
-                folder,
-                "a folder with the name of a file, and no file in it",
-                "put the file in its place",
-            )
+            yield Unused(folder, "a folder with the name of a file, and no file in it",
+                         "put the file in its place")
 
 
 def _empty_patients(cases: Sequence[Case], files: Sequence[Path], root: Path) -> list[Unused]:
@@ -242,17 +206,10 @@ def _empty_patients(cases: Sequence[Case], files: Sequence[Path], root: Path) ->
     forms = {(home.parent, _form(home.name)) for home in homes}
     parents = {parent for parent, _ in forms}
     full = {parent for path in files for parent in path.parents}
-    return [
-        Unused(
-            sub, "a folder named like a patient's, and no scan in it", "add the scans, or remove it"
-        )
-        for parent in sorted(parents)
-        for sub in sorted(parent.iterdir())
-        if sub.is_dir()
-        and not sub.is_symlink()
-        and sub not in full
-        and (parent, _form(sub.name)) in forms
-    ]
+    return [Unused(sub, "a folder named like a patient's, and no scan in it",
+                   "add the scans, or remove it") for parent in sorted(parents)
+            for sub in sorted(parent.iterdir()) if sub.is_dir() and not sub.is_symlink()
+            and sub not in full and (parent, _form(sub.name)) in forms]
 
 
 def _form(name: str) -> str:

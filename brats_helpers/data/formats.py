@@ -35,28 +35,21 @@ def write_nnunet(cases: Sequence[Case], splits: dict, folder: Path, synthetic: b
     rows = {}
     for case in tqdm(cases, desc="export", unit="patient"):
         if not exportable(case):
-            raise BratsError(
-                f"patient {case.name}: the export needs a file for each modality, "
-                "unpacked, and a reference; "
-                "leave it out."
-            )
+            raise BratsError(f"patient {case.name}: the export needs a file for each modality, "
+                             "unpacked, and a reference; leave it out.")
         label, tag = root / "labelsTr" / f"{case.name}.nii.gz", content_hash(case, 0)
         if sources.get(case.name) != tag or not label.is_file():
             _write_label(case, label)
             sources[case.name] = tag
             write_json(root / SOURCES, sources)
-        rows[case.name] = {
-            "images": [str(p.resolve()) for p in case.images],
-            "label": str(label.resolve()),
-        }
+        rows[case.name] = {"images": [str(p.resolve()) for p in case.images],
+                           "label": str(label.resolve())}
     for label in (root / "labelsTr").glob("*.nii.gz"):  # of patients that an earlier export had
         if label.name.removesuffix(".nii.gz") not in rows:
             label.unlink()
     write_json(root / "dataset.json", _nnunet_description(rows, synthetic))
-    write_json(
-        root / "splits_final.json",
-        [{"train": sorted(set(rows) - set(fold)), "val": fold} for fold in splits["folds"]],
-    )
+    write_json(root / "splits_final.json",
+               [{"train": sorted(set(rows) - set(fold)), "val": fold} for fold in splits["folds"]])
     write_json(root / "dataset_msd.json", _msd_description(rows, splits, synthetic))
     return root
 
@@ -83,18 +76,12 @@ def _plain_header(like: nib.Nifti1Image, array: np.ndarray) -> nib.Nifti1Header:
 
 def _source(synthetic: bool) -> dict:
     if synthetic:
-        return {
-            "name": "BraTS-like phantoms",
-            "reference": "synthetic, grown on the ICBM 2009a template",
-            "licence": "MIT",
-            "description": "synthetic patients for teaching; not for diagnosis",
-        }
-    return {
-        "name": "BraTS",
-        "reference": "Baid et al. 2021, arXiv:2107.02314; Menze et al. 2015; Bakas et al. 2017",
-        "licence": "as stated by the challenge's organizers",
-        "description": "not for diagnosis",
-    }
+        return {"name": "BraTS-like phantoms",
+                "reference": "synthetic, grown on the ICBM 2009a template", "licence": "MIT",
+                "description": "synthetic patients for teaching; not for diagnosis"}
+    return {"name": "BraTS", "reference": "Baid et al. 2021, arXiv:2107.02314; Menze "
+            "et al. 2015; Bakas et al. 2017", "licence": "as stated by the challenge's organizers",
+            "description": "not for diagnosis"}
 
 
 def _nnunet_description(rows: dict, synthetic: bool) -> dict:
@@ -121,19 +108,9 @@ def _msd_description(rows: dict, splits: dict, synthetic: bool) -> dict:
     def entries(names: Sequence[str]) -> list[dict]:
         return [{"image": rows[n]["images"], "label": rows[n]["label"]} for n in names if n in rows]
 
-    return {
-        **_source(synthetic),
-        "tensorImageSize": "4D",
-        "numTraining": len(splits["training"]),
-        "numTest": 0,
-        "modality": {str(i): MODALITY_TITLES[m] for i, m in enumerate(MODALITIES)},
-        "labels": {
-            "0": "background",
-            "1": "necrotic and non-enhancing core",
-            "2": "edema",
-            "3": "enhancing tumor",
-        },
-        "training": entries(splits["training"]),
-        "validation": entries(splits["validation"]),
-        "test": [],
-    }
+    return {**_source(synthetic),
+            "tensorImageSize": "4D", "numTraining": len(splits["training"]), "numTest": 0,
+            "modality": {str(i): MODALITY_TITLES[m] for i, m in enumerate(MODALITIES)},
+            "labels": {"0": "background", "1": "necrotic and non-enhancing core", "2": "edema",
+                       "3": "enhancing tumor"}, "training": entries(splits["training"]),
+            "validation": entries(splits["validation"]), "test": []}

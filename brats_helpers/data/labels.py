@@ -35,37 +35,27 @@ class Scheme:
 
 
 RADIOTHERAPY = "the volume that was irradiated, which is no BraTS region"
-CAVITY = (
-    "after treatment (BraTS 2024) label 4 is the resection cavity; up to BraTS 2021 "
-    "it was the enhancing tumor"
-)
+CAVITY = ("after treatment (BraTS 2024) label 4 is the resection cavity; up to BraTS 2021 it was "
+          "the enhancing tumor")
 OLD = {1: NCR, 2: ED, 3: ET, DISK_ET: ET}
 NEW = {1: NCR, 2: ED, 3: ET}
-SCHEMES = (
-    Scheme(
-        "BraTS-PED 2023 to 2025", r"BraTS-PED-", {1: ET, 2: NCR, 3: NCR, 4: ED}, (0, 2, 4, 1), {}
-    ),
-    Scheme("BraTS-MEN-RT", r"BraTS-MEN-RT-", {}, (0, 1, 2, 3), {1: RADIOTHERAPY}),
-    Scheme("BraTS-MEN 2023", r"BraTS-MEN-", NEW, (0, 1, 2, 3), {}),
-    Scheme("BraTS-MET 2023 to 2025", r"BraTS-MET-", NEW, (0, 1, 2, 3), {4: CAVITY}),
-    Scheme(
-        "BraTS-GLI, SSA, GoAT 2023 to 2025",
-        r"BraTS-[A-Z]+-|UCSD-PTGBM",
-        NEW,
-        (0, 1, 2, 3),
-        {4: CAVITY},
-    ),
-    Scheme("BraTS 2017 to 2021, FeTS, UPENN-GBM, UCSF-PDGM, TCGA", "", OLD, (0, 1, 2, DISK_ET), {}),
-)
+SCHEMES = (Scheme("BraTS-PED 2023 to 2025", r"BraTS-PED-",
+                  {1: ET, 2: NCR, 3: NCR, 4: ED}, (0, 2, 4, 1), {}),
+           Scheme("BraTS-MEN-RT", r"BraTS-MEN-RT-", {}, (0, 1, 2, 3), {1: RADIOTHERAPY}),
+           Scheme("BraTS-MEN 2023", r"BraTS-MEN-", NEW, (0, 1, 2, 3), {}),
+           Scheme("BraTS-MET 2023 to 2025", r"BraTS-MET-", NEW, (0, 1, 2, 3), {4: CAVITY}),
+           Scheme("BraTS-GLI, SSA, GoAT 2023 to 2025", r"BraTS-[A-Z]+-|UCSD-PTGBM",
+                  NEW, (0, 1, 2, 3), {4: CAVITY}),
+           Scheme("BraTS 2017 to 2021, FeTS, UPENN-GBM, UCSF-PDGM, TCGA", "", OLD,
+                  (0, 1, 2, DISK_ET), {}))
 
 
 def scheme_of(case: Case) -> Scheme:
     """Return the labels of the data set that a patient belongs to, judged by names."""
     if case.labels:
         table = dict(case.labels)
-        on_disk = tuple(
-            next((v for v, here in table.items() if here == label), label) for label in range(4)
-        )
+        on_disk = tuple(next((v for v, here in table.items() if here == label), label)
+                        for label in range(4))
         return Scheme("its dataset.json", "", table, (0, *on_disk[1:]), {})
     for scheme in SCHEMES[:-1]:
         if re.match(scheme.names, case.name, re.IGNORECASE):
@@ -88,8 +78,7 @@ def as_written(case: Case) -> tuple[tuple[int, int], ...]:
     did.
     """
     return tuple(
-        {DISK_ET: ET, **dict(zip(disk_labels(case)[1:], (NCR, ED, ET), strict=True))}.items()
-    )
+        {DISK_ET: ET, **dict(zip(disk_labels(case)[1:], (NCR, ED, ET), strict=True))}.items())
 
 
 def rounded(values: np.ndarray) -> np.ndarray:
@@ -104,30 +93,21 @@ def refusal(case: Case, values: list[float]) -> tuple[str, str] | None:
     """Return what is wrong with the labels found in a reference, and what to do; else None."""
     scheme = scheme_of(case)
     if not scheme.table:
-        return (
-            f"its labels are not those of a tumor's regions ({scheme.title}): {scheme.refused[1]}",
-            "leave it out",
-        )
+        return (f"its labels are not those of a tumor's regions ({scheme.title}): "
+                f"{scheme.refused[1]}", "leave it out")
     if taken := [v for v in values if v in scheme.refused]:
-        return (
-            f"it has label {taken[0]:g}, whose meaning is not certain: {scheme.refused[taken[0]]}",
-            "if it is the enhancing tumor, write it as 3; if not, it has no class here: leave "
-            "this patient out",
-        )
+        return (f"it has label {taken[0]:g}, whose meaning is not certain: "
+                f"{scheme.refused[taken[0]]}", "if it is the enhancing tumor, write it as 3; if "
+                "not, it has no class here: leave this patient out")
     if bad := [v for v in values if v and v not in scheme.table]:
-        return (
-            f"labels {[round(v, 4) for v in bad[:5]]} are not among "
-            f"{[0, *sorted(scheme.table)]} ({scheme.title})",
-            "change them to these labels, or leave this patient out",
-        )
+        return (f"labels {[round(v, 4) for v in bad[:5]]} are "
+                f"not among {[0, *sorted(scheme.table)]} ({scheme.title})",
+                "change them to these labels, or leave this patient out")
     if scheme is SCHEMES[-1] and {3, DISK_ET} <= set(values):
-        return (
-            "it has both 3 and 4: in BraTS 2012 to 2016 label 3 is the non-enhancing core and "
-            "4 the enhancing tumor; after treatment (BraTS 2024) 3 is the enhancing tumor and "
-            "4 the resection cavity",
-            "if the set is of the older kind, change 3 to 1; if of "
-            "the later kind, leave this patient out",
-        )
+        return ("it has both 3 and 4: in BraTS 2012 to 2016 label 3 is the non-enhancing core and "
+                "4 the enhancing tumor; after treatment (BraTS 2024) 3 is the enhancing tumor and "
+                "4 the resection cavity", "if the set is of the older kind, change 3 to 1; if of "
+                "the later kind, leave this patient out")
     return None
 
 
@@ -145,8 +125,6 @@ def table_text() -> str:
     lines = []
     for scheme in (*SCHEMES, Scheme("Decathlon Task01", "", MSD_LABELS, (0, 2, 1, 3), {})):
         known = [f"{value} {short[label]}" for value, label in scheme.table.items()]
-        lines.append(
-            f"{scheme.title:<56}"
-            + ", ".join(known + [f"{value} refused" for value in scheme.refused])
-        )
+        lines.append(f"{scheme.title:<56}"
+                     + ", ".join(known + [f"{value} refused" for value in scheme.refused]))
     return "\n".join(lines)

@@ -31,18 +31,14 @@ SUFFIXES = {word: kind for kind, words in WORDS.items() for word in words.split(
 _KINDS = "|".join(sorted(SUFFIXES, key=len, reverse=True))
 FILE_NAME = re.compile(rf"^(?:(?P<case>.+?)[_-])?(?P<kind>{_KINDS})\.nii(?:\.gz)?$", re.IGNORECASE)
 NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
-BIDS = re.compile(
-    r"^(?P<case>sub-[^_]+(?:_ses-[^_]+)?)(?P<entities>(?:_[a-z]+-[^_]+)*)"
-    r"_(?P<kind>flair|t1w|t2w|dseg|mask)\.nii(?:\.gz)?$",
-    re.IGNORECASE,
-)
+BIDS = re.compile(r"^(?P<case>sub-[^_]+(?:_ses-[^_]+)?)(?P<entities>(?:_[a-z]+-[^_]+)*)"
+                  r"_(?P<kind>flair|t1w|t2w|dseg|mask)\.nii(?:\.gz)?$", re.IGNORECASE)
 TUMOR = re.compile(r"(label|desc)-(tumou?r|lesion|L\b|seg)", re.IGNORECASE)
 # Files that belong to known data sets and are no input here.
 OTHER = re.compile(
     r"[_-](bias|unstripped|adc|dwi|swi|asl|dti\w*|dsc\w*|perf\w*|bold|pd|pdw|cbv|cbf|fa|md|ad|rd|"
     r"brain_?(parenchyma_)?(segmentation|mask)|desc-brain_mask|automated_approx_segm)\.nii(\.gz)?$",
-    re.IGNORECASE,
-)
+    re.IGNORECASE)
 COPY = re.compile(r"copy of |kopie von |copie de ", re.IGNORECASE)  # as file managers name copies
 PLAIN_FOLDERS = ("anat", "nifti", "nii", "images", "image", "scans", "scan", "mri", "mr", "data")
 
@@ -70,12 +66,8 @@ def identify(path: Path | Packed) -> tuple[Path, str, str, bool] | None:
     if match := BIDS.match(path.name):
         return _bids(parent, match)
     if outer := FILE_NAME.match(parent.name):
-        return (
-            parent.parent,
-            outer["case"] or _folder_name(parent.parent),
-            SUFFIXES[outer["kind"].lower()],
-            not outer["case"],
-        )
+        return (parent.parent, outer["case"] or _folder_name(parent.parent),
+                SUFFIXES[outer["kind"].lower()], not outer["case"])
     if match := FILE_NAME.match(path.name):
         kind = SUFFIXES[match["kind"].lower()]
         return parent, match["case"] or _folder_name(parent), kind, not match["case"]
@@ -111,8 +103,7 @@ def group(files: Iterable[Path | Packed]) -> tuple[list[Group], set[Path | Packe
         if found := identify(path):
             folder, name, kind, from_folder = found
             groups.setdefault((folder, name), Group(folder, name, from_folder)).files[kind].append(
-                path
-            )
+                path)
     merged = _merge_halves(list(groups.values()))
     _give_references(merged)
     merged = [g for g in merged if g.modalities]
@@ -174,17 +165,12 @@ def _tell_apart(groups: list[Group]) -> None:
 def case_of(one: Group) -> Case:
     """Return a group as a case; its `problem` says what is missing or there twice."""
     here = next(iter(one.files.values()))[0].parent
-    problem = "".join(
-        f"patient {one.name} has {len(paths)} files for {kind}: {', '.join(map(str, paths))}; "
-        "keep one. "
-        for kind, paths in one.files.items()
-        if len(paths) > 1
-    )
+    problem = "".join(f"patient {one.name} has {len(paths)} "
+                      f"files for {kind}: {', '.join(map(str, paths))}; keep one. " for kind,
+                      paths in one.files.items() if len(paths) > 1)
     if missing := [m for m in MODALITIES if not one.files.get(m)]:
-        problem += (
-            f"patient {one.name} in {here} has no file for {', '.join(missing)}; all four "
-            "modalities are needed: add the file or remove the patient."
-        )
+        problem += (f"patient {one.name} in {here} has no file for {', '.join(missing)}; all four "
+                    "modalities are needed: add the file or remove the patient.")
     images = tuple(one.files[m][0] for m in MODALITIES if one.files.get(m))
     reference = one.files["seg"][0] if one.files.get("seg") else None
     return Case(one.name, images, reference, problem=problem.strip())

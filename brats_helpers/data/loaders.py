@@ -53,9 +53,8 @@ class PatchDataset(Dataset):
             corner = choose_corner(meta, array.shape[1:], self.patch, self.oversample_foreground,
                                    rng)
             read_patch(array, meta, corner, patch)
-        return {"volume": torch.from_numpy(volume),
-                "mean": torch.tensor([meta.mean for meta in metas]),
-                "std": torch.tensor([meta.std for meta in metas]),
+        return {"volume": torch.from_numpy(volume), "mean": torch.tensor(
+            [meta.mean for meta in metas]), "std": torch.tensor([meta.std for meta in metas]),
                 "name": [meta.name for meta in metas], "number": list(numbers)}
 
     def _open(self, path: Path) -> tuple[blosc2.NDArray, Meta]:
@@ -156,7 +155,6 @@ def explain_killed_worker() -> Iterator[None]:
             first = first.__context__
         if not first:
             raise
-        raise BratsError(
-            f"a process that reads patches was ended from outside ({first}), most often because "
-            "memory ran out. What was saved is kept: close other programs, and run it again to go "
-            "on.") from error
+        raise BratsError(f"a process that reads patches was ended from outside ({first}), "
+                         "most often because memory ran out. What was saved is kept: close other "
+                         "programs, and run it again to go on.") from error

@@ -23,21 +23,9 @@ from .layouts import NIFTI
 from .sources import archives_of, inner_start, kind_of, refuse_unread
 
 # What the standard library raises for archives that are damaged, encrypted or of unknown kind.
-DAMAGE = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    lzma.LZMAError,
-    EOFError,
-    OSError,
-    zlib.error,
-    struct.error,
-    ValueError,
-    IndexError,
-    OverflowError,
-    NotImplementedError,
-    RuntimeError,
-    AttributeError,
-)
+DAMAGE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, EOFError, OSError, zlib.error,
+          struct.error, ValueError, IndexError, OverflowError, NotImplementedError, RuntimeError,
+          AttributeError)
 ENCRYPTED = 0x1  # in the flags of a zip member
 LONGEST_NAME = 200  # bytes of a part of a path; most disks take 255
 
@@ -90,11 +78,8 @@ def open_archive(path: Path) -> Iterator[tarfile.TarFile | zipfile.ZipFile]:
                 yield stack.enter_context(tarfile.open(path))
     except DAMAGE as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BratsError(
-            f"{path} is damaged or incomplete ({said}): get it again, and compare its size "
-            "with the "
-            "source's."
-        ) from error
+        raise BratsError(f"{path} is damaged or incomplete ({said}): get it again, and compare its "
+                         "size with the source's.") from error
 
 
 def list_archive(path: Path, limits: Limits = LIMITS) -> list[Member]:
@@ -113,25 +98,18 @@ def list_archive(path: Path, limits: Limits = LIMITS) -> list[Member]:
     return members
 
 
-def checked_members(
-    path: Path, archive: tarfile.TarFile | zipfile.ZipFile, limits: Limits
-) -> list[Member]:
+def checked_members(path: Path, archive: tarfile.TarFile | zipfile.ZipFile,
+                    limits: Limits) -> list[Member]:
     """All files in the archive, every one of them safe to unpack."""
     members, total, most = (
-        [],
-        0,
-        min(limits.ratio * max(path.stat().st_size, 1_000_000), limits.gigabytes * 1e9),
-    )
+        [], 0, min(limits.ratio * max(path.stat().st_size, 1_000_000), limits.gigabytes * 1e9))
     for member in _walk(archive):
         total += member.size
         if total > most or len(members) >= limits.files:
-            raise BratsError(
-                f"{path}: refused, because of the member {member.name!r}: with it, "
-                f"{len(members) + 1:,} files "
-                f"of {total / 1e9:,.1f} GB come out of {path.stat().st_size / 1e9:,.3f} GB, "
-                "which is no cohort "
-                "of scans. Nothing was written. (What is allowed stands in archive.Limits.)"
-            )
+            raise BratsError(f"{path}: refused, because of the member {member.name!r}: with it, "
+                             f"{len(members) + 1:,} files of {total / 1e9:,.1f} GB come out of "
+                             f"{path.stat().st_size / 1e9:,.3f} GB, which is no cohort of scans. "
+                             "Nothing was written. (What is allowed stands in archive.Limits.)")
         members.append(member)
     if isinstance(archive, tarfile.TarFile):
         _refuse_short(path, members)
@@ -146,11 +124,8 @@ def _walk(archive: tarfile.TarFile | zipfile.ZipFile) -> Iterator[Member]:
     if isinstance(
         archive, zipfile.ZipFile
     ):  # the high bits hold the Unix file type: 0 unknown, 8 a file
-        yield from (
-            Member(i.filename, i.file_size, i.external_attr >> 28 in (0, 8), i)
-            for i in archive.infolist()
-            if not i.filename.endswith("/")
-        )
+        yield from (Member(i.filename, i.file_size, i.external_attr >> 28 in (0, 8), i)
+                    for i in archive.infolist() if not i.filename.endswith("/"))
     else:
         yield from (Member(i.name, i.size, i.isfile(), i) for i in archive if not i.isdir())
 
@@ -162,11 +137,8 @@ def _refuse_short(path: Path, members: Sequence[Member]) -> None:
     if kind_of(path) in ("tar", "") and members:
         end, size = members[-1].info.offset_data + members[-1].size, path.stat().st_size
         if end > size:
-            raise BratsError(
-                f"{path} is cut short: {members[-1].name} ends at byte {end:,}, the archive at "
-                f"{size:,}. "
-                "Get it again."
-            )
+            raise BratsError(f"{path} is cut short: {members[-1].name} ends at byte {end:,}, the "
+                             f"archive at {size:,}. Get it again.")
 
 
 def _refuse_nested(path: Path, members: Sequence[Member]) -> None:
@@ -180,11 +152,8 @@ def _refuse_nested(path: Path, members: Sequence[Member]) -> None:
 
 def _litter(name: str) -> bool:
     parts = PurePosixPath(name).parts
-    return (
-        "__MACOSX" in parts
-        or parts[-1:] == (".DS_Store",)
-        or any(part.startswith("._") for part in parts)
-    )
+    return ("__MACOSX" in parts or parts[-1:] == (".DS_Store",)
+            or any(part.startswith("._") for part in parts))
 
 
 def _refuse_unsafe(path: Path, members: Sequence[Member]) -> None:
@@ -195,24 +164,14 @@ def _refuse_unsafe(path: Path, members: Sequence[Member]) -> None:
     folders = {str(parent).casefold() for member in members for parent in _clean(member).parents}
     for member in members:
         name, key = _clean(member), str(_clean(member)).casefold()
-        problem = (
-            "its name leads out of the folder"
-            if name.is_absolute() or ".." in name.parts or ":" in member.name
-            else "it is a link or a device, not a file"
-            if not member.plain
-            else "the name stands there twice"
-            if key in seen
-            else "a folder has the same name"
-            if key in folders
-            else "no disk can take its name"
-            if "\0" in member.name or _longest(name) > LONGEST_NAME
-            else ""
-        )
+        problem = ("its name leads out of the folder" if name.is_absolute() or ".." in name.parts
+                   or ":" in member.name else "it is a link or a device, not a file"
+                   if not member.plain else "the name stands there twice" if key in seen else "a "
+                   "folder has the same name" if key in folders else "no disk can take its name"
+                   if "\0" in member.name or _longest(name) > LONGEST_NAME else "")
         if problem:
-            raise BratsError(
-                f"{path}: refused, because of the member {member.name!r}: {problem}. Nothing "
-                "was written."
-            )
+            raise BratsError(f"{path}: refused, because of the member {member.name!r}: {problem}. "
+                             "Nothing was written.")
         seen.add(key)
 
 

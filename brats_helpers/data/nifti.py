@@ -109,19 +109,11 @@ def open_image(case: Case, path: Path | Packed) -> nib.Nifti1Image:
 
 def _refuse_others(case: Case, path: Path | Packed, content: bytes) -> None:
     if not content:
-        fail(
-            case,
-            path,
-            "cannot be opened as NIfTI (it is empty, 0 bytes)",
-            "copy or download it again",
-        )
+        fail(case, path, "cannot be opened as NIfTI (it is empty, 0 bytes)",
+             "copy or download it again")
     if content[128:132] == b"DICM":
-        fail(
-            case,
-            path,
-            "cannot be opened as NIfTI (it is a DICOM file)",
-            "convert its series with dcm2niix",
-        )
+        fail(case, path, "cannot be opened as NIfTI (it is a DICOM file)",
+             "convert its series with dcm2niix")
     start = content[:64].lstrip(b"\xef\xbb\xbf \r\n\t")
     for magic, problem, remedy in OTHERS:
         if start.startswith(magic):
@@ -133,40 +125,23 @@ def check_geometry(case: Case, scans: Sequence[nib.Nifti1Image]) -> None:
     wanted, first = 4 if case.channels else 3, case.images[0]
     for path, scan in zip(case.images, scans, strict=True):
         if len(scan.shape) != wanted or min(scan.shape) < 1:
-            fail(
-                case,
-                path,
-                f"its shape is {scan.shape}, and {wanted} dimensions are needed",
-                "save it as one volume"
-                if wanted == 3
-                else "save the four contrasts as one 4D file",
-            )
+            fail(case, path, f"its shape is {scan.shape}, and {wanted} dimensions are needed",
+                 "save it as one volume" if wanted == 3 else "save the four contrasts as one 4D "
+                 "file")
         if scan.shape != scans[0].shape:
-            fail(
-                case,
-                path,
-                f"its shape {scan.shape} is not the {scans[0].shape} of {first.name}",
-                "register the modalities to one grid",
-            )
+            fail(case, path, f"its shape {scan.shape} is not the {scans[0].shape} of {first.name}",
+                 "register the modalities to one grid")
         check_same_grid(case, path, scan, scans[0].affine, first.name)
     if case.channels and scans[0].shape[3] <= max(case.channels):
-        fail(
-            case,
-            first,
-            f"it has {scans[0].shape[3]} channel(s), and {max(case.channels) + 1} are needed",
-            "add the missing contrasts, or correct dataset.json",
-        )
+        fail(case, first, f"it has {scans[0].shape[3]} channel(s), and {max(case.channels) + 1} "
+             "are needed", "add the missing contrasts, or correct dataset.json")
     for path, scan in zip(case.images, scans, strict=True):
         check_voxels(case, path, scan)
     matrix = scans[0].affine[:3, :3]
     along = np.abs(matrix) > 1e-3 * np.abs(matrix).max()  # each index along one axis, and one alone
     if not np.isfinite(matrix).all() or (along.sum(0) != 1).any() or (along.sum(1) != 1).any():
-        fail(
-            case,
-            first,
-            "its axes are oblique to the body's (see the affine)",
-            "resample it to an axis-aligned grid first",
-        )
+        fail(case, first, "its axes are oblique to the body's (see the affine)",
+             "resample it to an axis-aligned grid first")
 
 
 def check_voxels(case: Case, path: Path | Packed, scan: nib.Nifti1Image) -> None:
@@ -175,38 +150,24 @@ def check_voxels(case: Case, path: Path | Packed, scan: nib.Nifti1Image) -> None
     edges = np.linalg.norm(scan.affine[:3, :3], axis=0)
     unit, factor = UNITS.get(int(scan.header["xyzt_units"]) & 7, ("mm", 1.0))
     if unit != "mm":
-        fail(
-            case,
-            path,
-            f"its header gives lengths in {unit}, so that its voxels of {_size(zooms)} are "
-            f"{_size(zooms * factor)} mm; mm are needed",
-            "write its affine in mm and set the unit by "
-            "header.set_xyzt_units('mm'); if the numbers are mm already, set the unit alone",
-        )
+        fail(case, path, f"its header gives lengths in {unit}, "
+             f"so that its voxels of {_size(zooms)} are {_size(zooms * factor)} mm; mm are needed",
+             "write its affine in mm and set the unit by header.set_xyzt_units('mm'); if the "
+             "numbers are mm already, set the unit alone")
     if not np.allclose(edges, zooms, rtol=0.01):
-        fail(
-            case,
-            path,
-            f"its voxels are {_size(zooms)} mm by the header and {_size(edges)} mm by the affine",
-            "correct the one that is wrong",
-        )
+        fail(case, path, f"its voxels are {_size(zooms)} mm by the header and {_size(edges)} mm by "
+             "the affine", "correct the one that is wrong")
     if edges.min() < SMALLEST_MM or edges.max() > LARGEST_MM:
-        fail(
-            case,
-            path,
-            f"its voxels are {_size(edges)} mm, and {SMALLEST_MM} to {LARGEST_MM:g} mm are "
-            "plausible",
-            "correct the voxel size in its header, or resample it",
-        )
+        fail(case, path, f"its voxels are {_size(edges)} mm, and {SMALLEST_MM} to {LARGEST_MM:g} "
+             "mm are plausible", "correct the voxel size in its header, or resample it")
 
 
 def _size(edges: np.ndarray) -> str:
     return " x ".join(f"{edge:.4g}" for edge in edges)
 
 
-def check_same_grid(
-    case: Case, path: Path | Packed, scan: nib.Nifti1Image, affine: np.ndarray, other: str
-) -> None:
+def check_same_grid(case: Case, path: Path | Packed, scan: nib.Nifti1Image, affine: np.ndarray,
+                    other: str) -> None:
     """Refuse an affine that moves some corner of the volume by over a tenth of a voxel."""
     if not np.isfinite([scan.affine, affine]).all():
         fail(case, path, "its affine holds values that are NaN or infinite",
@@ -215,13 +176,8 @@ def check_same_grid(
     moved = float(np.linalg.norm(((scan.affine - affine) @ corners.T)[:3], axis=0).max())
     allowed = SAME_GRID * float(np.linalg.norm(affine[:3, :3], axis=0).min())
     if not moved <= allowed:  # also where it overflows
-        fail(
-            case,
-            path,
-            f"its affine differs from that of {other} by up to {moved:.3g} mm, and "
-            f"{allowed:.2g} mm, a tenth of a voxel, is allowed",
-            "register it to the same grid",
-        )
+        fail(case, path, f"its affine differs from that of {other} by up to {moved:.3g} mm, and "
+             f"{allowed:.2g} mm, a tenth of a voxel, is allowed", "register it to the same grid")
 
 
 def voxels(case: Case, path: Path | Packed, image: nib.Nifti1Image) -> np.ndarray:
@@ -229,23 +185,14 @@ def voxels(case: Case, path: Path | Packed, image: nib.Nifti1Image) -> np.ndarra
     try:
         array = _in_place(image.dataobj)
     except (OSError, ValueError, OverflowError) as error:
-        fail(
-            case, path, f"its voxels cannot be read ({error})", "the file is damaged: get it again"
-        )
+        fail(case, path, f"its voxels cannot be read ({error})",
+             "the file is damaged: get it again")
     if array.dtype.kind not in "iuf":
-        fail(
-            case,
-            path,
-            f"its voxels are of type {array.dtype}: complex numbers or colors",
-            "save it as one number a voxel",
-        )
+        fail(case, path, f"its voxels are of type {array.dtype}: complex numbers or colors",
+             "save it as one number a voxel")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        fail(
-            case,
-            path,
-            f"{np.count_nonzero(~np.isfinite(array))} voxels are NaN or infinite",
-            "set them to 0 if they lie outside the brain, or leave this patient out",
-        )
+        fail(case, path, f"{np.count_nonzero(~np.isfinite(array))} voxels are NaN or infinite",
+             "set them to 0 if they lie outside the brain, or leave this patient out")
     return array
 
 

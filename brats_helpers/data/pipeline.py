@@ -45,8 +45,8 @@ def preprocess_case(case: Case, folder: Path, spacing_mm: float) -> Meta:
     return prepared.meta
 
 
-def preprocess_cohort(cases: Sequence[Case], folder: Path, spacing_mm: float, jobs: int = -1
-                      ) -> list[Meta]:
+def preprocess_cohort(cases: Sequence[Case], folder: Path, spacing_mm: float,
+                      jobs: int = -1) -> list[Meta]:
     """Prepare all patients in parallel, with progress; up-to-date files are kept."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)

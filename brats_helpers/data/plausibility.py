@@ -45,23 +45,13 @@ def oddities(patient: Patient) -> dict[str, list[str]]:
     problems += constant(patient.images, some)
     inside = some[:, (some != 0).all(0)].astype(np.float64)
     if not warnings and swapped(inside):
-        warnings.append(
-            "FLAIR and T2 look swapped: fluid is bright in flair and dark in t2; exchange "
-            "the two files"
-        )
+        warnings.append("FLAIR and T2 look swapped: fluid is bright in flair and dark in t2; "
+                        "exchange the two files")
     lead = f"patient {patient.name}: "
-    return {
-        "problems": [lead + text for text in problems],
-        "warnings": [lead + text for text in [*warnings, *sizes]],
-        "notes": [
-            lead + text
-            for text in [
-                *([] if background else coverage(some != 0)),
-                *_place(patient),
-                *_reference(patient),
-            ]
-        ],
-    }
+    return {"problems": [lead + text for text in problems],
+            "warnings": [lead + text for text in [*warnings, *sizes]],
+            "notes": [lead + text for text in [*([] if background else coverage(some != 0)),
+                                               *_place(patient), *_reference(patient)]]}
 
 
 def backgrounds(images: np.ndarray) -> dict[str, str]:
@@ -71,10 +61,8 @@ def backgrounds(images: np.ndarray) -> dict[str, str]:
     for name, image in zip(MODALITIES, images, strict=True):
         corners = np.concatenate([image[x, y, z].ravel() for x in edge for y in edge for z in edge])
         if np.count_nonzero(corners) > corners.size / 2:
-            found[name] = (
-                f"{name}'s background is not 0 ({np.median(corners):.4g}): was it skull-stripped? "
-                "Set everything outside the brain to 0"
-            )
+            found[name] = (f"{name}'s background is not 0 ({np.median(corners):.4g}): was it "
+                           "skull-stripped? Set everything outside the brain to 0")
     return found
 
 
@@ -87,17 +75,12 @@ def repeated(images: np.ndarray, some: np.ndarray) -> list[str]:
     for a, b in combinations(range(len(images)), 2):
         names = f"{MODALITIES[a]} and {MODALITIES[b]}"
         if np.array_equal(images[a, ..., middle], images[b, ..., middle]) and np.array_equal(
-            images[a], images[b]
-        ):
-            found.append(
-                f"{names} are the same image: one file was given under two names; find the other"
-            )
+                images[a], images[b]):
+            found.append(f"{names} are the same image: one file was given under two names; find "
+                         "the other")
         elif together[a, b] > ALIKE:
-            found.append(
-                f"{names} are nearly the same image (correlation {together[a, b]:.4f}): look "
-                "whether "
-                "one was copied from the other"
-            )
+            found.append(f"{names} are nearly the same image (correlation {together[a, b]:.4f}): "
+                         "look whether one was copied from the other")
     return found
 
 
@@ -108,47 +91,31 @@ def constant(images: np.ndarray, some: np.ndarray) -> list[str]:
     found = []
     for name, image, values in zip(MODALITIES, images, some[:, (some != 0).any(0)], strict=True):
         if values.size and np.ptp(values) == 0 and np.ptp(image[(images != 0).any(0)]) == 0:
-            found.append(
-                f"{name} has one value, {values[0]:g}, in all of the brain: is it a mask "
-                "instead of a scan?"
-            )
+            found.append(f"{name} has one value, {values[0]:g}, in all of the brain: is it a mask "
+                         "instead of a scan?")
     return found
 
 
-def volumes(
-    nonzero: np.ndarray, ml: float, background: Mapping[str, str]
-) -> tuple[list[str], list[str]]:
+def volumes(nonzero: np.ndarray, ml: float,
+            background: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """Return problems and warnings about the size of the brain, (4, n) bool, `ml` a voxel."""
     size = float(nonzero.any(0).sum() * ml)
     if size > LARGEST_ML:
-        return [
-            f"what is not 0 has {size / 1000:.1f} liters, and a brain has 1 to 2; correct the "
-            "voxel size "
-            "in the headers, or set what lies outside the brain to 0"
-        ], []
+        return [f"what is not 0 has {size / 1000:.1f} liters, and a brain has 1 to 2; correct the "
+                "voxel size in the headers, or set what lies outside the brain to 0"], []
     if background:
         return [], []
     each = nonzero.sum(1)
     usual = np.median(each)
-    large = [
-        f"{name} is not 0 in {count * ml:,.0f} ml, and the other modalities in "
-        f"{usual * ml:,.0f} ml: was "
-        f"{name} skull-stripped?"
-        for name, count in zip(MODALITIES, each, strict=True)
-        if count > NOT_STRIPPED * usual
-    ]
+    large = [f"{name} is not 0 in {count * ml:,.0f} ml, and the "
+             f"other modalities in {usual * ml:,.0f} ml: was {name} skull-stripped?" for name,
+             count in zip(MODALITIES, each, strict=True) if count > NOT_STRIPPED * usual]
     if not large and size > LARGE_ML:
-        large.append(
-            f"what is not 0 has {size:,.0f} ml, and a brain has up to 2,000: were the scans "
-            "skull-stripped, "
-            "and is the voxel size right?"
-        )
+        large.append(f"what is not 0 has {size:,.0f} ml, and a brain has up to 2,000: were the "
+                     "scans skull-stripped, and is the voxel size right?")
     if size < SMALL_ML:
-        large.append(
-            f"the brain has {size:,.1f} ml, and a brain has 1,000 or more: is the voxel size "
-            "right, and is "
-            "the scan whole?"
-        )
+        large.append(f"the brain has {size:,.1f} ml, and a brain has 1,000 or more: is the voxel "
+                     "size right, and is the scan whole?")
     return [], large
 
 
@@ -159,25 +126,18 @@ def swapped(inside: np.ndarray) -> bool:
     if inside.shape[1] < 1000 or not inside.std(1).all():
         return False
     z = (inside - inside.mean(1, keepdims=True)) / inside.std(1, keepdims=True)
-    fluid = [
-        z[T2][dark].mean() - z[FLAIR][dark].mean()
-        for dark in (z[m] <= np.quantile(z[m], DARK) for m in (T1, T1CE))
-    ]
-    brightest = (
-        z[FLAIR][z[T2] >= np.quantile(z[T2], BRIGHT)].mean()
-        - z[T2][z[FLAIR] >= np.quantile(z[FLAIR], BRIGHT)].mean()
-    )
+    fluid = [z[T2][dark].mean() - z[FLAIR][dark].mean()
+             for dark in (z[m] <= np.quantile(z[m], DARK) for m in (T1, T1CE))]
+    brightest = (z[FLAIR][z[T2] >= np.quantile(z[T2], BRIGHT)].mean()
+                 - z[T2][z[FLAIR] >= np.quantile(z[FLAIR], BRIGHT)].mean())
     return max(fluid) < -SWAPPED and brightest > SWAPPED
 
 
 def coverage(nonzero: np.ndarray) -> list[str]:
     """Return a note for each modality that lacks a part of the brain, (4, n) bool."""
     whole = max(1, int(nonzero.any(0).sum()))
-    return [
-        f"{name} covers {100 * mask.sum() / whole:.0f} % of the brain"
-        for name, mask in zip(MODALITIES, nonzero, strict=True)
-        if mask.sum() < COVERED * whole
-    ]
+    return [f"{name} covers {100 * mask.sum() / whole:.0f} % of the brain" for name,
+            mask in zip(MODALITIES, nonzero, strict=True) if mask.sum() < COVERED * whole]
 
 
 def _place(patient: Patient) -> list[str]:
@@ -185,10 +145,9 @@ def _place(patient: Patient) -> list[str]:
     middle = (patient.affine @ [*(shape - 1) / 2, 1])[:3]
     half = np.abs(patient.affine[:3, :3]) @ shape / 2
     if (np.abs(middle) > FAR * half + 20).any():
-        return [
-            f"its affine ({patient.orientation}) puts the middle of the volume at "
-            f"{np.round(middle).astype(int).tolist()} mm: look whether its axes point the right way"
-        ]
+        return [f"its affine ({patient.orientation}) puts the middle of the volume "
+                f"at {np.round(middle).astype(int).tolist()} mm: look whether its axes point the "
+                "right way"]
     return []
 
 
@@ -210,11 +169,8 @@ def _reference(patient: Patient) -> list[str]:
     counts = np.bincount(patient.reference.ravel(), minlength=4)
     if not counts[1:].any():
         return ["its reference is empty"]
-    return [
-        f"{name} has {counts[label]} voxels"
-        for label, name in LABEL_SHORT.items()
-        if 0 < counts[label] < FEW_VOXELS
-    ]
+    return [f"{name} has {counts[label]} voxels" for label, name in LABEL_SHORT.items()
+            if 0 < counts[label] < FEW_VOXELS]
 
 
 def of_cohort(rows: Sequence[Mapping]) -> list[str]:
@@ -225,14 +181,7 @@ def of_cohort(rows: Sequence[Mapping]) -> list[str]:
         return []
     if not any(value for one in labeled for value in one.values()):
         return [f"all {len(labeled)} references are empty: are these the tumors' masks?"]
-    absent = [
-        (label, name)
-        for label, name in LABEL_SHORT.items()
-        if not any(one[name] for one in labeled)
-    ]
-    return [
-        f"label {label} ({name}) occurs in no patient: with these references no network learns "
-        "it, and "
-        "no score of it has a meaning"
-        for label, name in absent
-    ]
+    absent = [(label, name) for label, name in LABEL_SHORT.items()
+              if not any(one[name] for one in labeled)]
+    return [f"label {label} ({name}) occurs in no patient: with these references no network learns "
+            "it, and no score of it has a meaning" for label, name in absent]

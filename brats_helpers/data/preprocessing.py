@@ -33,8 +33,8 @@ SAMPLES = 500  # tumor voxels kept of each label, to center patches on
 
 def to_lps(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Turn (X, Y, Z) in any axis-aligned orientation to (D, H, W) in LPS; returns a view."""
-    turn = nib.orientations.ornt_transform(nib.io_orientation(affine),
-                                           nib.orientations.axcodes2ornt(ORIENTATION))
+    turn = nib.orientations.ornt_transform(
+        nib.io_orientation(affine), nib.orientations.axcodes2ornt(ORIENTATION))
     return nib.apply_orientation(array, turn).T
 
 
@@ -68,8 +68,8 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
     return mask if count < 2 else parts == 1 + np.bincount(parts.ravel())[1:].argmax()
 
 
-def statistics(images: np.ndarray, mask: np.ndarray, name: str = ""
-               ) -> tuple[np.ndarray, np.ndarray]:
+def statistics(images: np.ndarray, mask: np.ndarray,
+               name: str = "") -> tuple[np.ndarray, np.ndarray]:
     """Compute each modality's mean and standard deviation in the brain, both (C,) float64."""
     mean, std = np.zeros(len(images)), np.zeros(len(images))
     for n, image in enumerate(images):

@@ -14,16 +14,8 @@ from .layouts import NIFTI
 from .unused import READABLE, SPLIT, UNREAD_ARCHIVES
 
 NIFTI_START = (b"\x5c\x01\0\0", b"\0\0\x01\x5c", b"\x1c\x02\0\0", b"\0\0\x02\x1c")  # 348 or 540
-MAGIC = {
-    b"\x1f\x8b": "gzip",
-    b"PK\x03\x04": "zip",
-    b"PK\x05\x06": "zip",
-    b"\xfd7zXZ": "xz",
-    b"BZh": "bzip2",
-    b"7z\xbc\xaf": "7-Zip",
-    b"Rar!": "RAR",
-    b"\x28\xb5\x2f\xfd": "Zstandard",
-}
+MAGIC = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"PK\x05\x06": "zip", b"\xfd7zXZ": "xz",
+         b"BZh": "bzip2", b"7z\xbc\xaf": "7-Zip", b"Rar!": "RAR", b"\x28\xb5\x2f\xfd": "Zstandard"}
 READ = ("tar", "zip", "gzip", "xz", "bzip2")
 
 
@@ -39,11 +31,8 @@ def archives_of(path: Path) -> list[Path]:
     """Return the archive itself, or those of a folder without scans of its own; else nothing."""
     if not path.is_dir():
         return [path]
-    files = [
-        p
-        for p in sorted(path.rglob("*"))
-        if not any(part.startswith((".", "__MACOSX")) for part in p.relative_to(path).parts)
-    ]
+    files = [p for p in sorted(path.rglob("*"))
+             if not any(part.startswith((".", "__MACOSX")) for part in p.relative_to(path).parts)]
     if any(NIFTI.search(p.name) or p.name == "dataset.json" for p in files if p.is_file()):
         return []
     return [p for p in files if p.name.lower().endswith(ENDINGS) and p.is_file()]
@@ -66,10 +55,8 @@ def refuse_unread(path: Path) -> None:
     """Refuse a path that is not there, or a file that is no archive, by what it is."""
     if not path.is_file():
         link = f"a link to {path.readlink()}, which is " if path.is_symlink() else ""
-        raise BratsError(
-            f"{path} is {link}not there: give the path of a "
-            f"{', '.join(ENDINGS)} file or of a folder."
-        )
+        raise BratsError(f"{path} is {link}not there: give the path of a {', '.join(ENDINGS)} file "
+                         "or of a folder.")
     if why := _why_unread(path):
         raise BratsError(f"{path} {why}")
 

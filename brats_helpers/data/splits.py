@@ -41,11 +41,8 @@ def person_of(name: str) -> str:
     return next((match[1] for pattern in VISITS if (match := pattern.fullmatch(name))), name)
 
 
-def find_persons(
-    names: Sequence[str],
-    listed: Mapping[str, str] | None = None,
-    twins: Sequence[Sequence[str]] = (),
-) -> dict[str, str]:
+def find_persons(names: Sequence[str], listed: Mapping[str, str] | None = None,
+                 twins: Sequence[Sequence[str]] = ()) -> dict[str, str]:
     """Return the person of each patient.
 
     listed: persons that the user knows (`read_persons`). They override the names.
@@ -53,14 +50,12 @@ def find_persons(
     """
     listed = listed or {}
     known = {person_of(name): person for name, person in listed.items()}
-    persons = {
-        name: listed.get(name) or known.get(person_of(name), person_of(name)) for name in names
-    }
+    persons = {name: listed.get(name) or known.get(person_of(name), person_of(name))
+               for name in names}
     for group in twins:
         same = {persons[name] for name in group if name in persons}
-        persons = {
-            name: min(same) if person in same else person for name, person in persons.items()
-        }
+        persons = {name: min(same) if person in same else person for name,
+                   person in persons.items()}
     return persons
 
 
@@ -73,14 +68,11 @@ def read_persons(path: str | Path, names: Sequence[str]) -> dict[str, str]:
     try:
         lines = io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")
     except OSError as error:
-        raise BratsError(
-            f"the list of persons {path} cannot be read ({error.strerror}): name a CSV "
-            "with the columns patient and person."
-        ) from error
+        raise BratsError(f"the list of persons {path} cannot be read ({error.strerror}): name a "
+                         "CSV with the columns patient and person.") from error
     except UnicodeDecodeError as error:
-        raise BratsError(
-            f'{path} is not a CSV in UTF-8 ({error.reason}): export it as "CSV UTF-8".'
-        ) from error
+        raise BratsError(f'{path} is not a CSV in UTF-8 ({error.reason}): export it as "CSV '
+                         'UTF-8".') from error
     first = lines.readline()
     lines.seek(0)
     reader = csv.reader(lines, delimiter=max(",;\t", key=first.count))
@@ -90,31 +82,23 @@ def read_persons(path: str | Path, names: Sequence[str]) -> dict[str, str]:
         raise BratsError(f"{path}, line {reader.line_num}: not a CSV ({error}).") from error
     header = [field.lower() for field in rows[0]] if rows else []
     if missing := [column for column in COLUMNS if column not in header]:
-        raise BratsError(
-            f"{path} has no column {' and no column '.join(missing)}; its first line is "
-            f"{first.strip()!r}. "
-            "Write the header patient,person and separate the columns by commas."
-        )
+        raise BratsError(f"{path} has no column {' and no column '.join(missing)}; its first line "
+                         f"is {first.strip()!r}. Write the header patient,person and separate the "
+                         "columns by commas.")
     return _persons_in(path, rows, [header.index(column) for column in COLUMNS], names)
 
 
-def _persons_in(
-    path: Path, rows: Sequence[Sequence[str]], columns: Sequence[int], names: Sequence[str]
-) -> dict[str, str]:
+def _persons_in(path: Path, rows: Sequence[Sequence[str]], columns: Sequence[int],
+                names: Sequence[str]) -> dict[str, str]:
     persons: dict[str, str] = {}
     for number, row in enumerate(rows[1:], 2):
         if not any(row):
             continue
         name, person = (row[i] if i < len(row) else "" for i in columns)
-        problem = (
-            "it needs a patient and a person"
-            if not (name and person)
-            else f"there is no patient {name}{_hint(name, names)}"
-            if name not in names
-            else f"{name} is both {persons[name]} and {person}"
-            if persons.get(name, person) != person
-            else ""
-        )
+        problem = ("it needs a patient and a person"
+                   if not (name and person) else f"there is no patient {name}{_hint(name, names)}"
+                   if name not in names else f"{name} is both {persons[name]} and {person}"
+                   if persons.get(name, person) != person else "")
         if problem:
             raise BratsError(f"{path}, line {number}: {problem}. Correct the line or remove it.")
         persons[name] = person
@@ -126,9 +110,8 @@ def _hint(name: str, names: Sequence[str]) -> str:
     return f" in this cohort; did you mean {close[0]}?" if close else " in this cohort"
 
 
-def deal(
-    order: Sequence[str], volumes: Sequence[float], groups: int, rng: np.random.Generator
-) -> list[list[str]]:
+def deal(order: Sequence[str], volumes: Sequence[float], groups: int,
+         rng: np.random.Generator) -> list[list[str]]:
     """Deal names into `groups` so that each gets its share of every tumor size.
 
     Sorted by volume, each run of `groups` neighbors is dealt one to a group, in random order.
@@ -136,9 +119,8 @@ def deal(
     ranked = [order[i] for i in np.argsort(volumes, kind="stable")]
     hands: list[list[str]] = [[] for _ in range(groups)]
     for start in range(0, len(ranked), groups):
-        for hand, name in zip(
-            rng.permutation(groups), ranked[start : start + groups], strict=False
-        ):
+        for hand, name in zip(rng.permutation(groups), ranked[start : start + groups],
+                              strict=False):
             hands[hand].append(name)
     return hands
 
@@ -151,14 +133,8 @@ def _group(names: Sequence[str], persons: Mapping[str, str]) -> dict[str, list[s
     return dict(groups)
 
 
-def make_splits(
-    names: Sequence[str],
-    volumes_ml: Sequence[float],
-    seed: int,
-    validation: float = 0.2,
-    folds: int = 5,
-    persons: Mapping[str, str] | None = None,
-) -> dict:
+def make_splits(names: Sequence[str], volumes_ml: Sequence[float], seed: int, validation: float
+                = 0.2, folds: int = 5, persons: Mapping[str, str] | None = None) -> dict:
     """Split people into training and validation, and into folds, stratified by tumor volume.
 
     The volume of a person is that of their largest tumor. persons: the person of each patient
@@ -171,10 +147,9 @@ def make_splits(
         raise BratsError("two patients have the same name: rename one.")
     groups = _group(names, persons or find_persons(names))
     if len(groups) < 2:
-        raise BratsError(
-            f"{len(names)} patient(s) with a reference, of {len(groups)} person(s): at "
-            "least two persons are needed, one to learn from and one to validate on."
-        )
+        raise BratsError(f"{len(names)} patient(s) with a reference, of {len(groups)} person(s): "
+                         "at least two persons are needed, one to learn from and one to validate "
+                         "on.")
     volume = dict(zip(names, volumes_ml, strict=True))
     order, sizes = list(groups), [max(volume[name] for name in group) for group in groups.values()]
     rng = np.random.default_rng(seed)
@@ -184,10 +159,6 @@ def make_splits(
         return [sorted(name for person in hand for name in groups[person]) for hand in hands]
 
     held_out = dealt(max(2, round(1 / validation)))[0] or groups[order[0]]
-    return {
-        "seed": seed,
-        "training": sorted(set(names) - set(held_out)),
-        "validation": held_out,
-        "folds": dealt(folds),
-        "persons": {person: group for person, group in groups.items() if len(group) > 1},
-    }
+    return {"seed": seed, "training": sorted(set(names) - set(held_out)),
+            "validation": held_out, "folds": dealt(folds),
+            "persons": {person: group for person, group in groups.items() if len(group) > 1}}

@@ -13,51 +13,23 @@ from ..basics.files import Packed
 from .layouts import NIFTI, OTHER, SUFFIXES, identify
 from .records import Case, Unused
 
-READABLE = (
-    "unpack it and give the folder; of archives, tar, tar.gz, tar.bz2, tar.xz and zip are read"
-)
-UNREAD_ARCHIVES = {
-    ".7z": "a 7-Zip archive",
-    ".rar": "a RAR archive",
-    ".zst": "a Zstandard archive",
-    ".lz4": "an LZ4 archive",
-    ".lzma": "an LZMA archive",
-    ".lz": "an lzip archive",
-    ".iso": "a disk image",
-    ".dmg": "a disk image",
-    ".xz": "compressed by xz",
-    ".bz2": "compressed by bzip2",
-}
+READABLE = ("unpack it and give the folder; of archives, tar, tar.gz, tar.bz2, tar.xz and zip are "
+            "read")
+UNREAD_ARCHIVES = {".7z": "a 7-Zip archive", ".rar": "a RAR archive", ".zst": "a Zstandard archive",
+                   ".lz4": "an LZ4 archive", ".lzma": "an LZMA archive", ".lz": "an lzip archive",
+                   ".iso": "a disk image", ".dmg": "a disk image", ".xz": "compressed by xz",
+                   ".bz2": "compressed by bzip2"}
 SPLIT = re.compile(
     r"\.(zip|7z|tar|gz|tgz|rar)\.(\d{2,3}|part\w*)$|\.z\d\d$|\.(tar|tgz|gz)[._-]?part\w+$|\.r\d\d$",
-    re.IGNORECASE,
-)
-FORMATS = {
-    ".mha": "MetaImage",
-    ".mhd": "MetaImage",
-    ".nrrd": "NRRD",
-    ".nhdr": "NRRD",
-    ".mgz": "FreeSurfer",
-    ".mgh": "FreeSurfer",
-    ".hdr": "Analyze or a NIfTI pair",
-    ".mnc": "MINC",
-    ".dcm": "DICOM",
-    ".ima": "DICOM",
-    ".npy": "NumPy",
-    ".npz": "NumPy",
-    ".h5": "HDF5",
-    ".hdf5": "HDF5",
-    ".par": "Philips",
-}
+    re.IGNORECASE)
+FORMATS = {".mha": "MetaImage", ".mhd": "MetaImage", ".nrrd": "NRRD", ".nhdr": "NRRD",
+           ".mgz": "FreeSurfer", ".mgh": "FreeSurfer", ".hdr": "Analyze or a NIfTI pair",
+           ".mnc": "MINC", ".dcm": "DICOM", ".ima": "DICOM", ".npy": "NumPy", ".npz": "NumPy",
+           ".h5": "HDF5", ".hdf5": "HDF5", ".par": "Philips"}
 PARTIAL = re.compile(r"\.(part|partial|crdownload|download|filepart|tmp|aria2)$", re.IGNORECASE)
-POINTERS = {
-    ".dvc": "run `dvc pull`",
-    ".icloud": "let iCloud download it",
-    ".lnk": "copy the file itself here",
-    ".url": "download the file itself",
-    ".webloc": "download the file itself",
-    ".torrent": "download the files",
-}
+POINTERS = {".dvc": "run `dvc pull`", ".icloud": "let iCloud download it",
+            ".lnk": "copy the file itself here", ".url": "download the file itself",
+            ".webloc": "download the file itself", ".torrent": "download the files"}
 KIND_TITLES = {"seg": "the reference", "draft": "the reference"}
 SHOWN = 20
 
@@ -100,11 +72,8 @@ def _not_an_image(path: Path | Packed, name: str) -> Unused | None:
 
 
 def _conversion(ending: str) -> str:
-    return (
-        "convert the series with dcm2niix"
-        if ending in (".dcm", ".ima")
-        else "convert it to .nii.gz"
-    )
+    return ("convert the series with dcm2niix" if ending in (".dcm", ".ima")
+            else "convert it to .nii.gz")
 
 
 def guess_kind(name: str) -> str | None:
@@ -113,17 +82,13 @@ def guess_kind(name: str) -> str | None:
     for word in reversed(words):
         if word in SUFFIXES:
             with_agent = word in ("t1", "t1w") and re.search(
-                r"t1.*(gd|gad|ce\b|contrast|post|\+c)", name.lower()
-            )
+                r"t1.*(gd|gad|ce\b|contrast|post|\+c)", name.lower())
             return "t1ce" if with_agent else SUFFIXES[word]
     text = " ".join(words)
     for pattern, kind in (
-        (r"flair", "flair"),
-        (r"t1\w*(gd|ce|gad|post|km|c\b)|contrast", "t1ce"),
-        (r"t2", "t2"),
-        (r"t1", "t1"),
-        (r"seg|mask|label|tumou?r|roi\b|gtv|\bgt\b|truth|annot|manual|expert", "seg"),
-    ):
+            (r"flair", "flair"),
+            (r"t1\w*(gd|ce|gad|post|km|c\b)|contrast", "t1ce"), (r"t2", "t2"), (r"t1", "t1"),
+            (r"seg|mask|label|tumou?r|roi\b|gtv|\bgt\b|truth|annot|manual|expert", "seg")):
         if re.search(pattern, text):
             return kind
     return None
@@ -156,9 +121,9 @@ def _of_somebody(path: Path | Packed, cases: Sequence[Case], ending: str) -> Unu
     """Recognize a reference whose patient is unknown, a bare mask, and nnU-Net's numbers."""
     known, stem = identify(path), NIFTI.sub("", path.name)
     if known and known[2] == "seg":
-        return Unused(path, f"a reference of {known[1]}, and it is not certain whose scans it "
-                      f"belongs to", f"add the scans of {known[1]}, or give it the name of its "
-                      "patient")
+        return Unused(path,
+                      f"a reference of {known[1]}, and it is not certain whose scans it belongs to",
+                      f"add the scans of {known[1]}, or give it the name of its patient")
     if named := [case for case in cases if case.name == stem]:
         return Unused(path, f"named like patient {named[0].name} alone, as masks of predictions "
                       "are", f"if it is the reference, rename it to {stem}_seg{ending}")
@@ -189,11 +154,8 @@ def hint(case: Case, unused: Sequence[Unused]) -> tuple[Case, list[Unused]]:
         return case, []
     missing = _missing(case)
     kinds = {*missing, *(["t1"] if "t1ce" in missing else [])}  # T1 of an odd name may be T1CE
-    near = [
-        u
-        for u in unused
-        if u.path.parent == case.images[0].parent and u.remedy and guess_kind(u.path.name) in kinds
-    ]
+    near = [u for u in unused if u.path.parent == case.images[0].parent and u.remedy
+            and guess_kind(u.path.name) in kinds]
     said = "".join(f" {u.path.name} is there: {u.reason}; {u.remedy}." for u in near)
     return replace(case, problem=case.problem + said), near
 
@@ -202,26 +164,14 @@ def shorten(unused: Iterable[Unused]) -> list[Unused]:
     """Merge what is alike in one line: several files of a folder or ending, for one reason."""
     alike: dict[tuple, list[Unused]] = defaultdict(list)
     for one in unused:
-        series = one.reason.startswith(
-            (
-                "in the format DICOM",
-                "another contrast",
-                "named ",
-                "its name ends",
-                "dataset.json does not",
-            )
-        )
+        series = one.reason.startswith(("in the format DICOM", "another contrast", "named ",
+                                        "its name ends", "dataset.json does not"))
         other = OTHER.search(one.path.name) if one.reason.startswith("another") else None
         place = other[1].lower() if other else one.path.parent
         alike[(place, one.reason.split(" patient ")[0]) if series else (one.path,)].append(one)
-    return [
-        same[0]
-        if len(same) == 1
-        else Unused(
-            same[0].path, f"{same[0].reason} (and {len(same) - 1} more like it)", same[0].remedy
-        )
-        for same in alike.values()
-    ]
+    return [same[0] if len(same) == 1
+            else Unused(same[0].path, f"{same[0].reason} (and {len(same) - 1} more like it)",
+                        same[0].remedy) for same in alike.values()]
 
 
 def listing(unused: Sequence[Unused], shown: int = SHOWN) -> str:

@@ -44,34 +44,19 @@ def load_ensemble(checkpoints: Sequence[Path], tta: bool) -> Ensemble:
     """Load networks that work at the same voxel size and patch; BratsError where they do not."""
     device = describe_device()
     contents = [read_checkpoint(path, device) for path in checkpoints]
-    loaded = [
-        network_of(content, path, device)
-        for content, path in zip(contents, checkpoints, strict=True)
-    ]
+    loaded = [network_of(content, path, device) for content,
+              path in zip(contents, checkpoints, strict=True)]
     seen = union_of_ranges([content.get("seen", {}) for content in contents])
     if not seen:
-        tqdm.write(
-            "The checkpoint does not say what its training patients looked like, or they were too "
-            "few: whether "
-            "yours are like them is not checked."
-        )
+        tqdm.write("The checkpoint does not say what its training patients looked like, or they "
+                   "were too few: whether yours are like them is not checked.")
     config = loaded[0][1]
-    if any(
-        (other.spacing_mm, other.patch) != (config.spacing_mm, config.patch) for _, other in loaded
-    ):
-        raise BratsError(
-            "these checkpoints work at different voxel sizes or patches and cannot be averaged: "
-            "give those "
-            "of one cross-validation."
-        )
-    settings = [
-        config.spacing_mm,
-        config.patch,
-        config.overlap,
-        tta,
-        POSTPROCESSING,
-        *sorted((other.network, weights_tag(model.state_dict())) for model, other in loaded),
-    ]
+    if any((other.spacing_mm, other.patch) != (config.spacing_mm, config.patch) for _,
+           other in loaded):
+        raise BratsError("these checkpoints work at different voxel sizes or patches and cannot be "
+                         "averaged: give those of one cross-validation.")
+    settings = [config.spacing_mm, config.patch, config.overlap, tta, POSTPROCESSING, *sorted(
+        (other.network, weights_tag(model.state_dict())) for model, other in loaded)]
     tag = hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
     return Ensemble([model for model, _ in loaded], config, tta, seen, device, tag)
 
@@ -83,7 +68,5 @@ def made_from(case: Case, ensemble: Ensemble) -> str:
         scans = "" if case.problem else content_hash(case, ensemble.config.spacing_mm)
     except BratsError:  # the check names it
         scans = ""
-    return (
-        scans
-        and hashlib.sha256(f"{scans} {case.channels} {ensemble.tag}".encode()).hexdigest()[:16]
-    )
+    return (scans
+            and hashlib.sha256(f"{scans} {case.channels} {ensemble.tag}".encode()).hexdigest()[:16])
