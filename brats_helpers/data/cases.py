@@ -31,34 +31,27 @@ __all__ = ["Case", "Patient", "check_case", "check_cohort", "content_sum", "disk
 
 
 def find_cases(folder: Path) -> list[Case]:
-    """Return all patients below a folder, sorted by name; BratsError if there is none (see
-    `finding.find`).
-    """
+    """Return all patients below a folder, sorted by name, as `finding.find` does."""
     return find(folder).cases
 
 
 def on_disk(case: Case, folder: Path) -> Case:
-    """Return the patient with files of their own: those that lie in a tar are written into
-    `folder`.
-    """
-
+    """Return the patient with files of their own; those in a tar are written into `folder`."""
     def written(path: Path | Packed | None) -> Path | None:
         if not isinstance(path, Packed):
             return path
-        with atomic_path(Path(folder) / case.name / path.name) as temporary:
+        target = Path(folder) / case.name / path.name
+        with atomic_path(target) as temporary:
             temporary.write_bytes(path.read_bytes())
-        return Path(folder) / case.name / path.name
+        return target
 
     return replace(case, images=tuple(map(written, case.images)), reference=written(case.reference))
 
 
 # ---------------------------------------------------------------- reading
 
-
 def read_case(case: Case) -> Patient:
-    """Read and check a patient; BratsError names the patient, the file, what is wrong and what to
-    do.
-    """
+    """Read and check a patient; BratsError names patient, file, what is wrong and what to do."""
     if case.problem:
         raise BratsError(case.problem)
     scans = [open_image(case, path) for path in case.images]
@@ -72,22 +65,21 @@ def read_case(case: Case) -> Patient:
     # One type for all four, float32 if any needs it; NIfTI's first index stays the fastest.
     images = np.stack([_compact(a).T for a in arrays]).transpose(0, 3, 2, 1)
     for n, image in enumerate(images):
-        if not (
-            image[..., image.shape[-1] // 2].any() or image.any()
-        ):  # one slice tells most times
+        middle = image[..., image.shape[-1] // 2]  # tells most times
+        if not (middle.any() or image.any()):
             fail(case, case.images[0 if case.channels else n], f"{MODALITIES[n]} is 0 everywhere",
                  "export it again from its source, or leave this patient out")
     return Patient(case.name, images, read_reference(case, images.shape[1:], affine), affine)
 
 
 def open_scan(case: Case) -> nib.Nifti1Image:
-    """Return the patient's first image, its voxels not yet read."""
+    """Open the patient's first image, its voxels not yet read."""
     return open_image(case, case.images[0])
 
 
 def _compact(array: np.ndarray) -> np.ndarray:
-    """int16 where that loses nothing, else float32."""
-    if array.dtype == np.int16 or array.dtype == np.uint8:
+    """Convert to int16 where that loses nothing, else to float32."""
+    if array.dtype in (np.int16, np.uint8):
         return array.astype(np.int16, copy=False)
     low, high = array.min(), array.max()
     whole = array.dtype.kind in "iu" or bool((array == np.rint(array)).all())
@@ -97,9 +89,7 @@ def _compact(array: np.ndarray) -> np.ndarray:
 
 
 def read_reference(case: Case, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray | None:
-    """Return the expert's labels, 0 to 3, (X, Y, Z) uint8, on a grid of this shape and affine, or
-    None.
-    """
+    """Read the expert's labels on a grid: 0 to 3, (X, Y, Z) uint8; None without a reference."""
     if case.reference is None:
         return None
     image = open_image(case, case.reference)
@@ -119,7 +109,6 @@ def read_reference(case: Case, shape: tuple[int, ...], affine: np.ndarray) -> np
 
 # ---------------------------------------------------------------- checking
 
-
 def check_case(case: Case) -> dict:
     """Return a row for the cohort's table.
 
@@ -128,21 +117,20 @@ def check_case(case: Case) -> dict:
     """
     row = {"name": case.name, "problems": [], "warnings": [], "notes": [], "shape": None,
            "spacing_mm": None, "orientation": None, "dtype": None, "volumes_ml": None,
-           "images": [str(p) for p in case.images], "reference": str(case.reference)
-           if case.reference else None}
+           "images": [str(p) for p in case.images],
+           "reference": str(case.reference) if case.reference else None}
     try:
         patient = read_case(case)
     except BratsError as error:
         return row | {"problems": [str(error)]}
-    odd = oddities(patient)
     volumes = None
     if patient.reference is not None:
-        counts = (np.bincount(patient.reference.ravel(), minlength=4) * np.prod(patient.spacing)
-                  / 1000)
-        volumes = {name: round(float(counts[label]), 3) for label, name in LABEL_SHORT.items()}
+        counts = np.bincount(patient.reference.ravel(), minlength=4)
+        ml = counts * np.prod(patient.spacing) / 1000
+        volumes = {name: round(float(ml[label]), 3) for label, name in LABEL_SHORT.items()}
     return row | {"shape": patient.images.shape[1:], "orientation": patient.orientation,
                   "volumes_ml": volumes, "spacing_mm": [round(s, 4) for s in patient.spacing],
-                  "dtype": str(patient.images.dtype), **odd}
+                  "dtype": str(patient.images.dtype), **oddities(patient)}
 
 
 def check_cohort(cases: Iterable[Case], jobs: int = -1) -> list[dict]:
@@ -153,8 +141,7 @@ def check_cohort(cases: Iterable[Case], jobs: int = -1) -> list[dict]:
 
 
 def content_sum(path: Path | Packed) -> int:
-    """Return a checksum of a file's voxels; of a .gz it is gzip's own, its last eight bytes alone.
-    """
+    """Compute a checksum of a file; of a .gz it is gzip's own, its last eight bytes."""
     file = path if isinstance(path, Packed) else Packed(path, path.name, 0, path.stat().st_size)
     if path.name.lower().endswith(".gz"):
         return int.from_bytes(file.read_bytes(last=8), "little")
@@ -171,9 +158,7 @@ def file_state(case: Case, path: Path | Packed) -> tuple[int, int]:
 
 
 def find_twins(cases: Iterable[Case]) -> list[list[str]]:
-    """Return groups of patients whose images are the same: a twin must not be judged on what it
-    taught.
-    """
+    """Return groups of patients with the same images, who belong on one side of a split."""
     groups: dict[tuple[int, ...], list[str]] = defaultdict(list)
     for case in cases:
         if not case.problem:
@@ -183,12 +168,10 @@ def find_twins(cases: Iterable[Case]) -> list[list[str]]:
 
 # ---------------------------------------------------------------- writing
 
-
 def write_mask(path: Path, mask: np.ndarray, affine: np.ndarray, like: Case | None = None) -> None:
-    """Write labels 0 to 3, (X, Y, Z), as uint8 with the labels and the geometry of the patient
-    `like`.
+    """Write a mask of labels 0 to 3, (X, Y, Z), as uint8, with the geometry of the case `like`.
 
-    The enhancing tumor is 4, and 3 for patients named as since BraTS 2023 (see `labels`).
+    The enhancing tumor becomes 4, or 3 for patients named as since BraTS 2023 (see `labels`).
     """
     on_disk = disk_labels(like or Case("", (), None))
     image = nib.Nifti1Image(np.array(on_disk, np.uint8)[mask], affine)

@@ -22,13 +22,19 @@ from .pipeline import content_hash
 
 DATASET = "Dataset021_BraTS"
 SOURCES = ".sources.json"  # which reference each label was made from
+CHANNELS = {str(i): MODALITY_TITLES[m] for i, m in enumerate(MODALITIES)}
+PHANTOMS = {"name": "BraTS-like phantoms", "licence": "MIT",
+            "reference": "synthetic, grown on the ICBM 2009a template",
+            "description": "synthetic patients for teaching; not for diagnosis"}
+BRATS = {"name": "BraTS", "licence": "as stated by the challenge's organizers",
+         "reference": "Baid et al. 2021, arXiv:2107.02314; Menze et al. 2015; Bakas et al. 2017",
+         "description": "not for diagnosis"}
 
 
 def write_nnunet(cases: Sequence[Case], splits: dict, folder: Path, synthetic: bool) -> Path:
     """Write `folder`/Dataset021_BraTS: labelsTr/ and lists for nnU-Net, the Decathlon and MONAI.
 
-    cases: patients with a reference and one file a modality; splits: of `splits.make_splits`.
-    Returns the folder.
+    cases: patients with a reference and one file a modality. Returns the folder.
     """
     root = Path(folder) / DATASET
     sources = read_json(root / SOURCES, "notebook 03") if (root / SOURCES).is_file() else {}
@@ -55,7 +61,7 @@ def write_nnunet(cases: Sequence[Case], splits: dict, folder: Path, synthetic: b
 
 
 def exportable(case: Case) -> bool:
-    """Whether other tools can read this patient's images where they are."""
+    """Tell whether other tools can read this patient's images where they are."""
     return bool(case.reference and not case.channels and isinstance(case.images[0], Path))
 
 
@@ -74,43 +80,23 @@ def _plain_header(like: nib.Nifti1Image, array: np.ndarray) -> nib.Nifti1Header:
     return header
 
 
-def _source(synthetic: bool) -> dict:
-    if synthetic:
-        return {"name": "BraTS-like phantoms",
-                "reference": "synthetic, grown on the ICBM 2009a template", "licence": "MIT",
-                "description": "synthetic patients for teaching; not for diagnosis"}
-    return {"name": "BraTS", "reference": "Baid et al. 2021, arXiv:2107.02314; Menze "
-            "et al. 2015; Bakas et al. 2017", "licence": "as stated by the challenge's organizers",
-            "description": "not for diagnosis"}
-
-
 def _nnunet_description(rows: dict, synthetic: bool) -> dict:
-    return {
-        "channel_names": {str(i): MODALITY_TITLES[m] for i, m in enumerate(MODALITIES)},
-        "labels": {
-            "background": 0,
-            **{
-                REGION_TITLES[name]: list(members) if len(members) > 1 else members[0]
-                for name, members in REGIONS.items()
-            },
-        },
-        # painted in this order: edema, then the core's NCR, then ET
-        "regions_class_order": [2, 1, 3],
-        "numTraining": len(rows),
-        "file_ending": ".nii.gz",
-        "overwrite_image_reader_writer": "NibabelIO",
-        "dataset": rows,
-        **_source(synthetic),
-    }
+    labels = {REGION_TITLES[name]: list(members) if len(members) > 1 else members[0]
+              for name, members in REGIONS.items()}
+    return {"channel_names": CHANNELS, "labels": {"background": 0, **labels},
+            "regions_class_order": [2, 1, 3],  # painted in this order: edema, then NCR, then ET
+            "numTraining": len(rows), "file_ending": ".nii.gz",
+            "overwrite_image_reader_writer": "NibabelIO", "dataset": rows,
+            **(PHANTOMS if synthetic else BRATS)}
 
 
 def _msd_description(rows: dict, splits: dict, synthetic: bool) -> dict:
     def entries(names: Sequence[str]) -> list[dict]:
         return [{"image": rows[n]["images"], "label": rows[n]["label"]} for n in names if n in rows]
 
-    return {**_source(synthetic),
-            "tensorImageSize": "4D", "numTraining": len(splits["training"]), "numTest": 0,
-            "modality": {str(i): MODALITY_TITLES[m] for i, m in enumerate(MODALITIES)},
+    return {**(PHANTOMS if synthetic else BRATS), "tensorImageSize": "4D",
+            "numTraining": len(splits["training"]), "numTest": 0, "modality": CHANNELS,
             "labels": {"0": "background", "1": "necrotic and non-enhancing core", "2": "edema",
-                       "3": "enhancing tumor"}, "training": entries(splits["training"]),
-            "validation": entries(splits["validation"]), "test": []}
+                       "3": "enhancing tumor"},
+            "training": entries(splits["training"]), "validation": entries(splits["validation"]),
+            "test": []}

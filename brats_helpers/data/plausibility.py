@@ -15,11 +15,8 @@ from ..basics.constants import LABEL_SHORT, MODALITIES
 from .records import Patient
 
 LOOKED_AT = 200_000  # voxels
-LARGEST_ML, LARGE_ML, SMALL_ML = (
-    20_000,
-    2_500,
-    300,
-)  # of what is not 0; an adult's brain has 1,100 to 1,700
+# Of what is not 0; an adult's brain has 1,100 to 1,700.
+LARGEST_ML, LARGE_ML, SMALL_ML = 20_000, 2_500, 300
 NOT_STRIPPED = 1.3  # times the other modalities' voxels that are not 0
 ALIKE = 0.995  # correlation of two contrasts; T1 and T1CE of one patient stay under 0.95
 DARK, BRIGHT = 0.10, 0.98  # quantiles: fluid is dark in T1; what is brightest in T2, and in FLAIR
@@ -35,23 +32,21 @@ def oddities(patient: Patient) -> dict[str, list[str]]:
     """Return `problems`, `warnings` and `notes` about a patient, as sentences."""
     step = max(1, round((patient.images[0].size / LOOKED_AT) ** (1 / 3)))
     some = patient.images[:, ::step, ::step, ::step].reshape(len(MODALITIES), -1)
-    ml = (
-        np.prod(patient.spacing) * patient.images[0].size / some.shape[1] / 1000
-    )  # of a voxel looked at
+    nonzero, inside = some != 0, some[:, (some != 0).all(0)].astype(np.float64)
+    ml = np.prod(patient.spacing) * patient.images[0].size / some.shape[1] / 1000  # each
     background = backgrounds(patient.images)
     warnings = [*background.values(), *repeated(patient.images, some)]
-    problems, sizes = volumes(some != 0, ml, background)
-    sizes += outside(patient, step, some != 0)
+    problems, sizes = volumes(nonzero, ml, background)
     problems += constant(patient.images, some)
-    inside = some[:, (some != 0).all(0)].astype(np.float64)
     if not warnings and swapped(inside):
         warnings.append("FLAIR and T2 look swapped: fluid is bright in flair and dark in t2; "
                         "exchange the two files")
-    lead = f"patient {patient.name}: "
-    return {"problems": [lead + text for text in problems],
-            "warnings": [lead + text for text in [*warnings, *sizes]],
-            "notes": [lead + text for text in [*([] if background else coverage(some != 0)),
-                                               *_place(patient), *_reference(patient)]]}
+    found = {"problems": problems,
+             "warnings": [*warnings, *sizes, *outside(patient, step, nonzero)],
+             "notes": [*([] if background else coverage(nonzero)), *_place(patient),
+                       *_reference(patient)]}
+    return {kind: [f"patient {patient.name}: {text}" for text in texts]
+            for kind, texts in found.items()}
 
 
 def backgrounds(images: np.ndarray) -> dict[str, str]:
@@ -74,8 +69,8 @@ def repeated(images: np.ndarray, some: np.ndarray) -> list[str]:
         together = np.nan_to_num(np.corrcoef(inside)) if inside.shape[1] > 2 else np.zeros((4, 4))
     for a, b in combinations(range(len(images)), 2):
         names = f"{MODALITIES[a]} and {MODALITIES[b]}"
-        if np.array_equal(images[a, ..., middle], images[b, ..., middle]) and np.array_equal(
-                images[a], images[b]):
+        if (np.array_equal(images[a, ..., middle], images[b, ..., middle])
+                and np.array_equal(images[a], images[b])):
             found.append(f"{names} are the same image: one file was given under two names; find "
                          "the other")
         elif together[a, b] > ALIKE:
@@ -85,19 +80,15 @@ def repeated(images: np.ndarray, some: np.ndarray) -> list[str]:
 
 
 def constant(images: np.ndarray, some: np.ndarray) -> list[str]:
-    """Return a sentence for each modality with one value in all of the brain, which no z-score can
-    be made of.
-    """
-    found = []
-    for name, image, values in zip(MODALITIES, images, some[:, (some != 0).any(0)], strict=True):
-        if values.size and np.ptp(values) == 0 and np.ptp(image[(images != 0).any(0)]) == 0:
-            found.append(f"{name} has one value, {values[0]:g}, in all of the brain: is it a mask "
-                         "instead of a scan?")
-    return found
+    """Return a sentence for each modality with one value in the brain, which has no z-score."""
+    return [f"{name} has one value, {values[0]:g}, in all of the brain: is it a mask instead of a "
+            "scan?"
+            for name, image, values in zip(MODALITIES, images, some[:, (some != 0).any(0)],
+                                           strict=True)
+            if values.size and np.ptp(values) == 0 and np.ptp(image[(images != 0).any(0)]) == 0]
 
 
-def volumes(nonzero: np.ndarray, ml: float,
-            background: Mapping[str, str]) -> tuple[list[str], list[str]]:
+def volumes(nonzero: np.ndarray, ml: float, background: Mapping) -> tuple[list[str], list[str]]:
     """Return problems and warnings about the size of the brain, (4, n) bool, `ml` a voxel."""
     size = float(nonzero.any(0).sum() * ml)
     if size > LARGEST_ML:
@@ -107,21 +98,22 @@ def volumes(nonzero: np.ndarray, ml: float,
         return [], []
     each = nonzero.sum(1)
     usual = np.median(each)
-    large = [f"{name} is not 0 in {count * ml:,.0f} ml, and the "
-             f"other modalities in {usual * ml:,.0f} ml: was {name} skull-stripped?" for name,
-             count in zip(MODALITIES, each, strict=True) if count > NOT_STRIPPED * usual]
-    if not large and size > LARGE_ML:
-        large.append(f"what is not 0 has {size:,.0f} ml, and a brain has up to 2,000: were the "
-                     "scans skull-stripped, and is the voxel size right?")
+    odd = [f"{name} is not 0 in {count * ml:,.0f} ml, and the other modalities in "
+           f"{usual * ml:,.0f} ml: was {name} skull-stripped?"
+           for name, count in zip(MODALITIES, each, strict=True) if count > NOT_STRIPPED * usual]
+    if not odd and size > LARGE_ML:
+        odd.append(f"what is not 0 has {size:,.0f} ml, and a brain has up to 2,000: were the scans "
+                   "skull-stripped, and is the voxel size right?")
     if size < SMALL_ML:
-        large.append(f"the brain has {size:,.1f} ml, and a brain has 1,000 or more: is the voxel "
-                     "size right, and is the scan whole?")
-    return [], large
+        odd.append(f"the brain has {size:,.1f} ml, and a brain has 1,000 or more: is the voxel "
+                   "size right, and is the scan whole?")
+    return [], odd
 
 
 def swapped(inside: np.ndarray) -> bool:
-    """Whether FLAIR and T2 are exchanged, (4, n): fluid, dark in T1, is bright in T2 and dark in
-    FLAIR.
+    """Tell whether FLAIR and T2 are exchanged, (4, n).
+
+    Fluid, dark in T1, is bright in T2 and dark in FLAIR.
     """
     if inside.shape[1] < 1000 or not inside.std(1).all():
         return False
@@ -136,19 +128,19 @@ def swapped(inside: np.ndarray) -> bool:
 def coverage(nonzero: np.ndarray) -> list[str]:
     """Return a note for each modality that lacks a part of the brain, (4, n) bool."""
     whole = max(1, int(nonzero.any(0).sum()))
-    return [f"{name} covers {100 * mask.sum() / whole:.0f} % of the brain" for name,
-            mask in zip(MODALITIES, nonzero, strict=True) if mask.sum() < COVERED * whole]
+    return [f"{name} covers {100 * mask.sum() / whole:.0f} % of the brain"
+            for name, mask in zip(MODALITIES, nonzero, strict=True) if mask.sum() < COVERED * whole]
 
 
 def _place(patient: Patient) -> list[str]:
     shape = np.array(patient.images.shape[1:])
     middle = (patient.affine @ [*(shape - 1) / 2, 1])[:3]
     half = np.abs(patient.affine[:3, :3]) @ shape / 2
-    if (np.abs(middle) > FAR * half + 20).any():
-        return [f"its affine ({patient.orientation}) puts the middle of the volume "
-                f"at {np.round(middle).astype(int).tolist()} mm: look whether its axes point the "
-                "right way"]
-    return []
+    if (np.abs(middle) <= FAR * half + 20).all():
+        return []
+    return [f"its affine ({patient.orientation}) puts the middle of the volume at "
+            f"{np.round(middle).astype(int).tolist()} mm: look whether its axes point the right "
+            "way"]
 
 
 def outside(patient: Patient, step: int, nonzero: np.ndarray) -> list[str]:
@@ -175,13 +167,10 @@ def _reference(patient: Patient) -> list[str]:
 
 def of_cohort(rows: Sequence[Mapping]) -> list[str]:
     """Return what only all patients together show, from the rows of `cases.check_case`."""
-    sound = [row for row in rows if not row["problems"]]
-    labeled = [row["volumes_ml"] for row in sound if row["volumes_ml"]]
-    if not labeled:
-        return []
-    if not any(value for one in labeled for value in one.values()):
+    labeled = [row["volumes_ml"] for row in rows if row["volumes_ml"] and not row["problems"]]
+    if labeled and not any(value for one in labeled for value in one.values()):
         return [f"all {len(labeled)} references are empty: are these the tumors' masks?"]
-    absent = [(label, name) for label, name in LABEL_SHORT.items()
-              if not any(one[name] for one in labeled)]
     return [f"label {label} ({name}) occurs in no patient: with these references no network learns "
-            "it, and no score of it has a meaning" for label, name in absent]
+            "it, and no score of it has a meaning"
+            for label, name in LABEL_SHORT.items()
+            if labeled and not any(one[name] for one in labeled)]

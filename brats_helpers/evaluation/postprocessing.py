@@ -7,8 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
-from ..basics.constants import (ED, ET, NCR, REGION_THRESHOLDS, SMALL_COMPONENT_MM3,
-                                SMALL_PROBABILITY, SMALL_TOTAL_MM3)
+from ..basics.constants import (
+    ED,
+    ET,
+    NCR,
+    REGION_THRESHOLDS,
+    SMALL_COMPONENT_MM3,
+    SMALL_PROBABILITY,
+    SMALL_TOTAL_MM3,
+)
 from ..data.preprocessing import bounding_box
 
 POSTPROCESSING = (REGION_THRESHOLDS, SMALL_COMPONENT_MM3, SMALL_TOTAL_MM3, SMALL_PROBABILITY)
