@@ -54,12 +54,11 @@ class Cohort:
 
     def held_out(self, config: Config) -> list[str]:
         """Name the patients that training does not see: the validation set or a fold."""
-        if config.fold < 0:
-            return self.splits["validation"]
-        if config.fold >= len(self.splits["folds"]):
+        folds = self.splits["folds"]
+        if config.fold >= len(folds):
             raise BratsError(f"fold={config.fold} cannot work: this cohort is small and has folds "
-                             f"0 to {len(self.splits['folds']) - 1}.")
-        return self.splits["folds"][config.fold]
+                             f"0 to {len(folds) - 1}.")
+        return self.splits["validation"] if config.fold < 0 else folds[config.fold]
 
     def training_names(self, config: Config, everyone: bool = False) -> list[str]:
         """Name the patients to train on: those not held out, or all with `everyone`."""
@@ -77,8 +76,7 @@ def write_source(work: Path, config: Config, source: str, training: Path, test: 
 
 
 def _tag(config: Config, places: Sequence[Path | None]) -> str:
-    """Eight characters that change with the archives and with the settings that the split "
-    "depends on."""
+    """Return eight characters that change with the archives and the split's settings."""
     archives = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] if p and p.is_file() else str(p)
                 for p in places]
     text = json.dumps([[getattr(config, name) for name in SPLIT_SETTINGS], archives])
@@ -92,8 +90,7 @@ def read_source(work: Path) -> dict:
 
 def write_patients(work: Path, folders: Mapping[str, Path | None],
                    rows: Mapping[str, Sequence[dict]], splits: Mapping) -> None:
-    """Write what notebook 02 leaves: splits.json, and patients.json with the check's rows by set.
-    """
+    """Write what notebook 02 leaves: splits.json, and patients.json with the rows by set."""
     tag = read_source(work)["tag"]
     places = {key: str(folder) if folder else None for key, folder in folders.items()}
     write_json(work / "splits.json", {**splits, "tag": tag})
@@ -108,9 +105,10 @@ def read_cohort(work: Path) -> Cohort:
     if {patients["tag"], splits["tag"]} != {source["tag"]}:
         raise BratsError(f"the patients and the split in {work} were made before notebook 01 was "
                          "last run with other data or settings: run notebooks 02 and 03 again.")
-    cases = {key: _sound(folder, patients["rows"][key]) for key,
-             folder in patients["folders"].items() if key in patients["rows"]}
-    return Cohort(source["synthetic"], cases, patients["rows"], splits)
+    rows = patients["rows"]
+    cases = {key: _sound(folder, rows[key]) for key, folder in patients["folders"].items()
+             if key in rows}
+    return Cohort(source["synthetic"], cases, rows, splits)
 
 
 def _sound(folder: str | None, rows: Sequence[Mapping]) -> list[Case]:

@@ -18,9 +18,9 @@ def scan_fingerprint(volume: np.ndarray, mean: Sequence[float], std: Sequence[fl
                      grid_mm: Sequence[float], spacing_mm: Sequence[float]) -> dict[str, float]:
     """Compute the statistics of one patient's images, (4, D, H, W), 0 outside the brain.
 
-    grid_mm: voxel edges of the images, d h w. spacing_mm: of the stored scan; finer than the grid
-    counts as the grid, which is what the network sees. Keys begin with the kind: "ml" and "mm" of
-    the brain, "voxel" in mm, "z" a quantile of a modality, "r" the correlation of two modalities.
+    grid_mm: voxel edges of the images, d h w. spacing_mm: of the stored scan, if coarser. Keys
+    begin with the kind: "ml" and "mm" of the brain, "voxel" in mm, "z" a quantile of a modality,
+    "r" the correlation of two modalities.
     """
     step = max(1, round((volume[0].size / SAMPLED_VOXELS) ** (1 / 3)))
     inside = _sample_brain(volume, step)

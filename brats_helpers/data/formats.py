@@ -1,8 +1,7 @@
 """The cohort as other tools read it: nnU-Net v2's raw dataset and the Decathlon's list.
 
-Images are listed where they lie (nnU-Net's "dataset" key, nnunetv2, dataset_format.md), so that a
-cohort is not stored twice. Only the references are written anew, with 3 for the enhancing tumor,
-because nnU-Net wants consecutive labels.
+Images are listed where they lie (nnU-Net's "dataset" key, nnunetv2, dataset_format.md). References
+are written anew, with 3 for the enhancing tumor, because nnU-Net wants consecutive labels.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
-import numpy as np
 from tqdm import tqdm
 
 from ..basics.constants import MODALITIES, MODALITY_TITLES, REGION_TITLES, REGIONS
@@ -69,15 +67,11 @@ def _write_label(case: Case, path: Path) -> None:
     # nnU-Net compares the label's geometry with the images'
     like = open_scan(case)
     labels = read_reference(case, like.shape, like.affine)
-    with atomic_path(path) as temporary:
-        nib.save(nib.Nifti1Image(labels, like.affine, _plain_header(like, labels)), temporary)
-
-
-def _plain_header(like: nib.Nifti1Image, array: np.ndarray) -> nib.Nifti1Header:
     header = like.header.copy()
-    header.set_data_dtype(array.dtype)
+    header.set_data_dtype(labels.dtype)
     header.set_slope_inter(1, 0)
-    return header
+    with atomic_path(path) as temporary:
+        nib.save(nib.Nifti1Image(labels, like.affine, header), temporary)
 
 
 def _nnunet_description(rows: dict, synthetic: bool) -> dict:

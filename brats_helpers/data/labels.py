@@ -25,7 +25,7 @@ MSD_LABELS = {1: ED, 2: NCR, 3: ET}
 
 @dataclass(frozen=True)
 class Scheme:
-    """The labels of a data set: number on disk -> label here, and numbers that have no class."""
+    """Map the labels of a data set, number on disk -> label here, and refuse some."""
 
     title: str
     names: str  # pattern of its patients' names

@@ -1,8 +1,7 @@
 """Turn a scan into what the network reads, and an array of the network back to the scan's grid.
 
-Preparing crops to the brain and keeps the scanner's integers (lossless, one compressed file a
-patient). The z-score is left to the training device: mean and standard deviation travel with the
-file. Arrays here are (D, H, W) = (z, y, x) in the orientation LPS.
+Preparing crops to the brain and keeps the scanner's integers. The z-score is left to the training
+device; mean and standard deviation travel with the file. Arrays are (D, H, W) = (z, y, x) in LPS.
 """
 
 from __future__ import annotations
@@ -45,10 +44,7 @@ def lps_spacing(spacing: Sequence[float], affine: np.ndarray) -> tuple[float, ..
 
 
 def brain_mask(images: Sequence[np.ndarray]) -> np.ndarray:
-    """Mark voxels where any modality is not 0: (C, ...) to (...) bool.
-
-    The modalities' own masks differ in some patients.
-    """
+    """Mark voxels where any modality is not 0: (C, ...) to (...) bool; their masks may differ."""
     mask = images[0] != 0
     for image in images[1:]:
         mask |= image != 0
@@ -87,8 +83,8 @@ def statistics(images: np.ndarray, mask: np.ndarray,
 def normalize(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """Z-score the brain, set the rest to 0, append the brain: (4, ...) to (5, ...) float32.
 
-    The brain is found before the z-score: afterwards "above 0" would find only the voxels that are
-    brighter than average. Reference for `normalize_batch`.
+    The brain is found first: after the z-score, "above 0" would find only voxels brighter than
+    average. Reference for `normalize_batch`.
     """
     mask = brain_mask(images)
     shape = (-1, *[1] * mask.ndim)
@@ -203,7 +199,7 @@ def rescale(array: np.ndarray, scale: Sequence[float]) -> np.ndarray:
 def restore(array: np.ndarray, meta: Meta) -> np.ndarray:
     """Return an array on the prepared grid, (C, D, H, W), to the scan's, (C, X, Y, Z).
 
-    0 outside the brain's box. Floating point (probabilities) is interpolated, integers (labels)
+    0 outside the brain's box. Probabilities (floating point) are interpolated, labels (integers)
     take the nearest voxel.
     """
     size = [stop - start for start, stop in meta.bounding_box]

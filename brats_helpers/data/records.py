@@ -13,7 +13,7 @@ from ..basics.files import Packed
 
 @dataclass(frozen=True)
 class Case:
-    """Where a patient's files are, on disk or in a plain tar."""
+    """Say where a patient's files are, on disk or in a plain tar."""
 
     name: str
     images: tuple[Path | Packed, ...]  # one a modality, in the order of MODALITIES; or one 4D file
@@ -25,7 +25,7 @@ class Case:
 
 @dataclass
 class Patient:
-    """A patient in memory, in the index order (X, Y, Z) and the orientation of the files."""
+    """Hold a patient in memory, in the index order (X, Y, Z) and orientation of the files."""
 
     name: str
     images: np.ndarray  # (4, X, Y, Z) int16, or float32 where int16 would lose something
@@ -34,18 +34,18 @@ class Patient:
 
     @property
     def spacing(self) -> tuple[float, ...]:
-        """Edges of a voxel in mm."""
+        """Return the edges of a voxel in mm."""
         return tuple(float(v) for v in np.linalg.norm(self.affine[:3, :3], axis=0))
 
     @property
     def orientation(self) -> str:
-        """The directions in which the three indices grow, "LPS" for BraTS."""
+        """Return the directions in which the three indices grow, "LPS" for BraTS."""
         return "".join(nib.aff2axcodes(self.affine))
 
 
 @dataclass(frozen=True)
 class Unused:
-    """A file or folder that looks like part of a patient and is not read."""
+    """Name a file or folder that looks like part of a patient and is not read."""
 
     path: Path | Packed
     reason: str
@@ -57,7 +57,7 @@ class Unused:
 
 @dataclass(frozen=True)
 class Found:
-    """The patients of a folder or archive, sorted by name, and everything that is not used."""
+    """Hold the patients of a place, sorted by name, and everything that is not used."""
 
     cases: list[Case]
     unused: list[Unused]
