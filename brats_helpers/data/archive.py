@@ -1,4 +1,4 @@
-"""Archives of patients: listed, read where they lie, or unpacked file by file.
+"""List archives of patients, read them where they lie, or unpack them file by file.
 
 Nothing is unpacked beside the archive. Every file appears whole or not at all, and a second call
 goes on where the first was stopped.

@@ -1,4 +1,4 @@
-"""Patients on disk: finding them, reading them, checking them, and writing masks.
+"""Find, read and check patients on disk, and write masks.
 
 File names are in `layouts`, lists like dataset.json in `datalists`, labels in `labels`.
 """

@@ -1,4 +1,4 @@
-"""The doctor: one report on a folder or an archive of patients, as a table, CSV and HTML."""
+"""Report on a folder or an archive of patients: a table for the terminal, CSV and HTML."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one notebook leaves in the work folder for the next: settings, patients and the split.
+"""Keep settings, patients and the split in the work folder, from one notebook to the next.
 
 Each step's files carry the tag of what they were made from. The next step therefore notices a step
 that was left out or run with other settings.

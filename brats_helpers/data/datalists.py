@@ -1,4 +1,4 @@
-"""Patients that a JSON file lists: the Decathlon, nnU-Net's raw data sets, MONAI's datalists.
+"""Read the patients that a JSON file lists: of the Decathlon, nnU-Net or MONAI.
 
 References: medicaldecathlon.com; nnunetv2, documentation/dataset_format.md; MONAI,
 `load_decathlon_datalist`.

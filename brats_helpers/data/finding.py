@@ -1,4 +1,4 @@
-"""From a folder or the list of an archive to patients, and to everything that is not used."""
+"""Find the patients in a folder or the list of an archive, and everything that is not used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fingerprint of a scan, as nnU-Net uses the word: statistics of its size and intensities."""
+"""Compute a scan's fingerprint, as nnU-Net uses the word: statistics of size and intensities."""
 
 from __future__ import annotations
 

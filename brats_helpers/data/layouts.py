@@ -1,4 +1,4 @@
-"""Which modality of which patient a file is, by its name and place.
+"""Tell which modality of which patient a file is, by its name and place.
 
 Known are BraTS 2017 to 2025, FeTS, UPENN-GBM, UCSF-PDGM, TCGA-GBM and LGG, BraTS Toolkit, BIDS
 (bids-specification.readthedocs.io), a folder for each file (`X_flair.nii/any.nii`) and a folder

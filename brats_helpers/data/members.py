@@ -1,4 +1,4 @@
-"""The files in an archive, listed and checked before anything is written.
+"""List and check the files in an archive before anything is written.
 
 A tar is a chain of headers and contents, so its list is read by hopping over the contents.
 """

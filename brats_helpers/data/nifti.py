@@ -1,4 +1,4 @@
-"""One patient's NIfTI files: opened, compared, and refused in words that fit what is wrong."""
+"""Open and compare a patient's NIfTI files, or refuse them in words that fit what is wrong."""
 
 from __future__ import annotations
 

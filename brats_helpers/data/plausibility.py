@@ -1,4 +1,4 @@
-"""Whether a patient's scans can be what their names say, before a network reads them.
+"""Judge whether scans can be what their names say, before a network reads them.
 
 All figures are of a grid of some 200,000 voxels. The limits were set on 22 patients of BraTS 2018
 to 2023, none of which is near them.

@@ -1,4 +1,4 @@
-"""A patient's files, the patient in memory, and what lies on disk without being used."""
+"""Define a patient's files, the patient in memory, and what lies on disk unused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a source is, by its content: an archive, a folder of patients, or a folder of archives."""
+"""Tell by its content what a source is: an archive, or a folder of patients or archives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The split: persons go to training or validation, never single visits, slices or patches."""
+"""Split a cohort by person, never by visit, slice or patch."""
 
 from __future__ import annotations
 

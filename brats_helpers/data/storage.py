@@ -1,4 +1,4 @@
-"""A prepared patient as one compressed file, and patches read from it."""
+"""Keep a prepared patient as one compressed file, and read patches from it."""
 
 from __future__ import annotations
 

@@ -96,10 +96,11 @@ def score_case(predicted: np.ndarray, reference: np.ndarray,
     for name, (p, r) in zip(REGIONS, pairs, strict=True):
         tp, fp, fn, tn = counts(p, r)
         tn += outside
-        rows[name] = {"dice": _ratio(2 * tp, 2 * tp + fp + fn), "iou": _ratio(tp, tp + fp + fn),
-                      "sensitivity": _ratio(tp, tp + fn), "specificity": _ratio(tn, tn + fp),
-                      "hd95_mm": hd95(p, r, spacing_mm), "volume_ml": (tp + fp) * ml,
-                      "reference_ml": (tp + fn) * ml}
+        rows[name] = {
+            "dice": _ratio(2 * tp, 2 * tp + fp + fn), "iou": _ratio(tp, tp + fp + fn),
+            "sensitivity": _ratio(tp, tp + fn), "specificity": _ratio(tn, tn + fp),
+            "hd95_mm": hd95(p, r, spacing_mm), "volume_ml": (tp + fp) * ml,
+            "reference_ml": (tp + fn) * ml}
     return rows
 
 

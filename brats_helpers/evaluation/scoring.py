@@ -78,10 +78,12 @@ def evaluate(cases: Sequence[Case], checkpoint: Path, work: Path, config: Config
     model = build_network(trained, device, from_checkpoint=True)
     load_weights(model, content["average"], checkpoint)
     rows = _score_all(cases, model.eval(), trained, Path(work), device)
-    metrics = {"cases": len(rows), "left_out": list(left_out), "set": which,
-               "checkpoint": Path(checkpoint).name, **summarize(rows), "per_case": rows, "preset":
-               trained.preset, "seed": trained.seed, "parameters": count_parameters(model),
-               "train_seconds": round(last["seconds"] + last.get("earlier_seconds", 0.0), 1)}
+    metrics = {
+        "cases": len(rows), "left_out": list(left_out), "set": which,
+        "checkpoint": Path(checkpoint).name,
+        **summarize(rows), "per_case": rows,
+        "preset": trained.preset, "seed": trained.seed, "parameters": count_parameters(model),
+        "train_seconds": round(last["seconds"] + last.get("earlier_seconds", 0.0), 1)}
     write_json(Path(work) / "metrics.json", metrics)
     return metrics
 
