@@ -6,8 +6,7 @@ File names are in `layouts`, lists like dataset.json in `datalists`, labels in `
 from __future__ import annotations
 
 import zlib
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,14 +19,17 @@ from ..basics.constants import LABEL_SHORT, MODALITIES
 from ..basics.errors import BratsError
 from ..basics.files import Packed, atomic_path
 from .finding import find
+from .fingerprint import identity
 from .labels import convert, disk_et, disk_labels, refusal, rounded
 from .nifti import check_geometry, check_same_grid, fail, open_image, voxels
 from .plausibility import oddities
 from .records import Case, Patient
 
-__all__ = ["Case", "Patient", "check_case", "check_cohort", "content_sum", "disk_et", "file_state",
+__all__ = ["Case", "Patient", "check_case", "check_cohort", "disk_et", "file_state",
            "find_cases", "find_twins", "on_disk", "open_scan", "read_case", "read_reference",
            "write_mask"]
+
+TWIN = 0.005  # by which numbers of `identity` may differ between copies
 
 
 def find_cases(folder: Path) -> list[Case]:
@@ -57,6 +59,8 @@ def read_case(case: Case) -> Patient:
     scans = [open_image(case, path) for path in case.images]
     affine = scans[0].affine
     check_geometry(case, scans)
+    notes = tuple(f"{path.name} has the shape {scan.extra['shape']} and is read as {scan.shape}"
+                  for path, scan in zip(case.images, scans, strict=True) if scan.extra)
     if case.channels:
         volume = voxels(case, case.images[0], scans[0])
         arrays = [volume[..., c] for c in case.channels]
@@ -69,7 +73,8 @@ def read_case(case: Case) -> Patient:
         if not (middle.any() or image.any()):
             fail(case, case.images[0 if case.channels else n], f"{MODALITIES[n]} is 0 everywhere",
                  "export it again from its source, or leave this patient out")
-    return Patient(case.name, images, read_reference(case, images.shape[1:], affine), affine)
+    reference = read_reference(case, images.shape[1:], affine)
+    return Patient(case.name, images, reference, affine, notes)
 
 
 def open_scan(case: Case) -> nib.Nifti1Image:
@@ -113,10 +118,11 @@ def check_case(case: Case) -> dict:
     """Return a row for the cohort's table.
 
     Keys: name, problems (why it cannot be used), warnings (what is likely wrong), notes, shape,
-    spacing_mm, orientation, dtype, volumes_ml by label, images, reference.
+    spacing_mm, orientation, dtype, volumes_ml by label, images, reference, identity.
     """
     row = {"name": case.name, "problems": [], "warnings": [], "notes": [], "shape": None,
            "spacing_mm": None, "orientation": None, "dtype": None, "volumes_ml": None,
+           "identity": [],
            "images": [str(p) for p in case.images],
            "reference": str(case.reference) if case.reference else None}
     try:
@@ -130,7 +136,8 @@ def check_case(case: Case) -> dict:
         volumes = {name: round(float(ml[label]), 3) for label, name in LABEL_SHORT.items()}
     return row | {"shape": patient.images.shape[1:], "orientation": patient.orientation,
                   "volumes_ml": volumes, "spacing_mm": [round(s, 4) for s in patient.spacing],
-                  "dtype": str(patient.images.dtype), **oddities(patient)}
+                  "dtype": str(patient.images.dtype), "identity": identity(patient.images),
+                  **oddities(patient)}
 
 
 def check_cohort(cases: Iterable[Case], jobs: int = -1) -> list[dict]:
@@ -140,30 +147,35 @@ def check_cohort(cases: Iterable[Case], jobs: int = -1) -> list[dict]:
     return list(tqdm(rows, total=len(cases), desc="check", unit="patient"))
 
 
-def content_sum(path: Path | Packed) -> int:
-    """Compute a checksum of a file; of a .gz it is gzip's own, its last eight bytes."""
-    file = path if isinstance(path, Packed) else Packed(path, path.name, 0, path.stat().st_size)
-    if path.name.lower().endswith(".gz"):
-        return int.from_bytes(file.read_bytes(last=8), "little")
-    return zlib.crc32(file.read_bytes())
-
-
 def file_state(case: Case, path: Path | Packed) -> tuple[int, int]:
-    """Return size and checksum of a patient's file; BratsError if it is gone or may not be read."""
+    """Return size and checksum of a patient's file; BratsError if it is gone or may not be read.
+
+    The checksum of a .gz file is gzip's own, its last eight bytes.
+    """
     try:
-        return path.size if isinstance(path, Packed) else path.stat().st_size, content_sum(path)
+        file = path if isinstance(path, Packed) else Packed(path, path.name, 0, path.stat().st_size)
+        if path.name.lower().endswith(".gz"):
+            return file.size, int.from_bytes(file.read_bytes(last=8), "little")
+        return file.size, zlib.crc32(file.read_bytes())
     except OSError as error:
         fail(case, path, f"cannot be read ({error})",
              "it was moved or deleted: put it back, or find the patients again")
 
 
-def find_twins(cases: Iterable[Case]) -> list[list[str]]:
-    """Return groups of patients with the same images, who belong on one side of a split."""
-    groups: dict[tuple[int, ...], list[str]] = defaultdict(list)
-    for case in cases:
-        if not case.problem:
-            groups[tuple(file_state(case, path)[1] for path in case.images)].append(case.name)
-    return [names for names in groups.values() if len(names) > 1]
+def find_twins(rows: Iterable[Mapping]) -> list[list[str]]:
+    """Return groups of patients with the same images, from the rows of `check_case`.
+
+    Copies that were scaled, flipped, compressed anew or saved as another type are found, too. They
+    belong on one side of a split.
+    """
+    rows = [row for row in rows if row.get("identity")]
+    numbers, groups, grouped = np.array([row["identity"] for row in rows]), [], set()
+    for n, row in enumerate(rows):
+        if n not in grouped:
+            same = np.flatnonzero(np.abs(numbers - numbers[n]).max(axis=1) <= TWIN).tolist()
+            grouped.update(same)
+            groups.append([row["name"], *(rows[i]["name"] for i in same if i > n)])
+    return [names for names in groups if len(names) > 1]
 
 
 # ---------------------------------------------------------------- writing

@@ -26,7 +26,7 @@ from .cases import check_cohort, find_twins
 from .finding import besides
 from .layouts import NIFTI
 from .plausibility import of_cohort
-from .records import Found, Unused
+from .records import Found, Unused, shown
 from .sources import kind_of
 from .unused import SHOWN, listing
 
@@ -60,7 +60,7 @@ class Report:
     def summary(self) -> str:
         """Count the patients by status, and the files that are not used, in one line."""
         count = Counter(map(status, self.rows))
-        parts = [f"{len(self.rows)} patient(s) in {self.place}", f"{count['ok']} ok"]
+        parts = [f"{len(self.rows)} patient(s) in {shown(str(self.place))}", f"{count['ok']} ok"]
         parts += [f"{count[kind]} with a {kind}" for kind in ("problem", "warning") if count[kind]]
         return ", ".join(parts + ([f"{len(self.unused)} not used"] if self.unused else [])) + "."
 
@@ -91,9 +91,8 @@ def _besides(path: Path) -> list[Unused]:
 def check_found(found: Found, place: Path, jobs: int) -> Report:
     """Check patients that were found at a place."""
     rows = check_cohort(found.cases, jobs if len(found.cases) > 1 else 1)
-    sound = [c for c, row in zip(found.cases, rows, strict=True) if not row["problems"]]
     twins = [f"{', '.join(names)} have the same scans: keep one of them"
-             for names in find_twins(sound)]
+             for names in find_twins(rows)]
     return Report(Path(place), rows, found.unused, [*of_cohort(rows), *twins])
 
 
@@ -131,7 +130,7 @@ def problems_text(rows: Sequence[Mapping]) -> str:
 
 def remarks(row: Mapping) -> list[str]:
     """Return all remarks on a patient, without the name that each begins with."""
-    return [text.removeprefix(f"patient {row['name']}: ")
+    return [shown(text.removeprefix(f"patient {row['name']}: "))
             for kind in ("problems", "warnings", "notes") for text in row[kind]]
 
 
@@ -162,7 +161,7 @@ def write_csv(path: Path, report: Report) -> None:
     """Write a line a patient, then one for each unused file and each warning on the cohort."""
     blank = [""] * (len(FIELDS) - 3)
     rows = [*table_rows(report.rows),
-            *([str(one.path), "not used", *blank, f"{one.reason}; {one.remedy}".strip("; ")]
+            *([shown(str(one.path)), "not used", *blank, f"{one.reason}; {one.remedy}".strip("; ")]
               for one in report.unused),
             *(["(all)", "warning", *blank, warning] for warning in report.warnings)]
     buffer = io.StringIO()

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..basics.constants import ED, ET, MODALITIES, NCR
 from .labels import MSD_LABELS
 from .layouts import FILE_NAME, NIFTI, SUFFIXES, identify
-from .records import Case, Unused
+from .records import CONTROL, Case, Unused
 
 LIST_NAME = re.compile(r"^(dataset|datalist|.*folds?)[^/]*\.json$", re.IGNORECASE)
 WANTED = (
@@ -119,8 +119,9 @@ def _rows(content: Mapping, index: Path) -> Iterable[tuple[list[Path], Path | No
     """Yield the images and the label of every patient that the file lists."""
 
     def place(text: object) -> Path:
-        if not isinstance(text, str):
-            raise NotAList(f"it names a file {text!r}, which is no text")
+        if not isinstance(text, str) or CONTROL.search(text):
+            raise NotAList(f"it names a file {text!r}, which is no "
+                           + ("path" if isinstance(text, str) else "text"))
         return Path(index.parent, text)
 
     explicit = content.get("dataset")

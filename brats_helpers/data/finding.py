@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,7 +15,7 @@ from ..basics.errors import BratsError
 from ..basics.files import Packed
 from .datalists import Listed, read_lists
 from .layouts import BIDS, FILE_NAME, NIFTI, case_of, group
-from .records import Case, Found, Unused
+from .records import CONTROL, Case, Found, Unused
 from .unused import explain, hint, listing, shorten
 
 WANTED = ("four files a patient named like X_flair.nii.gz, X_t1.nii.gz, X_t1ce.nii.gz, X_t2.nii.gz "
@@ -26,6 +28,7 @@ COPIES = {"training", "test", "first"}  # in its folder `cases`
 PHANTOMS = {"BraTS2021_Training_Data.tar", "BraTS2021_Training_Data.json"}  # in its folder `data`
 MASKS = {"predictions.csv", "scores.json"}  # files that stand with masks that we have written
 EXPORT = ".sources.json"  # a file of the export for nnU-Net
+UNPRINTABLE = ("its name has a line break or another control character", "rename it")
 NOTE = ".unpacked-from.json"  # in a folder: the archive that its files are from
 
 
@@ -55,7 +58,8 @@ def find(folder: Path) -> Found:
 
 def find_packed(files: Sequence[Packed], archive: Path) -> Found:
     """Find the patients among the files of plain tars; BratsError if there is none."""
-    found = _found(files, Listed(), [])
+    odd = [Unused(file, *UNPRINTABLE) for file in files if CONTROL.search(file.member)]
+    found = _found([f for f in files if not CONTROL.search(f.member)], Listed(), odd)
     if not found.cases:
         raise _nobody(archive, "", found)
     return found
@@ -81,11 +85,25 @@ def _found(files: Sequence[Path | Packed], listed: Listed, left: Sequence[Unused
     told = [hint(case, unused) for case in cases]
     said = {one for _, ones in told for one in ones}
     cases, repeated = _without_copies(sorted((case for case, _ in told), key=lambda c: c.name))
-    for a, b in zip(cases, cases[1:], strict=False):
-        if a.name == b.name:
-            raise BratsError(f"two patients are called {a.name}: {a.images[0]} and {b.images[0]}; "
-                             "rename or remove one.")
+    cases = sorted(_namesakes(cases), key=lambda c: c.name)
     return Found(cases, shorten([*(one for one in unused if one not in said), *repeated]))
+
+
+def _namesakes(cases: Sequence[Case]) -> Iterator[Case]:
+    """Give patients of one name a problem, and names with the folder in which they differ."""
+    names = Counter(case.name for case in cases)
+    for case in cases:
+        if names[case.name] == 1:
+            yield case
+            continue
+        others = [c.images[0] for c in cases if c.name == case.name and c is not case]
+        parts = [set(path.parent.parts) for path in others]
+        own = [p for p in case.images[0].parent.parts if not any(p in part for part in parts)]
+        number = 1 + [c for c in cases if c.name == case.name].index(case)
+        name = f"{own[0] if own else number}_{case.name}"
+        problem = (f"patient {name}: two patients are called {case.name}: {case.images[0]} and "
+                   f"{others[0]}; rename or remove one.")
+        yield replace(case, name=name, problem=problem)
 
 
 def _without_copies(cases: list[Case]) -> tuple[list[Case], list[Unused]]:
@@ -125,21 +143,24 @@ def _walk(root: Path) -> tuple[list[Path], list[Unused]]:
                 folders.clear()
                 continue
             seen.add(here.resolve())
+            left += [Unused(here / name, *UNPRINTABLE) for name in folders + names
+                     if CONTROL.search(name) and (name in folders or ".nii" in name.lower())]
+            folders[:] = sorted(f for f in folders if not _hidden(f) and not CONTROL.search(f))
             links = [f for f in folders if (here / f).is_symlink()]
-            waiting += [here / f for f in sorted(links) if not _hidden(f)]
-            folders[:] = sorted(f for f in folders if f not in links and not _hidden(f)
-                                and not _ours(here / f, root))
+            waiting += [here / f for f in links]
+            folders[:] = [f for f in folders if f not in links and not _ours(here / f, root)]
             for path in (here / name for name in _without_masks(names)
                          if name.endswith(".icloud") or not _hidden(name)):
                 if path.is_file():
                     files.append(path)
                 else:
                     left.append(_broken(path))
-    full = {path.resolve().parent for path in files}
-    left += [Unused(folder, "a folder with the name of a file, and no file in it",
+    files = sorted(path for path in files if not CONTROL.search(path.name))
+    full = {path.resolve().parent for path in files if NIFTI.search(path.name)}
+    left += [Unused(folder, "a folder with the name of a file, and no scan in it",
                     "put the file in its place")
              for folder in sorted(seen - full) if NIFTI.search(folder.name)]
-    return sorted(files), left
+    return files, left
 
 
 def _stop(error: OSError) -> NoReturn:

@@ -75,6 +75,12 @@ def open_image(case: Case, path: Path | Packed) -> nib.Nifti1Image:
     if promised > held:
         fail(case, path, f"its header promises {promised:,} bytes of voxels, and it holds {held:,}",
              "the file is damaged: get it again")
+    shape = image.shape
+    if len(shape) > 3 and set(shape[3:]) == {1} and not (case.channels and path in case.images):
+        stored = image.dataobj  # (X, Y, Z, 1)
+        place = (shape[:3], stored.dtype, stored.offset, stored.slope, stored.inter)
+        array = nib.arrayproxy.ArrayProxy(stored.file_like, place)
+        image = kind(array, image.affine, image.header, extra={"shape": shape})
     return image
 
 
@@ -97,8 +103,10 @@ def check_geometry(case: Case, scans: Sequence[nib.Nifti1Image]) -> None:
     wanted, first = 4 if case.channels else 3, case.images[0]
     for path, scan in zip(case.images, scans, strict=True):
         if len(scan.shape) != wanted or min(scan.shape) < 1:
+            several = wanted == 3 and len(scan.shape) > 3
             fail(case, path, f"its shape is {scan.shape}, and {wanted} dimensions are needed",
-                 "save it as one volume" if wanted == 3
+                 f"it holds {prod(scan.shape[3:])} volumes or colors: save the right one alone"
+                 if several else "save it as one volume" if wanted == 3
                  else "save the four contrasts as one 4D file")
         if scan.shape != scans[0].shape:
             fail(case, path, f"its shape {scan.shape} is not the {scans[0].shape} of {first.name}",

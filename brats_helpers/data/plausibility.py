@@ -20,7 +20,11 @@ LARGEST_ML, LARGE_ML, SMALL_ML = 20_000, 2_500, 300
 NOT_STRIPPED = 1.3  # times the other modalities' voxels that are not 0
 ALIKE = 0.995  # correlation of two contrasts; T1 and T1CE of one patient stay under 0.95
 DARK, BRIGHT = 0.10, 0.98  # quantiles: fluid is dark in T1; what is brightest in T2, and in FLAIR
+BRIGHTEST = 0.995  # the quantile of vessels and rims that take up contrast agent
 SWAPPED = 0.4  # standard deviations by which FLAIR and T2 must look like each other
+UNLIKE = 0.25  # of a correlation: by so much T1 and T1CE are the most alike in every good patient
+BRIGHTER = 1.0  # standard deviations by which the brightest of T1 may exceed those of T1CE
+NEGATIVE = 0.2  # of the brain
 FEW_VOXELS = 20
 COVERED = 0.95  # of the brain, by each modality
 OUTSIDE = 0.1  # of a reference
@@ -38,13 +42,14 @@ def oddities(patient: Patient) -> dict[str, list[str]]:
     warnings = [*background.values(), *repeated(patient.images, some)]
     problems, sizes = volumes(nonzero, ml, background)
     problems += constant(patient.images, some)
-    if not warnings and swapped(inside):
-        warnings.append("FLAIR and T2 look swapped: fluid is bright in flair and dark in t2; "
-                        "exchange the two files")
+    notes = [*patient.notes, *([] if background else coverage(nonzero)), *_place(patient)]
+    if not warnings:
+        exchanged, doubtful = swapped(inside)
+        dark, negative = below_zero(some)
+        warnings, notes = [*exchanged, *dark], [*notes, *doubtful, *negative]
     found = {"problems": problems,
              "warnings": [*warnings, *sizes, *outside(patient, step, nonzero)],
-             "notes": [*([] if background else coverage(nonzero)), *_place(patient),
-                       *_reference(patient)]}
+             "notes": [*notes, *_reference(patient)]}
     return {kind: [f"patient {patient.name}: {text}" for text in texts]
             for kind, texts in found.items()}
 
@@ -110,14 +115,41 @@ def volumes(nonzero: np.ndarray, ml: float, background: Mapping) -> tuple[list[s
     return [], odd
 
 
-def swapped(inside: np.ndarray) -> bool:
-    """Tell whether FLAIR and T2 are exchanged, (4, n).
+def below_zero(some: np.ndarray) -> tuple[list[str], list[str]]:
+    """Return warnings and notes about modalities, (4, n), with negative values in the brain."""
+    warnings, notes = [], []
+    for name, values in zip(MODALITIES, some[:, (some != 0).any(0)], strict=True):
+        share = np.count_nonzero(values < 0) / max(1, values.size)
+        if share > 1 - NEGATIVE / 2:
+            warnings.append(f"{name} is negative in {100 * share:.0f} % of the brain: is it "
+                            "inverted? Export it again, with 0 for air")
+        elif share > NEGATIVE:
+            notes.append(f"{name} is negative in {100 * share:.0f} % of the brain: it seems to be "
+                         "normalized already")
+    return warnings, notes
 
-    Fluid, dark in T1, is bright in T2 and dark in FLAIR.
-    """
+
+def swapped(inside: np.ndarray) -> tuple[list[str], list[str]]:
+    """Return warnings and notes about exchanged modalities, from the brain's voxels, (4, n)."""
     if inside.shape[1] < 1000 or not inside.std(1).all():
-        return False
+        return [], []
     z = (inside - inside.mean(1, keepdims=True)) / inside.std(1, keepdims=True)
+    if _flair_is_t2(z):
+        return ["FLAIR and T2 look swapped: fluid is bright in flair and dark in t2; exchange the "
+                "two files"], []
+    r = np.corrcoef(z)
+    pair, alike = max((("T1 and T2", r[T1CE, T2]), ("T1CE and T2", r[T1, T2])), key=lambda p: p[1])
+    if alike > r[T1, T1CE] + UNLIKE:
+        return [f"{pair} look swapped: t1 and t1ce should be more alike than either is to t2; "
+                "exchange the two files"], []
+    brightest = np.quantile(z, BRIGHTEST, axis=1)
+    if brightest[T1] > brightest[T1CE] + BRIGHTER:
+        return [], ["T1 and T1CE may be swapped: t1 has the brighter vessels or rim; look at both"]
+    return [], []
+
+
+def _flair_is_t2(z: np.ndarray) -> bool:
+    """Tell whether fluid, dark in T1, is bright in FLAIR and dark in T2; z-scores, (4, n)."""
     fluid = [z[T2][dark].mean() - z[FLAIR][dark].mean()
              for dark in (z[m] <= np.quantile(z[m], DARK) for m in (T1, T1CE))]
     brightest = (z[FLAIR][z[T2] >= np.quantile(z[T2], BRIGHT)].mean()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,14 @@ import nibabel as nib
 import numpy as np
 
 from ..basics.files import Packed
+
+# Line breaks and other control characters, and bytes that are no text in the disk's encoding.
+CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def shown(text: str) -> str:
+    """Escape what would break a line or a table."""
+    return CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,7 @@ class Patient:
     images: np.ndarray  # (4, X, Y, Z) int16, or float32 where int16 would lose something
     reference: np.ndarray | None  # (X, Y, Z) uint8, labels 0 to 3
     affine: np.ndarray  # (4, 4), voxel indices to mm; right, anterior and superior are positive
+    notes: tuple[str, ...] = ()  # what was remarkable in reading
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -52,7 +62,7 @@ class Unused:
     remedy: str = ""  # empty: nothing needs to be done
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}" + (f"; {self.remedy}." if self.remedy else ".")
+        return shown(f"{self.path}: {self.reason}" + (f"; {self.remedy}." if self.remedy else "."))
 
 
 @dataclass(frozen=True)
