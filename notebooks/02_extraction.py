@@ -471,7 +471,7 @@ from brats_helpers.data.splits import find_persons, make_splits, read_persons
 
 both = cases["training"] + cases["test"]
 listed = read_persons(persons, [case.name for case in both]) if persons else {}
-person = find_persons([case.name for case in both], listed, find_twins(both))
+person = find_persons([case.name for case in both], listed, find_twins(checked))
 tested = {person[row["name"]] for row in sound["test"]}
 if leak := [name for name in volumes if person[name] in tested]:
     raise BratsError(f"{leak}: these persons are in the test set, too. Leave them out, then rerun.")

@@ -1,4 +1,4 @@
-"""Patients on disk: finding them, reading them, checking them, and writing masks.
+"""Find, read and check patients on disk, and write masks.
 
 File names are in `layouts`, lists like dataset.json in `datalists`, labels in `labels`.
 """
@@ -6,8 +6,7 @@ File names are in `layouts`, lists like dataset.json in `datalists`, labels in `
 from __future__ import annotations
 
 import zlib
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,63 +19,48 @@ from ..basics.constants import LABEL_SHORT, MODALITIES
 from ..basics.errors import BratsError
 from ..basics.files import Packed, atomic_path
 from .finding import find
+from .fingerprint import identity
 from .labels import convert, disk_et, disk_labels, refusal, rounded
 from .nifti import check_geometry, check_same_grid, fail, open_image, voxels
 from .plausibility import oddities
 from .records import Case, Patient
 
-__all__ = [
-    "Case",
-    "Patient",
-    "check_case",
-    "check_cohort",
-    "content_sum",
-    "disk_et",
-    "file_state",
-    "find_cases",
-    "find_twins",
-    "on_disk",
-    "open_scan",
-    "read_case",
-    "read_reference",
-    "write_mask",
-]
+__all__ = ["Case", "Patient", "check_case", "check_cohort", "disk_et", "file_state",
+           "find_cases", "find_twins", "on_disk", "open_scan", "read_case", "read_reference",
+           "write_mask"]
+
+TWIN = 0.005  # by which numbers of `identity` may differ between copies
 
 
 def find_cases(folder: Path) -> list[Case]:
-    """Return all patients below a folder, sorted by name; BratsError if there is none (see
-    `finding.find`).
-    """
+    """Return all patients below a folder, sorted by name, as `finding.find` does."""
     return find(folder).cases
 
 
 def on_disk(case: Case, folder: Path) -> Case:
-    """Return the patient with files of their own: those that lie in a tar are written into
-    `folder`.
-    """
-
+    """Return the patient with files of their own; those in a tar are written into `folder`."""
     def written(path: Path | Packed | None) -> Path | None:
         if not isinstance(path, Packed):
             return path
-        with atomic_path(Path(folder) / case.name / path.name) as temporary:
+        target = Path(folder) / case.name / path.name
+        with atomic_path(target) as temporary:
             temporary.write_bytes(path.read_bytes())
-        return Path(folder) / case.name / path.name
+        return target
 
     return replace(case, images=tuple(map(written, case.images)), reference=written(case.reference))
 
 
 # ---------------------------------------------------------------- reading
 
-
 def read_case(case: Case) -> Patient:
-    """Read and check a patient; BratsError names the patient, the file, what is wrong and what to
-    do.
-    """
+    """Read and check a patient; BratsError names patient, file, what is wrong and what to do."""
     if case.problem:
         raise BratsError(case.problem)
     scans = [open_image(case, path) for path in case.images]
     affine = scans[0].affine
     check_geometry(case, scans)
+    notes = tuple(f"{path.name} has the shape {scan.extra['shape']} and is read as {scan.shape}"
+                  for path, scan in zip(case.images, scans, strict=True) if scan.extra)
     if case.channels:
         volume = voxels(case, case.images[0], scans[0])
         arrays = [volume[..., c] for c in case.channels]
@@ -85,26 +69,22 @@ def read_case(case: Case) -> Patient:
     # One type for all four, float32 if any needs it; NIfTI's first index stays the fastest.
     images = np.stack([_compact(a).T for a in arrays]).transpose(0, 3, 2, 1)
     for n, image in enumerate(images):
-        if not (
-            image[..., image.shape[-1] // 2].any() or image.any()
-        ):  # one slice tells most times
-            fail(
-                case,
-                case.images[0 if case.channels else n],
-                f"{MODALITIES[n]} is 0 everywhere",
-                "export it again from its source, or leave this patient out",
-            )
-    return Patient(case.name, images, read_reference(case, images.shape[1:], affine), affine)
+        middle = image[..., image.shape[-1] // 2]  # tells most times
+        if not (middle.any() or image.any()):
+            fail(case, case.images[0 if case.channels else n], f"{MODALITIES[n]} is 0 everywhere",
+                 "export it again from its source, or leave this patient out")
+    reference = read_reference(case, images.shape[1:], affine)
+    return Patient(case.name, images, reference, affine, notes)
 
 
 def open_scan(case: Case) -> nib.Nifti1Image:
-    """Return the patient's first image, its voxels not yet read."""
+    """Open the patient's first image, its voxels not yet read."""
     return open_image(case, case.images[0])
 
 
 def _compact(array: np.ndarray) -> np.ndarray:
-    """int16 where that loses nothing, else float32."""
-    if array.dtype == np.int16 or array.dtype == np.uint8:
+    """Convert to int16 where that loses nothing, else to float32."""
+    if array.dtype in (np.int16, np.uint8):
         return array.astype(np.int16, copy=False)
     low, high = array.min(), array.max()
     whole = array.dtype.kind in "iu" or bool((array == np.rint(array)).all())
@@ -114,19 +94,13 @@ def _compact(array: np.ndarray) -> np.ndarray:
 
 
 def read_reference(case: Case, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray | None:
-    """Return the expert's labels, 0 to 3, (X, Y, Z) uint8, on a grid of this shape and affine, or
-    None.
-    """
+    """Read the expert's labels on a grid: 0 to 3, (X, Y, Z) uint8; None without a reference."""
     if case.reference is None:
         return None
     image = open_image(case, case.reference)
     if image.shape != shape:
-        fail(
-            case,
-            case.reference,
-            f"its shape {image.shape} is not the images' {shape}",
-            "use the reference that was drawn on these images",
-        )
+        fail(case, case.reference, f"its shape {image.shape} is not the images' {shape}",
+             "use the reference that was drawn on these images")
     check_same_grid(case, case.reference, image, affine, "the images")
     array = voxels(case, case.reference, image).T  # contiguous: NIfTI's first index runs fastest
     where = np.flatnonzero(array != 0)  # few voxels are marked: the rest is done for them alone
@@ -140,45 +114,30 @@ def read_reference(case: Case, shape: tuple[int, ...], affine: np.ndarray) -> np
 
 # ---------------------------------------------------------------- checking
 
-
 def check_case(case: Case) -> dict:
     """Return a row for the cohort's table.
 
     Keys: name, problems (why it cannot be used), warnings (what is likely wrong), notes, shape,
-    spacing_mm, orientation, dtype, volumes_ml by label, images, reference.
+    spacing_mm, orientation, dtype, volumes_ml by label, images, reference, identity.
     """
-    row = {
-        "name": case.name,
-        "problems": [],
-        "warnings": [],
-        "notes": [],
-        "shape": None,
-        "spacing_mm": None,
-        "orientation": None,
-        "dtype": None,
-        "volumes_ml": None,
-        "images": [str(p) for p in case.images],
-        "reference": str(case.reference) if case.reference else None,
-    }
+    row = {"name": case.name, "problems": [], "warnings": [], "notes": [], "shape": None,
+           "spacing_mm": None, "orientation": None, "dtype": None, "volumes_ml": None,
+           "identity": [],
+           "images": [str(p) for p in case.images],
+           "reference": str(case.reference) if case.reference else None}
     try:
         patient = read_case(case)
     except BratsError as error:
         return row | {"problems": [str(error)]}
-    odd = oddities(patient)
     volumes = None
     if patient.reference is not None:
-        counts = (
-            np.bincount(patient.reference.ravel(), minlength=4) * np.prod(patient.spacing) / 1000
-        )
-        volumes = {name: round(float(counts[label]), 3) for label, name in LABEL_SHORT.items()}
-    return row | {
-        "shape": patient.images.shape[1:],
-        "orientation": patient.orientation,
-        "volumes_ml": volumes,
-        "spacing_mm": [round(s, 4) for s in patient.spacing],
-        "dtype": str(patient.images.dtype),
-        **odd,
-    }
+        counts = np.bincount(patient.reference.ravel(), minlength=4)
+        ml = counts * np.prod(patient.spacing) / 1000
+        volumes = {name: round(float(ml[label]), 3) for label, name in LABEL_SHORT.items()}
+    return row | {"shape": patient.images.shape[1:], "orientation": patient.orientation,
+                  "volumes_ml": volumes, "spacing_mm": [round(s, 4) for s in patient.spacing],
+                  "dtype": str(patient.images.dtype), "identity": identity(patient.images),
+                  **oddities(patient)}
 
 
 def check_cohort(cases: Iterable[Case], jobs: int = -1) -> list[dict]:
@@ -188,47 +147,43 @@ def check_cohort(cases: Iterable[Case], jobs: int = -1) -> list[dict]:
     return list(tqdm(rows, total=len(cases), desc="check", unit="patient"))
 
 
-def content_sum(path: Path | Packed) -> int:
-    """Return a checksum of a file's voxels; of a .gz it is gzip's own, its last eight bytes alone.
-    """
-    file = path if isinstance(path, Packed) else Packed(path, path.name, 0, path.stat().st_size)
-    if path.name.lower().endswith(".gz"):
-        return int.from_bytes(file.read_bytes(last=8), "little")
-    return zlib.crc32(file.read_bytes())
-
-
 def file_state(case: Case, path: Path | Packed) -> tuple[int, int]:
-    """Return size and checksum of a patient's file; BratsError if it is gone or may not be read."""
-    try:
-        return path.size if isinstance(path, Packed) else path.stat().st_size, content_sum(path)
-    except OSError as error:
-        fail(
-            case,
-            path,
-            f"cannot be read ({error})",
-            "it was moved or deleted: put it back, or find the patients again",
-        )
+    """Return size and checksum of a patient's file; BratsError if it is gone or may not be read.
 
-
-def find_twins(cases: Iterable[Case]) -> list[list[str]]:
-    """Return groups of patients whose images are the same: a twin must not be judged on what it
-    taught.
+    The checksum of a .gz file is gzip's own, its last eight bytes.
     """
-    groups: dict[tuple[int, ...], list[str]] = defaultdict(list)
-    for case in cases:
-        if not case.problem:
-            groups[tuple(file_state(case, path)[1] for path in case.images)].append(case.name)
-    return [names for names in groups.values() if len(names) > 1]
+    try:
+        file = path if isinstance(path, Packed) else Packed(path, path.name, 0, path.stat().st_size)
+        if path.name.lower().endswith(".gz"):
+            return file.size, int.from_bytes(file.read_bytes(last=8), "little")
+        return file.size, zlib.crc32(file.read_bytes())
+    except OSError as error:
+        fail(case, path, f"cannot be read ({error})",
+             "it was moved or deleted: put it back, or find the patients again")
+
+
+def find_twins(rows: Iterable[Mapping]) -> list[list[str]]:
+    """Return groups of patients with the same images, from the rows of `check_case`.
+
+    Copies that were scaled, flipped, compressed anew or saved as another type are found, too. They
+    belong on one side of a split.
+    """
+    rows = [row for row in rows if row.get("identity")]
+    numbers, groups, grouped = np.array([row["identity"] for row in rows]), [], set()
+    for n, row in enumerate(rows):
+        if n not in grouped:
+            same = np.flatnonzero(np.abs(numbers - numbers[n]).max(axis=1) <= TWIN).tolist()
+            grouped.update(same)
+            groups.append([row["name"], *(rows[i]["name"] for i in same if i > n)])
+    return [names for names in groups if len(names) > 1]
 
 
 # ---------------------------------------------------------------- writing
 
-
 def write_mask(path: Path, mask: np.ndarray, affine: np.ndarray, like: Case | None = None) -> None:
-    """Write labels 0 to 3, (X, Y, Z), as uint8 with the labels and the geometry of the patient
-    `like`.
+    """Write a mask of labels 0 to 3, (X, Y, Z), as uint8, with the geometry of the case `like`.
 
-    The enhancing tumor is 4, and 3 for patients named as since BraTS 2023 (see `labels`).
+    The enhancing tumor becomes 4, or 3 for patients named as since BraTS 2023 (see `labels`).
     """
     on_disk = disk_labels(like or Case("", (), None))
     image = nib.Nifti1Image(np.array(on_disk, np.uint8)[mask], affine)

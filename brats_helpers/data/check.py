@@ -1,14 +1,14 @@
-"""The doctor: one report on a folder or an archive of patients, as a table, CSV and HTML."""
+"""Report on a folder or an archive of patients: a table for the terminal, CSV and HTML."""
 
 from __future__ import annotations
 
 import csv
-import html
 import io
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 from ..basics.errors import BratsError
@@ -26,22 +26,12 @@ from .cases import check_cohort, find_twins
 from .finding import besides
 from .layouts import NIFTI
 from .plausibility import of_cohort
-from .records import Found, Unused
+from .records import Found, Unused, shown
 from .sources import kind_of
 from .unused import SHOWN, listing
 
-FIELDS = (
-    "patient",
-    "status",
-    "shape",
-    "spacing_mm",
-    "orientation",
-    "reference",
-    "NCR_ml",
-    "ED_ml",
-    "ET_ml",
-    "remarks",
-)
+FIELDS = ("patient", "status", "shape", "spacing_mm", "orientation", "reference", "NCR_ml", "ED_ml",
+          "ET_ml", "remarks")
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
 <title>Check of {title}</title><style>
 body{{font:15px sans-serif;max-width:75em;margin:2em auto}}table{{border-collapse:collapse}}
@@ -53,75 +43,63 @@ td,th{{border:1px solid #bbb;padding:.3em .6em;text-align:left;vertical-align:to
 
 @dataclass(frozen=True)
 class Report:
-    """What was found at a place: the rows of `cases.check_case`, what is not used, and the cohort's
-    warnings.
-    """
+    """Hold what was found at a place: patients, unused files, and warnings about the cohort."""
 
     place: Path
-    rows: Sequence[Mapping]
+    rows: Sequence[Mapping]  # of `cases.check_case`
     unused: Sequence[Unused]
     warnings: Sequence[str]
 
     @property
     def sound(self) -> bool:
-        """Whether there is nothing that a person needs to do."""
-        return not (
-            self.warnings
-            or any(row["problems"] or row["warnings"] for row in self.rows)
-            or any(one.remedy for one in self.unused)
-        )
+        """Tell whether there is nothing that a person needs to do."""
+        return not (self.warnings or any(row["problems"] or row["warnings"] for row in self.rows)
+                    or any(one.remedy for one in self.unused))
 
     @property
     def summary(self) -> str:
-        """One line: patients by status, and files that are not used."""
-        count = Counter(status(row) for row in self.rows)
-        parts = [f"{len(self.rows)} patient(s) in {self.place}", f"{count['ok']} ok"]
+        """Count the patients by status, and the files that are not used, in one line."""
+        count = Counter(map(status, self.rows))
+        parts = [f"{len(self.rows)} patient(s) in {shown(str(self.place))}", f"{count['ok']} ok"]
         parts += [f"{count[kind]} with a {kind}" for kind in ("problem", "warning") if count[kind]]
         return ", ".join(parts + ([f"{len(self.unused)} not used"] if self.unused else [])) + "."
 
 
 def check_path(path: Path, jobs: int = -1) -> Report:
-    """Find and check all patients in a folder or archive; archives that are compressed go to a
-    temporary folder.
+    """Find and check all patients in a folder or archive.
+
+    A compressed archive is unpacked into a temporary folder.
     """
-    place, extra = resolve_source(path), _besides(path)
+    place = resolve_source(path)
     if is_archive(place) and not readable_in_place(place):
         with tempfile.TemporaryDirectory(prefix="brats-check-") as folder:
             extract(place, Path(folder))
             found = find_patients(Path(folder))
-            return check_found(Found(found.cases, found.unused + extra), place, jobs)
+            return check_found(Found(found.cases, found.unused + _besides(path)), place, jobs)
     found = find_patients(place)
-    return check_found(
-        Found(found.cases, found.unused + (extra if place.is_file() else [])), place, jobs
-    )
+    extra = _besides(path) if place.is_file() else []
+    return check_found(Found(found.cases, found.unused + extra), place, jobs)
 
 
 def _besides(path: Path) -> list[Unused]:
-    """What is not used in a folder that is read for its archives."""
+    """Return what is not used in a folder that is read for its archives."""
     folder = Path(path).expanduser().absolute()
     archives = archives_of(folder) if folder.is_dir() else []
     return besides(folder, archives) if archives else []
 
 
-def check_found(found: Found, place: Path, jobs: int = -1) -> Report:
+def check_found(found: Found, place: Path, jobs: int) -> Report:
     """Check patients that were found at a place."""
     rows = check_cohort(found.cases, jobs if len(found.cases) > 1 else 1)
-    twins = [
-        f"{', '.join(names)} have the same scans: keep one of them"
-        for names in find_twins(
-            case for case, row in zip(found.cases, rows, strict=True) if not row["problems"]
-        )
-    ]
+    twins = [f"{', '.join(names)} have the same scans: keep one of them"
+             for names in find_twins(rows)]
     return Report(Path(place), rows, found.unused, [*of_cohort(rows), *twins])
 
 
 def unused_at(path: Path) -> str:
-    """Return what is not read at a source, as lines of text; of compressed archives nothing is
-    known yet.
-    """
+    """List what is not read at a source; a compressed archive is not opened for that."""
     place = resolve_source(path)
-    if kind_of(place) == "zip" and not any(
-            NIFTI.search(member.name) for member in list_archive(place)):
+    if kind_of(place) == "zip" and not any(NIFTI.search(m.name) for m in list_archive(place)):
         raise BratsError(f"{place} is a zip file without a NIfTI scan: name an archive or a folder "
                          "of patients.")
     if is_archive(place) and not readable_in_place(place):
@@ -143,53 +121,35 @@ def status(row: Mapping) -> str:
     return "problem" if row["problems"] else "warning" if row["warnings"] else "ok"
 
 
-def problems_text(rows: Sequence[Mapping], shown: int = SHOWN) -> str:
-    """Return the problems of all patients as lines of text, at most `shown` of them."""
+def problems_text(rows: Sequence[Mapping]) -> str:
+    """Return the problems of all patients as lines of text, at most SHOWN of them."""
     lines = [f"  {problem}" for row in rows for problem in row["problems"]]
-    return "\n".join(
-        lines[:shown] + ([f"  ... and {len(lines) - shown} more"] if len(lines) > shown else [])
-    )
+    more = [f"  ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return "\n".join(lines[:SHOWN] + more)
 
 
 def remarks(row: Mapping) -> list[str]:
-    """Return all that is said of a patient, without the name that every row begins with."""
-    lead = f"patient {row['name']}: "
-    return [
-        text.removeprefix(lead) for kind in ("problems", "warnings", "notes") for text in row[kind]
-    ]
+    """Return all remarks on a patient, without the name that each begins with."""
+    return [shown(text.removeprefix(f"patient {row['name']}: "))
+            for kind in ("problems", "warnings", "notes") for text in row[kind]]
 
 
 def table_rows(rows: Sequence[Mapping]) -> list[tuple]:
     """Return rows as FIELDS has them."""
-    result = []
-    for row in rows:
-        ml = row["volumes_ml"] or {}
-        result.append(
-            (
-                row["name"],
-                status(row),
-                *(
-                    " x ".join(f"{v:g}" for v in row[key]) if row[key] else ""
-                    for key in ("shape", "spacing_mm")
-                ),
-                row["orientation"] or "",
-                "yes" if row["reference"] else "no",
-                *(ml.get(name, "") for name in ("NCR", "ED", "ET")),
-                " | ".join(remarks(row)),
-            )
-        )
-    return result
+    return [(row["name"], status(row),
+             *(" x ".join(f"{v:g}" for v in row[key] or ()) for key in ("shape", "spacing_mm")),
+             row["orientation"] or "", "yes" if row["reference"] else "no",
+             *((row["volumes_ml"] or {}).get(name, "") for name in ("NCR", "ED", "ET")),
+             " | ".join(remarks(row))) for row in rows]
 
 
 def text(report: Report) -> str:
-    """Return the report for a terminal: a line a patient, and below each what was found."""
+    """Return the report for a terminal: a line a patient, and below each the remarks."""
     width = max([len(row["name"]) for row in report.rows] + [7])
-    lines = [f"{'patient':<{width}}  status   shape            voxel (mm)         axes  reference"]
+    line = f"{{:<{width}}}  {{:<8}} {{:<16}} {{:<18}} {{:<5}} {{}}"
+    lines = [line.format("patient", "status", "shape", "voxel (mm)", "axes", "reference")]
     for row, cells in zip(report.rows, table_rows(report.rows), strict=True):
-        lines.append(
-            f"{cells[0]:<{width}}  {cells[1]:<8} {cells[2]:<16} {cells[3]:<18} {cells[4]:<5} "
-            f"{cells[5]}"
-        )
+        lines.append(line.format(*cells[:6]))
         lines += [f"    {remark}" for remark in remarks(row) if remark != "no reference"]
     lines += [f"\nWARNING: {warning}" for warning in report.warnings]
     if said := listing(report.unused):
@@ -198,47 +158,33 @@ def text(report: Report) -> str:
 
 
 def write_csv(path: Path, report: Report) -> None:
-    """Write a line a patient and, after them, a line for everything that is not used or concerns
-    all.
-    """
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerows([FIELDS, *map(_safe, table_rows(report.rows))])
+    """Write a line a patient, then one for each unused file and each warning on the cohort."""
     blank = [""] * (len(FIELDS) - 3)
-    writer.writerows(
-        _safe([str(one.path), "not used", *blank, f"{one.reason}; {one.remedy}".strip("; ")])
-        for one in report.unused
-    )
-    writer.writerows(["(all)", "warning", *blank, warning] for warning in report.warnings)
+    rows = [*table_rows(report.rows),
+            *([shown(str(one.path)), "not used", *blank, f"{one.reason}; {one.remedy}".strip("; ")]
+              for one in report.unused),
+            *(["(all)", "warning", *blank, warning] for warning in report.warnings)]
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([FIELDS, *map(_safe, rows)])
     with atomic_path(path) as temporary:
         temporary.write_text(buffer.getvalue(), encoding="utf-8")
 
 
 def _safe(cells: Sequence) -> list:
     """Keep spreadsheets from running a name that begins like a formula."""
-    return [
-        f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "@", "\t") else cell
-        for cell in cells
-    ]
+    return [f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "@", "\t") else cell
+            for cell in cells]
 
 
 def write_html(path: Path, report: Report) -> None:
     """Write the report as one page that loads nothing else."""
-    head = "".join(f"<th>{name}</th>" for name in FIELDS)
-    body = "".join(
-        f'<tr class="{cells[1]}">'
-        + "".join(f"<td>{html.escape(str(c))}</td>" for c in cells)
-        + "</tr>"
-        for cells in table_rows(report.rows)
-    )
-    said = [*report.warnings, *map(str, report.unused)]
-    items = "".join(f"<li>{html.escape(line)}</li>" for line in said)
-    page = PAGE.format(
-        title=html.escape(str(report.place)),
-        summary=html.escape(report.summary),
-        remarks=f"<ul>{items}</ul>" if items else "",
-        rows=f"<tr>{head}</tr>{body}",
-    )
+    rows = ["<tr>" + "".join(f"<th>{name}</th>" for name in FIELDS) + "</tr>"]
+    for cells in table_rows(report.rows):
+        body = "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
+        rows.append(f'<tr class="{cells[1]}">{body}</tr>')
+    items = "".join(f"<li>{escape(str(one))}</li>" for one in [*report.warnings, *report.unused])
+    page = PAGE.format(title=escape(str(report.place)), summary=escape(report.summary),
+                       remarks=f"<ul>{items}</ul>" if items else "", rows="".join(rows))
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 

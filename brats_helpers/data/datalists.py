@@ -1,4 +1,4 @@
-"""Patients that a JSON file lists: the Decathlon, nnU-Net's raw data sets, MONAI's datalists.
+"""Read the patients that a JSON file lists: of the Decathlon, nnU-Net or MONAI.
 
 References: medicaldecathlon.com; nnunetv2, documentation/dataset_format.md; MONAI,
 `load_decathlon_datalist`.
@@ -9,34 +9,30 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..basics.constants import ED, ET, MODALITIES, NCR
 from .labels import MSD_LABELS
 from .layouts import FILE_NAME, NIFTI, SUFFIXES, identify
-from .records import Case, Unused
+from .records import CONTROL, Case, Unused
 
 LIST_NAME = re.compile(r"^(dataset|datalist|.*folds?)[^/]*\.json$", re.IGNORECASE)
 WANTED = (
     'expected {"modality": {"0": "FLAIR", ...}, "training": [{"image": ..., "label": ...}]} '
-    '(Decathlon, MONAI) or {"channel_names": {"0": "FLAIR", ...}, "labels": {...}} (nnU-Net)'
-)
-MEANING = (
-    (ET, r"^et$|^at$|(?<!non.)(?<!non)enhanc|gd.enh"),
-    (ED, r"edema|oedema|^ed$|snfh|infiltr"),
-    (NCR, r"necro|^ncr|^net|non.?enh|^nc\b"),
-)
+    '(Decathlon, MONAI) or {"channel_names": {"0": "FLAIR", ...}, "labels": {...}} (nnU-Net)')
+MEANING = ((ET, r"^et$|^at$|(?<!non.)(?<!non)enhanc|gd.enh"),
+           (ED, r"edema|oedema|^ed$|snfh|infiltr"), (NCR, r"necro|^ncr|^net|non.?enh|^nc\b"))
 REGION = ((ET, r"enhanc|^et$"), (NCR, r"core|^tc$"), (ED, r"whole|^wt$|all"))
 
 
 class NotAList(Exception):
-    """A JSON file of another shape; the text says in what."""
+    """Say in what a JSON file has another shape."""
 
 
 @dataclass
 class Listed:
-    """The patients of a list, the files that belong to them, and what is not used."""
+    """Collect the patients of lists, the files that belong to them, and what is not used."""
 
     cases: list[Case] = field(default_factory=list)
     files: set[Path] = field(default_factory=set)
@@ -47,12 +43,11 @@ def read_lists(files: Iterable[Path]) -> Listed:
     """Return the patients of all lists among these files, each patient once."""
     found, seen = Listed(), set()
     for index in files:
-        if not LIST_NAME.match(index.name) or index.name == "dataset_description.json":
-            continue
-        try:
-            _read_list(index, found, seen)
-        except NotAList as error:
-            found.unused.append(Unused(index, str(error), WANTED))
+        if LIST_NAME.match(index.name) and index.name != "dataset_description.json":
+            try:
+                _read_list(index, found, seen)
+            except NotAList as error:
+                found.unused.append(Unused(index, str(error), WANTED))
     return found
 
 
@@ -71,50 +66,37 @@ def _read_list(index: Path, found: Listed, seen: set) -> None:
             raise NotAList("it lists no patients")
         return
     labels = labels_of(content)
-    missing = [image for images, _ in rows for image in images if not image.is_file()]
-    if missing:
-        found.unused.append(
-            Unused(
-                index,
-                f"it lists {len(missing)} file(s) that are not there, such as {missing[0]}",
-                "add them, or correct the list",
-            )
-        )
+    if missing := [image for images, _ in rows for image in images if not image.is_file()]:
+        found.unused.append(Unused(
+            index, f"it lists {len(missing)} file(s) that are not there, such as {missing[0]}",
+            "add them, or correct the list"))
     for images, label in rows:
-        if images and all(image.is_file() for image in images):
-            case = _case(
-                index, images, label if label and label.is_file() else None, channels, labels
-            )
+        if all(image.is_file() for image in images):
+            case = _case(index, images, label if label and label.is_file() else None, channels,
+                         labels or ())
             found.files |= {*images, *filter(None, [label])}
             if case.images not in seen:
                 seen.add(case.images)
-                found.cases.append(_without_doubtful(case, labels, found, index))
+                found.cases.append(_without_doubtful(case, found, index))
 
 
-def _without_doubtful(case: Case, labels: object, found: Listed, index: Path) -> Case:
+def _without_doubtful(case: Case, found: Listed, index: Path) -> Case:
     """Leave out a reference whose numbers have no known meaning, and name it."""
-    if case.reference is None or labels is not None or _named_as_brats(case.images):
+    if (case.reference is None or case.labels
+            or all(FILE_NAME.match(image.name) for image in case.images)):
         return case
     if len(case.images) == 1:
-        return Case(**{**vars(case), "labels": tuple(MSD_LABELS.items())})
-    found.unused.append(
-        Unused(
-            case.reference,
-            f"{index.name} does not say what its labels mean: label 1 is the necrotic core "
-            "in BraTS and edema in nnU-Net's and the Decathlon's order",
-            f'add "labels" to {index}, such as {{"background": 0, "necrotic core": 1, "edema": 2, '
-            '"enhancing tumor": 3}',
-        )
-    )
-    return Case(**{**vars(case), "reference": None})
+        return replace(case, labels=tuple(MSD_LABELS.items()))
+    found.unused.append(Unused(
+        case.reference, f"{index.name} does not say what its labels mean: label 1 is the necrotic "
+        "core in BraTS and edema in nnU-Net's and the Decathlon's order",
+        f'add "labels" to {index}, such as {{"background": 0, "necrotic core": 1, "edema": 2, '
+        '"enhancing tumor": 3}'))
+    return replace(case, reference=None)
 
 
-def _named_as_brats(images: Iterable[Path]) -> bool:
-    return all(FILE_NAME.match(image.name) for image in images)
-
-
-def _channels(content: Mapping) -> list[str | None]:
-    """The modality of each channel; an empty list if the file does not say."""
+def _channels(content: Mapping) -> list[str]:
+    """Return the modality of each channel; an empty list if the file does not say."""
     named = content.get("channel_names", content.get("modality"))
     if named is None:
         return []
@@ -126,7 +108,7 @@ def _channels(content: Mapping) -> list[str | None]:
         named = {v: k for k, v in named.items()}
     if not all(str(key).isdigit() for key in named):
         raise NotAList(f"its channels are numbered {list(named)}, not 0, 1, 2, 3")
-    names = [str(named[key]) for key in sorted(named, key=lambda key: int(key))]
+    names = [str(named[key]) for key in sorted(named, key=int)]
     kinds = [SUFFIXES.get(re.sub(r"[\s-]+", "_", name.strip().lower())) for name in names]
     if sorted(map(str, kinds)) != sorted(MODALITIES):
         raise NotAList(f"its channels are {names}; FLAIR, T1w, t1gd and T2w are needed")
@@ -134,19 +116,17 @@ def _channels(content: Mapping) -> list[str | None]:
 
 
 def _rows(content: Mapping, index: Path) -> Iterable[tuple[list[Path], Path | None]]:
-    """The images and the label of every patient that the file lists."""
+    """Yield the images and the label of every patient that the file lists."""
 
     def place(text: object) -> Path:
-        if not isinstance(text, str):
-            raise NotAList(f"it names a file {text!r}, which is no text")
+        if not isinstance(text, str) or CONTROL.search(text):
+            raise NotAList(f"it names a file {text!r}, which is no "
+                           + ("path" if isinstance(text, str) else "text"))
         return Path(index.parent, text)
 
     explicit = content.get("dataset")
-    lists = (
-        [list(explicit.values())]
-        if isinstance(explicit, dict)
-        else [content.get(key, []) for key in ("training", "validation", "test", "testing")]
-    )
+    lists = ([list(explicit.values())] if isinstance(explicit, dict) else
+             [content.get(key, []) for key in ("training", "validation", "test", "testing")])
     for rows in lists:
         if not isinstance(rows, list):
             raise NotAList(f"its list of patients is a {type(rows).__name__}, not a list")
@@ -162,79 +142,59 @@ def _rows(content: Mapping, index: Path) -> Iterable[tuple[list[Path], Path | No
                 raise NotAList(f"an entry lists no image: {str(row)[:60]}")
             if odd := [p for p in images if not NIFTI.search(p.name)]:
                 raise NotAList(f"it lists {odd[0]}, and files .nii or .nii.gz are needed")
-            yield _nnunet_files(images), place(label) if label else None
+            if len(images) == 1 and not images[0].is_file():  # nnU-Net v1 lists X for X_0000 to 3
+                stem = NIFTI.sub("", images[0].name)
+                images = _numbered(images[0], stem) or images
+            yield images, place(label) if label else None
 
 
-def _nnunet_files(images: list[Path]) -> list[Path]:
-    """An nnU-Net v1 list names X.nii.gz where X_0000.nii.gz to X_0003.nii.gz are meant."""
-    if len(images) == 1 and not images[0].is_file():
-        stem, ending = NIFTI.sub("", images[0].name), "".join(NIFTI.findall(images[0].name))
-        parts = sorted(images[0].parent.glob(f"{_literal(stem)}_[0-9][0-9][0-9][0-9].nii{ending}"))
-        return parts or images
-    return images
-
-
-def _literal(text: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", text)
+def _numbered(path: Path, stem: str) -> list[Path]:
+    """Return nnU-Net's files of a patient, X_0000 and so on, with the ending of `path`."""
+    stem = re.sub(r"([*?[])", r"[\1]", stem)
+    ending = NIFTI.search(path.name)[0]
+    return sorted(path.parent.glob(f"{stem}_[0-9][0-9][0-9][0-9]{ending}"))
 
 
 def _nnunet_rows(folder: Path) -> Iterable[tuple[list[Path], Path | None]]:
-    for images, labels in (
-        ("imagesTr", "labelsTr"),
-        ("imagesTs", "labelsTs"),
-        ("imagesVal", "labelsVal"),
-    ):
-        for first in sorted((folder / images).glob("*_0000.nii*")):
+    for part in ("Tr", "Ts", "Val"):
+        for first in sorted((folder / f"images{part}").glob("*_0000.nii*")):
+            if not NIFTI.search(first.name):
+                continue
             stem, _, ending = first.name.rpartition("_0000")
-            label = folder / labels / f"{stem}{ending}"
-            parts = sorted(first.parent.glob(f"{_literal(stem)}_[0-9][0-9][0-9][0-9]{ending}"))
-            yield parts, label if label.is_file() else None
+            label = folder / f"labels{part}" / f"{stem}{ending}"
+            yield _numbered(first, stem), label if label.is_file() else None
 
 
-def _case(
-    index: Path,
-    images: list[Path],
-    label: Path | None,
-    channels: list[str | None],
-    labels: tuple | None,
-) -> Case:
+def _case(index: Path, images: list[Path], label: Path | None, channels: list[str],
+          labels: tuple) -> Case:
     name = re.sub(r"_0000$", "", NIFTI.sub("", images[0].name))
-    by_name = [identify(image) for image in images]
     if len(images) == 1:
         if not channels:
-            raise NotAList(
-                'it has no "modality" or "channel_names" for the channels of its 4D files'
-            )
-        place = tuple(channels.index(m) for m in MODALITIES)
-        return Case(name, tuple(images), label, place, labels=labels or ())
+            raise NotAList('it has no "modality" or "channel_names" for the channels of its 4D '
+                           "files")
+        return Case(name, tuple(images), label, tuple(map(channels.index, MODALITIES)),
+                    labels=labels)
+    by_name = [identify(image) for image in images]
     kinds = [known[2] if known else None for known in by_name]
     if sorted(map(str, kinds)) == sorted(MODALITIES):
         name = by_name[0][1]
     elif channels:
         kinds = channels
     else:
-        raise NotAList(
-            'it has no "channel_names", and the names of its files do not tell the modalities'
-        )
-    ordered = [
-        image for m in MODALITIES for kind, image in zip(kinds, images, strict=False) if kind == m
-    ]
-    missing = [m for m in MODALITIES if m not in kinds[: len(images)]]
-    problem = (
-        ""
-        if not missing and len(images) == len(MODALITIES)
-        else (
-            f"patient {name} in {images[0].parent} has {len(images)} images in {index}, and "
-            "four are needed"
-            + (f": add {', '.join(missing)}." if missing else ".")
-        )
-    )
-    return Case(name, tuple(ordered), label, problem=problem, labels=labels or ())
+        raise NotAList('it has no "channel_names", and the names of its files do not tell the '
+                       "modalities")
+    ordered = tuple(image for m in MODALITIES for kind, image in zip(kinds, images, strict=False)
+                    if kind == m)
+    problem = ""
+    if len(images) != len(MODALITIES):
+        missing = ", ".join(m for m in MODALITIES if m not in kinds[:len(images)])
+        problem = (f"patient {name} in {images[0].parent} has {len(images)} images in {index}, and "
+                   f"four are needed{f': add {missing}' if missing else ''}.")
+    return Case(name, ordered, label, problem=problem, labels=labels)
 
 
 def labels_of(content: Mapping) -> tuple[tuple[int, int], ...] | None:
-    """Return (label on disk, label here) from a data set's description; None if that is uncertain.
-    """
+    """Return (label on disk, label here) from a data set's description; None if uncertain."""
     found = content.get("labels")
     if not isinstance(found, dict):
         return None
@@ -246,18 +206,12 @@ def labels_of(content: Mapping) -> tuple[tuple[int, int], ...] | None:
             if not str(number).isdigit():
                 return None
             by_value.setdefault(int(number), []).append(str(key).strip().lower())
-    regions = any(isinstance(value, list) for value in found.values())
+    meaning = REGION if any(isinstance(value, list) for value in found.values()) else MEANING
     pairs = []
     for number, names in sorted(by_value.items()):
         if number:
-            label = next(
-                (
-                    here
-                    for here, pattern in (REGION if regions else MEANING)
-                    if any(re.search(pattern, name) for name in names)
-                ),
-                None,
-            )
+            label = next((here for here, pattern in meaning
+                          if any(re.search(pattern, name) for name in names)), None)
             if label is None or number > 255:
                 return None
             pairs.append((number, label))

@@ -1,9 +1,8 @@
 """Convert a scanner's DICOM series to one NIfTI file with nothing of the patient but the voxels.
 
-A series is a folder of slices, one file each. Three attributes place a slice: ImagePositionPatient
-(its first voxel), ImageOrientationPatient (the directions of its rows and columns) and PixelSpacing
-(DICOM PS3.3, section C.7.6.2.1.1). DICOM's axes point to the patient's left, back and head; NIfTI's
-point to the right, front and head.
+A series is a folder of slices, one file each, placed by ImagePositionPatient (the first voxel),
+ImageOrientationPatient (the directions of rows and columns) and PixelSpacing (DICOM PS3.3, section
+C.7.6.2.1.1). DICOM's axes point left, back and up, NIfTI's right, forward and up.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ REQUIRED = {"ImageOrientationPatient": 6, "ImagePositionPatient": 3, "PixelSpaci
 SHARED = ("ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
 
 
-def write_series(image: np.ndarray, affine: np.ndarray, folder: Path, **attributes: object
-                 ) -> list[Path]:
+def write_series(image: np.ndarray, affine: np.ndarray, folder: Path,
+                 **attributes: object) -> list[Path]:
     """Write a volume, (X, Y, Z) int16 of 0 or more, as a scanner does: one file a slice along Z.
 
     `attributes` are set in every file by their DICOM keyword, as in PatientName="Doe^Jane".
@@ -41,18 +40,18 @@ def write_series(image: np.ndarray, affine: np.ndarray, folder: Path, **attribut
     paths = []
     for k in range(image.shape[2]):
         pixels = np.ascontiguousarray(image[:, :, k].T.astype("<u2"))  # (Y, X)
+        known = {
+            "SOPClassUID": MRImageStorage, "SOPInstanceUID": generate_uid(), "Modality": "MR",
+            "SeriesInstanceUID": series, "StudyInstanceUID": study, "InstanceNumber": k + 1,
+            "Rows": pixels.shape[0], "Columns": pixels.shape[1], "SamplesPerPixel": 1,
+            "PhotometricInterpretation": "MONOCHROME2", "PixelRepresentation": 0,
+            "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15,
+            "ImageOrientationPatient": _decimals(*along_x, *along_y),
+            "ImagePositionPatient": _decimals(*to_lps[:3] @ [0, 0, k, 1]),
+            "PixelSpacing": _decimals(edges[1], edges[0]),
+            "SliceThickness": _decimals(edges[2])[0], "PixelData": pixels.tobytes()}
         file = Dataset()
-        file.SOPClassUID, file.SOPInstanceUID, file.Modality = MRImageStorage, generate_uid(), "MR"
-        file.SeriesInstanceUID, file.StudyInstanceUID, file.InstanceNumber = series, study, k + 1
-        file.Rows, file.Columns = pixels.shape
-        file.SamplesPerPixel, file.PhotometricInterpretation = 1, "MONOCHROME2"
-        file.PixelRepresentation = 0
-        file.BitsAllocated, file.BitsStored, file.HighBit = 16, 16, 15
-        file.ImageOrientationPatient = _decimals(*along_x, *along_y)
-        file.ImagePositionPatient = _decimals(*to_lps[:3] @ [0, 0, k, 1])
-        file.PixelSpacing, file.SliceThickness = _decimals(edges[1], edges[0]), *_decimals(edges[2])
-        file.PixelData = pixels.tobytes()
-        for keyword, value in attributes.items():
+        for keyword, value in (known | attributes).items():
             setattr(file, keyword, value)
         file.file_meta = FileMetaDataset()
         file.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -66,11 +65,10 @@ def _decimals(*values: float) -> list[str]:
 
 
 def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read a folder of one series: the volume, (X, Y, Z), and its affine to NIfTI's mm, (4, 4).
+    """Read a folder of one series: volume, (X, Y, Z) int16 or float32, and affine to mm, (4, 4).
 
-    The volume is int16 or float32. Slices are ordered by position, not by file name. BratsError
-    names a file that is no DICOM slice, belongs to another series or differs in geometry, and
-    reports a missing slice.
+    Slices are ordered by position, not by file name. BratsError names a file that is no DICOM
+    slice, belongs to another series or differs in geometry, and reports a missing slice.
     """
     files = [path for path in sorted(Path(folder).glob("[!.]*")) if path.is_file()]
     if not files:
@@ -121,13 +119,12 @@ def _stack(slices: Sequence[Dataset], folder: Path) -> tuple[np.ndarray, np.ndar
                          "twice; export the series again.")
     row_mm, column_mm = map(float, first.PixelSpacing)
     to_lps = np.eye(4)
-    to_lps[:3] = np.stack([along_x * column_mm, along_y * row_mm, normal * step,
-                           positions[order[0]]], axis=1)
+    to_lps[:3].T[:] = along_x * column_mm, along_y * row_mm, normal * step, positions[order[0]]
     return np.stack([_intensities(slices[i]).T for i in order], -1), TO_RAS @ to_lps
 
 
 def _intensities(found: Dataset) -> np.ndarray:
-    """Return a slice, (Y, X): int16 if stored without a scale and small enough, else float32."""
+    """Return a slice, (Y, X): int16 if that holds the stored values, else scaled, float32."""
     slope, intercept = float(found.get("RescaleSlope", 1)), float(found.get("RescaleIntercept", 0))
     pixels = found.pixel_array
     if (slope, intercept) == (1, 0) and pixels.max(initial=0) <= 32767:
@@ -136,10 +133,10 @@ def _intensities(found: Dataset) -> np.ndarray:
 
 
 def convert_series(folder: Path, path: Path) -> None:
-    """Convert a folder of DICOM slices to one NIfTI file of voxels and affine.
+    """Convert a folder of DICOM slices to one NIfTI file, without the headers' names and dates.
 
-    No name, date or number of the DICOM headers is copied. A face in the voxels still identifies
-    the patient: remove it (skull-strip) before a scan leaves the hospital.
+    A face in the voxels still identifies the patient: remove it (skull-strip) before a scan leaves
+    the hospital.
     """
     volume, affine = read_series(folder)
     image = nib.Nifti1Image(volume, affine)

@@ -1,10 +1,12 @@
-"""From a folder or the list of an archive to patients, and to everything that is not used."""
+"""Find the patients in a folder or the list of an archive, and everything that is not used."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,31 +15,25 @@ from ..basics.errors import BratsError
 from ..basics.files import Packed
 from .datalists import Listed, read_lists
 from .layouts import BIDS, FILE_NAME, NIFTI, case_of, group
-from .records import Case, Found, Unused
+from .records import CONTROL, Case, Found, Unused
 from .unused import explain, hint, listing, shorten
 
-WANTED = (
-    "four files a patient named like X_flair.nii.gz, X_t1.nii.gz, X_t1ce.nii.gz, X_t2.nii.gz "
-    "(or X-t2f, X-t1n, X-t1c, X-t2w), BIDS, or a dataset.json of the Decathlon, nnU-Net or MONAI"
-)
+WANTED = ("four files a patient named like X_flair.nii.gz, X_t1.nii.gz, X_t1ce.nii.gz, X_t2.nii.gz "
+          "(or X-t2f, X-t1n, X-t1c, X-t2w), BIDS, or a dataset.json of the Decathlon, nnU-Net or "
+          "MONAI")
 WORK = ("cohort.json", "config.json")  # files of a work folder, and the folders that we write there
-OURS = (
-    "preprocessed",
-    "predictions",
-    "notebooks",
-    "checkpoints",
-    "everyone",
-    "nnunet",
-    "pretraining",
-)
-COPIES = ("training", "test", "first")  # in its folder `cases`
-MASKS = ("predictions.csv", "scores.json")  # files that stand with masks that we have written
+OURS = ("preprocessed", "predictions", "notebooks", "checkpoints", "everyone", "nnunet",
+        "pretraining")
+COPIES = {"training", "test", "first"}  # in its folder `cases`
+PHANTOMS = {"BraTS2021_Training_Data.tar", "BraTS2021_Training_Data.json"}  # in its folder `data`
+MASKS = {"predictions.csv", "scores.json"}  # files that stand with masks that we have written
 EXPORT = ".sources.json"  # a file of the export for nnU-Net
+UNPRINTABLE = ("its name has a line break or another control character", "rename it")
 NOTE = ".unpacked-from.json"  # in a folder: the archive that its files are from
 
 
 def find(folder: Path) -> Found:
-    """Return the patients below a folder, at any depth, and what is not used; links are followed.
+    """Find the patients below a folder, at any depth, and what is not used; links are followed.
 
     A patient with a modality missing or there twice is found, too: its `problem` says so. Folders
     that this project has written are passed over. BratsError if there is no patient.
@@ -50,28 +46,28 @@ def find(folder: Path) -> Found:
         there = "" if folder.exists() else "is not there, and "
         raise BratsError(f"{folder} {there}is not a folder: give one that holds {WANTED}.")
     files, left = _walk(folder)
-    listed = read_lists(files)
-    found = _found(files, listed, left)
-    found = Found(found.cases, found.unused + _empty_patients(found.cases, files, folder))
+    found = _found(files, read_lists(files), left)
+    found.unused.extend(_empty_patients(found.cases, files, folder))
     if not found.cases:
         packed = [p for p in files if p.name.lower().endswith(ARCHIVE_ENDINGS)]
-        hint = (
-            f" There is an archive in it, {packed[0].name}: give that as the source."
-            if packed
-            else ""
-        )
-        raise BratsError(
-            f"no patient in {folder}: looked for {WANTED}.{hint}" + _also(found.unused)
-        )
+        also = (f" There is an archive in it, {packed[0].name}: give that as the source."
+                if packed else "")
+        raise _nobody(folder, also, found)
     return found
 
 
-def find_packed(files: Iterable[Packed], archive: Path) -> Found:
-    """Return the patients among the files of plain tars; BratsError if there is none."""
-    found = _found(list(files), Listed(), [])
+def find_packed(files: Sequence[Packed], archive: Path) -> Found:
+    """Find the patients among the files of plain tars; BratsError if there is none."""
+    odd = [Unused(file, *UNPRINTABLE) for file in files if CONTROL.search(file.member)]
+    found = _found([f for f in files if not CONTROL.search(f.member)], Listed(), odd)
     if not found.cases:
-        raise BratsError(f"no patient in {archive}: looked for {WANTED}." + _also(found.unused))
+        raise _nobody(archive, "", found)
     return found
+
+
+def _nobody(place: Path, also: str, found: Found) -> BratsError:
+    said = f"\n{listing(found.unused, 5)}" if found.unused else ""
+    return BratsError(f"no patient in {place}: looked for {WANTED}.{also}{said}")
 
 
 def besides(folder: Path, archives: Sequence[Path]) -> list[Unused]:
@@ -80,25 +76,34 @@ def besides(folder: Path, archives: Sequence[Path]) -> list[Unused]:
     return shorten([*left, *filter(None, (explain(p, []) for p in files if p not in archives))])
 
 
-def _also(unused: Sequence[Unused]) -> str:
-    return f"\n{listing(unused, 5)}" if unused else ""
-
-
 def _found(files: Sequence[Path | Packed], listed: Listed, left: Sequence[Unused]) -> Found:
     rest = [p for p in files if p not in listed.files]
     groups, used = group(rest)
     cases = [*listed.cases, *map(case_of, groups)]
-    unused = [
-        *left,
-        *listed.unused,
-        *filter(None, (explain(p, cases) for p in rest if p not in used)),
-    ]
+    unused = [*left, *listed.unused,
+              *filter(None, (explain(p, cases) for p in rest if p not in used))]
     told = [hint(case, unused) for case in cases]
-    cases = [case for case, _ in told]
     said = {one for _, ones in told for one in ones}
-    unused = [one for one in unused if one not in said]
-    cases, repeated = _without_copies(sorted(cases, key=lambda case: case.name))
-    return Found(_unique(cases), shorten([*unused, *repeated]))
+    cases, repeated = _without_copies(sorted((case for case, _ in told), key=lambda c: c.name))
+    cases = sorted(_namesakes(cases), key=lambda c: c.name)
+    return Found(cases, shorten([*(one for one in unused if one not in said), *repeated]))
+
+
+def _namesakes(cases: Sequence[Case]) -> Iterator[Case]:
+    """Give patients of one name a problem, and names with the folder in which they differ."""
+    names = Counter(case.name for case in cases)
+    for case in cases:
+        if names[case.name] == 1:
+            yield case
+            continue
+        others = [c.images[0] for c in cases if c.name == case.name and c is not case]
+        parts = [set(path.parent.parts) for path in others]
+        own = [p for p in case.images[0].parent.parts if not any(p in part for part in parts)]
+        number = 1 + [c for c in cases if c.name == case.name].index(case)
+        name = f"{own[0] if own else number}_{case.name}"
+        problem = (f"patient {name}: two patients are called {case.name}: {case.images[0]} and "
+                   f"{others[0]}; rename or remove one.")
+        yield replace(case, name=name, problem=problem)
 
 
 def _without_copies(cases: list[Case]) -> tuple[list[Case], list[Unused]]:
@@ -110,36 +115,22 @@ def _without_copies(cases: list[Case]) -> tuple[list[Case], list[Unused]]:
         if first is None:
             kept.append(case)
         else:
-            reason = f"patient {case.name} once more, with the same files as in {_archive(first)}"
-            repeated.append(Unused(_archive(case), reason))
+            repeated.append(Unused(
+                case.images[0].archive, f"patient {case.name} once more, with the same files as in "
+                f"{first.images[0].archive}"))
     return kept, repeated
 
 
-def _archive(case: Case) -> Path:
-    return case.images[0].archive
-
-
 def _same_files(a: Case, b: Case) -> bool:
-    """Whether two archives hold the same patient: names, sizes and gzip's own checksums agree."""
+    """Tell whether two archives hold one patient: names, sizes and gzip's own checksums agree."""
     if a.name != b.name or not all(isinstance(p, Packed) for p in (*a.images, *b.images)):
         return False
-    return _archive(a) != _archive(b) and [
-        (p.size, p.read_bytes(last=8)) for p in a.images] == [
-        (p.size, p.read_bytes(last=8)) for p in b.images]
-
-
-def _unique(cases: list[Case]) -> list[Case]:
-    for a, b in zip(cases, cases[1:], strict=False):
-        if a.name == b.name:
-            raise BratsError(
-                f"two patients are called {a.name}: {a.images[0]} and {b.images[0]}; "
-                "rename or remove one."
-            )
-    return cases
+    ours, theirs = ([(p.size, p.read_bytes(last=8)) for p in case.images] for case in (a, b))
+    return a.images[0].archive != b.images[0].archive and ours == theirs
 
 
 def _walk(root: Path) -> tuple[list[Path], list[Unused]]:
-    """All files below a folder, sorted, and the links and folders that cannot be used."""
+    """Return all files below a folder, sorted, and the links and folders that cannot be used."""
     files, left, seen, waiting = [], [], set(), [root]
     while waiting:
         start, *waiting = waiting
@@ -152,39 +143,39 @@ def _walk(root: Path) -> tuple[list[Path], list[Unused]]:
                 folders.clear()
                 continue
             seen.add(here.resolve())
+            left += [Unused(here / name, *UNPRINTABLE) for name in folders + names
+                     if CONTROL.search(name) and (name in folders or ".nii" in name.lower())]
+            folders[:] = sorted(f for f in folders if not _hidden(f) and not CONTROL.search(f))
             links = [f for f in folders if (here / f).is_symlink()]
-            waiting += [here / f for f in sorted(links) if not _hidden(f)]
-            folders[:] = sorted(
-                f
-                for f in folders
-                if f not in links and not _hidden(f) and not _ours(here / f, root)
-            )
-            for name in _without_masks(names):
-                if name.endswith(".icloud") or not _hidden(name):
-                    (files if (here / name).is_file() else left).append(
-                        here / name if (here / name).is_file() else _broken(here / name)
-                    )
-    left += _folders_named_as_files(seen, files)
-    return sorted(files), left
+            waiting += [here / f for f in links]
+            folders[:] = [f for f in folders if f not in links and not _ours(here / f, root)]
+            for path in (here / name for name in _without_masks(names)
+                         if name.endswith(".icloud") or not _hidden(name)):
+                if path.is_file():
+                    files.append(path)
+                else:
+                    left.append(_broken(path))
+    files = sorted(path for path in files if not CONTROL.search(path.name))
+    full = {path.resolve().parent for path in files if NIFTI.search(path.name)}
+    left += [Unused(folder, "a folder with the name of a file, and no scan in it",
+                    "put the file in its place")
+             for folder in sorted(seen - full) if NIFTI.search(folder.name)]
+    return files, left
 
 
 def _stop(error: OSError) -> NoReturn:
     # A folder that may not be read would lose its patients without a word.
-    raise BratsError(
-        f"{error.filename} cannot be read ({error.strerror}): allow it (chmod), or move it away."
-    )
+    raise BratsError(f"{error.filename} cannot be read ({error.strerror}): allow it (chmod), or "
+                     "move it away.")
 
 
 def _broken(path: Path) -> Unused:
     if not path.is_symlink():
         return Unused(path, "neither a file nor a folder")
     target = os.readlink(path)
-    remedy = (
-        "run `git annex get` there"
-        if "annex/objects" in target
-        else "restore the target, or remove the link"
-    )
-    return Unused(path, f"a link to {target}, which is not there", remedy)
+    return Unused(path, f"a link to {target}, which is not there",
+                  "run `git annex get` there" if "annex/objects" in target
+                  else "restore the target, or remove the link")
 
 
 def _hidden(name: str) -> bool:
@@ -192,67 +183,38 @@ def _hidden(name: str) -> bool:
 
 
 def _ours(folder: Path, root: Path) -> bool:
-    """Whether this project has written a folder: a part of a work folder, or an export."""
+    """Tell whether this project has written a folder: a part of a work folder, or an export."""
     try:
-        exported = (folder / EXPORT).is_file()
+        if (folder / EXPORT).is_file():
+            return True
     except PermissionError:
         return False  # os.walk reports it
-    if exported:
-        return True
     if not all((folder.parent / name).is_file() for name in WORK):
         return False
-    inside = [sub.name for sub in folder.iterdir()]
-    return (
-        folder.name in OURS
-        or folder.name == "cases"
-        and (folder.parent != root or set(inside) <= set(COPIES))
-        or folder.name == "data"
-        and {"BraTS2021_Training_Data.tar", "BraTS2021_Training_Data.json"} <= set(inside)
-    )
+    inside = {sub.name for sub in folder.iterdir()}
+    return (folder.name in OURS
+            or (folder.name == "cases" and (folder.parent != root or inside <= COPIES))
+            or (folder.name == "data" and inside >= PHANTOMS))
 
 
-def _without_masks(names: Sequence[str]) -> list[str]:
-    """The files of a folder, without the masks that this project has written into it."""
-    if not set(MASKS) & set(names):
-        return list(names)
-    return [
-        name
-        for name in names
-        if not NIFTI.search(name) or FILE_NAME.match(name) or BIDS.match(name)
-    ]
+def _without_masks(names: Sequence[str]) -> Iterable[str]:
+    """Leave out the masks that this project has written among a folder's files."""
+    if not MASKS & set(names):
+        return names
+    return (n for n in names if not NIFTI.search(n) or FILE_NAME.match(n) or BIDS.match(n))
 
 
-def _folders_named_as_files(seen: Iterable[Path], files: Sequence[Path]) -> Iterator[Unused]:
-    full = {path.resolve().parent for path in files}
-    for folder in sorted(seen):
-        if NIFTI.search(folder.name) and folder not in full:
-            yield Unused(
-                folder,
-                "a folder with the name of a file, and no file in it",
-                "put the file in its place",
-            )
-
-
-def _empty_patients(cases: Sequence[Case], files: Sequence[Path], root: Path) -> list[Unused]:
-    """Folders below the root, next to those of patients, named as they are, that hold no file at
-    all.
-    """
+def _empty_patients(cases: Sequence[Case], files: Sequence[Path], root: Path) -> Iterator[Unused]:
+    """Yield empty folders that are named like patients' folders and stand next to them."""
     homes = {case.images[0].parent for case in cases if case.images}
-    homes = {home for home in homes if root in home.parents}
-    forms = {(home.parent, _form(home.name)) for home in homes}
-    parents = {parent for parent, _ in forms}
+    forms = {(home.parent, _form(home.name)) for home in homes if root in home.parents}
     full = {parent for path in files for parent in path.parents}
-    return [
-        Unused(
-            sub, "a folder named like a patient's, and no scan in it", "add the scans, or remove it"
-        )
-        for parent in sorted(parents)
-        for sub in sorted(parent.iterdir())
-        if sub.is_dir()
-        and not sub.is_symlink()
-        and sub not in full
-        and (parent, _form(sub.name)) in forms
-    ]
+    for parent in sorted({parent for parent, _ in forms}):
+        for sub in sorted(parent.iterdir()):
+            if (sub.is_dir() and not sub.is_symlink() and sub not in full
+                    and (parent, _form(sub.name)) in forms):
+                yield Unused(sub, "a folder named like a patient's, and no scan in it",
+                             "add the scans, or remove it")
 
 
 def _form(name: str) -> str:

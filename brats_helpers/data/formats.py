@@ -1,8 +1,7 @@
-"""The cohort as other tools read it: nnU-Net v2's raw dataset and the Decathlon's list.
+"""Write the cohort for other tools: nnU-Net v2's raw dataset and the Decathlon's list.
 
-Images are listed where they lie (nnU-Net's "dataset" key, nnunetv2, dataset_format.md), so that a
-cohort is not stored twice. Only the references are written anew, with 3 for the enhancing tumor,
-because nnU-Net wants consecutive labels.
+Images are listed where they lie (nnU-Net's "dataset" key, nnunetv2, dataset_format.md). References
+are written anew, with 3 for the enhancing tumor, because nnU-Net wants consecutive labels.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
-import numpy as np
 from tqdm import tqdm
 
 from ..basics.constants import MODALITIES, MODALITY_TITLES, REGION_TITLES, REGIONS
@@ -22,47 +20,46 @@ from .pipeline import content_hash
 
 DATASET = "Dataset021_BraTS"
 SOURCES = ".sources.json"  # which reference each label was made from
+CHANNELS = {str(i): MODALITY_TITLES[m] for i, m in enumerate(MODALITIES)}
+PHANTOMS = {"name": "BraTS-like phantoms", "licence": "MIT",
+            "reference": "synthetic, grown on the ICBM 2009a template",
+            "description": "synthetic patients for teaching; not for diagnosis"}
+BRATS = {"name": "BraTS", "licence": "as stated by the challenge's organizers",
+         "reference": "Baid et al. 2021, arXiv:2107.02314; Menze et al. 2015; Bakas et al. 2017",
+         "description": "not for diagnosis"}
 
 
 def write_nnunet(cases: Sequence[Case], splits: dict, folder: Path, synthetic: bool) -> Path:
     """Write `folder`/Dataset021_BraTS: labelsTr/ and lists for nnU-Net, the Decathlon and MONAI.
 
-    cases: patients with a reference and one file a modality; splits: of `splits.make_splits`.
-    Returns the folder.
+    cases: patients with a reference and one file a modality. Returns the folder.
     """
     root = Path(folder) / DATASET
     sources = read_json(root / SOURCES, "notebook 03") if (root / SOURCES).is_file() else {}
     rows = {}
     for case in tqdm(cases, desc="export", unit="patient"):
         if not exportable(case):
-            raise BratsError(
-                f"patient {case.name}: the export needs a file for each modality, "
-                "unpacked, and a reference; "
-                "leave it out."
-            )
+            raise BratsError(f"patient {case.name}: the export needs a file for each modality, "
+                             "unpacked, and a reference; leave it out.")
         label, tag = root / "labelsTr" / f"{case.name}.nii.gz", content_hash(case, 0)
         if sources.get(case.name) != tag or not label.is_file():
             _write_label(case, label)
             sources[case.name] = tag
             write_json(root / SOURCES, sources)
-        rows[case.name] = {
-            "images": [str(p.resolve()) for p in case.images],
-            "label": str(label.resolve()),
-        }
+        rows[case.name] = {"images": [str(p.resolve()) for p in case.images],
+                           "label": str(label.resolve())}
     for label in (root / "labelsTr").glob("*.nii.gz"):  # of patients that an earlier export had
         if label.name.removesuffix(".nii.gz") not in rows:
             label.unlink()
     write_json(root / "dataset.json", _nnunet_description(rows, synthetic))
-    write_json(
-        root / "splits_final.json",
-        [{"train": sorted(set(rows) - set(fold)), "val": fold} for fold in splits["folds"]],
-    )
+    write_json(root / "splits_final.json",
+               [{"train": sorted(set(rows) - set(fold)), "val": fold} for fold in splits["folds"]])
     write_json(root / "dataset_msd.json", _msd_description(rows, splits, synthetic))
     return root
 
 
 def exportable(case: Case) -> bool:
-    """Whether other tools can read this patient's images where they are."""
+    """Tell whether other tools can read this patient's images where they are."""
     return bool(case.reference and not case.channels and isinstance(case.images[0], Path))
 
 
@@ -70,70 +67,30 @@ def _write_label(case: Case, path: Path) -> None:
     # nnU-Net compares the label's geometry with the images'
     like = open_scan(case)
     labels = read_reference(case, like.shape, like.affine)
-    with atomic_path(path) as temporary:
-        nib.save(nib.Nifti1Image(labels, like.affine, _plain_header(like, labels)), temporary)
-
-
-def _plain_header(like: nib.Nifti1Image, array: np.ndarray) -> nib.Nifti1Header:
     header = like.header.copy()
-    header.set_data_dtype(array.dtype)
+    header.set_data_dtype(labels.dtype)
     header.set_slope_inter(1, 0)
-    return header
-
-
-def _source(synthetic: bool) -> dict:
-    if synthetic:
-        return {
-            "name": "BraTS-like phantoms",
-            "reference": "synthetic, grown on the ICBM 2009a template",
-            "licence": "MIT",
-            "description": "synthetic patients for teaching; not for diagnosis",
-        }
-    return {
-        "name": "BraTS",
-        "reference": "Baid et al. 2021, arXiv:2107.02314; Menze et al. 2015; Bakas et al. 2017",
-        "licence": "as stated by the challenge's organizers",
-        "description": "not for diagnosis",
-    }
+    with atomic_path(path) as temporary:
+        nib.save(nib.Nifti1Image(labels, like.affine, header), temporary)
 
 
 def _nnunet_description(rows: dict, synthetic: bool) -> dict:
-    return {
-        "channel_names": {str(i): MODALITY_TITLES[m] for i, m in enumerate(MODALITIES)},
-        "labels": {
-            "background": 0,
-            **{
-                REGION_TITLES[name]: list(members) if len(members) > 1 else members[0]
-                for name, members in REGIONS.items()
-            },
-        },
-        # painted in this order: edema, then the core's NCR, then ET
-        "regions_class_order": [2, 1, 3],
-        "numTraining": len(rows),
-        "file_ending": ".nii.gz",
-        "overwrite_image_reader_writer": "NibabelIO",
-        "dataset": rows,
-        **_source(synthetic),
-    }
+    labels = {REGION_TITLES[name]: list(members) if len(members) > 1 else members[0]
+              for name, members in REGIONS.items()}
+    return {"channel_names": CHANNELS, "labels": {"background": 0, **labels},
+            "regions_class_order": [2, 1, 3],  # painted in this order: edema, then NCR, then ET
+            "numTraining": len(rows), "file_ending": ".nii.gz",
+            "overwrite_image_reader_writer": "NibabelIO", "dataset": rows,
+            **(PHANTOMS if synthetic else BRATS)}
 
 
 def _msd_description(rows: dict, splits: dict, synthetic: bool) -> dict:
     def entries(names: Sequence[str]) -> list[dict]:
         return [{"image": rows[n]["images"], "label": rows[n]["label"]} for n in names if n in rows]
 
-    return {
-        **_source(synthetic),
-        "tensorImageSize": "4D",
-        "numTraining": len(splits["training"]),
-        "numTest": 0,
-        "modality": {str(i): MODALITY_TITLES[m] for i, m in enumerate(MODALITIES)},
-        "labels": {
-            "0": "background",
-            "1": "necrotic and non-enhancing core",
-            "2": "edema",
-            "3": "enhancing tumor",
-        },
-        "training": entries(splits["training"]),
-        "validation": entries(splits["validation"]),
-        "test": [],
-    }
+    return {**(PHANTOMS if synthetic else BRATS), "tensorImageSize": "4D",
+            "numTraining": len(splits["training"]), "numTest": 0, "modality": CHANNELS,
+            "labels": {"0": "background", "1": "necrotic and non-enhancing core", "2": "edema",
+                       "3": "enhancing tumor"},
+            "training": entries(splits["training"]), "validation": entries(splits["validation"]),
+            "test": []}

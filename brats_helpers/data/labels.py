@@ -1,4 +1,4 @@
-"""What the numbers in a reference mean: it depends on the data set and its year.
+"""Know what the numbers in a reference mean, which depends on the data set and its year.
 
 Inside the project 1 is the necrotic or non-enhancing core (NCR), 2 edema (ED), 3 enhancing
 tumor (ET). Sources: Baid et al. 2021, arXiv:2107.02314 (BraTS 2017 to 2021); Kazerooni et al.
@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..basics.constants import DISK_ET, ED, ET, NCR
+from ..basics.constants import DISK_ET, ED, ET, LABEL_SHORT, NCR
 from .records import Case
 
 ROUNDING = 1e-3  # labels this near to a whole number are that number
@@ -25,48 +25,35 @@ MSD_LABELS = {1: ED, 2: NCR, 3: ET}
 
 @dataclass(frozen=True)
 class Scheme:
-    """The labels of a data set: number on disk -> label here, and numbers that have no class."""
+    """Map the labels of a data set, number on disk -> label here, and refuse some."""
 
     title: str
     names: str  # pattern of its patients' names
     table: Mapping[int, int]
-    on_disk: tuple[int, int, int, int]  # how masks are written: background, NCR, ED, ET
-    refused: Mapping[int, str]
+    on_disk: tuple[int, int, int, int] = (0, 1, 2, 3)  # as masks are written: background, NCR, ...
+    refused: Mapping[int, str] = field(default_factory=dict)
 
 
-RADIOTHERAPY = "the volume that was irradiated, which is no BraTS region"
-CAVITY = (
-    "after treatment (BraTS 2024) label 4 is the resection cavity; up to BraTS 2021 "
-    "it was the enhancing tumor"
-)
+CAVITY = {4: "after treatment (BraTS 2024) label 4 is the resection cavity; up to BraTS 2021 it "
+             "was the enhancing tumor"}
+IRRADIATED = {1: "the volume that was irradiated, which is no BraTS region"}
 OLD = {1: NCR, 2: ED, 3: ET, DISK_ET: ET}
 NEW = {1: NCR, 2: ED, 3: ET}
 SCHEMES = (
-    Scheme(
-        "BraTS-PED 2023 to 2025", r"BraTS-PED-", {1: ET, 2: NCR, 3: NCR, 4: ED}, (0, 2, 4, 1), {}
-    ),
-    Scheme("BraTS-MEN-RT", r"BraTS-MEN-RT-", {}, (0, 1, 2, 3), {1: RADIOTHERAPY}),
-    Scheme("BraTS-MEN 2023", r"BraTS-MEN-", NEW, (0, 1, 2, 3), {}),
-    Scheme("BraTS-MET 2023 to 2025", r"BraTS-MET-", NEW, (0, 1, 2, 3), {4: CAVITY}),
-    Scheme(
-        "BraTS-GLI, SSA, GoAT 2023 to 2025",
-        r"BraTS-[A-Z]+-|UCSD-PTGBM",
-        NEW,
-        (0, 1, 2, 3),
-        {4: CAVITY},
-    ),
-    Scheme("BraTS 2017 to 2021, FeTS, UPENN-GBM, UCSF-PDGM, TCGA", "", OLD, (0, 1, 2, DISK_ET), {}),
-)
+    Scheme("BraTS-PED 2023 to 2025", "BraTS-PED-", {1: ET, 2: NCR, 3: NCR, 4: ED}, (0, 2, 4, 1)),
+    Scheme("BraTS-MEN-RT", "BraTS-MEN-RT-", {}, refused=IRRADIATED),
+    Scheme("BraTS-MEN 2023", "BraTS-MEN-", NEW),
+    Scheme("BraTS-MET 2023 to 2025", "BraTS-MET-", NEW, refused=CAVITY),
+    Scheme("BraTS-GLI, SSA, GoAT 2023 to 2025", "BraTS-[A-Z]+-|UCSD-PTGBM", NEW, refused=CAVITY),
+    Scheme("BraTS 2017 to 2021, FeTS, UPENN-GBM, UCSF-PDGM, TCGA", "", OLD, (0, 1, 2, DISK_ET)))
 
 
 def scheme_of(case: Case) -> Scheme:
     """Return the labels of the data set that a patient belongs to, judged by names."""
     if case.labels:
-        table = dict(case.labels)
-        on_disk = tuple(
-            next((v for v, here in table.items() if here == label), label) for label in range(4)
-        )
-        return Scheme("its dataset.json", "", table, (0, *on_disk[1:]), {})
+        first = {here: value for value, here in reversed(case.labels)}
+        on_disk = (0, *(first.get(label, label) for label in (NCR, ED, ET)))
+        return Scheme("its dataset.json", "", dict(case.labels), on_disk)
     for scheme in SCHEMES[:-1]:
         if re.match(scheme.names, case.name, re.IGNORECASE):
             return scheme
@@ -84,12 +71,9 @@ def disk_et(case: Case) -> int:
 
 
 def as_written(case: Case) -> tuple[tuple[int, int], ...]:
-    """Return the labels of masks that we write for a patient; 4 for ET, too, as earlier versions
-    did.
-    """
-    return tuple(
-        {DISK_ET: ET, **dict(zip(disk_labels(case)[1:], (NCR, ED, ET), strict=True))}.items()
-    )
+    """Return the labels of our masks of a patient, with 4 for ET, too, as older versions wrote."""
+    written = dict(zip(disk_labels(case)[1:], (NCR, ED, ET), strict=True))
+    return tuple({DISK_ET: ET, **written}.items())
 
 
 def rounded(values: np.ndarray) -> np.ndarray:
@@ -104,30 +88,21 @@ def refusal(case: Case, values: list[float]) -> tuple[str, str] | None:
     """Return what is wrong with the labels found in a reference, and what to do; else None."""
     scheme = scheme_of(case)
     if not scheme.table:
-        return (
-            f"its labels are not those of a tumor's regions ({scheme.title}): {scheme.refused[1]}",
-            "leave it out",
-        )
+        return (f"its labels are not those of a tumor's regions ({scheme.title}): "
+                f"{scheme.refused[1]}", "leave it out")
     if taken := [v for v in values if v in scheme.refused]:
-        return (
-            f"it has label {taken[0]:g}, whose meaning is not certain: {scheme.refused[taken[0]]}",
-            "if it is the enhancing tumor, write it as 3; if not, it has no class here: leave "
-            "this patient out",
-        )
+        return (f"it has label {taken[0]:g}, whose meaning is not certain: "
+                f"{scheme.refused[taken[0]]}", "if it is the enhancing tumor, write it as 3; if "
+                "not, it has no class here: leave this patient out")
     if bad := [v for v in values if v and v not in scheme.table]:
-        return (
-            f"labels {[round(v, 4) for v in bad[:5]]} are not among "
-            f"{[0, *sorted(scheme.table)]} ({scheme.title})",
-            "change them to these labels, or leave this patient out",
-        )
+        return (f"labels {[round(v, 4) for v in bad[:5]]} are not among "
+                f"{[0, *sorted(scheme.table)]} ({scheme.title})",
+                "change them to these labels, or leave this patient out")
     if scheme is SCHEMES[-1] and {3, DISK_ET} <= set(values):
-        return (
-            "it has both 3 and 4: in BraTS 2012 to 2016 label 3 is the non-enhancing core and "
-            "4 the enhancing tumor; after treatment (BraTS 2024) 3 is the enhancing tumor and "
-            "4 the resection cavity",
-            "if the set is of the older kind, change 3 to 1; if of "
-            "the later kind, leave this patient out",
-        )
+        return ("it has both 3 and 4: in BraTS 2012 to 2016 label 3 is the non-enhancing core and "
+                "4 the enhancing tumor; after treatment (BraTS 2024) 3 is the enhancing tumor and "
+                "4 the resection cavity", "if the set is of the older kind, change 3 to 1; if of "
+                "the later kind, leave this patient out")
     return None
 
 
@@ -141,12 +116,7 @@ def convert(case: Case, values: np.ndarray) -> np.ndarray:
 
 def table_text() -> str:
     """Return the labels of all known data sets as lines of text."""
-    short = {NCR: "NCR", ED: "ED", ET: "ET"}
-    lines = []
-    for scheme in (*SCHEMES, Scheme("Decathlon Task01", "", MSD_LABELS, (0, 2, 1, 3), {})):
-        known = [f"{value} {short[label]}" for value, label in scheme.table.items()]
-        lines.append(
-            f"{scheme.title:<56}"
-            + ", ".join(known + [f"{value} refused" for value in scheme.refused])
-        )
-    return "\n".join(lines)
+    return "\n".join(f"{scheme.title:<56}" + ", ".join(
+        [f"{value} {LABEL_SHORT[label]}" for value, label in scheme.table.items()]
+        + [f"{value} refused" for value in scheme.refused])
+        for scheme in (*SCHEMES, Scheme("Decathlon Task01", "", MSD_LABELS)))

@@ -1,4 +1,4 @@
-"""Which modality of which patient a file is, by its name and place.
+"""Tell which modality of which patient a file is, by its name and place.
 
 Known are BraTS 2017 to 2025, FeTS, UPENN-GBM, UCSF-PDGM, TCGA-GBM and LGG, BraTS Toolkit, BIDS
 (bids-specification.readthedocs.io), a folder for each file (`X_flair.nii/any.nii`) and a folder
@@ -31,25 +31,21 @@ SUFFIXES = {word: kind for kind, words in WORDS.items() for word in words.split(
 _KINDS = "|".join(sorted(SUFFIXES, key=len, reverse=True))
 FILE_NAME = re.compile(rf"^(?:(?P<case>.+?)[_-])?(?P<kind>{_KINDS})\.nii(?:\.gz)?$", re.IGNORECASE)
 NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
-BIDS = re.compile(
-    r"^(?P<case>sub-[^_]+(?:_ses-[^_]+)?)(?P<entities>(?:_[a-z]+-[^_]+)*)"
-    r"_(?P<kind>flair|t1w|t2w|dseg|mask)\.nii(?:\.gz)?$",
-    re.IGNORECASE,
-)
+BIDS = re.compile(r"^(?P<case>sub-[^_]+(?:_ses-[^_]+)?)(?P<entities>(?:_[a-z]+-[^_]+)*)"
+                  r"_(?P<kind>flair|t1w|t2w|dseg|mask)\.nii(?:\.gz)?$", re.IGNORECASE)
 TUMOR = re.compile(r"(label|desc)-(tumou?r|lesion|L\b|seg)", re.IGNORECASE)
 # Files that belong to known data sets and are no input here.
 OTHER = re.compile(
     r"[_-](bias|unstripped|adc|dwi|swi|asl|dti\w*|dsc\w*|perf\w*|bold|pd|pdw|cbv|cbf|fa|md|ad|rd|"
     r"brain_?(parenchyma_)?(segmentation|mask)|desc-brain_mask|automated_approx_segm)\.nii(\.gz)?$",
-    re.IGNORECASE,
-)
+    re.IGNORECASE)
 COPY = re.compile(r"copy of |kopie von |copie de ", re.IGNORECASE)  # as file managers name copies
 PLAIN_FOLDERS = ("anat", "nifti", "nii", "images", "image", "scans", "scan", "mri", "mr", "data")
 
 
 @dataclass
 class Group:
-    """The files of one patient, by kind."""
+    """Hold the files of one patient, by kind."""
 
     folder: Path
     name: str
@@ -58,7 +54,7 @@ class Group:
 
     @property
     def modalities(self) -> set[str]:
-        """The modalities among the files."""
+        """Return the modalities among the files."""
         return set(self.files) & set(MODALITIES)
 
 
@@ -70,18 +66,17 @@ def identify(path: Path | Packed) -> tuple[Path, str, str, bool] | None:
     if match := BIDS.match(path.name):
         return _bids(parent, match)
     if outer := FILE_NAME.match(parent.name):
-        return (
-            parent.parent,
-            outer["case"] or _folder_name(parent.parent),
-            SUFFIXES[outer["kind"].lower()],
-            not outer["case"],
-        )
+        return _named(outer, parent.parent)
     if match := FILE_NAME.match(path.name):
-        kind = SUFFIXES[match["kind"].lower()]
-        return parent, match["case"] or _folder_name(parent), kind, not match["case"]
+        return _named(match, parent)
     if kind := SUFFIXES.get(parent.name.lower()):
         return parent.parent, NIFTI.sub("", path.name), kind, False
     return None
+
+
+def _named(match: re.Match, folder: Path) -> tuple[Path, str, str, bool]:
+    kind = SUFFIXES[match["kind"].lower()]
+    return folder, match["case"] or _folder_name(folder), kind, not match["case"]
 
 
 def _bids(folder: Path, match: re.Match) -> tuple[Path, str, str, bool] | None:
@@ -97,7 +92,7 @@ def _bids(folder: Path, match: re.Match) -> tuple[Path, str, str, bool] | None:
 
 
 def _folder_name(folder: Path) -> str:
-    """The patient that a folder is named after, the outer one for folders like `anat`."""
+    """Return the patient that a folder is named after, the outer one for folders like `anat`."""
     if folder.name in ("", ".."):
         folder = folder.resolve()
     outer = folder.absolute().parent.name
@@ -110,41 +105,43 @@ def group(files: Iterable[Path | Packed]) -> tuple[list[Group], set[Path | Packe
     for path in files:
         if found := identify(path):
             folder, name, kind, from_folder = found
-            groups.setdefault((folder, name), Group(folder, name, from_folder)).files[kind].append(
-                path
-            )
-    merged = _merge_halves(list(groups.values()))
-    _give_references(merged)
-    merged = [g for g in merged if g.modalities]
-    _tell_apart(merged)
-    for one in merged:
+            one = groups.setdefault((folder, name), Group(folder, name, from_folder))
+            one.files[kind].append(path)
+    found = list(groups.values())
+    _merge_halves(found)
+    _give_references(found)
+    found = [g for g in found if g.modalities]
+    _tell_apart(found)
+    for one in found:
         draft = one.files.pop("draft", [])
         if draft and not one.files.get("seg"):
             one.files["seg"] = draft
-    return merged, {path for g in merged for paths in g.files.values() for path in paths}
+    return found, {path for g in found for paths in g.files.values() for path in paths}
 
 
-def _merge_halves(groups: list[Group]) -> list[Group]:
-    """Join groups of one name in several folders that make one whole patient together."""
+def _by_name(groups: Iterable[Group]) -> dict[str, list[Group]]:
     by_name = defaultdict(list)
     for one in groups:
         by_name[one.name].append(one)
-    for same in by_name.values():
-        parts = [g for g in same if g.modalities]
+    return by_name
+
+
+def _merge_halves(groups: list[Group]) -> None:
+    """Join groups of one name in several folders that make one whole patient together."""
+    for parts in _by_name(g for g in groups if g.modalities).values():
         count = Counter(kind for g in parts for kind in g.modalities)
         if len(parts) > 1 and set(count) == set(MODALITIES) and set(count.values()) == {1}:
             for other in parts[1:]:
                 for kind, paths in other.files.items():
                     parts[0].files[kind] += paths
                 other.files.clear()
-    return [g for g in groups if g.files]
 
 
 def _give_references(groups: list[Group]) -> None:
     """Give references that lie elsewhere, or under another name, to the one patient they fit."""
     patients = [g for g in groups if g.modalities]
     names = {g.name for g in patients}
-    lone = [g for g in groups if not g.modalities]
+    lone = [g for g in groups if g.files and not g.modalities]
     odd = Counter(g.folder for g in lone if g.name not in names)
     for one in lone:
         if one.name in names:
@@ -158,10 +155,7 @@ def _give_references(groups: list[Group]) -> None:
 
 def _tell_apart(groups: list[Group]) -> None:
     """Name patients whose files are called alike by their folders, if these differ."""
-    by_name = defaultdict(list)
-    for one in groups:
-        by_name[one.name].append(one)
-    for name, same in by_name.items():
+    for name, same in _by_name(groups).items():
         folders = [_folder_name(g.folder) for g in same]
         if len(same) > 1 and name not in folders and len(set(folders)) == len(folders):
             for one, folder in zip(same, folders, strict=True):
@@ -174,17 +168,12 @@ def _tell_apart(groups: list[Group]) -> None:
 def case_of(one: Group) -> Case:
     """Return a group as a case; its `problem` says what is missing or there twice."""
     here = next(iter(one.files.values()))[0].parent
-    problem = "".join(
-        f"patient {one.name} has {len(paths)} files for {kind}: {', '.join(map(str, paths))}; "
-        "keep one. "
-        for kind, paths in one.files.items()
-        if len(paths) > 1
-    )
+    problem = "".join(f"patient {one.name} has {len(paths)} files for {kind}: "
+                      f"{', '.join(map(str, paths))}; keep one. "
+                      for kind, paths in one.files.items() if len(paths) > 1)
     if missing := [m for m in MODALITIES if not one.files.get(m)]:
-        problem += (
-            f"patient {one.name} in {here} has no file for {', '.join(missing)}; all four "
-            "modalities are needed: add the file or remove the patient."
-        )
+        problem += (f"patient {one.name} in {here} has no file for {', '.join(missing)}; all four "
+                    "modalities are needed: add the file or remove the patient.")
     images = tuple(one.files[m][0] for m in MODALITIES if one.files.get(m))
-    reference = one.files["seg"][0] if one.files.get("seg") else None
-    return Case(one.name, images, reference, problem=problem.strip())
+    return Case(one.name, images, next(iter(one.files.get("seg", [])), None),
+                problem=problem.strip())

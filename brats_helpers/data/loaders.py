@@ -1,8 +1,8 @@
 """From prepared patients on disk to batches of patches.
 
-A patch is a pure function of the seed and its number. Training can therefore resume at any step
-with the patches that it would have seen, whatever the number of worker processes. Patches travel
-as the scan's integers; the training device z-scores them (`preprocessing.normalize_batch`).
+A patch is a pure function of the seed and its number, so training can resume at any step with the
+same patches, whatever the number of worker processes. Patches travel as the scan's integers; the
+training device z-scores them (`preprocessing.normalize_batch`).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ SHARED = Path("/dev/shm")  # Linux's shared memory, through which processes hand
 
 
 class PatchDataset(Dataset):
-    """Patches of an endless, seeded stream that shows a patient as often as `paths` lists them.
+    """Draw patches of an endless, seeded stream; a patient comes as often as `paths` lists them.
 
     `dataset[numbers]` is a batch: {"volume": (B, 5, P, P, P), four modalities and the reference as
     stored; "mean", "std": (B, 4) float32; "name", "number": lists}. With probability
-    `oversample_foreground` a patch is centered on a tumor voxel, and the label is drawn first, so
-    that small compartments are met as often as large ones (Isensee et al. 2021). Otherwise the
-    patch lies anywhere in the brain's box.
+    `oversample_foreground` a patch is centered on a tumor voxel of a label that is drawn first, so
+    small compartments are met as often as large ones (Isensee et al. 2021). Otherwise it lies
+    anywhere in the brain's box.
     """
 
     def __init__(self, paths: Sequence[Path], patch: int, oversample_foreground: float,
@@ -53,9 +53,8 @@ class PatchDataset(Dataset):
             corner = choose_corner(meta, array.shape[1:], self.patch, self.oversample_foreground,
                                    rng)
             read_patch(array, meta, corner, patch)
-        return {"volume": torch.from_numpy(volume),
-                "mean": torch.tensor([meta.mean for meta in metas]),
-                "std": torch.tensor([meta.std for meta in metas]),
+        return {"volume": torch.from_numpy(volume), "mean": torch.tensor(
+            [meta.mean for meta in metas]), "std": torch.tensor([meta.std for meta in metas]),
                 "name": [meta.name for meta in metas], "number": list(numbers)}
 
     def _open(self, path: Path) -> tuple[blosc2.NDArray, Meta]:
@@ -77,10 +76,7 @@ def patient_of(index: int, patients: int, seed: int) -> int:
 
 def choose_corner(meta: Meta, shape: Sequence[int], patch: int, oversample_foreground: float,
                   rng: np.random.Generator) -> np.ndarray:
-    """Draw a patch's first voxel, (3,) in d h w.
-
-    A volume smaller than the patch is centered in it, and the corner then lies outside.
-    """
+    """Draw a patch's first voxel, (3,) in d h w; outside a smaller volume, which is centered."""
     low, high = np.zeros(3, int), np.array(shape) - patch
     short = high < 0
     low[short] = high[short] = (high[short] / 2).round()
@@ -96,8 +92,7 @@ def batches(dataset: PatchDataset, batch: int, first: int, last: int, workers: i
             rank: int = 0, processes: int = 1) -> Iterator[dict]:
     """Yield batches number `first` to `last` - 1 of the stream, as `PatchDataset` describes them.
 
-    With several training processes, each reads every `processes`-th patch of a batch, from its
-    `rank` on.
+    Of several training processes, each reads every `processes`-th patch from its `rank` on.
     """
     mine = (range(number * batch + rank, (number + 1) * batch, processes)
             for number in range(first, last))
@@ -129,8 +124,8 @@ def _ignore_stop(_: int) -> None:
 def affordable(workers: int, voxels: int, processes: int = 1) -> int:
     """Limit the loader's workers to what shared memory holds, and print it if they become fewer.
 
-    A container often has only 64 MB, and a worker that gets none hangs silently. Each worker
-    prepares two batches of `voxels`, and two more are in use; voxels may be float32.
+    A container often has only 64 MB, and a worker without any hangs silently. Each worker prepares
+    two batches of `voxels`, up to float32, and two more are in use.
     """
     if not workers or not SHARED.is_dir():
         return workers
@@ -156,7 +151,6 @@ def explain_killed_worker() -> Iterator[None]:
             first = first.__context__
         if not first:
             raise
-        raise BratsError(
-            f"a process that reads patches was ended from outside ({first}), most often because "
-            "memory ran out. What was saved is kept: close other programs, and run it again to go "
-            "on.") from error
+        raise BratsError(f"a process that reads patches was ended from outside ({first}), "
+                         "most often because memory ran out. What was saved is kept: close other "
+                         "programs, and run it again to go on.") from error

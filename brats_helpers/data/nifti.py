@@ -1,4 +1,4 @@
-"""One patient's NIfTI files: opened, compared, and refused in words that fit what is wrong."""
+"""Open and compare a patient's NIfTI files, or refuse them in words that fit what is wrong."""
 
 from __future__ import annotations
 
@@ -17,58 +17,29 @@ from .records import Case
 
 GZIP = b"\x1f\x8b"  # the first bytes of a .gz file
 NIFTI2 = (b"\x1c\x02\0\0", b"\0\0\x02\x1c")  # of a NIfTI-2 header: 540 in either byte order
-OTHERS = (  # the first bytes of files that are something else, and what to do
-    (
-        b"version https://git-lfs",
-        "this is a Git LFS pointer, not the image",
-        "run `git lfs pull` where it came from",
-    ),
-    (b"/annex/objects", "this is a git-annex pointer, not the image", "run `git annex get` there"),
-    (b"outs:", "this is a DVC pointer, not the image", "run `dvc pull` where it came from"),
-    (
-        b"<",
-        "cannot be opened as NIfTI (it is a web page or XML, often a login or error page)",
-        "sign in where it came from and download it again",
-    ),
-    (b"PK\x03\x04", "cannot be opened as NIfTI (it is a zip archive)", "unpack it"),
-    (b"7z\xbc\xaf", "cannot be opened as NIfTI (it is a 7-Zip archive)", "unpack it"),
-    (b"Rar!", "cannot be opened as NIfTI (it is a RAR archive)", "unpack it"),
-    (
-        b"BZh",
-        "cannot be opened as NIfTI (it is compressed by bzip2)",
-        "unpack it, or compress it by gzip",
-    ),
-    (
-        b"\xfd7zXZ",
-        "cannot be opened as NIfTI (it is compressed by xz)",
-        "unpack it, or compress it by gzip",
-    ),
-    (
-        b"\x28\xb5\x2f\xfd",
-        "cannot be opened as NIfTI (it is compressed by zstd)",
-        "unpack it, or compress it by gzip",
-    ),
-    (b"NRRD", "cannot be opened as NIfTI (it is an NRRD file)", "convert it to .nii.gz"),
-    (b"ObjectType", "cannot be opened as NIfTI (it is a MetaImage file)", "convert it to .nii.gz"),
-    (b"\x89HDF", "cannot be opened as NIfTI (it is an HDF5 or MINC file)", "convert it to .nii.gz"),
-    (
-        b"{",
-        "cannot be opened as NIfTI (it is JSON text, perhaps an error message)",
-        "download it again",
-    ),
-    (
-        b"\x89PNG",
-        "cannot be opened as NIfTI (it is a picture)",
-        "use the scan that it was made from",
-    ),
-)
-UNREADABLE = (  # what nibabel raises for headers that are not NIfTI's
-    nib.filebasedimages.ImageFileError,
-    nib.spatialimages.HeaderDataError,
-    nib.wrapstruct.WrapStructError,
-    ValueError,
-    OverflowError,
-)
+POINTERS = {  # the first bytes of files that only name the image, and what to do
+    b"version https://git-lfs": ("Git LFS", "run `git lfs pull` where it came from"),
+    b"/annex/objects": ("git-annex", "run `git annex get` there"),
+    b"outs:": ("DVC", "run `dvc pull` where it came from")}
+UNPACK, RECOMPRESS = "unpack it", "unpack it, or compress it by gzip"
+CONVERT = "convert it to .nii.gz"
+OTHERS = {  # the first bytes of files that are something else, and what to do
+    b"<": ("a web page or XML, often a login or error page",
+           "sign in where it came from and download it again"),
+    b"PK\x03\x04": ("a zip archive", UNPACK),
+    b"7z\xbc\xaf": ("a 7-Zip archive", UNPACK),
+    b"Rar!": ("a RAR archive", UNPACK),
+    b"BZh": ("compressed by bzip2", RECOMPRESS),
+    b"\xfd7zXZ": ("compressed by xz", RECOMPRESS),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", RECOMPRESS),
+    b"NRRD": ("an NRRD file", CONVERT),
+    b"ObjectType": ("a MetaImage file", CONVERT),
+    b"\x89HDF": ("an HDF5 or MINC file", CONVERT),
+    b"{": ("JSON text, perhaps an error message", "download it again"),
+    b"\x89PNG": ("a picture", "use the scan that it was made from")}
+# What nibabel raises for headers that are not NIfTI's.
+UNREADABLE = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError,
+              nib.wrapstruct.WrapStructError, ValueError, OverflowError)
 UNITS = {1: ("meters", 1000.0), 3: ("micrometers", 0.001)}  # NIfTI's codes, and mm in one of them
 SMALLEST_MM, LARGEST_MM = 0.2, 20.0  # edges of a voxel
 SAME_GRID = 0.1  # of a voxel: by this two files of one grid may differ
@@ -80,7 +51,7 @@ def fail(case: Case, path: Path | Packed, problem: str, remedy: str) -> NoReturn
 
 
 def open_image(case: Case, path: Path | Packed) -> nib.Nifti1Image:
-    """Return an image with its header read and its voxels not yet an array.
+    """Open an image whose header is read and whose voxels are not yet an array.
 
     Compression is seen by content, not by name.
     """
@@ -94,38 +65,37 @@ def open_image(case: Case, path: Path | Packed) -> nib.Nifti1Image:
         kind = nib.Nifti2Image if content[:4] in NIFTI2 else nib.Nifti1Image
         image = kind.from_bytes(content)
     except OSError as error:
-        damaged = "its content is cut short or damaged: get the file again"
-        remedy = damaged if content else "restore it, or allow it to be read"
-        fail(case, path, f"cannot be opened as NIfTI ({error})", remedy)
+        fail(case, path, f"cannot be opened as NIfTI ({error})",
+             "its content is cut short or damaged: get the file again" if content
+             else "restore it, or allow it to be read")
     except UNREADABLE as error:
-        remedy = "its header is not NIfTI's: export it again as .nii.gz, or leave this patient out"
-        fail(case, path, f"cannot be opened as NIfTI ({error})", remedy)
+        fail(case, path, f"cannot be opened as NIfTI ({error})", "its header is not NIfTI's: "
+             "export it again as .nii.gz, or leave this patient out")
     promised, held = prod(image.shape) * image.get_data_dtype().itemsize, len(content)
     if promised > held:
-        problem = f"its header promises {promised:,} bytes of voxels, and it holds {held:,}"
-        fail(case, path, problem, "the file is damaged: get it again")
+        fail(case, path, f"its header promises {promised:,} bytes of voxels, and it holds {held:,}",
+             "the file is damaged: get it again")
+    shape = image.shape
+    if len(shape) > 3 and set(shape[3:]) == {1} and not (case.channels and path in case.images):
+        stored = image.dataobj  # (X, Y, Z, 1)
+        place = (shape[:3], stored.dtype, stored.offset, stored.slope, stored.inter)
+        array = nib.arrayproxy.ArrayProxy(stored.file_like, place)
+        image = kind(array, image.affine, image.header, extra={"shape": shape})
     return image
 
 
 def _refuse_others(case: Case, path: Path | Packed, content: bytes) -> None:
-    if not content:
-        fail(
-            case,
-            path,
-            "cannot be opened as NIfTI (it is empty, 0 bytes)",
-            "copy or download it again",
-        )
-    if content[128:132] == b"DICM":
-        fail(
-            case,
-            path,
-            "cannot be opened as NIfTI (it is a DICOM file)",
-            "convert its series with dcm2niix",
-        )
     start = content[:64].lstrip(b"\xef\xbb\xbf \r\n\t")
-    for magic, problem, remedy in OTHERS:
+    for magic, (title, remedy) in POINTERS.items():
         if start.startswith(magic):
-            fail(case, path, problem, remedy)
+            fail(case, path, f"this is a {title} pointer, not the image", remedy)
+    others = [other for magic, other in OTHERS.items() if start.startswith(magic)]
+    if not content:
+        others = [("empty, 0 bytes", "copy or download it again")]
+    if content[128:132] == b"DICM":
+        others = [("a DICOM file", "convert its series with dcm2niix")]
+    for title, remedy in others:
+        fail(case, path, f"cannot be opened as NIfTI (it is {title})", remedy)
 
 
 def check_geometry(case: Case, scans: Sequence[nib.Nifti1Image]) -> None:
@@ -133,40 +103,25 @@ def check_geometry(case: Case, scans: Sequence[nib.Nifti1Image]) -> None:
     wanted, first = 4 if case.channels else 3, case.images[0]
     for path, scan in zip(case.images, scans, strict=True):
         if len(scan.shape) != wanted or min(scan.shape) < 1:
-            fail(
-                case,
-                path,
-                f"its shape is {scan.shape}, and {wanted} dimensions are needed",
-                "save it as one volume"
-                if wanted == 3
-                else "save the four contrasts as one 4D file",
-            )
+            several = wanted == 3 and len(scan.shape) > 3
+            fail(case, path, f"its shape is {scan.shape}, and {wanted} dimensions are needed",
+                 f"it holds {prod(scan.shape[3:])} volumes or colors: save the right one alone"
+                 if several else "save it as one volume" if wanted == 3
+                 else "save the four contrasts as one 4D file")
         if scan.shape != scans[0].shape:
-            fail(
-                case,
-                path,
-                f"its shape {scan.shape} is not the {scans[0].shape} of {first.name}",
-                "register the modalities to one grid",
-            )
+            fail(case, path, f"its shape {scan.shape} is not the {scans[0].shape} of {first.name}",
+                 "register the modalities to one grid")
         check_same_grid(case, path, scan, scans[0].affine, first.name)
     if case.channels and scans[0].shape[3] <= max(case.channels):
-        fail(
-            case,
-            first,
-            f"it has {scans[0].shape[3]} channel(s), and {max(case.channels) + 1} are needed",
-            "add the missing contrasts, or correct dataset.json",
-        )
+        fail(case, first, f"it has {scans[0].shape[3]} channel(s), and {max(case.channels) + 1} "
+             "are needed", "add the missing contrasts, or correct dataset.json")
     for path, scan in zip(case.images, scans, strict=True):
         check_voxels(case, path, scan)
     matrix = scans[0].affine[:3, :3]
     along = np.abs(matrix) > 1e-3 * np.abs(matrix).max()  # each index along one axis, and one alone
     if not np.isfinite(matrix).all() or (along.sum(0) != 1).any() or (along.sum(1) != 1).any():
-        fail(
-            case,
-            first,
-            "its axes are oblique to the body's (see the affine)",
-            "resample it to an axis-aligned grid first",
-        )
+        fail(case, first, "its axes are oblique to the body's (see the affine)",
+             "resample it to an axis-aligned grid first")
 
 
 def check_voxels(case: Case, path: Path | Packed, scan: nib.Nifti1Image) -> None:
@@ -175,38 +130,24 @@ def check_voxels(case: Case, path: Path | Packed, scan: nib.Nifti1Image) -> None
     edges = np.linalg.norm(scan.affine[:3, :3], axis=0)
     unit, factor = UNITS.get(int(scan.header["xyzt_units"]) & 7, ("mm", 1.0))
     if unit != "mm":
-        fail(
-            case,
-            path,
-            f"its header gives lengths in {unit}, so that its voxels of {_size(zooms)} are "
-            f"{_size(zooms * factor)} mm; mm are needed",
-            "write its affine in mm and set the unit by "
-            "header.set_xyzt_units('mm'); if the numbers are mm already, set the unit alone",
-        )
+        fail(case, path, f"its header gives lengths in {unit}, so that its voxels of "
+             f"{_size(zooms)} are {_size(zooms * factor)} mm; mm are needed",
+             "write its affine in mm and set the unit by header.set_xyzt_units('mm'); if the "
+             "numbers are mm already, set the unit alone")
     if not np.allclose(edges, zooms, rtol=0.01):
-        fail(
-            case,
-            path,
-            f"its voxels are {_size(zooms)} mm by the header and {_size(edges)} mm by the affine",
-            "correct the one that is wrong",
-        )
+        fail(case, path, f"its voxels are {_size(zooms)} mm by the header and {_size(edges)} mm by "
+             "the affine", "correct the one that is wrong")
     if edges.min() < SMALLEST_MM or edges.max() > LARGEST_MM:
-        fail(
-            case,
-            path,
-            f"its voxels are {_size(edges)} mm, and {SMALLEST_MM} to {LARGEST_MM:g} mm are "
-            "plausible",
-            "correct the voxel size in its header, or resample it",
-        )
+        fail(case, path, f"its voxels are {_size(edges)} mm, and {SMALLEST_MM} to {LARGEST_MM:g} "
+             "mm are plausible", "correct the voxel size in its header, or resample it")
 
 
 def _size(edges: np.ndarray) -> str:
     return " x ".join(f"{edge:.4g}" for edge in edges)
 
 
-def check_same_grid(
-    case: Case, path: Path | Packed, scan: nib.Nifti1Image, affine: np.ndarray, other: str
-) -> None:
+def check_same_grid(case: Case, path: Path | Packed, scan: nib.Nifti1Image, affine: np.ndarray,
+                    other: str) -> None:
     """Refuse an affine that moves some corner of the volume by over a tenth of a voxel."""
     if not np.isfinite([scan.affine, affine]).all():
         fail(case, path, "its affine holds values that are NaN or infinite",
@@ -215,13 +156,8 @@ def check_same_grid(
     moved = float(np.linalg.norm(((scan.affine - affine) @ corners.T)[:3], axis=0).max())
     allowed = SAME_GRID * float(np.linalg.norm(affine[:3, :3], axis=0).min())
     if not moved <= allowed:  # also where it overflows
-        fail(
-            case,
-            path,
-            f"its affine differs from that of {other} by up to {moved:.3g} mm, and "
-            f"{allowed:.2g} mm, a tenth of a voxel, is allowed",
-            "register it to the same grid",
-        )
+        fail(case, path, f"its affine differs from that of {other} by up to {moved:.3g} mm, and "
+             f"{allowed:.2g} mm, a tenth of a voxel, is allowed", "register it to the same grid")
 
 
 def voxels(case: Case, path: Path | Packed, image: nib.Nifti1Image) -> np.ndarray:
@@ -229,30 +165,19 @@ def voxels(case: Case, path: Path | Packed, image: nib.Nifti1Image) -> np.ndarra
     try:
         array = _in_place(image.dataobj)
     except (OSError, ValueError, OverflowError) as error:
-        fail(
-            case, path, f"its voxels cannot be read ({error})", "the file is damaged: get it again"
-        )
+        fail(case, path, f"its voxels cannot be read ({error})",
+             "the file is damaged: get it again")
     if array.dtype.kind not in "iuf":
-        fail(
-            case,
-            path,
-            f"its voxels are of type {array.dtype}: complex numbers or colors",
-            "save it as one number a voxel",
-        )
+        fail(case, path, f"its voxels are of type {array.dtype}: complex numbers or colors",
+             "save it as one number a voxel")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        fail(
-            case,
-            path,
-            f"{np.count_nonzero(~np.isfinite(array))} voxels are NaN or infinite",
-            "set them to 0 if they lie outside the brain, or leave this patient out",
-        )
+        fail(case, path, f"{np.count_nonzero(~np.isfinite(array))} voxels are NaN or infinite",
+             "set them to 0 if they lie outside the brain, or leave this patient out")
     return array
 
 
 def _in_place(stored: nib.arrayproxy.ArrayProxy) -> np.ndarray:
-    """The array of a proxy; without scaling, the bytes in memory themselves, which nibabel would
-    copy.
-    """
+    """Return a proxy's array; without scaling, the bytes in memory, which nibabel would copy."""
     content = stored.file_like.getbuffer()
     whole = 0 <= stored.offset <= len(content) - prod(stored.shape) * stored.dtype.itemsize
     if (stored.slope, stored.inter) != (1, 0) or not stored.dtype.isnative or not whole:

@@ -34,7 +34,7 @@ def content_hash(case: Case, spacing_mm: float) -> str:
 
 
 def preprocess_case(case: Case, folder: Path, spacing_mm: float) -> Meta:
-    """Prepare one patient into `folder`/<name>.b2nd, unless an up-to-date file is there."""
+    """Prepare a patient into `folder`/<name>.b2nd, unless an up-to-date file is there."""
     path, wanted = Path(folder) / f"{case.name}.b2nd", content_hash(case, spacing_mm)
     with contextlib.suppress(BratsError):  # a missing, damaged or older file is made anew
         before = load(path)
@@ -45,8 +45,8 @@ def preprocess_case(case: Case, folder: Path, spacing_mm: float) -> Meta:
     return prepared.meta
 
 
-def preprocess_cohort(cases: Sequence[Case], folder: Path, spacing_mm: float, jobs: int = -1
-                      ) -> list[Meta]:
+def preprocess_cohort(cases: Sequence[Case], folder: Path, spacing_mm: float,
+                      jobs: int = -1) -> list[Meta]:
     """Prepare all patients in parallel, with progress; up-to-date files are kept."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
@@ -62,19 +62,15 @@ def prepared_files(cases: Sequence[Case], folder: Path, spacing_mm: float) -> di
     """
     files = {case.name: Path(folder) / f"{case.name}.b2nd" for case in cases}
     metas = Parallel(n_jobs=-1, prefer="threads", return_as="generator")(
-        delayed(_checked_meta)(path) for path in files.values())
+        delayed(lambda path: load(path).meta)(path) for path in files.values())
     checked = tqdm(zip(cases, metas, strict=True), total=len(cases), desc="compare with the scans",
                    unit="patient")
     stale = [c.name for c, meta in checked if meta.content_hash != content_hash(c, spacing_mm)]
     if stale:
-        names = ", ".join(stale[:3]) + (", ..." if len(stale) > 3 else "")
+        names = ", ".join([*stale[:3], *(["..."] if len(stale) > 3 else [])])
         raise BratsError(f"{len(stale)} prepared file(s) in {folder} are from other scans or "
                          f"another voxel size ({names}): run notebook 03 again.")
     return files
-
-
-def _checked_meta(path: Path) -> Meta:
-    return load(path).meta
 
 
 def verify_prepared(case: Case, path: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Whether a patient's scans can be what their names say, before a network reads them.
+"""Judge whether scans can be what their names say, before a network reads them.
 
 All figures are of a grid of some 200,000 voxels. The limits were set on 22 patients of BraTS 2018
 to 2023, none of which is near them.
@@ -15,15 +15,16 @@ from ..basics.constants import LABEL_SHORT, MODALITIES
 from .records import Patient
 
 LOOKED_AT = 200_000  # voxels
-LARGEST_ML, LARGE_ML, SMALL_ML = (
-    20_000,
-    2_500,
-    300,
-)  # of what is not 0; an adult's brain has 1,100 to 1,700
+# Of what is not 0; an adult's brain has 1,100 to 1,700.
+LARGEST_ML, LARGE_ML, SMALL_ML = 20_000, 2_500, 300
 NOT_STRIPPED = 1.3  # times the other modalities' voxels that are not 0
 ALIKE = 0.995  # correlation of two contrasts; T1 and T1CE of one patient stay under 0.95
 DARK, BRIGHT = 0.10, 0.98  # quantiles: fluid is dark in T1; what is brightest in T2, and in FLAIR
+BRIGHTEST = 0.995  # the quantile of vessels and rims that take up contrast agent
 SWAPPED = 0.4  # standard deviations by which FLAIR and T2 must look like each other
+UNLIKE = 0.25  # of a correlation: by so much T1 and T1CE are the most alike in every good patient
+BRIGHTER = 1.0  # standard deviations by which the brightest of T1 may exceed those of T1CE
+NEGATIVE = 0.2  # of the brain
 FEW_VOXELS = 20
 COVERED = 0.95  # of the brain, by each modality
 OUTSIDE = 0.1  # of a reference
@@ -35,33 +36,22 @@ def oddities(patient: Patient) -> dict[str, list[str]]:
     """Return `problems`, `warnings` and `notes` about a patient, as sentences."""
     step = max(1, round((patient.images[0].size / LOOKED_AT) ** (1 / 3)))
     some = patient.images[:, ::step, ::step, ::step].reshape(len(MODALITIES), -1)
-    ml = (
-        np.prod(patient.spacing) * patient.images[0].size / some.shape[1] / 1000
-    )  # of a voxel looked at
+    nonzero, inside = some != 0, some[:, (some != 0).all(0)].astype(np.float64)
+    ml = np.prod(patient.spacing) * patient.images[0].size / some.shape[1] / 1000  # each
     background = backgrounds(patient.images)
     warnings = [*background.values(), *repeated(patient.images, some)]
-    problems, sizes = volumes(some != 0, ml, background)
-    sizes += outside(patient, step, some != 0)
+    problems, sizes = volumes(nonzero, ml, background)
     problems += constant(patient.images, some)
-    inside = some[:, (some != 0).all(0)].astype(np.float64)
-    if not warnings and swapped(inside):
-        warnings.append(
-            "FLAIR and T2 look swapped: fluid is bright in flair and dark in t2; exchange "
-            "the two files"
-        )
-    lead = f"patient {patient.name}: "
-    return {
-        "problems": [lead + text for text in problems],
-        "warnings": [lead + text for text in [*warnings, *sizes]],
-        "notes": [
-            lead + text
-            for text in [
-                *([] if background else coverage(some != 0)),
-                *_place(patient),
-                *_reference(patient),
-            ]
-        ],
-    }
+    notes = [*patient.notes, *([] if background else coverage(nonzero)), *_place(patient)]
+    if not warnings:
+        exchanged, doubtful = swapped(inside)
+        dark, negative = below_zero(some)
+        warnings, notes = [*exchanged, *dark], [*notes, *doubtful, *negative]
+    found = {"problems": problems,
+             "warnings": [*warnings, *sizes, *outside(patient, step, nonzero)],
+             "notes": [*notes, *_reference(patient)]}
+    return {kind: [f"patient {patient.name}: {text}" for text in texts]
+            for kind, texts in found.items()}
 
 
 def backgrounds(images: np.ndarray) -> dict[str, str]:
@@ -71,10 +61,8 @@ def backgrounds(images: np.ndarray) -> dict[str, str]:
     for name, image in zip(MODALITIES, images, strict=True):
         corners = np.concatenate([image[x, y, z].ravel() for x in edge for y in edge for z in edge])
         if np.count_nonzero(corners) > corners.size / 2:
-            found[name] = (
-                f"{name}'s background is not 0 ({np.median(corners):.4g}): was it skull-stripped? "
-                "Set everything outside the brain to 0"
-            )
+            found[name] = (f"{name}'s background is not 0 ({np.median(corners):.4g}): was it "
+                           "skull-stripped? Set everything outside the brain to 0")
     return found
 
 
@@ -86,110 +74,105 @@ def repeated(images: np.ndarray, some: np.ndarray) -> list[str]:
         together = np.nan_to_num(np.corrcoef(inside)) if inside.shape[1] > 2 else np.zeros((4, 4))
     for a, b in combinations(range(len(images)), 2):
         names = f"{MODALITIES[a]} and {MODALITIES[b]}"
-        if np.array_equal(images[a, ..., middle], images[b, ..., middle]) and np.array_equal(
-            images[a], images[b]
-        ):
-            found.append(
-                f"{names} are the same image: one file was given under two names; find the other"
-            )
+        if (np.array_equal(images[a, ..., middle], images[b, ..., middle])
+                and np.array_equal(images[a], images[b])):
+            found.append(f"{names} are the same image: one file was given under two names; find "
+                         "the other")
         elif together[a, b] > ALIKE:
-            found.append(
-                f"{names} are nearly the same image (correlation {together[a, b]:.4f}): look "
-                "whether "
-                "one was copied from the other"
-            )
+            found.append(f"{names} are nearly the same image (correlation {together[a, b]:.4f}): "
+                         "look whether one was copied from the other")
     return found
 
 
 def constant(images: np.ndarray, some: np.ndarray) -> list[str]:
-    """Return a sentence for each modality with one value in all of the brain, which no z-score can
-    be made of.
-    """
-    found = []
-    for name, image, values in zip(MODALITIES, images, some[:, (some != 0).any(0)], strict=True):
-        if values.size and np.ptp(values) == 0 and np.ptp(image[(images != 0).any(0)]) == 0:
-            found.append(
-                f"{name} has one value, {values[0]:g}, in all of the brain: is it a mask "
-                "instead of a scan?"
-            )
-    return found
+    """Return a sentence for each modality with one value in the brain, which has no z-score."""
+    return [f"{name} has one value, {values[0]:g}, in all of the brain: is it a mask instead of a "
+            "scan?"
+            for name, image, values in zip(MODALITIES, images, some[:, (some != 0).any(0)],
+                                           strict=True)
+            if values.size and np.ptp(values) == 0 and np.ptp(image[(images != 0).any(0)]) == 0]
 
 
-def volumes(
-    nonzero: np.ndarray, ml: float, background: Mapping[str, str]
-) -> tuple[list[str], list[str]]:
+def volumes(nonzero: np.ndarray, ml: float, background: Mapping) -> tuple[list[str], list[str]]:
     """Return problems and warnings about the size of the brain, (4, n) bool, `ml` a voxel."""
     size = float(nonzero.any(0).sum() * ml)
     if size > LARGEST_ML:
-        return [
-            f"what is not 0 has {size / 1000:.1f} liters, and a brain has 1 to 2; correct the "
-            "voxel size "
-            "in the headers, or set what lies outside the brain to 0"
-        ], []
+        return [f"what is not 0 has {size / 1000:.1f} liters, and a brain has 1 to 2; correct the "
+                "voxel size in the headers, or set what lies outside the brain to 0"], []
     if background:
         return [], []
     each = nonzero.sum(1)
     usual = np.median(each)
-    large = [
-        f"{name} is not 0 in {count * ml:,.0f} ml, and the other modalities in "
-        f"{usual * ml:,.0f} ml: was "
-        f"{name} skull-stripped?"
-        for name, count in zip(MODALITIES, each, strict=True)
-        if count > NOT_STRIPPED * usual
-    ]
-    if not large and size > LARGE_ML:
-        large.append(
-            f"what is not 0 has {size:,.0f} ml, and a brain has up to 2,000: were the scans "
-            "skull-stripped, "
-            "and is the voxel size right?"
-        )
+    odd = [f"{name} is not 0 in {count * ml:,.0f} ml, and the other modalities in "
+           f"{usual * ml:,.0f} ml: was {name} skull-stripped?"
+           for name, count in zip(MODALITIES, each, strict=True) if count > NOT_STRIPPED * usual]
+    if not odd and size > LARGE_ML:
+        odd.append(f"what is not 0 has {size:,.0f} ml, and a brain has up to 2,000: were the scans "
+                   "skull-stripped, and is the voxel size right?")
     if size < SMALL_ML:
-        large.append(
-            f"the brain has {size:,.1f} ml, and a brain has 1,000 or more: is the voxel size "
-            "right, and is "
-            "the scan whole?"
-        )
-    return [], large
+        odd.append(f"the brain has {size:,.1f} ml, and a brain has 1,000 or more: is the voxel "
+                   "size right, and is the scan whole?")
+    return [], odd
 
 
-def swapped(inside: np.ndarray) -> bool:
-    """Whether FLAIR and T2 are exchanged, (4, n): fluid, dark in T1, is bright in T2 and dark in
-    FLAIR.
-    """
+def below_zero(some: np.ndarray) -> tuple[list[str], list[str]]:
+    """Return warnings and notes about modalities, (4, n), with negative values in the brain."""
+    warnings, notes = [], []
+    for name, values in zip(MODALITIES, some[:, (some != 0).any(0)], strict=True):
+        share = np.count_nonzero(values < 0) / max(1, values.size)
+        if share > 1 - NEGATIVE / 2:
+            warnings.append(f"{name} is negative in {100 * share:.0f} % of the brain: is it "
+                            "inverted? Export it again, with 0 for air")
+        elif share > NEGATIVE:
+            notes.append(f"{name} is negative in {100 * share:.0f} % of the brain: it seems to be "
+                         "normalized already")
+    return warnings, notes
+
+
+def swapped(inside: np.ndarray) -> tuple[list[str], list[str]]:
+    """Return warnings and notes about exchanged modalities, from the brain's voxels, (4, n)."""
     if inside.shape[1] < 1000 or not inside.std(1).all():
-        return False
+        return [], []
     z = (inside - inside.mean(1, keepdims=True)) / inside.std(1, keepdims=True)
-    fluid = [
-        z[T2][dark].mean() - z[FLAIR][dark].mean()
-        for dark in (z[m] <= np.quantile(z[m], DARK) for m in (T1, T1CE))
-    ]
-    brightest = (
-        z[FLAIR][z[T2] >= np.quantile(z[T2], BRIGHT)].mean()
-        - z[T2][z[FLAIR] >= np.quantile(z[FLAIR], BRIGHT)].mean()
-    )
+    if _flair_is_t2(z):
+        return ["FLAIR and T2 look swapped: fluid is bright in flair and dark in t2; exchange the "
+                "two files"], []
+    r = np.corrcoef(z)
+    pair, alike = max((("T1 and T2", r[T1CE, T2]), ("T1CE and T2", r[T1, T2])), key=lambda p: p[1])
+    if alike > r[T1, T1CE] + UNLIKE:
+        return [f"{pair} look swapped: t1 and t1ce should be more alike than either is to t2; "
+                "exchange the two files"], []
+    brightest = np.quantile(z, BRIGHTEST, axis=1)
+    if brightest[T1] > brightest[T1CE] + BRIGHTER:
+        return [], ["T1 and T1CE may be swapped: t1 has the brighter vessels or rim; look at both"]
+    return [], []
+
+
+def _flair_is_t2(z: np.ndarray) -> bool:
+    """Tell whether fluid, dark in T1, is bright in FLAIR and dark in T2; z-scores, (4, n)."""
+    fluid = [z[T2][dark].mean() - z[FLAIR][dark].mean()
+             for dark in (z[m] <= np.quantile(z[m], DARK) for m in (T1, T1CE))]
+    brightest = (z[FLAIR][z[T2] >= np.quantile(z[T2], BRIGHT)].mean()
+                 - z[T2][z[FLAIR] >= np.quantile(z[FLAIR], BRIGHT)].mean())
     return max(fluid) < -SWAPPED and brightest > SWAPPED
 
 
 def coverage(nonzero: np.ndarray) -> list[str]:
     """Return a note for each modality that lacks a part of the brain, (4, n) bool."""
     whole = max(1, int(nonzero.any(0).sum()))
-    return [
-        f"{name} covers {100 * mask.sum() / whole:.0f} % of the brain"
-        for name, mask in zip(MODALITIES, nonzero, strict=True)
-        if mask.sum() < COVERED * whole
-    ]
+    return [f"{name} covers {100 * mask.sum() / whole:.0f} % of the brain"
+            for name, mask in zip(MODALITIES, nonzero, strict=True) if mask.sum() < COVERED * whole]
 
 
 def _place(patient: Patient) -> list[str]:
     shape = np.array(patient.images.shape[1:])
     middle = (patient.affine @ [*(shape - 1) / 2, 1])[:3]
     half = np.abs(patient.affine[:3, :3]) @ shape / 2
-    if (np.abs(middle) > FAR * half + 20).any():
-        return [
-            f"its affine ({patient.orientation}) puts the middle of the volume at "
-            f"{np.round(middle).astype(int).tolist()} mm: look whether its axes point the right way"
-        ]
-    return []
+    if (np.abs(middle) <= FAR * half + 20).all():
+        return []
+    return [f"its affine ({patient.orientation}) puts the middle of the volume at "
+            f"{np.round(middle).astype(int).tolist()} mm: look whether its axes point the right "
+            "way"]
 
 
 def outside(patient: Patient, step: int, nonzero: np.ndarray) -> list[str]:
@@ -210,29 +193,16 @@ def _reference(patient: Patient) -> list[str]:
     counts = np.bincount(patient.reference.ravel(), minlength=4)
     if not counts[1:].any():
         return ["its reference is empty"]
-    return [
-        f"{name} has {counts[label]} voxels"
-        for label, name in LABEL_SHORT.items()
-        if 0 < counts[label] < FEW_VOXELS
-    ]
+    return [f"{name} has {counts[label]} voxels" for label, name in LABEL_SHORT.items()
+            if 0 < counts[label] < FEW_VOXELS]
 
 
 def of_cohort(rows: Sequence[Mapping]) -> list[str]:
     """Return what only all patients together show, from the rows of `cases.check_case`."""
-    sound = [row for row in rows if not row["problems"]]
-    labeled = [row["volumes_ml"] for row in sound if row["volumes_ml"]]
-    if not labeled:
-        return []
-    if not any(value for one in labeled for value in one.values()):
+    labeled = [row["volumes_ml"] for row in rows if row["volumes_ml"] and not row["problems"]]
+    if labeled and not any(value for one in labeled for value in one.values()):
         return [f"all {len(labeled)} references are empty: are these the tumors' masks?"]
-    absent = [
-        (label, name)
-        for label, name in LABEL_SHORT.items()
-        if not any(one[name] for one in labeled)
-    ]
-    return [
-        f"label {label} ({name}) occurs in no patient: with these references no network learns "
-        "it, and "
-        "no score of it has a meaning"
-        for label, name in absent
-    ]
+    return [f"label {label} ({name}) occurs in no patient: with these references no network learns "
+            "it, and no score of it has a meaning"
+            for label, name in LABEL_SHORT.items()
+            if labeled and not any(one[name] for one in labeled)]

@@ -1,8 +1,7 @@
 """Turn a scan into what the network reads, and an array of the network back to the scan's grid.
 
-Preparing crops to the brain and keeps the scanner's integers (lossless, one compressed file a
-patient). The z-score is left to the training device: mean and standard deviation travel with the
-file. Arrays here are (D, H, W) = (z, y, x) in the orientation LPS.
+Preparing crops to the brain and keeps the scanner's integers. The z-score is left to the training
+device; mean and standard deviation travel with the file. Arrays are (D, H, W) = (z, y, x) in LPS.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ SAMPLES = 500  # tumor voxels kept of each label, to center patches on
 
 def to_lps(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Turn (X, Y, Z) in any axis-aligned orientation to (D, H, W) in LPS; returns a view."""
-    turn = nib.orientations.ornt_transform(nib.io_orientation(affine),
-                                           nib.orientations.axcodes2ornt(ORIENTATION))
+    turn = nib.orientations.ornt_transform(
+        nib.io_orientation(affine), nib.orientations.axcodes2ornt(ORIENTATION))
     return nib.apply_orientation(array, turn).T
 
 
@@ -45,10 +44,7 @@ def lps_spacing(spacing: Sequence[float], affine: np.ndarray) -> tuple[float, ..
 
 
 def brain_mask(images: Sequence[np.ndarray]) -> np.ndarray:
-    """Mark voxels where any modality is not 0: (C, ...) to (...) bool.
-
-    The modalities' own masks differ in some patients.
-    """
+    """Mark voxels where any modality is not 0: (C, ...) to (...) bool; their masks may differ."""
     mask = images[0] != 0
     for image in images[1:]:
         mask |= image != 0
@@ -68,8 +64,8 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
     return mask if count < 2 else parts == 1 + np.bincount(parts.ravel())[1:].argmax()
 
 
-def statistics(images: np.ndarray, mask: np.ndarray, name: str = ""
-               ) -> tuple[np.ndarray, np.ndarray]:
+def statistics(images: np.ndarray, mask: np.ndarray,
+               name: str = "") -> tuple[np.ndarray, np.ndarray]:
     """Compute each modality's mean and standard deviation in the brain, both (C,) float64."""
     mean, std = np.zeros(len(images)), np.zeros(len(images))
     for n, image in enumerate(images):
@@ -87,8 +83,8 @@ def statistics(images: np.ndarray, mask: np.ndarray, name: str = ""
 def normalize(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """Z-score the brain, set the rest to 0, append the brain: (4, ...) to (5, ...) float32.
 
-    The brain is found before the z-score: afterwards "above 0" would find only the voxels that are
-    brighter than average. Reference for `normalize_batch`.
+    The brain is found first: after the z-score, "above 0" would find only voxels brighter than
+    average. Reference for `normalize_batch`.
     """
     mask = brain_mask(images)
     shape = (-1, *[1] * mask.ndim)
@@ -203,7 +199,7 @@ def rescale(array: np.ndarray, scale: Sequence[float]) -> np.ndarray:
 def restore(array: np.ndarray, meta: Meta) -> np.ndarray:
     """Return an array on the prepared grid, (C, D, H, W), to the scan's, (C, X, Y, Z).
 
-    0 outside the brain's box. Floating point (probabilities) is interpolated, integers (labels)
+    0 outside the brain's box. Probabilities (floating point) are interpolated, labels (integers)
     take the nearest voxel.
     """
     size = [stop - start for start, stop in meta.bounding_box]

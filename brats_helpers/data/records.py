@@ -1,7 +1,8 @@
-"""A patient's files, the patient in memory, and what lies on disk without being used."""
+"""Define a patient's files, the patient in memory, and what lies on disk unused."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,18 @@ import numpy as np
 
 from ..basics.files import Packed
 
+# Line breaks and other control characters, and bytes that are no text in the disk's encoding.
+CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def shown(text: str) -> str:
+    """Escape what would break a line or a table."""
+    return CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
+
 
 @dataclass(frozen=True)
 class Case:
-    """Where a patient's files are, on disk or in a plain tar."""
+    """Say where a patient's files are, on disk or in a plain tar."""
 
     name: str
     images: tuple[Path | Packed, ...]  # one a modality, in the order of MODALITIES; or one 4D file
@@ -25,39 +34,40 @@ class Case:
 
 @dataclass
 class Patient:
-    """A patient in memory, in the index order (X, Y, Z) and the orientation of the files."""
+    """Hold a patient in memory, in the index order (X, Y, Z) and orientation of the files."""
 
     name: str
     images: np.ndarray  # (4, X, Y, Z) int16, or float32 where int16 would lose something
     reference: np.ndarray | None  # (X, Y, Z) uint8, labels 0 to 3
     affine: np.ndarray  # (4, 4), voxel indices to mm; right, anterior and superior are positive
+    notes: tuple[str, ...] = ()  # what was remarkable in reading
 
     @property
     def spacing(self) -> tuple[float, ...]:
-        """Edges of a voxel in mm."""
+        """Return the edges of a voxel in mm."""
         return tuple(float(v) for v in np.linalg.norm(self.affine[:3, :3], axis=0))
 
     @property
     def orientation(self) -> str:
-        """The directions in which the three indices grow, "LPS" for BraTS."""
+        """Return the directions in which the three indices grow, "LPS" for BraTS."""
         return "".join(nib.aff2axcodes(self.affine))
 
 
 @dataclass(frozen=True)
 class Unused:
-    """A file or folder that looks like part of a patient and is not read."""
+    """Name a file or folder that looks like part of a patient and is not read."""
 
     path: Path | Packed
     reason: str
     remedy: str = ""  # empty: nothing needs to be done
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}" + (f"; {self.remedy}." if self.remedy else ".")
+        return shown(f"{self.path}: {self.reason}" + (f"; {self.remedy}." if self.remedy else "."))
 
 
 @dataclass(frozen=True)
 class Found:
-    """The patients of a folder or archive, sorted by name, and everything that is not used."""
+    """Hold the patients of a place, sorted by name, and everything that is not used."""
 
     cases: list[Case]
     unused: list[Unused]

@@ -1,4 +1,4 @@
-"""What a source is, by its content: an archive, a folder of patients, or a folder of archives."""
+"""Tell by its content what a source is: an archive, or a folder of patients or archives."""
 
 from __future__ import annotations
 
@@ -14,21 +14,13 @@ from .layouts import NIFTI
 from .unused import READABLE, SPLIT, UNREAD_ARCHIVES
 
 NIFTI_START = (b"\x5c\x01\0\0", b"\0\0\x01\x5c", b"\x1c\x02\0\0", b"\0\0\x02\x1c")  # 348 or 540
-MAGIC = {
-    b"\x1f\x8b": "gzip",
-    b"PK\x03\x04": "zip",
-    b"PK\x05\x06": "zip",
-    b"\xfd7zXZ": "xz",
-    b"BZh": "bzip2",
-    b"7z\xbc\xaf": "7-Zip",
-    b"Rar!": "RAR",
-    b"\x28\xb5\x2f\xfd": "Zstandard",
-}
-READ = ("tar", "zip", "gzip", "xz", "bzip2")
+MAGIC = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"PK\x05\x06": "zip", b"\xfd7zXZ": "xz",
+         b"BZh": "bzip2", b"7z\xbc\xaf": "7-Zip", b"Rar!": "RAR", b"\x28\xb5\x2f\xfd": "Zstandard"}
+READ = {"tar": None, "zip": None, "gzip": gzip, "xz": lzma, "bzip2": bz2}
 
 
 def is_archive(path: Path) -> bool:
-    """Return whether a path is an archive, or a folder of archives and no other scans."""
+    """Tell whether a path is an archive, or a folder of archives and no other scans."""
     path = Path(path)
     if path.is_dir():
         return bool(archives_of(path))
@@ -39,14 +31,11 @@ def archives_of(path: Path) -> list[Path]:
     """Return the archive itself, or those of a folder without scans of its own; else nothing."""
     if not path.is_dir():
         return [path]
-    files = [
-        p
-        for p in sorted(path.rglob("*"))
-        if not any(part.startswith((".", "__MACOSX")) for part in p.relative_to(path).parts)
-    ]
-    if any(NIFTI.search(p.name) or p.name == "dataset.json" for p in files if p.is_file()):
+    files = [p for p in sorted(path.rglob("*")) if p.is_file() and not any(
+        part.startswith((".", "__MACOSX")) for part in p.relative_to(path).parts)]
+    if any(NIFTI.search(p.name) or p.name == "dataset.json" for p in files):
         return []
-    return [p for p in files if p.name.lower().endswith(ENDINGS) and p.is_file()]
+    return [p for p in files if p.name.lower().endswith(ENDINGS)]
 
 
 def resolve_source(path: Path) -> Path:
@@ -66,22 +55,19 @@ def refuse_unread(path: Path) -> None:
     """Refuse a path that is not there, or a file that is no archive, by what it is."""
     if not path.is_file():
         link = f"a link to {path.readlink()}, which is " if path.is_symlink() else ""
-        raise BratsError(
-            f"{path} is {link}not there: give the path of a "
-            f"{', '.join(ENDINGS)} file or of a folder."
-        )
+        raise BratsError(f"{path} is {link}not there: give the path of a {', '.join(ENDINGS)} file "
+                         "or of a folder.")
     if why := _why_unread(path):
         raise BratsError(f"{path} {why}")
 
 
 def _why_unread(path: Path) -> str:
-    """The end of a sentence on a file that is no readable archive; empty if it is one."""
-    kind, name, scan = kind_of(path), path.name.lower(), bool(NIFTI.search(path.name))
+    """End the sentence on a file that is no readable archive; empty if it is one."""
+    kind, name = kind_of(path), path.name.lower()
     named = name.endswith(ENDINGS)
-    title = next((t for end, t in UNREAD_ARCHIVES.items() if name.endswith(end) and not named), "")
     if SPLIT.search(name):
         return "is one part of a split archive: join the parts and unpack them."
-    if scan:
+    if NIFTI.search(name):
         return "is one scan: give the folder of the patient or of all patients."
     if not path.stat().st_size:
         return "is empty (0 bytes), damaged or incomplete: get it again."
@@ -89,6 +75,7 @@ def _why_unread(path: Path) -> str:
         return "holds a NIfTI scan, not an archive: give the folder of the patient."
     if kind in READ:
         return ""
+    title = next((t for end, t in UNREAD_ARCHIVES.items() if name.endswith(end) and not named), "")
     if title or kind:
         return f"is {title or f'a {kind} archive'}, which is not read here: {READABLE}."
     if not named:
@@ -103,7 +90,7 @@ def _why_unread(path: Path) -> str:
 
 
 def kind_of(path: Path) -> str:
-    """What a file is by its content: tar, zip, gzip, ...; empty if unknown or not there."""
+    """Name what a file is by its content: tar, zip, gzip, ...; empty if unknown or not there."""
     if not path.is_file():
         return ""
     with open(path, "rb") as file:
@@ -114,10 +101,9 @@ def kind_of(path: Path) -> str:
 
 
 def inner_start(path: Path) -> bytes:
-    """The first bytes of what a gzip, xz or bzip2 file holds; empty if there are none."""
-    opener = {"gzip": gzip, "xz": lzma, "bzip2": bz2}.get(kind_of(path))
+    """Read the first bytes of what a gzip, xz or bzip2 file holds; empty if there are none."""
     try:
-        with (opener or gzip).open(path) as inner:
+        with (READ.get(kind_of(path)) or gzip).open(path) as inner:
             return inner.read(4)
     except (OSError, EOFError, zlib.error, lzma.LZMAError):
         return b""

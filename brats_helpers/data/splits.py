@@ -1,5 +1,4 @@
-"""The split: whole persons go to training or to validation, never single visits, slices or "
-"patches."""
+"""Split a cohort by person, never by visit, slice or patch."""
 
 from __future__ import annotations
 
@@ -17,50 +16,39 @@ from ..basics.errors import BratsError
 
 COLUMNS = ("patient", "person")  # of the CSV that `read_persons` reads
 # What comes after the person in a patient's name, by data set: a visit, a time point or a date.
-VISITS = [
-    re.compile(pattern, re.IGNORECASE)
-    for pattern in (
-        r"(BraTS-(?:[A-Z]+-)+\d+)-\d+",  # BraTS-GLI-00005-100
-        r"(Brats1[5-9]_.+)_\d+",
-        r"(brats_(?:tcia|2013)_pat\d+)_\d+",  # BraTS 2015 to 2019
-        r"(UCSF-PDGM-\d+)_.+",
-        r"(UPENN-GBM-\d+)_.+",
-        r"(RHUH-\d+)_\d+",
-        r"(TCGA-\w\w-\w{4})[-_].+",
-        r"(sub-[A-Z0-9]+)_.+",  # _1996.08.23; _ses-02 of BIDS
-        r"(.*\d.*?)[-_](?:(?:19|20)\d\d[-_.]?[01]\d[-_.]?[0-3]\d)",  # any number with a date
-        r"(.*\d.*?)[-_](?:ses|session|visit|timepoint|tp|fu|followup|follow-up|week|month|baseline"
-        r"|pre-?op|post-?op)[-_]?\w*(?:[-_]\d+)?",
-    )
-]
+VISITS = [re.compile(pattern, re.IGNORECASE) for pattern in (
+    r"(BraTS-(?:[A-Z]+-)+\d+)-\d+",  # BraTS-GLI-00005-100
+    r"(Brats1[5-9]_.+)_\d+", r"(brats_(?:tcia|2013)_pat\d+)_\d+",  # BraTS 2015 to 2019
+    r"(UCSF-PDGM-\d+)_.+", r"(UPENN-GBM-\d+)_.+", r"(RHUH-\d+)_\d+",
+    r"(TCGA-\w\w-\w{4})[-_].+", r"(sub-[A-Z0-9]+)_.+",  # _1996.08.23; _ses-02 of BIDS
+    r"(.*\d.*?)[-_](?:(?:19|20)\d\d[-_.]?[01]\d[-_.]?[0-3]\d)",  # any number with a date
+    r"(.*\d.*?)[-_](?:ses|session|visit|timepoint|tp|fu|followup|follow-up|week|month|baseline"
+    r"|pre-?op|post-?op)[-_]?\w*(?:[-_]\d+)?")]
 
 
 def person_of(name: str) -> str:
-    """Return the person that a patient's name stands for, without its visit: BraTS-GLI-00005-100 is
-    BraTS-GLI-00005. A name of no known form is a person of its own, as in BraTS 2021."""
+    """Return a patient's name without the visit: BraTS-GLI-00005 for BraTS-GLI-00005-100.
+
+    A name of no known form is a person of its own, as in BraTS 2021.
+    """
     return next((match[1] for pattern in VISITS if (match := pattern.fullmatch(name))), name)
 
 
-def find_persons(
-    names: Sequence[str],
-    listed: Mapping[str, str] | None = None,
-    twins: Sequence[Sequence[str]] = (),
-) -> dict[str, str]:
+def find_persons(names: Sequence[str], listed: Mapping[str, str] | None = None,
+                 twins: Sequence[Sequence[str]] = ()) -> dict[str, str]:
     """Return the person of each patient.
 
-    listed: persons that the user knows (`read_persons`). They override the names.
-    twins: groups of patients with the same scans (`cases.find_twins`). Each becomes one person.
+    listed: persons that the user knows (`read_persons`), which override the names.
+    twins: groups of patients with the same scans (`cases.find_twins`); each becomes one person.
     """
     listed = listed or {}
     known = {person_of(name): person for name, person in listed.items()}
-    persons = {
-        name: listed.get(name) or known.get(person_of(name), person_of(name)) for name in names
-    }
+    persons = {name: listed.get(name) or known.get(person_of(name), person_of(name))
+               for name in names}
     for group in twins:
         same = {persons[name] for name in group if name in persons}
-        persons = {
-            name: min(same) if person in same else person for name, person in persons.items()
-        }
+        persons = {name: min(same) if person in same else person
+                   for name, person in persons.items()}
     return persons
 
 
@@ -73,14 +61,11 @@ def read_persons(path: str | Path, names: Sequence[str]) -> dict[str, str]:
     try:
         lines = io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")
     except OSError as error:
-        raise BratsError(
-            f"the list of persons {path} cannot be read ({error.strerror}): name a CSV "
-            "with the columns patient and person."
-        ) from error
+        raise BratsError(f"the list of persons {path} cannot be read ({error.strerror}): name a "
+                         "CSV with the columns patient and person.") from error
     except UnicodeDecodeError as error:
-        raise BratsError(
-            f'{path} is not a CSV in UTF-8 ({error.reason}): export it as "CSV UTF-8".'
-        ) from error
+        raise BratsError(f'{path} is not a CSV in UTF-8 ({error.reason}): export it as "CSV '
+                         'UTF-8".') from error
     first = lines.readline()
     lines.seek(0)
     reader = csv.reader(lines, delimiter=max(",;\t", key=first.count))
@@ -90,45 +75,36 @@ def read_persons(path: str | Path, names: Sequence[str]) -> dict[str, str]:
         raise BratsError(f"{path}, line {reader.line_num}: not a CSV ({error}).") from error
     header = [field.lower() for field in rows[0]] if rows else []
     if missing := [column for column in COLUMNS if column not in header]:
-        raise BratsError(
-            f"{path} has no column {' and no column '.join(missing)}; its first line is "
-            f"{first.strip()!r}. "
-            "Write the header patient,person and separate the columns by commas."
-        )
+        raise BratsError(f"{path} has no column {' and no column '.join(missing)}; its first line "
+                         f"is {first.strip()!r}. Write the header patient,person and separate the "
+                         "columns by commas.")
     return _persons_in(path, rows, [header.index(column) for column in COLUMNS], names)
 
 
-def _persons_in(
-    path: Path, rows: Sequence[Sequence[str]], columns: Sequence[int], names: Sequence[str]
-) -> dict[str, str]:
+def _persons_in(path: Path, rows: Sequence[Sequence[str]], columns: Sequence[int],
+                names: Sequence[str]) -> dict[str, str]:
     persons: dict[str, str] = {}
     for number, row in enumerate(rows[1:], 2):
         if not any(row):
             continue
         name, person = (row[i] if i < len(row) else "" for i in columns)
-        problem = (
-            "it needs a patient and a person"
-            if not (name and person)
-            else f"there is no patient {name}{_hint(name, names)}"
-            if name not in names
-            else f"{name} is both {persons[name]} and {person}"
-            if persons.get(name, person) != person
-            else ""
-        )
+        problem = ""
+        if not (name and person):
+            problem = "it needs a patient and a person"
+        elif name not in names:
+            close = difflib.get_close_matches(name, names, 1)
+            problem = (f"there is no patient {name} in this cohort"
+                       + (f"; did you mean {close[0]}?" if close else ""))
+        elif persons.get(name, person) != person:
+            problem = f"{name} is both {persons[name]} and {person}"
         if problem:
             raise BratsError(f"{path}, line {number}: {problem}. Correct the line or remove it.")
         persons[name] = person
     return persons
 
 
-def _hint(name: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, names, 1)
-    return f" in this cohort; did you mean {close[0]}?" if close else " in this cohort"
-
-
-def deal(
-    order: Sequence[str], volumes: Sequence[float], groups: int, rng: np.random.Generator
-) -> list[list[str]]:
+def deal(order: Sequence[str], volumes: Sequence[float], groups: int,
+         rng: np.random.Generator) -> list[list[str]]:
     """Deal names into `groups` so that each gets its share of every tumor size.
 
     Sorted by volume, each run of `groups` neighbors is dealt one to a group, in random order.
@@ -136,45 +112,33 @@ def deal(
     ranked = [order[i] for i in np.argsort(volumes, kind="stable")]
     hands: list[list[str]] = [[] for _ in range(groups)]
     for start in range(0, len(ranked), groups):
-        for hand, name in zip(
-            rng.permutation(groups), ranked[start : start + groups], strict=False
-        ):
+        some = ranked[start:start + groups]
+        for hand, name in zip(rng.permutation(groups), some, strict=False):
             hands[hand].append(name)
     return hands
 
 
-def _group(names: Sequence[str], persons: Mapping[str, str]) -> dict[str, list[str]]:
-    """The patients of each person; a person stands where their first patient does."""
-    groups: dict[str, list[str]] = defaultdict(list)
-    for name in sorted(names):
-        groups[persons[name]].append(name)
-    return dict(groups)
-
-
-def make_splits(
-    names: Sequence[str],
-    volumes_ml: Sequence[float],
-    seed: int,
-    validation: float = 0.2,
-    folds: int = 5,
-    persons: Mapping[str, str] | None = None,
-) -> dict:
+def make_splits(names: Sequence[str], volumes_ml: Sequence[float], seed: int,
+                validation: float = 0.2, folds: int = 5,
+                persons: Mapping[str, str] | None = None) -> dict:
     """Split people into training and validation, and into folds, stratified by tumor volume.
 
     The volume of a person is that of their largest tumor. persons: the person of each patient
-    (`find_persons`), by default as the names say. Returns names under "training" and "validation".
-    "folds" has one list per fold, of those held out, and "persons" lists the patients of each
-    person who has several. The order of the input does not matter. BratsError for fewer than two
+    (`find_persons`), by default as the names say. Returns names under "training" and "validation",
+    a list of those held out per fold under "folds", and the patients of each person who has
+    several under "persons". The order of the input does not matter. BratsError for fewer than two
     persons.
     """
     if len(set(names)) < len(names):
         raise BratsError("two patients have the same name: rename one.")
-    groups = _group(names, persons or find_persons(names))
+    persons = persons or find_persons(names)
+    groups: dict[str, list[str]] = defaultdict(list)  # a person stands where the first patient does
+    for name in sorted(names):
+        groups[persons[name]].append(name)
     if len(groups) < 2:
-        raise BratsError(
-            f"{len(names)} patient(s) with a reference, of {len(groups)} person(s): at "
-            "least two persons are needed, one to learn from and one to validate on."
-        )
+        raise BratsError(f"{len(names)} patient(s) with a reference, of {len(groups)} person(s): "
+                         "at least two persons are needed, one to learn from and one to validate "
+                         "on.")
     volume = dict(zip(names, volumes_ml, strict=True))
     order, sizes = list(groups), [max(volume[name] for name in group) for group in groups.values()]
     rng = np.random.default_rng(seed)
@@ -184,10 +148,6 @@ def make_splits(
         return [sorted(name for person in hand for name in groups[person]) for hand in hands]
 
     held_out = dealt(max(2, round(1 / validation)))[0] or groups[order[0]]
-    return {
-        "seed": seed,
-        "training": sorted(set(names) - set(held_out)),
-        "validation": held_out,
-        "folds": dealt(folds),
-        "persons": {person: group for person, group in groups.items() if len(group) > 1},
-    }
+    return {"seed": seed, "training": sorted(set(names) - set(held_out)),
+            "validation": held_out, "folds": dealt(folds),
+            "persons": {person: group for person, group in groups.items() if len(group) > 1}}

@@ -1,4 +1,4 @@
-"""A prepared patient as one compressed file, and patches read from it."""
+"""Keep a prepared patient as one compressed file, and read patches from it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Meta:
 
 @dataclass
 class Prepared:
-    """A prepared patient: voxels and what is known of them."""
+    """Hold a prepared patient: voxels and what is known of them."""
 
     volume: np.ndarray  # (5, D, H, W): four modalities, and labels 0 to 3 (0 without a reference)
     meta: Meta
@@ -105,7 +105,7 @@ def load(path: Path) -> Prepared:
 def open_volume(path: Path) -> tuple[blosc2.NDArray, Meta]:
     """Open a prepared file: an array (5, D, H, W) that decompresses on indexing, and its Meta.
 
-    Patches are read unchecked, for speed; `prepared_files` and `load` compare the checksum.
+    Only `load` compares the checksum.
     """
     array = open_mapped(map_file(path), path)
     return array, read_meta(array, path)
@@ -157,8 +157,8 @@ def _read_stored(array: blosc2.NDArray, path: Path) -> dict:
 def read_patch(array: blosc2.NDArray, meta: Meta, corner: Sequence[int], into: np.ndarray) -> None:
     """Fill `into`, (5, d, h, w), with the voxels from `corner` on, (3,) in d h w; 0 if outside.
 
-    Gives what slicing the array gives, but faster: each block is copied while it is still in the
-    processor's cache, and blocks of the reference without a tumor are not decompressed.
+    Faster than slicing the array: each block is copied while it is in the processor's cache, and
+    blocks of the reference without a tumor are not decompressed.
     """
     corner = [int(c) for c in corner]
     (d, from_d), (h, from_h), (w, from_w) = map(_overlap, corner, into.shape[1:], array.shape[1:])

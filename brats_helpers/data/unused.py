@@ -13,187 +13,138 @@ from ..basics.files import Packed
 from .layouts import NIFTI, OTHER, SUFFIXES, identify
 from .records import Case, Unused
 
-READABLE = (
-    "unpack it and give the folder; of archives, tar, tar.gz, tar.bz2, tar.xz and zip are read"
-)
+READABLE = ("unpack it and give the folder; of archives, tar, tar.gz, tar.bz2, tar.xz and zip are "
+            "read")
 UNREAD_ARCHIVES = {
-    ".7z": "a 7-Zip archive",
-    ".rar": "a RAR archive",
-    ".zst": "a Zstandard archive",
-    ".lz4": "an LZ4 archive",
-    ".lzma": "an LZMA archive",
-    ".lz": "an lzip archive",
-    ".iso": "a disk image",
-    ".dmg": "a disk image",
-    ".xz": "compressed by xz",
-    ".bz2": "compressed by bzip2",
-}
+    ".7z": "a 7-Zip archive", ".rar": "a RAR archive", ".zst": "a Zstandard archive",
+    ".lz4": "an LZ4 archive", ".lzma": "an LZMA archive", ".lz": "an lzip archive",
+    ".iso": "a disk image", ".dmg": "a disk image", ".xz": "compressed by xz",
+    ".bz2": "compressed by bzip2"}
 SPLIT = re.compile(
     r"\.(zip|7z|tar|gz|tgz|rar)\.(\d{2,3}|part\w*)$|\.z\d\d$|\.(tar|tgz|gz)[._-]?part\w+$|\.r\d\d$",
-    re.IGNORECASE,
-)
+    re.IGNORECASE)
 FORMATS = {
-    ".mha": "MetaImage",
-    ".mhd": "MetaImage",
-    ".nrrd": "NRRD",
-    ".nhdr": "NRRD",
-    ".mgz": "FreeSurfer",
-    ".mgh": "FreeSurfer",
-    ".hdr": "Analyze or a NIfTI pair",
-    ".mnc": "MINC",
-    ".dcm": "DICOM",
-    ".ima": "DICOM",
-    ".npy": "NumPy",
-    ".npz": "NumPy",
-    ".h5": "HDF5",
-    ".hdf5": "HDF5",
-    ".par": "Philips",
-}
+    "MetaImage": ".mha .mhd", "NRRD": ".nrrd .nhdr", "FreeSurfer": ".mgz .mgh", "MINC": ".mnc",
+    "Analyze or a NIfTI pair": ".hdr", "DICOM": ".dcm .ima", "NumPy": ".npy .npz",
+    "HDF5": ".h5 .hdf5", "Philips": ".par"}
+FORMAT_OF = {ending: title for title, endings in FORMATS.items() for ending in endings.split()}
 PARTIAL = re.compile(r"\.(part|partial|crdownload|download|filepart|tmp|aria2)$", re.IGNORECASE)
 POINTERS = {
-    ".dvc": "run `dvc pull`",
-    ".icloud": "let iCloud download it",
-    ".lnk": "copy the file itself here",
-    ".url": "download the file itself",
-    ".webloc": "download the file itself",
-    ".torrent": "download the files",
-}
-KIND_TITLES = {"seg": "the reference", "draft": "the reference"}
+    ".dvc": "run `dvc pull`", ".icloud": "let iCloud download it",
+    ".lnk": "copy the file itself here", ".url": "download the file itself",
+    ".webloc": "download the file itself", ".torrent": "download the files"}
+GUESSES = (
+    (r"flair", "flair"), (r"t1\w*(gd|ce|gad|post|km|c\b)|contrast", "t1ce"), (r"t2", "t2"),
+    (r"t1", "t1"),
+    (r"seg|mask|label|tumou?r|roi\b|gtv|\bgt\b|truth|annot|manual|expert", "seg"))
+SERIES = ("in the format DICOM", "another contrast", "named ", "its name ends",
+          "dataset.json does not")  # reasons of which one is shown for many files
 SHOWN = 20
 
 
 def explain(path: Path | Packed, cases: Sequence[Case]) -> Unused | None:
     """Say why no rule uses a file; None if it does not look like part of a patient."""
     name = path.name.lower()
-    if found := _not_an_image(path, name):
-        return found
+    if found := _not_an_image(name):
+        return Unused(path, *found)
     known = identify(path)
     derived = ".nii" in name and "derivatives" in path.parent.parts
     if OTHER.search(path.name) or derived or (known and known[2] == "draft"):
         return Unused(path, "another contrast or a derived file, which is not needed")
     if ".nii" in name or (name.endswith(".gz") and guess_kind(name)):
-        return _odd_name(path, cases)
+        return Unused(path, *_odd_name(path, cases))
     return None
 
 
-def _not_an_image(path: Path | Packed, name: str) -> Unused | None:
+def _not_an_image(name: str) -> tuple[str, str] | None:
     """Recognize files that are not images: partial downloads, pointers, archives, DICOM."""
     if PARTIAL.search(name):
-        return Unused(path, "a download that has not finished", "finish it, or remove it")
+        return "a download that has not finished", "finish it, or remove it"
     for ending, remedy in POINTERS.items():
-        of_image = guess_kind(name.removesuffix(ending)) or ".nii" in name or ending == ".dvc"
-        if name.endswith(ending) and of_image:
-            return Unused(path, "it only points to the file", remedy)
+        if name.endswith(ending) and (guess_kind(name.removesuffix(ending)) or ".nii" in name
+                                      or ending == ".dvc"):
+            return "it only points to the file", remedy
     if SPLIT.search(name):
-        return Unused(path, "one part of a split archive", "join the parts and unpack them")
+        return "one part of a split archive", "join the parts and unpack them"
     if name.endswith(ARCHIVE_ENDINGS):
-        return Unused(path, "an archive next to patients, which is not read",
-                      "unpack it, or give it as a source of its own")
+        return ("an archive next to patients, which is not read",
+                "unpack it, or give it as a source of its own")
     for ending, title in UNREAD_ARCHIVES.items():
         if name.endswith(ending):
-            return Unused(path, f"{title}, which is not read here", READABLE)
-    ending = name[name.rfind("."):] if "." in name else ""
-    if ending in FORMATS:
-        return Unused(path, f"in the format {FORMATS[ending]}, and NIfTI is needed",
-                      _conversion(ending))
+            return f"{title}, which is not read here", READABLE
+    if title := FORMAT_OF.get(Path(name).suffix):
+        return (f"in the format {title}, and NIfTI is needed",
+                "convert the series with dcm2niix" if title == "DICOM" else "convert it to .nii.gz")
     return None
-
-
-def _conversion(ending: str) -> str:
-    return (
-        "convert the series with dcm2niix"
-        if ending in (".dcm", ".ima")
-        else "convert it to .nii.gz"
-    )
 
 
 def guess_kind(name: str) -> str | None:
-    """Return the kind that a file with an odd name seems to be, by the words in its name."""
-    words = re.split(r"[^a-z0-9]+", re.sub(r"\.nii.*$|\.gz$", "", name.lower()))
-    for word in reversed(words):
-        if word in SUFFIXES:
-            with_agent = word in ("t1", "t1w") and re.search(
-                r"t1.*(gd|gad|ce\b|contrast|post|\+c)", name.lower()
-            )
-            return "t1ce" if with_agent else SUFFIXES[word]
-    text = " ".join(words)
-    for pattern, kind in (
-        (r"flair", "flair"),
-        (r"t1\w*(gd|ce|gad|post|km|c\b)|contrast", "t1ce"),
-        (r"t2", "t2"),
-        (r"t1", "t1"),
-        (r"seg|mask|label|tumou?r|roi\b|gtv|\bgt\b|truth|annot|manual|expert", "seg"),
-    ):
-        if re.search(pattern, text):
-            return kind
-    return None
+    """Guess the kind of a file with an odd name by the words in it."""
+    name = name.lower()
+    words = re.split(r"[^a-z0-9]+", re.sub(r"\.nii.*$|\.gz$", "", name))
+    if word := next((word for word in reversed(words) if word in SUFFIXES), ""):
+        agent = word in ("t1", "t1w") and re.search(r"t1.*(gd|gad|ce\b|contrast|post|\+c)", name)
+        return "t1ce" if agent else SUFFIXES[word]
+    return next((kind for pattern, kind in GUESSES if re.search(pattern, " ".join(words))), None)
 
 
-def _odd_name(path: Path | Packed, cases: Sequence[Case]) -> Unused:
+def _odd_name(path: Path | Packed, cases: Sequence[Case]) -> tuple[str, str]:
     """Say what an image with an odd name may be, and which name it would need."""
     ending = ".nii.gz" if path.name.lower().endswith(".gz") else ".nii"
     if found := _of_somebody(path, cases, ending):
         return found
     kind = guess_kind(path.name)
-    here = [case for case in cases if case.images and case.images[0].parent == path.parent]
     if kind is None:
-        return Unused(path, "its name ends in no known contrast", "if a patient needs it, rename "
-                      f"it to X_flair{ending}, X_t1, X_t1ce, X_t2 or X_seg")
+        return ("its name ends in no known contrast", "if a patient needs it, rename it to "
+                f"X_flair{ending}, X_t1, X_t1ce, X_t2 or X_seg")
     kind = {"draft": "seg"}.get(kind, kind)
-    if kind == "t1" and len(here) == 1 and _has(here[0], "t1") and not _has(here[0], "t1ce"):
+    here = [case for case in cases if case.images and case.images[0].parent == path.parent]
+    one = here[0] if len(here) == 1 else None
+    if one and kind == "t1" and _has(one, "t1") and not _has(one, "t1ce"):
         kind = "t1ce"  # T1 of an odd name
-    title = KIND_TITLES.get(kind, kind)
-    target = f"{here[0].name if len(here) == 1 else 'X'}_{kind}{ending}"
-    if len(here) == 1 and _has(here[0], kind):
-        return Unused(path, f"patient {here[0].name} has a file for {title} already, and this "
-                      "one's name is not of a known form",
-                      "remove it if it is a copy; else keep the right one of the two")
-    return Unused(path, f"is it {title}? Its name is not of a known form",
-                  f"if it is, rename it to {target}")
+    title = {"seg": "the reference"}.get(kind, kind)
+    if one and _has(one, kind):
+        return (f"patient {one.name} has a file for {title} already, and this one's name is not of "
+                "a known form", "remove it if it is a copy; else keep the right one of the two")
+    return (f"is it {title}? Its name is not of a known form",
+            f"if it is, rename it to {one.name if one else 'X'}_{kind}{ending}")
 
 
-def _of_somebody(path: Path | Packed, cases: Sequence[Case], ending: str) -> Unused | None:
+def _of_somebody(path: Path | Packed, cases: Sequence[Case], ending: str
+                 ) -> tuple[str, str] | None:
     """Recognize a reference whose patient is unknown, a bare mask, and nnU-Net's numbers."""
     known, stem = identify(path), NIFTI.sub("", path.name)
     if known and known[2] == "seg":
-        return Unused(path, f"a reference of {known[1]}, and it is not certain whose scans it "
-                      f"belongs to", f"add the scans of {known[1]}, or give it the name of its "
-                      "patient")
-    if named := [case for case in cases if case.name == stem]:
-        return Unused(path, f"named like patient {named[0].name} alone, as masks of predictions "
-                      "are", f"if it is the reference, rename it to {stem}_seg{ending}")
+        return (f"a reference of {known[1]}, and it is not certain whose scans it belongs to",
+                f"add the scans of {known[1]}, or give it the name of its patient")
+    if any(case.name == stem for case in cases):
+        return (f"named like patient {stem} alone, as masks of predictions are",
+                f"if it is the reference, rename it to {stem}_seg{ending}")
     if re.search(r"_000\d$", stem):
-        return Unused(path, "named by a channel's number, as nnU-Net's files are, and no "
-                      "dataset.json says which channel it is", "add nnU-Net's dataset.json, or "
-                      "rename the files to X_flair, X_t1, X_t1ce and X_t2")
+        return ("named by a channel's number, as nnU-Net's files are, and no dataset.json says "
+                "which channel it is", "add nnU-Net's dataset.json, or rename the files to "
+                "X_flair, X_t1, X_t1ce and X_t2")
     return None
 
 
 def _has(case: Case, kind: str) -> bool:
-    if kind == "seg":
-        return case.reference is not None
-    return kind not in _missing(case)
+    return case.reference is not None if kind == "seg" else kind not in _missing(case)
 
 
 def _missing(case: Case) -> list[str]:
-    """The modalities that a patient's problem says are missing."""
+    """Return the modalities that a patient's problem says are missing."""
     said = re.search(r"no file for ([^;]*);", case.problem)
     return [m for m in MODALITIES if said and m in said[1].split(", ")]
 
 
 def hint(case: Case, unused: Sequence[Unused]) -> tuple[Case, list[Unused]]:
-    """Add to an incomplete patient's problem the files that may be the missing ones, and return
-    these, too.
-    """
-    if "no file for" not in case.problem or not case.images:
-        return case, []
+    """Add the files that may be the missing ones to a patient's problem; returns these, too."""
     missing = _missing(case)
+    if not missing or not case.images:
+        return case, []
     kinds = {*missing, *(["t1"] if "t1ce" in missing else [])}  # T1 of an odd name may be T1CE
-    near = [
-        u
-        for u in unused
-        if u.path.parent == case.images[0].parent and u.remedy and guess_kind(u.path.name) in kinds
-    ]
+    near = [u for u in unused if u.path.parent == case.images[0].parent and u.remedy
+            and guess_kind(u.path.name) in kinds]
     said = "".join(f" {u.path.name} is there: {u.reason}; {u.remedy}." for u in near)
     return replace(case, problem=case.problem + said), near
 
@@ -202,26 +153,12 @@ def shorten(unused: Iterable[Unused]) -> list[Unused]:
     """Merge what is alike in one line: several files of a folder or ending, for one reason."""
     alike: dict[tuple, list[Unused]] = defaultdict(list)
     for one in unused:
-        series = one.reason.startswith(
-            (
-                "in the format DICOM",
-                "another contrast",
-                "named ",
-                "its name ends",
-                "dataset.json does not",
-            )
-        )
         other = OTHER.search(one.path.name) if one.reason.startswith("another") else None
         place = other[1].lower() if other else one.path.parent
-        alike[(place, one.reason.split(" patient ")[0]) if series else (one.path,)].append(one)
-    return [
-        same[0]
-        if len(same) == 1
-        else Unused(
-            same[0].path, f"{same[0].reason} (and {len(same) - 1} more like it)", same[0].remedy
-        )
-        for same in alike.values()
-    ]
+        alike[(place, one.reason.split(" patient ")[0]) if one.reason.startswith(SERIES)
+              else (one.path,)].append(one)
+    return [replace(first, reason=f"{first.reason} (and {len(more)} more like it)") if more
+            else first for first, *more in alike.values()]
 
 
 def listing(unused: Sequence[Unused], shown: int = SHOWN) -> str:

@@ -1,4 +1,4 @@
-"""Several networks as one: loaded together, averaged, and known by a tag."""
+"""Load several networks as one, which averages their probabilities and has a tag."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .prediction import passes
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Networks whose probabilities are averaged, and all that decides a mask besides the scans."""
+    """Hold networks to average, and all else that decides a mask besides the scans."""
 
     models: Sequence[nn.Module]
     config: Config
@@ -44,46 +44,29 @@ def load_ensemble(checkpoints: Sequence[Path], tta: bool) -> Ensemble:
     """Load networks that work at the same voxel size and patch; BratsError where they do not."""
     device = describe_device()
     contents = [read_checkpoint(path, device) for path in checkpoints]
-    loaded = [
-        network_of(content, path, device)
-        for content, path in zip(contents, checkpoints, strict=True)
-    ]
+    loaded = [network_of(content, path, device)
+              for content, path in zip(contents, checkpoints, strict=True)]
     seen = union_of_ranges([content.get("seen", {}) for content in contents])
     if not seen:
-        tqdm.write(
-            "The checkpoint does not say what its training patients looked like, or they were too "
-            "few: whether "
-            "yours are like them is not checked."
-        )
+        tqdm.write("The checkpoint does not say what its training patients looked like, or they "
+                   "were too few: whether yours are like them is not checked.")
     config = loaded[0][1]
-    if any(
-        (other.spacing_mm, other.patch) != (config.spacing_mm, config.patch) for _, other in loaded
-    ):
-        raise BratsError(
-            "these checkpoints work at different voxel sizes or patches and cannot be averaged: "
-            "give those "
-            "of one cross-validation."
-        )
-    settings = [
-        config.spacing_mm,
-        config.patch,
-        config.overlap,
-        tta,
-        POSTPROCESSING,
-        *sorted((other.network, weights_tag(model.state_dict())) for model, other in loaded),
-    ]
-    tag = hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
+    if len({(other.spacing_mm, other.patch) for _, other in loaded}) > 1:
+        raise BratsError("these checkpoints work at different voxel sizes or patches and cannot be "
+                         "averaged: give those of one cross-validation.")
+    networks = sorted((other.network, weights_tag(model.state_dict())) for model, other in loaded)
+    tag = _hash([config.spacing_mm, config.patch, config.overlap, tta, POSTPROCESSING, *networks])
     return Ensemble([model for model, _ in loaded], config, tta, seen, device, tag)
 
 
 def made_from(case: Case, ensemble: Ensemble) -> str:
-    """Sixteen characters that change with the scans, the networks and the options; "" where "
-    "scans are missing."""
+    """Hash the scans, the networks and the options; "" where scans are missing."""
     try:
         scans = "" if case.problem else content_hash(case, ensemble.config.spacing_mm)
     except BratsError:  # the check names it
         scans = ""
-    return (
-        scans
-        and hashlib.sha256(f"{scans} {case.channels} {ensemble.tag}".encode()).hexdigest()[:16]
-    )
+    return scans and _hash(f"{scans} {case.channels} {ensemble.tag}")
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(str(value).encode()).hexdigest()[:16]

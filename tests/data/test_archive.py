@@ -27,7 +27,7 @@ from brats_helpers.data.archive import (
     readable_in_place,
     summarize,
 )
-from brats_helpers.data.cases import find_twins, on_disk, read_case
+from brats_helpers.data.cases import check_case, find_twins, on_disk, read_case
 from brats_helpers.data.check import check_path
 from brats_helpers.data.formats import exportable
 from brats_helpers.data.pipeline import content_hash
@@ -63,7 +63,8 @@ def test_patients_in_a_tar_are_those_of_the_folder_without_a_file_written(
         np.testing.assert_array_equal(here.affine, there.affine)
         assert content_hash(a, 2.0) == content_hash(b, 2.0)  # prepared once, used both ways
         assert exportable(b) and not exportable(a)
-    assert find_twins(packed) == find_twins(unpacked) == [["P1", "P2"]]
+    twins = [find_twins(map(check_case, found)) for found in (packed, unpacked)]
+    assert twins == [[["P1", "P2"]]] * 2
     assert sorted(tmp_path.rglob("*")) == before
     alone = on_disk(packed[0], tmp_path / "out")
     assert all(

@@ -170,7 +170,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "colors": (header("t2", put(70, short(128) + short(24))), "promises|color"),
     "2D": (change("t2", lambda v, a: (v[..., 5], a)), "3 dimensions"),
     "4D": (change("t2", lambda v, a: (np.stack([v, v], -1), a)), "3 dimensions"),
-    "5D": (change("t2", lambda v, a: (v[..., None, None], a)), "3 dimensions"),
+    "5D": (change("t2", lambda v, a: (np.stack([v, v], -1)[..., None], a)), "3 dimensions"),
     "a slice more": (
         change("t2", lambda v, a: (np.concatenate([v, v[..., :1]], -1), a)),
         "its shape",
@@ -270,7 +270,7 @@ def test_cohorts_of_none_of_one_and_of_namesakes(tmp_path: Path, faults) -> None
         make_splits([case.name for case in find_cases(tmp_path / "a")], [1.0], 0)
     write_case(tmp_path / "a" / "b", "P", *small_volumes())
     with pytest.raises(BratsError, match="two patients are called P"):
-        find_cases(tmp_path / "a")
+        read_case(find_cases(tmp_path / "a")[0])
     faults("malformed cohorts", 4)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,18 +18,19 @@ from conftest import pack, write_case
 
 from brats_helpers.__main__ import main
 from brats_helpers.basics.errors import BratsError
-from brats_helpers.data.cases import Patient, check_case, find_cases
+from brats_helpers.data.cases import Patient, check_case, find_cases, find_twins, read_case
 from brats_helpers.data.check import (
     FIELDS,
     check_outputs,
     check_path,
     problems_text,
+    text,
     unused_at,
     warnings_of,
 )
+from brats_helpers.data.fingerprint import identity
 from brats_helpers.data.plausibility import oddities, of_cohort
-from brats_helpers.phantoms.kinds import KINDS
-from brats_helpers.phantoms.kinds import make_patient
+from brats_helpers.phantoms.kinds import KINDS, make_patient
 
 PATIENT = make_patient(0, 0, 8.0)
 DISK = np.array([0, 1, 2, 4], np.uint8)[PATIENT.reference]
@@ -84,6 +86,31 @@ def test_implausible_scans_are_named_by_cause_and_modality(kind: str) -> None:
     said = odd["problems"] + odd["warnings"]
     assert any(re.search(message, text) for text in said), said
     assert all(text.startswith("patient P: ") for text in said)
+
+
+EXCHANGED = {"T1 and T2 look swapped": [0, 3, 2, 1], "T1CE and T2 look swapped": [0, 1, 3, 2],
+             "T1 and T1CE may be swapped": [0, 2, 1, 3]}
+
+
+@pytest.mark.parametrize("said", EXCHANGED)
+def test_exchanged_contrasts_are_named(said: str) -> None:
+    enhancing = PATIENT.images.copy()  # in vessels
+    enhancing[2][np.random.default_rng(0).random(enhancing[2].shape) < 0.02] *= 2
+    for images in (enhancing, enhancing * np.int16(2)):
+        good = oddities(replace(PATIENT, images=images))
+        assert not any("swapped" in said for said in good["warnings"] + good["notes"])
+        odd = oddities(replace(PATIENT, images=images[EXCHANGED[said]]))
+        assert any(said in one for one in odd["warnings"] + odd["notes"]), odd
+
+
+def test_negative_scans_are_named_as_inverted_or_normalized() -> None:
+    for edit, kind, said in ((lambda im: -im, "warnings", "negative in 100 % .* inverted"),
+                             (lambda im: np.where(im, im - np.int16(np.median(im[im > 0])), 0),
+                              "notes", "normalized already")):
+        odd = oddities(changed(lambda im, edit=edit: np.stack([im[0], edit(im[1]), *im[2:]])))
+        assert any(re.search(f"t1 is .*{said}", text) for text in odd[kind]), odd
+    row = oddities(Patient("P", np.full((4, 9, 9, 9), 7, np.int16), None, np.eye(4)))
+    assert "flair has one value, 7" in row["problems"][0]
 
 
 @pytest.mark.parametrize("look", KINDS)
@@ -213,6 +240,86 @@ def test_twins_are_named_in_the_report(cohort: Path, tmp_path: Path) -> None:
     made = make_patient(0, 0, 8.0)
     write_case(cohort, "P2", made.images, np.zeros_like(DISK), made.affine)
     assert any("P0, P2 have the same scans" in text for text in check_path(cohort, 1).warnings)
+
+
+COPIES = {"doubled": lambda im: im * 2, "of another type": lambda im: im.astype(np.float32),
+          "flipped": lambda im: im[:, ::-1], "upside down": lambda im: im[..., ::-1]}
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_a_changed_copy_of_a_patient_is_a_twin(cohort: Path, kind: str) -> None:
+    made = make_patient(0, 0, 8.0)
+    write_case(cohort, "copy", COPIES[kind](made.images), None, made.affine)
+    write_case(cohort, "other", make_patient(0, 2, 8.0).images, None, made.affine)
+    said = [text for text in check_path(cohort, 1).warnings if "the same scans" in text]
+    assert said == ["P0, copy have the same scans: keep one of them"]
+
+
+def test_different_patients_are_no_twins(real_cases) -> None:
+    made = [make_patient(seed, n, 8.0, look) for look in LOOKS.values() for seed, n
+            in ((1, 0), (1, 1), (2, 0))]
+    rows = [{"name": str(n), "identity": identity(one.images)} for n, one in enumerate(made)]
+    assert find_twins(rows + [check_case(case) for case in real_cases]) == []
+
+
+def test_namesakes_are_reported_and_the_others_checked(cohort: Path, capsys) -> None:
+    """BraTS 2018 has a folder for each grade."""
+    for index, grade in enumerate(("HGG", "LGG")):
+        made = make_patient(0, index + 3, 8.0)
+        write_case(cohort / grade, "X", made.images, None, made.affine)
+    assert main(["check", str(cohort), "--jobs", "1"]) == 1
+    out = capsys.readouterr().out
+    assert "4 patient(s)" in out and "2 ok, 2 with a problem" in out
+    assert re.search("HGG_X +problem.*\n    two patients are called X: .*HGG/X.* and .*LGG/X", out)
+
+
+def test_a_control_character_in_a_name_breaks_no_table(cohort: Path, tmp_path: Path,
+                                                       capsys) -> None:
+    for old, new in (("P1", "P\n1"), ("P0/P0_seg.nii.gz", "P0/P0_seg\udcff.nii.gz")):
+        (cohort / old).rename(cohort / new)
+    (cohort / "Icon\r").touch()  # of macOS
+    files = ["--csv", str(tmp_path / "c.csv"), "--html", str(tmp_path / "c.html")]
+    assert main(["check", str(cohort), "--jobs", "1", *files]) == 1
+    out = capsys.readouterr().out
+    assert "P\\n1: its name has a line break" in out and "P0_seg\\udcff" in out
+    assert "2 not used" in out and "1 patient(s)" in out
+    with open(tmp_path / "c.csv", newline="", encoding="utf-8") as file:
+        assert not any("\n" in cell for row in csv.reader(file) for cell in row)
+    assert "P\\n1" in (tmp_path / "c.html").read_text(encoding="utf-8")
+    packed = pack(cohort, tmp_path / "a.tar")
+    assert "P\\n1" in text(check_path(packed, 1))
+
+
+@pytest.mark.parametrize(("shape", "row"), [((1,), "notes"), ((3,), "problems")])
+def test_a_fourth_dimension_is_read_if_it_is_1(tmp_path: Path, shape: tuple, row: str) -> None:
+    folder = write_case(tmp_path, "P", PATIENT.images, DISK, PATIENT.affine)
+    for kind, array in (("t1", PATIENT.images[1]), ("seg", DISK)):
+        array = np.repeat(array[..., None], shape[0], axis=-1)
+        nib.save(nib.Nifti1Image(array, PATIENT.affine), folder / f"P_{kind}.nii.gz")
+    found = check_case(find_cases(tmp_path)[0])
+    said = {"notes": "P_t1.nii.gz has the shape .*, 1\\) and is read as",
+            "problems": "P_t1.nii.gz: its shape is .*, 3\\), and 3 .* 3 volumes or colors"}
+    assert any(re.search(said[row], text) for text in found[row]), found
+    if row == "notes":
+        patient = read_case(find_cases(tmp_path)[0])
+        assert np.array_equal(patient.images, PATIENT.images)
+        assert np.array_equal(patient.reference, PATIENT.reference)
+
+
+def test_a_folder_named_like_a_file_is_used_if_it_holds_one_scan(cohort: Path) -> None:
+    for index in (0, 1):
+        path = cohort / f"P{index}" / f"P{index}_t1.nii.gz"
+        path.rename(path.with_name("moved"))
+        path.mkdir()
+        path.with_name("moved").rename(path / "any.nii.gz")
+    assert check_path(cohort, 1).sound
+    shutil.copy(cohort / "P0" / "P0_t1.nii.gz" / "any.nii.gz",
+                cohort / "P0" / "P0_t1.nii.gz" / "b.nii.gz")
+    (cohort / "P1" / "P1_t1.nii.gz" / "any.nii.gz").rename(
+        cohort / "P1" / "P1_t1.nii.gz" / "any.txt")
+    said = text(check_path(cohort, 1))
+    assert re.search("P0 has 2 files for t1: .*any.nii.gz, .*b.nii.gz; keep one", said)
+    assert "P1_t1.nii.gz is there: a folder with the name of a file, and no scan in it" in said
 
 
 def test_a_run_names_what_it_does_not_use_and_what_is_odd(cohort: Path, tmp_path: Path) -> None:
