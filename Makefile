@@ -10,7 +10,7 @@ BIN := .venv/bin
 endif
 LINT = $(BIN)/ruff check . && $(BIN)/lint-imports --no-cache
 
-.PHONY: run test test-low test-browser test-faults fuzz audit lab notebooks student site bench bench-real bench-gpu lint clean
+.PHONY: run test test-low test-browser test-faults fuzz audit lab notebooks weights student site bench bench-real bench-gpu lint clean
 
 run: .venv/ready
 	$(BIN)/python -m brats_helpers run --preset $(PRESET) --source $(SOURCE) $(ARGS)
@@ -55,6 +55,9 @@ lab: .venv/ready                       # Jupyter refuses root, as in a container
 notebooks: .venv/ready                 # regenerate the committed .ipynb from the .py, with the quick preset's outputs
 	rm -rf runs/notebooks/checkpoints  # else it would keep the training of older code
 	$(BIN)/python -m brats_helpers notebooks
+
+weights: .venv/ready                   # train the network in the box again: hours on two cores, resumes
+	$(BIN)/python -m brats_helpers weights
 
 student: .venv/ready                   # editions/student with blanks, editions/teacher with solutions and notes
 	$(BIN)/python -m brats_helpers editions

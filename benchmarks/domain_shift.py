@@ -17,8 +17,7 @@ from tqdm import tqdm
 from brats_helpers.data.cases import find_cases, read_case
 from brats_helpers.data.preprocessing import prepare
 from brats_helpers.lessons.compare_cohorts import distances
-from brats_helpers.phantoms.kinds import KINDS
-from brats_helpers.phantoms.kinds import some_phantoms
+from brats_helpers.phantoms.kinds import KINDS, some_phantoms
 
 SPACING_MM, PHANTOMS = 2.0, 40
 

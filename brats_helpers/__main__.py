@@ -113,8 +113,9 @@ def _predict_command(commands: argparse._SubParsersAction, shown: Mapping[str, o
                                   epilog=PREDICT_EXAMPLES, **shown)
     predict.add_argument("cases", nargs="+", type=Path, metavar="CASE_DIR",
                          help="a folder of one or of many patients")
-    predict.add_argument("--checkpoint", type=Path, action="append", required=True, metavar="FILE",
-                         help="a trained network; several are averaged")
+    predict.add_argument("--checkpoint", type=Path, action="append", metavar="FILE",
+                         help="a trained network; several are averaged (the network in the box, "
+                              "which learned from phantoms alone)")
     predict.add_argument("--out", type=Path, required=True, metavar="DIR",
                          help="the folder for <case>.nii.gz and predictions.csv")
     _import_option(predict)
@@ -146,6 +147,10 @@ def _tool_commands(commands: argparse._SubParsersAction) -> None:
     _import_option(export)
     export.add_argument("--only", choices=("bundle", "onnx"),
                         help="one of the two (ONNX needs onnx and onnxscript)")
+
+    weights = commands.add_parser("weights", help="train the network in the box: hours, resumable")
+    weights.add_argument("--work", type=Path, default=Path("runs/weights"), metavar="DIR",
+                         help="work folder (runs/weights)")
 
     kaggle = commands.add_parser("kaggle", help="write or push what the series needs on Kaggle")
     kaggle.add_argument("what", choices=("build", "push"),
@@ -345,6 +350,9 @@ def _predict(options: argparse.Namespace) -> int:
     from .evaluation.batch import predict_cases
     from .evaluation.prediction_table import DONE, TABLE, exit_code
     keep_memory()
+    if not options.checkpoint:
+        print("No --checkpoint: the network in the box segments. It has learned from synthetic "
+              "patients alone (docs/zero_shot.md).")
     for folder in options.cases:
         with contextlib.suppress(BratsError):  # predict itself says what is wrong
             _say_unused(str(folder))
@@ -357,6 +365,12 @@ def _predict(options: argparse.Namespace) -> int:
         print(f"{len(rows) - done} patient(s) could not be segmented; the same command tries only "
               "these again.", file=sys.stderr)
     return exit_code(rows)
+
+
+def _weights(options: argparse.Namespace) -> int:
+    from .tools.weights import make_weights
+    print(make_weights(options.work))
+    return 0
 
 
 def _editions(options: argparse.Namespace) -> int:

@@ -68,13 +68,23 @@ def read_case(case: Case) -> Patient:
         arrays = [voxels(case, path, scan) for path, scan in zip(case.images, scans, strict=True)]
     # One type for all four, float32 if any needs it; NIfTI's first index stays the fastest.
     images = np.stack([_compact(a).T for a in arrays]).transpose(0, 3, 2, 1)
+    present = [m for m in MODALITIES if m not in case.missing]
     for n, image in enumerate(images):
         middle = image[..., image.shape[-1] // 2]  # tells most times
         if not (middle.any() or image.any()):
-            fail(case, case.images[0 if case.channels else n], f"{MODALITIES[n]} is 0 everywhere",
+            fail(case, case.images[0 if case.channels else n], f"{present[n]} is 0 everywhere",
                  "export it again from its source, or leave this patient out")
+    for n, name in enumerate(MODALITIES):
+        if name in case.missing:
+            images = np.insert(images, n, 0, axis=0)
     reference = read_reference(case, images.shape[1:], affine)
     return Patient(case.name, images, reference, affine, notes)
+
+
+def incomplete(case: Case) -> Case:
+    """Accept a patient who lacks modalities: `read_case` then fills them with 0."""
+    only = case.images and case.problem.startswith(f"patient {case.name} in ")  # not "has 2 files"
+    return replace(case, problem="") if case.missing and only else case
 
 
 def open_scan(case: Case) -> nib.Nifti1Image:
@@ -137,7 +147,7 @@ def check_case(case: Case) -> dict:
     return row | {"shape": patient.images.shape[1:], "orientation": patient.orientation,
                   "volumes_ml": volumes, "spacing_mm": [round(s, 4) for s in patient.spacing],
                   "dtype": str(patient.images.dtype), "identity": identity(patient.images),
-                  **oddities(patient)}
+                  **({} if case.missing else oddities(patient))}
 
 
 def check_cohort(cases: Iterable[Case], jobs: int = -1) -> list[dict]:

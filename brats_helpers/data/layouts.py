@@ -171,9 +171,10 @@ def case_of(one: Group) -> Case:
     problem = "".join(f"patient {one.name} has {len(paths)} files for {kind}: "
                       f"{', '.join(map(str, paths))}; keep one. "
                       for kind, paths in one.files.items() if len(paths) > 1)
-    if missing := [m for m in MODALITIES if not one.files.get(m)]:
+    missing = tuple(m for m in MODALITIES if not one.files.get(m))
+    if missing:
         problem += (f"patient {one.name} in {here} has no file for {', '.join(missing)}; all four "
                     "modalities are needed: add the file or remove the patient.")
     images = tuple(one.files[m][0] for m in MODALITIES if one.files.get(m))
     return Case(one.name, images, next(iter(one.files.get("seg", [])), None),
-                problem=problem.strip())
+                problem=problem.strip(), missing=missing)

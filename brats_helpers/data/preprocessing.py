@@ -66,9 +66,15 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
 
 def statistics(images: np.ndarray, mask: np.ndarray,
                name: str = "") -> tuple[np.ndarray, np.ndarray]:
-    """Compute each modality's mean and standard deviation in the brain, both (C,) float64."""
+    """Compute each modality's mean and standard deviation in the brain, both (C,) float64.
+
+    0 and 1 for a modality that is 0 everywhere, which stays 0.
+    """
     mean, std = np.zeros(len(images)), np.zeros(len(images))
     for n, image in enumerate(images):
+        if not image.any():  # a modality that was not scanned
+            std[n] = 1
+            continue
         values = image[mask].astype(np.float64)
         mean[n] = values.mean()
         values -= mean[n]  # in place, because memory takes the time here

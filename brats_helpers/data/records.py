@@ -30,6 +30,7 @@ class Case:
     channels: tuple[int, ...] = ()  # of a 4D file: the place of each modality in it
     problem: str = ""  # why it cannot be read, if the names alone tell
     labels: tuple[tuple[int, int], ...] = ()  # its dataset.json: label on disk -> label here
+    missing: tuple[str, ...] = ()  # modalities without a file
 
 
 @dataclass

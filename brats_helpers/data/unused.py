@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..basics.constants import ARCHIVE_ENDINGS, MODALITIES
+from ..basics.constants import ARCHIVE_ENDINGS
 from ..basics.files import Packed
 from .layouts import NIFTI, OTHER, SUFFIXES, identify
 from .records import Case, Unused
@@ -128,18 +128,12 @@ def _of_somebody(path: Path | Packed, cases: Sequence[Case], ending: str
 
 
 def _has(case: Case, kind: str) -> bool:
-    return case.reference is not None if kind == "seg" else kind not in _missing(case)
-
-
-def _missing(case: Case) -> list[str]:
-    """Return the modalities that a patient's problem says are missing."""
-    said = re.search(r"no file for ([^;]*);", case.problem)
-    return [m for m in MODALITIES if said and m in said[1].split(", ")]
+    return case.reference is not None if kind == "seg" else kind not in case.missing
 
 
 def hint(case: Case, unused: Sequence[Unused]) -> tuple[Case, list[Unused]]:
     """Add the files that may be the missing ones to a patient's problem; returns these, too."""
-    missing = _missing(case)
+    missing = case.missing
     if not missing or not case.images:
         return case, []
     kinds = {*missing, *(["t1"] if "t1ce" in missing else [])}  # T1 of an odd name may be T1CE

@@ -25,11 +25,23 @@ from ..basics.constants import MODALITIES
 from ..basics.errors import BratsError
 from ..basics.files import atomic_path, remove_leftovers
 from ..basics.lock import hold_folder
-from ..data.cases import Case, check_cohort, find_cases, read_case, write_mask
+from ..data.cases import Case, check_cohort, find_cases, incomplete, read_case, write_mask
 from .ensemble import Ensemble, load_ensemble, made_from
 from .metrics import regions
 from .prediction import segment
-from .prediction_table import DONE, FAILED, INCOMPLETE, TABLE, WAITING, Table, mask_crc, new_row
+from .prediction_table import (
+    DONE,
+    FAILED,
+    INCOMPLETE,
+    TABLE,
+    VOLUMES,
+    WAITING,
+    Table,
+    mask_crc,
+    new_row,
+)
+from .pretrained import WEIGHTS
+from .trust import expected_dice
 
 SEVERAL = 8  # patients that are worth starting processes to check
 PROBE = 1 << 20  # bytes that must fit into the output folder
@@ -46,22 +58,26 @@ class Task:
     modules: tuple[str, ...]  # that define the networks
 
 
-def predict_cases(folders: Sequence[Path], checkpoints: Sequence[Path], out: Path,
+def predict_cases(folders: Sequence[Path], checkpoints: Sequence[Path] | None, out: Path,
                   tta: bool = False, overwrite: bool = False, jobs: int = 1) -> list[dict]:
     """Segment every patient in these folders into `out`/<case>.nii.gz, with the scans' geometry.
 
-    Several checkpoints are averaged. What an earlier call finished from the same checkpoints,
-    options and scans is kept unless `overwrite` is set. jobs: processes, -1 for one a core; under
-    joblib's Dask backend, the cluster's workers. Returns each patient's row of predictions.csv.
+    Several checkpoints are averaged; without any, the network in the box does it. What an earlier
+    call finished from the same checkpoints, options and scans is kept unless `overwrite` is set.
+    jobs: processes, -1 for one a core; under joblib's Dask backend, the cluster's workers. Returns
+    each patient's row of predictions.csv.
     """
     if jobs < 1 and jobs != -1:
         raise BratsError(f"jobs={jobs} cannot work: give 1 or more, or -1 for one process a core.")
     out = Path(out).absolute()
+    checkpoints = checkpoints or [WEIGHTS]
     try_output(out)
     with hold_folder(out):
         remove_leftovers(out)
         ensemble, table = load_ensemble(checkpoints, tta), Table(out / TABLE)
         cases, failed = find_patients(folders, {out / f"{name}.nii.gz" for name in table.rows})
+        if ensemble.takes_incomplete:
+            cases = [incomplete(case) for case in cases]
         for row in failed:
             table.write(row)
         sources = {case.name: made_from(case, ensemble) for case in cases}
@@ -69,7 +85,7 @@ def predict_cases(folders: Sequence[Path], checkpoints: Sequence[Path], out: Pat
         if kept := len(cases) - len(todo):
             tqdm.write(f"{kept} mask(s) are there already and are kept (see --overwrite).")
         _keep_others_files(todo, cases, table, out)
-        sound = list(_check(todo, table))
+        sound = list(_check(todo, table, ensemble))
         task = Task(tuple(Path(path).absolute() for path in checkpoints), tta,
                     max(1, len(sound) // abs(jobs)), ensemble.tag,
                     tuple({type(model).__module__ for model in ensemble.models}))
@@ -83,27 +99,25 @@ def predict_cases(folders: Sequence[Path], checkpoints: Sequence[Path], out: Pat
 
 
 def try_output(out: Path) -> None:
-    """Write a file of 1 MB and remove it; BratsError where masks could not be written."""
+    """Write a file of 1 MB and remove it; BratsError if masks could not be written."""
     there = next(path for path in (out, *out.parents) if path.exists() or path.is_symlink())
     if not there.is_dir():
-        raise BratsError(
-            f"{out} cannot hold masks, because {there} is not a folder: name a folder with --out."
-        )
+        raise BratsError(f"{out} cannot hold masks, because {there} is not a folder: name a folder "
+                         "with --out.")
     try:
         with atomic_path(out / ".probe") as temporary:
             temporary.write_bytes(bytes(PROBE))
         (out / ".probe").unlink()
     except OSError as error:
-        raise BratsError(
-            f"{out} cannot be written to ({error.strerror}): name another folder with --out."
-        ) from error
+        raise BratsError(f"{out} cannot be written to ({error.strerror}): name another folder with "
+                         "--out.") from error
 
 
 def find_patients(folders: Sequence[Path], masks: Set[Path]) -> tuple[list[Case], list[dict]]:
-    """The patients in the folders, without references, and a row for each of several folders "
-    "without any.
+    """Find the patients in the folders, without their references.
 
-    masks: of earlier calls, which are no scans.
+    masks: of earlier calls, which are no scans. Also returns a row for each of several folders
+    that holds no patient.
     """
     found: dict[str, Case] = {}
     rows = []
@@ -123,9 +137,8 @@ def find_patients(folders: Sequence[Path], masks: Set[Path]) -> tuple[list[Case]
             if _real(before) != _real(case):
                 raise BratsError(
                     f"two patients are called {case.name} ({before.images[0]} and "
-                    f"{case.images[0]}): "
-                    "their masks would overwrite each other. Rename one, or call predict twice."
-                )
+                    f"{case.images[0]}): their masks would overwrite each other. Rename one, or "
+                    "call predict twice.")
     if not found:
         raise BratsError(f"no patient in {', '.join(map(str, folders))}.")
     return list(found.values()), rows
@@ -150,35 +163,30 @@ def _keep_others_files(todo: Sequence[Case], cases: Sequence[Case], table: Table
             tqdm.write(f"WARNING: {target} was not written by predict: kept as {aside.name}.")
 
 
-def _check(cases: Sequence[Case], table: Table) -> Iterator[Case]:
-    """The patients that can be segmented; the others are named and written into the table."""
+def _check(cases: Sequence[Case], table: Table, ensemble: Ensemble) -> Iterator[Case]:
+    """Yield the patients that can be segmented; name the others and write them into the table."""
     for case in cases:
         table.rows[case.name] = new_row(case.name, WAITING)
-    for case, row in zip(
-        cases, check_cohort(cases, -1 if len(cases) >= SEVERAL else 1), strict=True
-    ):
+    rows = check_cohort(cases, -1 if len(cases) >= SEVERAL else 1)
+    for case, row in zip(cases, rows, strict=True):
         if not row["problems"]:
-            for text in row.get("warnings", ()):
+            warnings = [*row["warnings"], *ensemble.cost_of(case)]
+            for text in warnings:
                 tqdm.write(f"WARNING: {text}")
-            table.rows[case.name]["warnings"] = " | ".join(row.get("warnings", ()))
+            table.rows[case.name]["warnings"] = " | ".join(warnings)
             yield case
             continue
-        missing = not case.channels and len(case.images) < len(MODALITIES)
-        problems = [
-            *row["problems"],
-            *[
-                "No mask is written, because the network needs all four contrasts. Look for a file "
-                "with another name, or take the contrast from another series."
-            ]
-            * missing,
-        ]
-        table.fail(case.name, INCOMPLETE if missing else FAILED, problems)
+        lacks = not case.channels and len(case.images) < len(MODALITIES)
+        advice = ("No mask is written, because this network needs all four contrasts. Look for a "
+                  "file with another name, take the contrast from another series, or leave out "
+                  "--checkpoint: the network in the box does with fewer.")
+        table.fail(case.name, INCOMPLETE if lacks else FAILED,
+                   [*row["problems"], *[advice] * (lacks and not ensemble.takes_incomplete)])
     table.save()
 
 
-def _share_out(
-    cases: Sequence[Case], ensemble: Ensemble, task: Task, out: Path, jobs: int
-) -> Iterator[dict]:
+def _share_out(cases: Sequence[Case], ensemble: Ensemble, task: Task, out: Path,
+               jobs: int) -> Iterator[dict]:
     """Segment patients here or in several processes; after a process dies, others go on."""
     cluster = "Dask" in type(get_active_backend()[0]).__name__
     if jobs == 1 and not cluster or len(cases) == 1:
@@ -186,11 +194,10 @@ def _share_out(
         yield from (_segment_one(case, ready, out) for case in cases)
         return
     left, alone = {case.name: case for case in cases}, False
-    pool = Parallel(
-        n_jobs=-1 if cluster and jobs == 1 else jobs, return_as="generator_unordered", batch_size=1
-    )
+    pool = Parallel(n_jobs=-1 if cluster and jobs == 1 else jobs,
+                    return_as="generator_unordered", batch_size=1)
     while left:
-        chosen = list(left.values())[: 1 if alone else None]
+        chosen = list(left.values())[:1 if alone else None]
         try:
             for row in pool(delayed(_segment_in_worker)(case, task, out) for case in chosen):
                 del left[row["case"]]
@@ -198,14 +205,9 @@ def _share_out(
         except _deaths() as error:
             if alone:
                 del left[chosen[0].name]
-                yield new_row(
-                    chosen[0].name,
-                    FAILED,
-                    [
-                        f"its process was killed ({type(error).__name__}), most often for want "
-                        "of memory: try again with --jobs 1"
-                    ],
-                )
+                yield new_row(chosen[0].name, FAILED, [
+                    f"its process was killed ({type(error).__name__}), most often for want of "
+                    "memory: try again with --jobs 1"])
                 continue
             alone = len(left) == len(chosen)  # nobody finished: find out who kills the process
             tqdm.write(f"WARNING: a process was killed; going on with {len(left)} patient(s).")
@@ -232,32 +234,17 @@ def _segment_one(case: Case, ensemble: Ensemble, out: Path) -> dict:
     begin, warnings, target = time.perf_counter(), [], out / f"{case.name}.nii.gz"
     try:
         source, patient = made_from(case, ensemble), read_case(case)
-        labels, _ = segment(
-            ensemble.models,
-            patient,
-            ensemble.config,
-            ensemble.tta,
-            ensemble.device,
-            ensemble.seen,
-            warnings.append,
-        )
+        labels, probabilities = segment(ensemble.models, patient, ensemble.config, ensemble.tta,
+                                        ensemble.device, ensemble.seen, warnings.append)
         write_mask(target, labels, patient.affine, case)
-    except (
-        BratsError,
-        RuntimeError,
-        MemoryError,
-    ) as error:  # torch raises RuntimeError without memory
+    except (BratsError, RuntimeError, MemoryError) as error:  # torch: RuntimeError without memory
         return new_row(case.name, FAILED, [str(error) or "not enough memory"])
-    volumes = [
-        round(float(np.count_nonzero(region) * np.prod(patient.spacing) / 1000), 3)
-        for region in regions(labels)
-    ]
-    return new_row(
-        case.name,
-        DONE,
-        warnings,
-        volumes,
-        round(time.perf_counter() - begin, 2),
-        source,
-        mask_crc(target),
-    )
+    guess = expected_dice(probabilities[0])
+    if guess < ensemble.least_dice:
+        warnings.append(f"patient {case.name}: the network is unsure (it expects a Dice of "
+                        f"{guess:.2f}): look at the mask before you use it")
+    ml = np.prod(patient.spacing) / 1000
+    sizes = (round(float(np.count_nonzero(region) * ml), 3) for region in regions(labels))
+    return new_row(case.name, DONE, warnings, **dict(zip(VOLUMES, sizes, strict=True)),
+                   expected_dice=round(guess, 3), seconds=round(time.perf_counter() - begin, 2),
+                   made_from=source, mask_crc=mask_crc(target))

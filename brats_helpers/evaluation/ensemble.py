@@ -11,6 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..basics.config import Config
+from ..basics.constants import MODALITIES, REGIONS
 from ..basics.device import Device, describe_device
 from ..basics.errors import BratsError
 from ..data.cases import Case
@@ -24,7 +25,7 @@ from .prediction import passes
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Hold networks to average, and all else that decides a mask besides the scans."""
+    """Networks whose probabilities are averaged, and all that decides a mask besides the scans."""
 
     models: Sequence[nn.Module]
     config: Config
@@ -32,16 +33,32 @@ class Ensemble:
     seen: dict  # `domain_shift.ranges` of the trainings
     device: Device
     tag: str  # changes with the weights and the options
+    takes_incomplete: bool  # all networks have learned from patches that lacked modalities
+    by_modalities: dict  # "FLAIR T2" -> Dice of WT, TC, ET with these alone, where measured
+    least_dice: float  # an expected Dice below it brings a warning
 
     def compiled(self, patients: int) -> Ensemble:
-        """Prepare the networks for this number of patients: compiled where that is worth it."""
+        """Prepare the networks for this number of patients: compiled if that is worth it."""
         number = passes(patients, self.tta)
         models = [for_inference(model, self.device, number) for model in self.models]
         return replace(self, models=models)
 
+    def cost_of(self, case: Case) -> list[str]:
+        """Say what a patient lacks and what that costs, by the network's own table."""
+        if not case.missing:
+            return []
+        present = " ".join(name for name in MODALITIES if name not in case.missing)
+        said = f"patient {case.name} has no {', '.join(case.missing)}: the mask is less exact"
+        scores, whole = (self.by_modalities.get(key) for key in (present, " ".join(MODALITIES)))
+        if scores and whole:
+            pairs = ", ".join(f"{name} {a:.2f} instead of {b:.2f}"
+                              for name, a, b in zip(REGIONS, scores, whole, strict=True))
+            said += f" (Dice on development patients: {pairs})"
+        return [said]
+
 
 def load_ensemble(checkpoints: Sequence[Path], tta: bool) -> Ensemble:
-    """Load networks that work at the same voxel size and patch; BratsError where they do not."""
+    """Load networks that work at the same voxel size and patch; BratsError if they do not."""
     device = describe_device()
     contents = [read_checkpoint(path, device) for path in checkpoints]
     loaded = [network_of(content, path, device)
@@ -51,22 +68,25 @@ def load_ensemble(checkpoints: Sequence[Path], tta: bool) -> Ensemble:
         tqdm.write("The checkpoint does not say what its training patients looked like, or they "
                    "were too few: whether yours are like them is not checked.")
     config = loaded[0][1]
-    if len({(other.spacing_mm, other.patch) for _, other in loaded}) > 1:
+    if any((other.spacing_mm, other.patch) != (config.spacing_mm, config.patch)
+           for _, other in loaded):
         raise BratsError("these checkpoints work at different voxel sizes or patches and cannot be "
                          "averaged: give those of one cross-validation.")
-    networks = sorted((other.network, weights_tag(model.state_dict())) for model, other in loaded)
-    tag = _hash([config.spacing_mm, config.patch, config.overlap, tta, POSTPROCESSING, *networks])
-    return Ensemble([model for model, _ in loaded], config, tta, seen, device, tag)
+    settings = [config.spacing_mm, config.patch, config.overlap, tta, POSTPROCESSING,
+                *sorted((other.network, weights_tag(model.state_dict()))
+                        for model, other in loaded)]
+    tag = hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
+    return Ensemble([model for model, _ in loaded], config, tta, seen, device, tag,
+                    all(other.modality_dropout for _, other in loaded),
+                    contents[0].get("by_modalities", {}) if len(contents) == 1 else {},
+                    contents[0].get("trust", {}).get("least_dice", 0.0))
 
 
 def made_from(case: Case, ensemble: Ensemble) -> str:
-    """Hash the scans, the networks and the options; "" where scans are missing."""
+    """Hash the scans, the networks and the options to 16 characters; "" if scans are missing."""
     try:
         scans = "" if case.problem else content_hash(case, ensemble.config.spacing_mm)
     except BratsError:  # the check names it
         scans = ""
-    return scans and _hash(f"{scans} {case.channels} {ensemble.tag}")
-
-
-def _hash(value: object) -> str:
-    return hashlib.sha256(str(value).encode()).hexdigest()[:16]
+    text = f"{scans} {case.channels} {ensemble.tag}"
+    return scans and hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -14,6 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..basics.config import Config
+from ..basics.constants import MODALITIES
 from ..basics.device import Device
 from ..data.cases import Patient
 from ..data.preprocessing import brain_mask, prepare
@@ -42,7 +43,10 @@ def segment(models: Sequence[nn.Module], patient: Patient, config: Config, tta: 
     sentence where this patient is unlike them.
     """
     prepared = prepare(patient, config.spacing_mm)
-    if strange := outside_ranges(prepared.meta.fingerprint, seen or {}):
+    absent = {name for name, image in zip(MODALITIES, patient.images, strict=True)
+              if not image.any()}
+    seen = {key: pair for key, pair in (seen or {}).items() if not absent & set(key.split())}
+    if strange := outside_ranges(prepared.meta.fingerprint, seen):
         warn(f"patient {patient.name} is unlike those that the network learned from, and the mask "
              f"may be wrong: {'; '.join(strange[:3])}. Look at the scans, then at the mask.")
     probabilities = predict_prepared(models, prepared, config.patch, config.overlap,

@@ -16,7 +16,9 @@ from ..data.cases import Case
 
 TABLE = "predictions.csv"
 VOLUMES = ("WT_ml", "TC_ml", "ET_ml")
-COLUMNS = ("case", "status", *VOLUMES, "warnings", "seconds", "made_from", "mask_crc")
+COLUMNS = ("case", "status", *VOLUMES, "expected_dice", "warnings", "seconds", "made_from",
+           "mask_crc")
+NEWER = {"expected_dice"}  # columns that tables of earlier versions lack
 DONE, FAILED, INCOMPLETE, WAITING = "done", "failed", "missing contrasts", "not yet"
 
 
@@ -32,46 +34,37 @@ class Table:
             return
         except (OSError, UnicodeDecodeError, csv.Error):
             found = []
-        if found and set(COLUMNS) <= set(found[0]):
-            self.rows = {
-                row["case"]: {name: row[name] or "" for name in COLUMNS}
-                for row in found
-                if row["case"]
-            }
+        if found and set(COLUMNS) - NEWER <= set(found[0]):
+            self.rows = {row["case"]: {name: row.get(name) or "" for name in COLUMNS}
+                         for row in found if row["case"]}
         elif path.is_dir():
             raise BratsError(f"{path} is a folder, and the table is written there: move it away.")
         elif path.stat().st_size:
             aside = path.with_name(f"{TABLE}.unreadable")
             os.replace(path, aside)
             self.lost = True  # so nobody knows who wrote the masks
-            tqdm.write(
-                f"WARNING: {path} is damaged or not a table of predict: kept as {aside.name}. "
-                "Without it, all "
-                "masks are made anew."
-            )
+            tqdm.write(f"WARNING: {path} is damaged or not a table of predict: kept as "
+                       f"{aside.name}. Without it, all masks are made anew.")
 
     def keeps(self, case: Case, source: str) -> bool:
-        """Whether the mask that is there stays: it was made from the same, or somebody corrected "
-        "it."""
+        """Tell whether the mask stays: it was made from the same, or somebody corrected it."""
         row = self.rows.get(case.name, {})
         crc = mask_crc(self.path.parent / f"{case.name}.nii.gz")
         if row.get("status") != DONE or not crc:
             return False
         if crc == row["mask_crc"]:
             return source == row["made_from"] != ""
-        row["warnings"] = (
-            "the mask was changed after it was written, and is kept; --overwrite makes it anew"
-        )
+        row["warnings"] = ("the mask was changed after it was written, and is kept; --overwrite "
+                           "makes it anew")
         tqdm.write(f"WARNING: {case.name}: {row['warnings']}.")
         return True
 
     def fail(self, name: str, status: str, problems: Sequence[str]) -> None:
         """Note and print why a patient has no mask."""
         tqdm.write(f"NOT SEGMENTED: {name}: {' '.join(problems)}")
-        stale = ["The mask that is there is from an earlier call."] * (
-            self.path.parent / f"{name}.nii.gz"
-        ).is_file()
-        self.rows[name] = new_row(name, status, [*problems, *stale])
+        if (self.path.parent / f"{name}.nii.gz").is_file():
+            problems = [*problems, "The mask that is there is from an earlier call."]
+        self.rows[name] = new_row(name, status, problems)
 
     def write(self, row: dict) -> None:
         """Take over a patient's row and print its warnings."""
@@ -87,36 +80,21 @@ class Table:
 
     def save(self) -> None:
         """Write the table; it is whole at any moment."""
-        with (
-            atomic_path(self.path) as temporary,
-            open(temporary, "w", encoding="utf-8", newline="") as file,
-        ):
+        with (atomic_path(self.path) as temporary,
+              open(temporary, "w", encoding="utf-8", newline="") as file):
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(self.rows[name] for name in sorted(self.rows))
 
 
-def new_row(
-    name: str,
-    status: str,
-    warnings: Iterable[str] = (),
-    volumes: Sequence[float] = ("", "", ""),
-    seconds: float | str = "",
-    source: str = "",
-    crc: str = "",
-) -> dict:
-    """Return one row of the table, by column; volumes in ml."""
-    return dict(
-        zip(
-            COLUMNS,
-            (name, status, *volumes, " | ".join(warnings), seconds, source, crc),
-            strict=True,
-        )
-    )
+def new_row(name: str, status: str, warnings: Iterable[str] = (), **values: object) -> dict:
+    """Return one row of the table, by column; other columns as `values`."""
+    return dict.fromkeys(COLUMNS, "") | {
+        "case": name, "status": status, "warnings": " | ".join(warnings), **values}
 
 
 def mask_crc(path: Path) -> str:
-    """The checksum of a mask's content; "" where it is missing or damaged."""
+    """Compute the checksum of a mask's content; "" if it is missing or damaged."""
     try:
         return f"{zlib.crc32(gunzip(path.read_bytes())):08x}"
     except (OSError, IndexError):
@@ -124,6 +102,6 @@ def mask_crc(path: Path) -> str:
 
 
 def exit_code(rows: Sequence[dict]) -> int:
-    """0 where all patients have a mask, 3 where some have, 1 where none has."""
+    """Return 0 if all patients have a mask, 3 if some have, 1 if none has."""
     done = sum(row["status"] == DONE for row in rows)
     return 0 if done == len(rows) else 3 if done else 1

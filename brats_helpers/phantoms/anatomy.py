@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from scipy import ndimage
@@ -17,6 +17,15 @@ from scipy.spatial.transform import Rotation
 from ..basics.constants import BRATS_SHAPE
 
 TEMPLATE_CENTER_MM = (0, -18, 6)  # of the template's brain
+
+
+class Tissue(NamedTuple):
+    """A healthy brain; each map is (X, Y, Z)."""
+
+    gray: np.ndarray  # fractions, float32
+    white: np.ndarray
+    brain: np.ndarray  # bool: what skull-stripping has left
+    outside: np.ndarray  # bool: what it should have removed
 
 
 @lru_cache(maxsize=1)

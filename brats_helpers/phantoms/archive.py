@@ -32,7 +32,8 @@ def build_cohort(folder: Path, seed: int, patients: int, test_patients: int, spa
     folder = Path(folder)
     paths = []
     for name, first, count in ((TRAINING, 0, patients), (TEST, TEST_INDEX, test_patients)):
-        settings = {"seed": seed, "patients": count, "spacing_mm": spacing_mm, "version": VERSIONS[kind]}
+        settings = {"seed": seed, "patients": count, "spacing_mm": spacing_mm,
+                    "version": VERSIONS[kind]}
         settings |= {"kind": kind} if kind != "phantom" else {}
         if count:
             _build_archive(folder / name, settings, range(first, first + count), jobs)

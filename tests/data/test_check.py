@@ -256,7 +256,7 @@ def test_a_changed_copy_of_a_patient_is_a_twin(cohort: Path, kind: str) -> None:
 
 
 def test_different_patients_are_no_twins(real_cases) -> None:
-    made = [make_patient(seed, n, 8.0, look) for look in LOOKS.values() for seed, n
+    made = [make_patient(seed, n, 8.0, look) for look in KINDS for seed, n
             in ((1, 0), (1, 1), (2, 0))]
     rows = [{"name": str(n), "identity": identity(one.images)} for n, one in enumerate(made)]
     assert find_twins(rows + [check_case(case) for case in real_cases]) == []

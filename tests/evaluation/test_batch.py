@@ -180,7 +180,7 @@ def test_processes_share_a_cohort(checkpoint: Path, tmp_path: Path) -> None:
 def _die_for_one(case, task, out: Path) -> dict:
     if case.name == "P01":
         os.kill(os.getpid(), signal.SIGKILL)
-    return new_row(case.name, DONE, [], (1, 1, 1), 1, "x", "y")
+    return new_row(case.name, DONE, seconds=1, made_from="x", mask_crc="y")
 
 
 def test_a_worker_that_dies_loses_nothing(

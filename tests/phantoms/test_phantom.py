@@ -14,9 +14,8 @@ from brats_helpers.data.preprocessing import brain_mask, normalize, statistics
 from brats_helpers.evaluation.metrics import threshold_baseline
 from brats_helpers.phantoms.anatomy import brats_affine
 from brats_helpers.phantoms.archive import TEST, TRAINING, build_cohort
-from brats_helpers.phantoms.kinds import KINDS
-from brats_helpers.phantoms.plain import plan_lesions
 from brats_helpers.phantoms.kinds import make_patient
+from brats_helpers.phantoms.plain import plan_lesions
 
 
 @pytest.fixture(scope="module")

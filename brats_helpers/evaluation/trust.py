@@ -1,0 +1,26 @@
+"""How far a mask can be trusted: the network's own guess of its Dice.
+
+If a voxel belongs to the tumor with the probability that the network gives, the expected overlap
+follows from the probabilities alone. Where a network is unsure, the guess is low. It is a guess:
+a network can be sure and wrong (docs/zero_shot.md measures how often).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+
+def expected_dice(probability: np.ndarray) -> float:
+    """Estimate the Dice of the mask `probability > 0.5`, (X, Y, Z), without a reference.
+
+    The expected Dice, times the share of the mask in its largest part: scattered pieces are most
+    often false. 0 for an empty mask.
+    """
+    mask = probability > 0.5
+    if not mask.any():
+        return 0.0
+    overlap = 2 * float(probability[mask].sum())
+    parts, _ = ndimage.label(mask)
+    largest = np.bincount(parts[mask]).max() / mask.sum()
+    return overlap / float(probability.sum() + mask.sum()) * float(largest)
