@@ -27,16 +27,10 @@ from brats_helpers.data.pipeline import preprocess_cohort
 from brats_helpers.data.preprocessing import prepare
 from brats_helpers.evaluation.checkpoints import load_checkpoint
 from brats_helpers.evaluation.postprocessing import postprocess
+from brats_helpers.evaluation.pretrained import WEIGHTS
 from brats_helpers.evaluation.sliding_window import predict_prepared
 from brats_helpers.training.loop import train
-from brats_helpers.training.resume import InitialWeights
-from brats_helpers.training.stages import (
-    checkpoint_folder,
-    for_few_patients,
-    make_phantoms,
-    on_phantoms,
-    training_files,
-)
+from brats_helpers.training.stages import for_few_patients
 from brats_helpers.training.state import new_state
 from brats_helpers.training.step import train_step
 
@@ -44,9 +38,6 @@ from .cohort import nnunet_dataset
 
 EPOCHS = 20  # parts of a training; nnU-Net lowers its rate once in each
 RESERVE = 0.03  # of the budget, for what comes after the last step
-# of the budget and core: making them takes a fifth of it at most
-LEAST_PHANTOMS, PHANTOMS_A_MINUTE = 5, 2.5
-PRETRAINING = 0.5  # of what is left after that
 TRIAL_SECONDS, TRIAL_STEPS = 15, 3  # at least, to find out how long a step takes
 
 
@@ -67,12 +58,9 @@ class Clock:
         """Return the minutes since the start."""
         return (time.monotonic() - self.started) / 60
 
-    def steps(self, seconds_a_step: float, share: float = 1.0) -> int:
-        """Return the steps of each remaining part, so that the last ends in time.
-
-        share: of the time left, for all of these parts.
-        """
-        left = 60 * (self.minutes * (1 - RESERVE) - self.spent) * share
+    def steps(self, seconds_a_step: float) -> int:
+        """Return the steps of each remaining part, so that the last ends in time."""
+        left = 60 * (self.minutes * (1 - RESERVE) - self.spent)
         return max(1, int(left / seconds_a_step / (EPOCHS - len(self.notes))))
 
     def snapshot(self, weights: dict | Path, minutes: float | None = None) -> None:
@@ -105,7 +93,7 @@ def real_settings(spacing_mm: float) -> Config:
 class Ours:
     """Trains this project with the settings that it chooses for a few patients.
 
-    phantoms: False leaves out the pretraining.
+    phantoms: False starts from random weights instead of the network in the box.
     """
 
     labels = staticmethod(postprocess)
@@ -114,24 +102,13 @@ class Ours:
         self.folder, self.config, self.phantoms = folder, config, phantoms
 
     def train(self, cases: Sequence[Case], minutes: float, seed: int) -> None:
-        """Prepare, learn from phantoms for half of the time left, then from the patients."""
+        """Prepare, and learn from the patients, starting from the network in the box."""
         clock = Clock(self.folder, minutes)
-        fixed = () if self.phantoms else ("pretrain",)
+        fixed = () if self.phantoms else ("pretrained",)
         config = for_few_patients(self.config.with_(seed=seed), len(cases), False, fixed)
-        affordable = LEAST_PHANTOMS + int(PHANTOMS_A_MINUTE * minutes * cores())
-        config = config.with_(pretrain=min(config.pretrain, affordable))
         preprocess_cohort(cases, self.folder / "preprocessed", config.spacing_mm)
-        paths, before, start, seconds = sorted((self.folder
-                                                / "preprocessed").glob("*.b2nd")), 0, None, 0.0
-        if config.pretrain:
-            work = make_phantoms(config, self.folder)
-            files, first = training_files(on_phantoms(config), work), on_phantoms(config)
-            first = self._fitted(first, self._trial(first, files[0]), clock, PRETRAINING)
-            history = train(first, *files, checkpoint_folder(work), device=describe_device())
-            start = InitialWeights(checkpoint_folder(work) / "last.pt", files[0])
-            before = first.epochs * first.steps
-            seconds = history[-1]["seconds"] / before
-        config = self._fitted(config, seconds or self._trial(config, paths), clock, 1.0)
+        paths = sorted((self.folder / "preprocessed").glob("*.b2nd"))
+        config = self._fitted(config, self._trial(config, paths), clock)
         checkpoints, reached = self.folder / "checkpoints", []
 
         def keep(history: list[dict]) -> None:  # what is on disk is the epoch before
@@ -139,11 +116,11 @@ class Ours:
                 clock.snapshot(checkpoints / "last.pt", reached[-1])
             reached.append(clock.spent)
 
+        start = WEIGHTS if config.pretrained else None
         train(config, paths, [], checkpoints, keep, describe_device(), start)
         clock.snapshot(checkpoints / "last.pt")
-        clock.finish(steps=EPOCHS * config.steps, steps_on_phantoms=before,
-                     phantoms=config.pretrain, patch=config.patch, batch=config.batch,
-                     learning_rate=config.learning_rate)
+        clock.finish(steps=EPOCHS * config.steps, pretrained=config.pretrained, patch=config.patch,
+                     batch=config.batch, learning_rate=config.learning_rate)
 
     @staticmethod
     def _trial(config: Config, paths: Sequence[Path]) -> float:
@@ -159,9 +136,9 @@ class Ours:
         return statistics.mean(taken[TRIAL_STEPS:])
 
     @staticmethod
-    def _fitted(config: Config, seconds: float, clock: Clock, share: float) -> Config:
-        """Fit the number of steps to this share of the time left; validate only at the end."""
-        steps = clock.steps(seconds, share)
+    def _fitted(config: Config, seconds: float, clock: Clock) -> Config:
+        """Fit the number of steps to the time left; validate only at the end."""
+        steps = clock.steps(seconds)
         total = EPOCHS * steps
         # over a twentieth of the training, or it ends where it began
         ema = min(config.ema, max(0.0, 1 - 20 / total))

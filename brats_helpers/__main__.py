@@ -405,8 +405,8 @@ def _notebooks(options: argparse.Namespace) -> int:
 
 
 COMMANDS = {"run": _run, "check": _check, "train": _train, "predict": _predict,
-            "notebooks": _notebooks, "editions": _editions, "address": _address,
-            "kaggle": _kaggle, "sweep": _sweep, "export": _export}
+            "notebooks": _notebooks, "weights": _weights, "editions": _editions,
+            "address": _address, "kaggle": _kaggle, "sweep": _sweep, "export": _export}
 
 if __name__ == "__main__":
     sys.exit(main())

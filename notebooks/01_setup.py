@@ -387,13 +387,11 @@ checks.check_float_gigabytes(gigabytes, box, 1251)
 from brats_helpers.data.cases import find_cases
 from brats_helpers.lessons.session import disk_budget
 from brats_helpers.basics.device import where_am_i
-from brats_helpers.training.stages import FEW, PHANTOMS
 
 packed = is_archive(training)
 found = summarize(list_archive(training)) if packed else find_cases(training)
 everyone = len(found) + (config.test_patients if test else 0)
-few = PHANTOMS if not synthetic and everyone < FEW else 0  # notebook 05 then learns from phantoms first
-budget = disk_budget(config, everyone, work, packed and where_am_i() != "kaggle", few)
+budget = disk_budget(config, everyone, work, packed and where_am_i() != "kaggle")
 print(", ".join(f"{name} {value:.2f}" for name, value in budget.items() if name != "fits"))
 if not budget["fits"]:
     print("WARNING: that is more than is free: choose another work folder, or fewer patients.")

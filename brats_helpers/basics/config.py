@@ -18,6 +18,7 @@ from .files import read_json, write_json
 
 OWN_NETWORK = "unet"
 FORMER_NAMES = {"foreground": "oversample_foreground"}  # in files of earlier versions
+DROPPED = ("pretrain",)  # settings that only earlier versions had
 KINDS = {int: (Integral, "a whole number"), float: (Real, "a number"),
          bool: (bool, "true or false"), str: (str, "text")}
 
@@ -35,7 +36,7 @@ class Config:
     validation: float = 0.2  # share of patients held out to choose the checkpoint
     folds: int = 5  # of cross-validation
     fold: int = -1  # held out, 0 to folds - 1; -1: the 80/20 split
-    pretrain: int = 0  # phantoms to learn from first; notebook 05 sets it for few patients
+    pretrained: bool = False  # start from the network in the box; notebook 05 sets it
     # network
     network: str = OWN_NETWORK  # or "module:Class" of another network from 5 to 3 channels
     filters: tuple[int, ...] = (64, 96, 128, 192, 256, 384, 512)  # of each level
@@ -98,7 +99,7 @@ class Config:
               ("spacing_mm", "patients", "batch", "epochs", "steps", "learning_rate", "clip",
                "validate_every")),
             *((name, getattr(self, name) >= 0, "0 or more") for name in
-              ("seed", "test_patients", "pretrain", "warmup", "weight_decay")),
+              ("seed", "test_patients", "warmup", "weight_decay")),
         ]
 
     def with_(self, **changes: object) -> Config:
@@ -130,7 +131,8 @@ class Config:
         named = isinstance(filters, (list, tuple)) and all(isinstance(name, str) for name in values)
         if not named:
             raise BratsError("these are not the settings of a run: there is no list of filters.")
-        values = {FORMER_NAMES.get(name, name): value for name, value in values.items()}
+        values = {FORMER_NAMES.get(name, name): value for name, value in values.items()
+                  if name not in DROPPED}
         return cls().with_(**{**values, "filters": tuple(filters)})
 
 

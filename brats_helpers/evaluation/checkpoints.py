@@ -40,7 +40,7 @@ PARTS = {
     "average": WEIGHTS, "fingerprint": str, "step": int, "best": NUMBER, "seconds": NUMBER,
     "losses": list, "seen": {...: [NUMBER]}, "history": [dict], "rate_factor": NUMBER,
     "n_averaged": int, "model": WEIGHTS, "optimizer": dict, "scaler": dict,
-    "trust": {str: NUMBER}, "by_modalities": {...: [NUMBER]}}
+    "trust": {...: NUMBER}, "by_modalities": {...: [NUMBER]}}
 USUAL = ("format", "config", "channels", "regions", "average")
 RESUMED = (*USUAL, "fingerprint", "step", "best", "seconds", "losses", "history", "rate_factor",
            "n_averaged", "model", "optimizer", "scaler")  # what training goes on from

@@ -10,10 +10,15 @@ from pathlib import Path
 from torch import nn
 
 from ..basics.config import Config
-from ..basics.device import Device
-from .checkpoints import load_checkpoint
+from ..basics.device import Device, describe_device
+from .checkpoints import config_of, load_checkpoint, read_checkpoint
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "varied.safetensors"
+
+
+def pretrained_config() -> Config:
+    """Read the configuration of the network in the box."""
+    return config_of(read_checkpoint(WEIGHTS, describe_device()), WEIGHTS)
 
 
 def load_pretrained(device: Device | None = None) -> tuple[nn.Module, Config]:

@@ -83,7 +83,7 @@ def evaluate(cases: Sequence[Case], checkpoint: Path, work: Path, config: Config
         "checkpoint": Path(checkpoint).name,
         **summarize(rows), "per_case": rows,
         "preset": trained.preset, "seed": trained.seed, "parameters": count_parameters(model),
-        "train_seconds": round(last["seconds"] + last.get("earlier_seconds", 0.0), 1)}
+        "train_seconds": round(last["seconds"], 1)}
     write_json(Path(work) / "metrics.json", metrics)
     return metrics
 
@@ -92,9 +92,8 @@ def write_model_card(path: Path, metrics: dict, config: Config, training_cases: 
                      synthetic: bool, device: Device) -> str:
     """Write and return a description of a checkpoint, in the order of MONAI's model zoo."""
     data, limits = "patients of the given source", ""
-    if config.pretrain:
-        data += (f", after a first training on {config.pretrain} synthetic patients, which then "
-                 "stay among them (a fifth of them for validation only)")
+    if config.pretrained:
+        data += ", starting from the network in the box, which learned from synthetic patients"
     if synthetic:
         data = "synthetic patients (MNI152 anatomy, modeled tumors)"
         limits = "It has never seen a real patient. Its quality on real scans was not measured. "

@@ -98,18 +98,16 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def disk_budget(config: Config, patients: int, work: Path, unpack: bool = True,
-                phantoms: int = 0) -> dict[str, float | bool]:
+def disk_budget(config: Config, patients: int, work: Path,
+                unpack: bool = True) -> dict[str, float | bool]:
     """Return raw_gb, prepared_gb, other_gb, needed_gb, free_gb, and whether the series fits.
 
     unpack: whether the scans are written, too; scans in a folder are read in place.
-    phantoms: how many are made for pretraining, which has checkpoints of its own.
     """
     spacing = min(RAW_MB, key=lambda mm: abs(mm - config.spacing_mm))
-    raw = (patients * unpack + phantoms) * RAW_MB[spacing] / 1000
-    prepared = (patients + phantoms) * PREPARED_MB[spacing] / 1000
-    checkpoints = OTHER_MB / 1000 if config.preset != "quick" else 0.1
-    other = checkpoints * (2 if phantoms else 1)
+    raw = patients * unpack * RAW_MB[spacing] / 1000
+    prepared = patients * PREPARED_MB[spacing] / 1000
+    other = OTHER_MB / 1000 if config.preset != "quick" else 0.1
     folder = Path(work).absolute()
     existing = next(p for p in (folder, *folder.parents) if p.exists())
     needed, free = raw + prepared + other, shutil.disk_usage(existing).free / 1e9

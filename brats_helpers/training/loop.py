@@ -30,7 +30,7 @@ from ..evaluation.checkpoints import write_checkpoint
 from ..evaluation.metrics import dice, regions
 from ..evaluation.sliding_window import sliding_window_inference
 from . import distributed
-from .resume import InitialWeights, create_or_resume, save
+from .resume import create_or_resume, save
 from .state import State
 from .step import PrefetchedBatches, learning_rate, train_step
 from .tensorboard import Tracker
@@ -55,14 +55,14 @@ class Run:
 
 def train(config: Config, training: Sequence[Path], validation: Sequence[Path], folder: Path,
           on_epoch: Callable[[list[dict]], None] | None = None, device: Device | None = None,
-          start: InitialWeights | None = None, synthetic: bool = False) -> list[dict]:
+          start: Path | None = None, synthetic: bool = False) -> list[dict]:
     """Train on prepared patients, or go on from `folder`/last.pt; returns a record of each epoch.
 
     Writes last.pt (the whole state, every epoch and every ten minutes), before.pt (the one before),
     history.json and, if there are validation patients, best.pt (averaged weights with the highest
     mean Dice). A stop (Ctrl-C) takes effect after the present step, saves, and raises Stopped. In
-    `distributed.group` each process takes its share of every batch. `start` gives initial weights
-    and patients to rehearse; `synthetic` marks pictures.
+    `distributed.group` each process takes its share of every batch. `start` is a checkpoint with
+    the initial weights; `synthetic` marks pictures.
     """
     device = device or describe_device()
     state, tag = create_or_resume(config, training, validation, folder, device, start)
@@ -70,7 +70,7 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
     run = Run(config, validation, folder, device, tag, tracker, on_epoch)
     _write_history(state, folder)
     total = config.epochs * config.steps
-    source = _batches(run, state.step, rehearsal(training, start.patients if start else ()))
+    source = _batches(run, state.step, training)
     started = time.monotonic() - state.seconds
     saved = time.monotonic()
     with stop_button() as stopped, explain_killed_worker(), _bar(state.step, total) as bar:
@@ -91,11 +91,6 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
                 raise Stopped(f"stopped after step {state.step} of {total}; all is saved in "
                               f"{folder}: run it again to go on.")
     return state.history
-
-
-def rehearsal(patients: Sequence[Path], phantoms: Sequence[Path]) -> list[Path]:
-    """Repeat the patients until half of the patches come from them; list each phantom once."""
-    return [*patients] * max(1, round(len(phantoms) / len(patients))) + [*phantoms]
 
 
 def _batches(run: Run, first: int, paths: Sequence[Path]) -> PrefetchedBatches:

@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
 from torch import Tensor
 from tqdm import tqdm
@@ -32,19 +31,10 @@ from .state import State, new_state
 
 # Settings that do not change what is trained.
 IRRELEVANT = ("preset", "patients", "test_patients", "tta", "on_nan", "tensorboard")
-NEWER = {"modality_dropout": 0.0}  # settings that earlier versions lacked, and what they did
-
-
-class InitialWeights(NamedTuple):
-    """The checkpoint that a training starts from, and the prepared patients to rehearse."""
-
-    checkpoint: Path
-    patients: Sequence[Path]
 
 
 def create_or_resume(config: Config, training: Sequence[Path], validation: Sequence[Path],
-                     folder: Path, device: Device,
-                     start: InitialWeights | None) -> tuple[State, str]:
+                     folder: Path, device: Device, start: Path | None) -> tuple[State, str]:
     """Return the state to train from, new or the last in `folder`, and its fingerprint.
 
     Both are the same in all processes. BratsError if a batch cannot be shared equally, or if the
@@ -70,18 +60,15 @@ def check_shares(config: Config, processes: int) -> None:
 
 
 def _build(config: Config, training: Sequence[Path], validation: Sequence[Path], device: Device,
-           start: InitialWeights | None) -> tuple[State, str]:
-    """Build a new state with random or given weights, and the fingerprint of its training."""
+           start: Path | None) -> tuple[State, str]:
+    """Build a new state, with random weights or those of a checkpoint, and its fingerprint."""
     state = new_state(config, device)
     weights = None
     patients = [*training, *validation]
     if start:
-        content = read_checkpoint(start.checkpoint, device)
-        weights = content["average"]
-        patients += start.patients
-        state.earlier_seconds = content["seconds"] + content.get("earlier_seconds", 0.0)
+        weights = read_checkpoint(start, device)["average"]
         for model in (state.model, state.ema.module):
-            load_weights(model, weights, start.checkpoint)
+            load_weights(model, weights, start)
     tag = distributed.broadcast_from_rank_zero(lambda: fingerprint(config, patients, weights))
     state.training_ranges = ranges([open_volume(path)[1].fingerprint for path in training])
     return state, tag
@@ -90,8 +77,7 @@ def _build(config: Config, training: Sequence[Path], validation: Sequence[Path],
 def fingerprint(config: Config, patients: Sequence[Path],
                 start: Mapping[str, Tensor] | None = None) -> str:
     """Hash every setting and patient that the weights or the choice of the best depend on."""
-    settings = {k: v for k, v in asdict(config).items()
-                if k not in IRRELEVANT and NEWER.get(k, ...) != v}
+    settings = {k: v for k, v in asdict(config).items() if k not in IRRELEVANT}
     before = [weights_tag(start)] if start else []
     sources = [[p.name, open_volume(p)[1].content_hash] for p in patients]
     text = json.dumps([settings, sources, *before], sort_keys=True)

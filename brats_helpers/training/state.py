@@ -14,7 +14,7 @@ from ..evaluation.build import build_network, compile_for_training
 from . import distributed
 
 # Fields of State that a checkpoint stores as they are.
-PLAIN_FIELDS = ("step", "best", "seconds", "earlier_seconds", "losses", "history", "rate_factor")
+PLAIN_FIELDS = ("step", "best", "seconds", "losses", "history", "rate_factor")
 
 
 @dataclass
@@ -28,7 +28,6 @@ class State:
     step: int = 0
     rate_factor: float = 1.0  # halved by each batch that was left out (`Config.on_nan`)
     seconds: float = 0.0  # of training, over all sessions
-    earlier_seconds: float = 0.0  # of the training that gave the initial weights
     best: float = -1.0  # mean validation Dice of the best checkpoint
     training_ranges: dict = field(default_factory=dict)  # `domain_shift.ranges` of the patients
     losses: list[float] = field(default_factory=list)  # of the present epoch

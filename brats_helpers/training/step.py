@@ -115,9 +115,8 @@ def leave_out(state: State, names: Sequence[str], problem: str, config: Config) 
     names = ", ".join(distributed.gather(names))
     problem = f"{problem} at step {state.step}, on patches of {names}"
     if config.on_nan == "stop":
-        phantoms = " (phantoms may have the same names)" if config.pretrain else ""
-        raise BratsError(f"{problem}: the weights were not touched. Look at these patients' scans"
-                         f"{phantoms}, lower learning_rate, or go on from here without the batch "
+        raise BratsError(f"{problem}: the weights were not touched. Look at these patients' "
+                         f"scans, lower learning_rate, or go on from here without the batch "
                          "and at half the rate: on_nan=halve.")
     state.rate_factor /= 2
     if state.rate_factor < 2**-MAX_HALVINGS:

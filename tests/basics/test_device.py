@@ -88,11 +88,7 @@ def test_budget_says_what_does_not_fit(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(device.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1e9))
     assert not session.disk_budget(PRESETS["kaggle"], 1251, tmp_path)["fits"]
     assert session.disk_budget(PRESETS["quick"], 40, tmp_path)["fits"]
-    alone, first = (session.disk_budget(PRESETS["full"], 8, tmp_path, False, phantoms=n)
-                    for n in (0, 120))
-    assert first["raw_gb"] > alone["raw_gb"] == 0
-    assert first["prepared_gb"] == pytest.approx(16 * alone["prepared_gb"])
-    assert first["other_gb"] == 2 * alone["other_gb"]
+    assert session.disk_budget(PRESETS["full"], 8, tmp_path, unpack=False)["raw_gb"] == 0
 
 
 def test_versions_name_every_package() -> None:

@@ -221,15 +221,15 @@ def test_a_state_is_restored_from_its_dictionary_and_from_one_of_an_earlier_vers
 ) -> None:
     state, fresh = new_state(CONFIG, CPU), new_state(CONFIG.with_(seed=1), CPU)
     step.train_step(state, next(batches(PatchDataset(prepared, 16, 0.4, 0), 2, 0, 1)), CONFIG, CPU)
-    state.seconds, state.earlier_seconds, state.rate_factor = 3.0, 4.0, 0.5
+    state.seconds, state.rate_factor = 3.0, 0.5
     content = copy.deepcopy(state.state_dict())
     fresh.load_state_dict(content)
     assert fresh.ema.n_averaged == 1 and all(getattr(fresh, n) == content[n] for n in PLAIN_FIELDS)
     assert all(torch.equal(v, content["model"][k]) for k, v in fresh.model.state_dict().items())
-    del content["earlier_seconds"]
-    fresh.earlier_seconds = 7.0
+    del content["rate_factor"]
+    fresh.rate_factor = 0.25
     fresh.load_state_dict(content)
-    assert fresh.earlier_seconds == 7.0
+    assert fresh.rate_factor == 0.25
 
 
 def test_learning_rate_warms_up_and_falls_to_nothing() -> None:
