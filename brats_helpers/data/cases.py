@@ -29,6 +29,7 @@ __all__ = ["Case", "Patient", "check_case", "check_cohort", "disk_et", "file_sta
            "find_cases", "find_twins", "on_disk", "open_scan", "read_case", "read_reference",
            "write_mask"]
 
+LARGEST = 1e15  # intensity, so that no sum of squares overflows
 TWIN = 0.005  # by which numbers of `identity` may differ between copies
 
 
@@ -67,7 +68,9 @@ def read_case(case: Case) -> Patient:
     else:
         arrays = [voxels(case, path, scan) for path, scan in zip(case.images, scans, strict=True)]
     # One type for all four, float32 if any needs it; NIfTI's first index stays the fastest.
-    images = np.stack([_compact(a).T for a in arrays]).transpose(0, 3, 2, 1)
+    paths = case.images * (len(arrays) // len(case.images))
+    images = np.stack([_compact(case, path, a).T for path, a in zip(paths, arrays, strict=True)])
+    images = images.transpose(0, 3, 2, 1)
     present = [m for m in MODALITIES if m not in case.missing]
     for n, image in enumerate(images):
         middle = image[..., image.shape[-1] // 2]  # tells most times
@@ -92,7 +95,7 @@ def open_scan(case: Case) -> nib.Nifti1Image:
     return open_image(case, case.images[0])
 
 
-def _compact(array: np.ndarray) -> np.ndarray:
+def _compact(case: Case, path: Path | Packed, array: np.ndarray) -> np.ndarray:
     """Convert to int16 where that loses nothing, else to float32."""
     if array.dtype in (np.int16, np.uint8):
         return array.astype(np.int16, copy=False)
@@ -100,6 +103,9 @@ def _compact(array: np.ndarray) -> np.ndarray:
     whole = array.dtype.kind in "iu" or bool((array == np.rint(array)).all())
     if whole and low >= -32768 and high <= 32767:
         return array.astype(np.int16)
+    if max(-low, high) > LARGEST:
+        fail(case, path, f"its values reach {max(-low, high):.3g}", "export it again with the "
+             "scanner's intensities, or correct the scale in its header (scl_slope)")
     return array.astype(np.float32)
 
 

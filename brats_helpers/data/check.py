@@ -172,7 +172,7 @@ def write_csv(path: Path, report: Report) -> None:
 
 def _safe(cells: Sequence) -> list:
     """Keep spreadsheets from running a name that begins like a formula."""
-    return [f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "@", "\t") else cell
+    return [f"'{cell}" if isinstance(cell, str) and cell[:1] in tuple("=+-@\t") else cell
             for cell in cells]
 
 

@@ -53,7 +53,7 @@ def identity(images: np.ndarray) -> list[float]:
     grid = tuple(_mirrored(size, step) for size in images.shape[1:])
     some = images[:, *grid].reshape(len(images), -1)
     inside = some[:, (some != 0).any(0)].astype(np.float64)
-    if not inside.size:
+    if inside.shape[1] < 3:
         return []
     with np.errstate(invalid="ignore", divide="ignore"):  # a sampled modality may be constant
         z = (inside - inside.mean(1, keepdims=True)) / inside.std(1, keepdims=True)

@@ -37,7 +37,8 @@ GUESSES = (
     (r"flair", "flair"), (r"t1\w*(gd|ce|gad|post|km|c\b)|contrast", "t1ce"), (r"t2", "t2"),
     (r"t1", "t1"),
     (r"seg|mask|label|tumou?r|roi\b|gtv|\bgt\b|truth|annot|manual|expert", "seg"))
-SERIES = ("in the format DICOM", "another contrast", "named ", "its name ends",
+SIDECAR = re.compile(r"\.(md5|sha\d*|crc)$", re.IGNORECASE)  # checksums of files
+SERIES = ("in the format ", "another contrast", "named ", "its name ends",
           "dataset.json does not")  # reasons of which one is shown for many files
 SHOWN = 20
 
@@ -47,6 +48,10 @@ def explain(path: Path | Packed, cases: Sequence[Case]) -> Unused | None:
     name = path.name.lower()
     if found := _not_an_image(name):
         return Unused(path, *found)
+    if SIDECAR.search(name):
+        return None
+    if isinstance(path, Path) and not path.suffix.strip(".0123456789") and _is_dicom(path):
+        return Unused(path, *_in_format("DICOM"))
     known = identify(path)
     derived = ".nii" in name and "derivatives" in path.parent.parts
     if OTHER.search(path.name) or derived or (known and known[2] == "draft"):
@@ -73,9 +78,22 @@ def _not_an_image(name: str) -> tuple[str, str] | None:
         if name.endswith(ending):
             return f"{title}, which is not read here", READABLE
     if title := FORMAT_OF.get(Path(name).suffix):
-        return (f"in the format {title}, and NIfTI is needed",
-                "convert the series with dcm2niix" if title == "DICOM" else "convert it to .nii.gz")
+        return _in_format(title)
     return None
+
+
+def _in_format(title: str) -> tuple[str, str]:
+    return (f"in the format {title}, and NIfTI is needed",
+            "convert the series with dcm2niix" if title == "DICOM" else "convert it to .nii.gz")
+
+
+def _is_dicom(path: Path) -> bool:
+    """Tell by its content whether a file without an ending, as scanners write, is a DICOM slice."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def guess_kind(name: str) -> str | None:

@@ -306,6 +306,30 @@ def test_a_fourth_dimension_is_read_if_it_is_1(tmp_path: Path, shape: tuple, row
         assert np.array_equal(patient.reference, PATIENT.reference)
 
 
+def test_slices_without_an_ending_are_named_as_dicom_and_checksums_are_not_named(
+        cohort: Path) -> None:
+    (cohort / "P2").mkdir()
+    for name in ("IM0001", "IM0002", "1.2.840.113619"):
+        (cohort / "P2" / name).write_bytes(bytes(128) + b"DICM" + bytes(9))
+    (cohort / "P0" / "P0_t1.nii.gz.md5").write_text("d41d8cd9")
+    (cohort / "LICENSE").write_text("MIT")
+    said = text(check_path(cohort, 1))
+    assert "1.2.840.113619: in the format DICOM, and NIfTI is needed (and 2 more like it)" in said
+    assert "1 not used" in said
+
+
+@pytest.mark.parametrize(("value", "said"), [(1e300, r"values reach 2\.\d+e\+303.*scl_slope"),
+                                             (1e9, "")])
+def test_intensities_that_would_overflow_are_refused(tmp_path: Path, value: float, said: str,
+                                                     recwarn) -> None:
+    folder = write_case(tmp_path, "P", PATIENT.images, None, PATIENT.affine)
+    huge = nib.Nifti1Image(PATIENT.images[1] * value, PATIENT.affine)
+    nib.save(huge, folder / "P_t1.nii.gz")
+    problems = check_case(find_cases(tmp_path)[0])["problems"]
+    assert re.search(said, problems[0]) if said else problems == []
+    assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
+
+
 def test_a_folder_named_like_a_file_is_used_if_it_holds_one_scan(cohort: Path) -> None:
     for index in (0, 1):
         path = cohort / f"P{index}" / f"P{index}_t1.nii.gz"
