@@ -34,7 +34,7 @@
 # - **test** that a network can learn before you train it for hours;
 # - **replace** it with one of your own.
 #
-# You need notebook 03, convolutions and gradients.
+# You need notebook 03, and you should know convolutions and gradients.
 
 # %% [markdown]
 # ## Parameters
@@ -83,9 +83,8 @@ series_map(4)
 # %% [markdown]
 # <details><summary>For teachers</summary>
 #
-# Draw the U on the board before anyone scrolls, and let the class fill in the sizes. Common misconceptions: most parameters
-# sit where most voxels are; the skip connection adds (it concatenates); Dice loss needs no cross-entropy. Spend ten minutes
-# on the gradient pictures in section 3.
+# Draw the U on the board before anyone scrolls, and let the class fill in the sizes. Spend ten minutes on the gradient
+# pictures in section 3. Common misconceptions: most parameters sit where most voxels are; the skip connection adds.
 # </details>
 
 # %% [markdown]
@@ -93,8 +92,7 @@ series_map(4)
 #
 # A **convolution** of 3 x 3 x 3 looks at a voxel and its 26 neighbors. Its *stride* is how many voxels it moves at a time. A
 # *channel* is one of the volumes that a layer computes. **Instance norm** gives each channel of each patch mean 0 and standard
-# deviation 1, so that a bright scan cannot dominate. **LeakyReLU** passes a small share of negative values, so that no unit
-# stays silent forever. Two such blocks form a *stage*, and a *level* is one resolution of the network:
+# deviation 1, so that a bright scan cannot dominate. **LeakyReLU** passes a small share of negative values. Two such blocks form a *stage*, and a *level* is one resolution of the network:
 
 # %%
 from brats_helpers.network import unet
@@ -151,12 +149,11 @@ show_source(unet.UNet)
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Right after the encoder's loop: `x = skips.pop()`. Otherwise the decoder would join the bottom with itself, at half the size
-# of what it has just upsampled.
+# Right after the encoder's loop: `x = skips.pop()`. Otherwise the decoder would join the bottom with itself.
 # </details>
 
 # %% [markdown]
-# Here it is as a picture. Each box gives the channels and the edge in voxels:
+# As a picture, with the channels and the edge in voxels:
 
 # %%
 from brats_helpers.lessons.plots import diagram_unet
@@ -183,8 +180,7 @@ bars({row["level"]: row["parameters"] / 1e6 for row in rows}, "million parameter
 # round (section 4).
 # </details>
 #
-# Some pages give this network 31 million parameters. That is the default of nnU-Net, the framework behind many winning
-# entries (Isensee et al. 2021). NVIDIA's [log](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
+# Some pages give this network 31 million parameters. That is nnU-Net's default (Isensee et al. 2021). NVIDIA's [log](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
 # says 50.8 million, and our count agrees:
 
 # %%
@@ -200,15 +196,13 @@ print({name: f"{count:,}" for name, count in counts.items()})
 #
 # <details><summary>Answer</summary>
 #
-# 5 x 64 x 27 + 64 = 8,704: for each output, one cube of weights per input and one bias. (This network needs no such bias,
-# because the norm that follows has its own.)
+# 5 x 64 x 27 + 64 = 8,704: for each output, one cube of weights per input and one bias.
 # </details>
 #
 # ### What one voxel sees
 #
-# The **receptive field** is the part of the input that can change one output. `level_table` counts it. To measure it, we send
-# a gradient back from one voxel at the bottom of a small network and look where it arrives. (Instance norm looks at all
-# voxels, so we switch it off here.)
+# The **receptive field** is the part of the input that can change one output. To measure it, we send a gradient back from
+# one voxel at the bottom of a small network and look where it arrives. (Instance norm looks at all voxels, so it is off.)
 
 # %%
 from brats_helpers.lessons.plots import curves
@@ -324,9 +318,8 @@ curves(both, "logit of the tumor's voxels", log=True)
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Look at the right panel. Near a logit of 0, Dice pulls far harder than cross-entropy, a mean that 32,768 voxels dilute. But
-# where the network is *surely wrong*, on the left, the gradient of Dice dies, while that of cross-entropy stays. Each covers
-# for the other.
+# Look at the right panel. Near a logit of 0, Dice pulls far harder than cross-entropy, a mean over 32,768 voxels. But where
+# the network is *surely wrong*, on the left, the gradient of Dice dies, while that of cross-entropy stays.
 # </details>
 #
 # **Question.** Why does Dice loss, in the left panel, stay above one half although the whole tumor is found?
@@ -380,8 +373,7 @@ curves(
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# With smoothing: the target is 0.95 instead of 1, so the curve ends above all others. ("Tumor voxels x 3" lies on "plain",
-# because so small a tumor hardly changes a mean.)
+# With smoothing: the target is 0.95 instead of 1, so the curve ends above all others.
 # </details>
 #
 # ### Deep supervision
@@ -411,8 +403,7 @@ pictures(views, limits=(0, 1))
 # ## 4. Memory
 #
 # Parameters need little memory. But autograd, the part of torch that computes gradients, keeps activations for the backward
-# pass: at the top level, 64 × 128³ numbers several times. The next cell counts them. (Skip how: torch calls `note` for every
-# tensor that it saves.)
+# pass: at the top level, 64 × 128³ numbers several times. The next cell counts them (you can skip how).
 
 
 # %%
@@ -452,8 +443,7 @@ bars(kept, "MiB of activations kept", "MiB")
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Checkpointing: it leaves about a third. 16-bit activations leave half, one patch instead of two leaves half, and the smaller
-# edge leaves (48 / 64)³ = 42 %.
+# Checkpointing: it leaves about a third. The others leave a half, a half and (48 / 64)³ = 42 %.
 # </details>
 #
 # **Mixed precision** stores most activations in 16 bits and rounds them. **Gradient checkpointing** keeps only the input of
@@ -505,7 +495,7 @@ for voxels in (10_000, 32_000, 33_000, 48_000):
 # ## 5. Against the reference
 #
 # MONAI's `DynUNet` is an independent implementation of the same network. With the same weights, both must give the same
-# output. `layers_in_use` lists the layers in the order of the forward pass, so that we can copy the weights:
+# output. `layers_in_use` lists the layers in order, so that we can copy the weights:
 
 # %%
 from monai.networks.nets import DynUNet
@@ -530,7 +520,7 @@ with torch.inference_mode():
 
 # %% [markdown]
 # The full network is heavy for a CPU, but it runs. Seven levels halve the input six times, and the norm at the bottom needs
-# more than one voxel. So the smallest input is 128 x 64 x 64.
+# two voxels, so the smallest input is 128 x 64 x 64.
 
 # %%
 import time
@@ -549,8 +539,8 @@ if full_size:
 # %% [markdown]
 # ## 6. Can it learn?
 #
-# The cheapest test of a training is to memorize one patch. If the network cannot, nothing else matters. (This is no result: a
-# score on voxels that it was trained on says nothing about a patient.)
+# The cheapest test of a training is to memorize one patch. If the network cannot, nothing else matters. (This is no
+# result: it was trained on these voxels.)
 
 # %%
 from brats_helpers.data.preprocessing import normalize_batch
@@ -661,8 +651,8 @@ print({f"{rate:g}": round(sweep[rate][-1], 2) for rate in sorted(sweep)})
 #
 # ### Exercise 4: another network
 #
-# Write a function that returns MONAI's `SegResNet` for our data, with `init_filters=8`. It also takes `spatial_dims`,
-# `in_channels` and `out_channels`. Guess first: does it have more parameters than the quick U-Net, or fewer?
+# Return MONAI's `SegResNet` for our data, with `init_filters=8`. It also takes `spatial_dims`, `in_channels` and
+# `out_channels`. Guess first: does it have more parameters than the quick U-Net, or fewer?
 #
 # <details><summary>Hint</summary>
 #
@@ -694,12 +684,11 @@ print(f"{count_parameters(other):,} parameters; the quick U-Net has {counts['qui
 
 # %% [markdown]
 # To train it, run `python -m brats_helpers run --only 5 -p network monai.networks.nets:SegResNet`. A class of your own is
-# `file:Class`, with `file.py` in the notebooks' folder, and is built as `Class(in_channels=5, out_channels=3)`. (Importing a
-# module runs its code. So a checkpoint may name only MONAI's classes, unless you import another yourself first.)
+# `file:Class`, with `file.py` in the notebooks' folder, and is built as `Class(in_channels=5, out_channels=3)`.
 #
 # ## 8. Save
 #
-# We keep the facts of this notebook for the record. Notebook 05 builds the network from `config.json` instead.
+# We keep these facts for the record. Notebook 05 builds the network from `config.json`.
 
 # %%
 facts = {"network": config.network, "filters": config.filters}
@@ -711,16 +700,15 @@ print("wrote architecture.json\nnext: 05_training_evaluation trains the network 
 # %% [markdown]
 # ## Recap
 #
-# - A U-Net is an encoder, a decoder, and skip connections between them. Two loops and a stack run it.
+# - Two loops and a stack run a U-Net: encoder, decoder, skip connections.
 # - Parameters are at the bottom, memory is at the top.
-# - Dice pulls hard near the decision, and cross-entropy still pulls where Dice has gone flat.
-# - Gradient checkpointing saves memory and keeps the gradients. Short numbers save memory and round.
+# - Dice pulls hard near the decision, and cross-entropy pulls where Dice is flat.
+# - Gradient checkpointing and short numbers save memory. Short numbers round.
 #
-# **What surprised us:** a learning rate of 1 does not break this network on one patch, and at 1 mm Dice in fp16 breaks at a
-# tumor of 33 ml.
+# **What surprised us:** a learning rate of 1 does not break this network, and Dice in fp16 breaks at a tumor of 33 ml.
 #
 # **What a radiologist would look for that this network cannot see:** earlier scans, the patient's history and treatment,
-# diffusion and perfusion. The network sees one patch. A radiologist sees the whole head.
+# diffusion and perfusion, and the whole head at once.
 #
 # | term | meaning |
 # |---|---|
