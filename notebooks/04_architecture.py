@@ -116,7 +116,7 @@ show_source(unet.ConvNormAct, unet.Stage)
 #
 # <details><summary>Hint</summary>
 #
-# A list is a stack: `append` saves, and `pop()` returns the last one saved. `torch.cat((a, b), dim=1)` joins channels. Two
+# A list is a stack: `append` saves, `pop()` returns the last one saved. `torch.cat((a, b), dim=1)` joins channels. Two
 # loops and a return statement are enough.
 # </details>
 

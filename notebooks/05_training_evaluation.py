@@ -338,7 +338,7 @@ bars(dict(zip(("read", "augment", "forward", "backward"), spent)), "ms of a step
 # %% [markdown]
 # On a CPU the network takes most of the time. A faster device may have to wait for patches.
 #
-# ### A loss that is no number
+# ### A loss that is not a number
 #
 # One damaged patient is enough. Here we set a standard deviation to 0, so that the z-score divides by zero:
 
@@ -722,8 +722,8 @@ plots.two_cohorts(judged, others, ("judged above", "strangers"), synthetic)
 # ### Exercise 5: two minutes
 #
 # Raise the Dice of our network on strangers. The lab has three labeled strangers to learn from, three to practice on, and
-# the four from above as a test. It computes for two minutes. A plan names your levers: `steps` trains on (`augment=False`:
-# without augmentation), `views` averages 4 or 8 mirrored copies, `threshold` is that of WT, and `largest` keeps only the
+# the four from above as a test. It computes for two minutes. A plan names your levers. `steps` trains on, `augment=False`
+# leaves out augmentation, `views` averages 4 or 8 mirrored copies, `threshold` is that of WT, and `largest` keeps only the
 # largest piece. `lab.score(plan)` uses the practice patients, and `lab.score(plan, "test")` the test patients.
 #
 # <details><summary>Hint</summary>
@@ -783,7 +783,7 @@ card = work / "checkpoints" / "MODEL_CARD.md"
 Markdown(write_model_card(card, metrics, config, len(learnt), synthetic, device))
 
 # %% [markdown]
-# To segment a patient without a reference, run this command (for your own cohort, with `last.pt`):
+# To segment a patient without a reference (use `last.pt` for your own cohort):
 #
 # `python -m brats_helpers predict CASE_FOLDER --checkpoint runs/quick/checkpoints/best.pt --out masks --tta`
 #
@@ -793,7 +793,7 @@ Markdown(write_model_card(card, metrics, config, len(learnt), synthetic, device)
 #
 # - Training resumes exactly, because its randomness depends on the seed and the patch's number alone.
 # - Patients that selected a checkpoint or a plan cannot judge it.
-# - A mean hides single patients, and a high score describes patients like those of the training.
+# - A mean hides single patients. A high score describes patients like those of the training.
 #
 # | term | meaning |
 # |---|---|
