@@ -225,7 +225,8 @@ investigations.check_outline(corners, drawn)
 # The training part of BraTS 2021 has 1,251 patients with glioma. Algorithms drew their outlines, people corrected them by
 # hand, and neuroradiologists approved them (Baid et al. 2021). The download asks for a
 # [registration](https://www.synapse.org/brats2021), so this series carries a stand-in: the phantoms. Their files, labels
-# and geometry are like those of BraTS. They are for learning and testing, and every picture of them says *synthetic*.
+# and geometry are like those of BraTS, and every picture of them says *synthetic*. They carry names of BraTS 2021, because the
+# names tell how to read the labels (notebook 02), but `BraTS2021_00000` is no person here.
 # A score on phantoms does not tell how well a network does on a real patient. Notebook 05 shows how large that gap is.
 #
 # To use real data, give its archive or folder as `source`. Nothing else changes. The source `varied` is synthetic as well,

@@ -264,10 +264,10 @@ words = {field: bytes(converted.header[field]).strip(b"\0") for field in fields}
 print(f"{len(slices)} files became one; text in its header: {words}")
 
 # %% [markdown]
-# Position, orientation and spacing of the slices became the affine. Nothing else came along: no name, no date. Beware:
-# DICOM's millimeters grow to the *left*, the *back* and up, so x and y change their sign on the way. That is a classic
-# source of mirrored brains. The image itself can identify a person as well: people have been recognized by the face in a
-# head scan (Schwarz et al. 2019). The brains of BraTS have no skull and no face.
+# Position, orientation and spacing of the slices became the affine. Nothing else came along: no name, no date. DICOM's
+# millimeters grow to the *left*, the *back* and up, so x and y change their sign on the way, a classic source of mirrored
+# brains. The image itself can identify a person: people have been recognized by the face in a head scan (Schwarz et al.
+# 2019). The brains of BraTS have no skull and no face.
 #
 # ### Label 4
 #
@@ -345,9 +345,8 @@ pictures({name: view[:, :, at].T for name, view in views.items()}, synthetic)
 #
 # ## 4. Check every patient
 #
-# A cohort of a thousand patients has surprises: a file cut short, a modality on another grid, a label that should not be
-# there. We read each patient once, completely. Every problem becomes a sentence in a list, so that it does not stop a
-# training in the middle of the night.
+# A cohort of a thousand patients has surprises: a file cut short, a modality on another grid, an unknown label. We read each
+# patient once, completely. Every problem becomes a sentence in a list, and no training stops in the middle of the night.
 
 # %%
 from brats_helpers.data.cases import check_cohort
@@ -375,7 +374,7 @@ for field in ("shape", "spacing_mm", "orientation", "dtype"):
     print(f"{field:<12}", dict(Counter(str(row[field]) for row in everyone)))
 
 # %% [markdown]
-# You learn what a check is worth when something is broken. We cut the first patient's T2 in half, in a copy:
+# To test the check, we cut a copy of the first patient's T2 in half:
 
 # %%
 import shutil
@@ -507,8 +506,8 @@ finish(figure, synthetic, alt="Whole tumor volumes of the training and the valid
 # %% [markdown]
 # ### What if we split visits?
 #
-# Data sets of treated tumors hold several visits per person. `BraTS-GLI-00005-100` and `-101` are one brain, some months
-# apart. Take twenty people with three visits each. **Question.** If visits are split, how many people end up on both sides?
+# `BraTS-GLI-00005-100` and `-101` are one brain, some months apart. Take twenty people with three visits each. **Question.**
+# If visits are split, how many people end up on both sides?
 
 # %%
 visits = [f"BraTS-GLI-{n:05d}-{visit}" for n in range(20) for visit in (100, 101, 102)]

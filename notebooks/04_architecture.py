@@ -29,12 +29,12 @@
 #
 # - **explain** what each level of a U-Net sees, and what the skip connections carry;
 # - **count** its parameters, and find where they are;
-# - **compute** Dice and cross-entropy by hand, and say when each one's gradient vanishes;
+# - **compute** Dice and cross-entropy by hand, and say where each gradient vanishes;
 # - **estimate** the memory of activations, and halve it;
 # - **test** that a network can learn before you train it for hours;
 # - **replace** it with one of your own.
 #
-# You need notebook 03, and you should have met convolutions and gradients before.
+# You need notebook 03, and you should know convolutions and gradients.
 
 # %% [markdown]
 # ## Parameters
@@ -83,19 +83,16 @@ series_map(4)
 # %% [markdown]
 # <details><summary>For teachers</summary>
 #
-# Draw the U on the board before anyone scrolls, and let the class fill in the sizes. Common misconceptions:
-# most parameters sit where most voxels are; the skip connection adds (it concatenates); Dice loss needs no
-# cross-entropy; losses of different functions can be compared. Spend ten minutes on the gradient pictures in section 3.
+# Draw the U on the board before anyone scrolls, and let the class fill in the sizes. Spend ten minutes on the gradient
+# pictures in section 3. Common misconceptions: most parameters sit where most voxels are; the skip connection adds.
 # </details>
 
 # %% [markdown]
 # ## 1. The bricks
 #
-# A **convolution** of 3 x 3 x 3 looks at a voxel and its 26 neighbors. **Instance norm** gives each channel of each
-# patch a mean of 0 and a standard deviation of 1, so that a bright scan cannot dominate. **LeakyReLU** passes a small
-# share of negative values, so that no unit stays silent forever. A *channel* is one of the volumes that a layer computes.
-# The *stride* is how many voxels the convolution moves at a time. A *level* is one resolution of the network, and two
-# blocks of convolution, norm and LeakyReLU form a *stage*, which does all the work at one level:
+# A **convolution** of 3 x 3 x 3 looks at a voxel and its 26 neighbors. Its *stride* is how many voxels it moves at a time. A
+# *channel* is one of the volumes that a layer computes. **Instance norm** gives each channel of each patch mean 0 and standard
+# deviation 1, so that a bright scan cannot dominate. **LeakyReLU** passes a small share of negative values. Two such blocks form a *stage*, and a *level* is one resolution of the network:
 
 # %%
 from brats_helpers.network import unet
@@ -106,21 +103,21 @@ show_source(unet.ConvNormAct, unet.Stage)
 # %% [markdown]
 # ## 2. The network
 #
-# The **encoder** is the way down. Each level halves every edge (stride 2), which leaves an eighth of the voxels, and
-# computes more channels. The **decoder** is the way back up. A transposed convolution doubles every edge, and the encoder's
-# output of the same size is concatenated as further channels: the **skip connection**. The path down finds out *what* is
-# there. The skip remembers *where*. A *head* is the last convolution, which turns channels into scores.
+# The **encoder** is the way down. Each level halves every edge, which leaves an eighth of the voxels, and computes more
+# channels. The **decoder** is the way back up. A transposed convolution doubles every edge, and the encoder's output of the
+# same size is concatenated: the **skip connection**. The path down finds out *what* is there, and the skip remembers *where*.
+# A *head* is the last convolution. It turns channels into scores.
 #
 # ### Exercise 1: the forward pass
 #
 # Write it. `net.encoder`, `net.upsample` and `net.decoder` are lists in the order of use, and `net.heads[-1]` makes the
-# logits at full resolution. Save the output of each encoder stage on the way down. The output of the last stage is the
-# bottom, so take it off the list. On the way up, concatenate (upsampled, skip) along the channels.
+# scores at full resolution. Save the output of each encoder stage except the last, which is the bottom. On the way up,
+# concatenate (upsampled, skip) along the channels.
 #
 # <details><summary>Hint</summary>
 #
-# A Python list is a stack: `append` saves, and `pop()` returns the last one saved. `torch.cat((a, b), dim=1)` joins
-# channels. Two loops and a return statement are enough.
+# A list is a stack: `append` saves, `pop()` returns the last one saved. `torch.cat((a, b), dim=1)` joins channels. Two
+# loops and a return statement are enough.
 # </details>
 
 
@@ -143,8 +140,8 @@ def forward(net: unet.UNet, x: torch.Tensor) -> torch.Tensor:
 investigations.check_forward(forward)
 
 # %% [markdown]
-# The module's version does the same. In training mode it also returns the coarser outputs. The levels are lists, so a
-# network of four levels and one of seven share this code. **Question.** Where does it pop the bottom off the stack, and why?
+# The module's version does the same, for any number of levels. In training it also returns coarser outputs. **Question.**
+# Where does it pop the bottom off the stack, and why?
 
 # %%
 show_source(unet.UNet)
@@ -152,12 +149,11 @@ show_source(unet.UNet)
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Right after the encoder's loop: `x = skips.pop()`. The bottom is the input of the decoder. If it stayed on the stack, the
-# decoder would join it with itself, at half the size of what it has just upsampled.
+# Right after the encoder's loop: `x = skips.pop()`. Otherwise the decoder would join the bottom with itself.
 # </details>
 
 # %% [markdown]
-# The same network as a picture. Each box gives the number of channels and the edge in voxels:
+# As a picture, with the channels and the edge in voxels:
 
 # %%
 from brats_helpers.lessons.plots import diagram_unet
@@ -179,14 +175,13 @@ bars({row["level"]: row["parameters"] / 1e6 for row in rows}, "million parameter
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# The small ones near the bottom. A convolution has (inputs x outputs x 27) weights, whatever the size of its volume, and
-# the number of channels grows toward the bottom. The longest bar is decoder 5, just above the bottom: it reads the skip
-# connection as well as the upsampled channels. Memory behaves the other way round (section 4).
+# The small ones. A convolution has (inputs x outputs x 27) weights, whatever the size of its volume, and the channels
+# increase toward the bottom. Decoder 5 leads, because it reads the skip connection as well. Memory behaves the other way
+# round (section 4).
 # </details>
 #
-# Some pages give this network 31 million parameters. That is the default of nnU-Net, the segmentation framework behind
-# many winning entries, which uses 32 to 320 channels (Isensee et al. 2021). The [log](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
-# that NVIDIA published says 50.8 million. Our count agrees:
+# Some pages give this network 31 million parameters. That is nnU-Net's default (Isensee et al. 2021). NVIDIA's [log](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
+# says 50.8 million, and our count agrees:
 
 # %%
 with torch.device("meta"):  # shapes without memory
@@ -201,16 +196,13 @@ print({name: f"{count:,}" for name, count in counts.items()})
 #
 # <details><summary>Answer</summary>
 #
-# 5 x 64 x 27 + 64 = 8,704. Each output has one cube of weights per input, and one bias. (The convolutions of this
-# network have no bias, because the norm that follows has a learned shift.)
+# 5 x 64 x 27 + 64 = 8,704: for each output, one cube of weights per input and one bias.
 # </details>
 #
 # ### What one voxel sees
 #
-# The **receptive field** is the part of the input that can change one output. `level_table` counts it: each
-# convolution adds two voxels of the level that it reads. We can also measure it. Send a gradient back from one voxel at
-# the bottom of a network of three levels, and look where it arrives along one axis. (Instance norm looks at all voxels,
-# so we switch it off for this measurement.)
+# The **receptive field** is the part of the input that can change one output. To measure it, we send a gradient back from
+# one voxel at the bottom of a small network and look where it arrives. (Instance norm looks at all voxels, so it is off.)
 
 # %%
 from brats_helpers.lessons.plots import curves
@@ -230,17 +222,17 @@ seen = {f"one voxel at level 2 sees {measured} voxels": {"": (range(64), reach)}
 curves(seen, "voxel of the input", "gradient")
 
 # %% [markdown]
-# The middle counts most, because many paths lead there and few lead to the ends. A voxel at the border of a patch has
-# only half of its context, which is why notebook 05 lets windows overlap.
+# The middle counts most, because many paths lead there. A voxel at the border of a patch has only half of its context, so
+# notebook 05 lets windows overlap.
 #
 # ### Exercise 2: how far does it see?
 #
-# Write a function that takes the strides of a stack of convolutions, each 3 voxels wide, and returns the receptive field
-# of one output. Start with 1. Every layer adds 2 steps, and a step is as wide as the product of the strides *before* it.
+# Write a function that takes the strides of a stack of convolutions, each 3 voxels wide, and returns the receptive field of
+# one output. Start with 1. Every layer adds 2 steps, and a step is as wide as the product of the strides *before* it.
 #
 # <details><summary>Hint</summary>
 #
-# Keep two numbers, `field = 1` and `step = 1`. For each stride: add `2 * step` to the field, *then* multiply the step.
+# Keep `field = 1` and `step = 1`. For each stride: add `2 * step` to the field, *then* multiply the step.
 # </details>
 
 
@@ -259,13 +251,12 @@ checks.check_receptive_field(receptive_field)
 # ## 3. The loss
 #
 # The three regions overlap (WT contains TC, TC contains ET). So the network gives each voxel three unbounded numbers, the
-# **logits**, and the **sigmoid** turns each into a probability (0 becomes 0.5, -8 becomes 0.0003). The loss of each
-# region is **Dice + cross-entropy**.
+# **logits**, and the **sigmoid** turns each into a probability. The loss of each region is **Dice + cross-entropy**.
 #
-# Dice compares a predicted mask P with the reference R: *D = 2 |P ∩ R| / (|P| + |R|)*, where |P| is the number of voxels
-# in P. With probabilities instead of a mask, Dice has a gradient. Take the probabilities 0.9, 0.6, 0.2, 0 and the truth
-# 1, 1, 0, 0: Dice is 2 x 1.5 / (1.7 + 2) = 0.811. **Cross-entropy** is the mean of minus the logarithm of the
-# probability given to the right answer: here -(ln 0.9 + ln 0.6 + ln 0.8 + ln 1) / 4 = 0.210.
+# Dice compares a predicted mask P with the reference R: *D = 2 |P ∩ R| / (|P| + |R|)*, where |P| counts voxels. With
+# probabilities instead of a mask, it has a gradient. Take the probabilities 0.9, 0.6, 0.2, 0 and the truth 1, 1, 0, 0: Dice
+# is 2 x 1.5 / (1.7 + 2) = 0.811. **Cross-entropy** is the mean of minus the logarithm of the probability given to the right
+# answer: -(ln 0.9 + ln 0.6 + ln 0.8 + ln 1) / 4 = 0.210.
 #
 # ### Exercise 3: soft Dice
 #
@@ -286,7 +277,7 @@ def soft_dice(p: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
 checks.check_soft_dice(soft_dice)
 
 # %% [markdown]
-# The module's version sums over the whole batch. The loss of a region is 1 - Dice, plus the cross-entropy:
+# The module sums over the whole batch. The loss of a region is 1 - Dice, plus the cross-entropy:
 
 # %%
 from brats_helpers.network import losses
@@ -300,9 +291,8 @@ show_source(losses.batch_dice_loss, losses.region_loss)
 # %% [markdown]
 # ### Why two terms?
 #
-# A tumor of 33 voxels lies in a volume of 32 x 32 x 32, whose background has logits of -6. The network misses the tumor
-# completely (logits of -8), then changes its mind step by step until it is sure (+8). **Question.** Where does each of
-# the two losses pull hardest on a tumor voxel?
+# A tumor of 33 voxels lies in a volume of 32 x 32 x 32, whose background has logits of -6. The network first misses it
+# (logits of -8), then finds it step by step (+8). **Question.** Where does each loss pull hardest on a tumor voxel?
 
 # %%
 grid = torch.stack(torch.meshgrid(*[torch.arange(32.0)] * 3, indexing="ij"))
@@ -328,18 +318,16 @@ curves(both, "logit of the tumor's voxels", log=True)
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Look at the right panel. Near a logit of 0, Dice pulls far harder than cross-entropy, which is a mean over all 32,768
-# voxels and so is diluted by background. But where the network is *surely wrong*, on the left, the sigmoid is flat and
-# the gradient of Dice dies, while that of cross-entropy stays. Each covers for the other.
+# Look at the right panel. Near a logit of 0, Dice pulls far harder than cross-entropy, a mean over 32,768 voxels. But where
+# the network is *surely wrong*, on the left, the gradient of Dice dies, while that of cross-entropy stays.
 # </details>
 #
 # **Question.** Why does Dice loss, in the left panel, stay above one half although the whole tumor is found?
 #
 # <details><summary>Answer</summary>
 #
-# A logit of -6 is a probability of 0.0025. Summed over 32,735 background voxels, that makes 81 voxels' worth of tumor,
-# against 33 real ones: Dice is at most 2 x 33 / (33 + 33 + 81) = 0.45. Soft Dice does not ignore background. It ignores
-# background whose probability is *zero*.
+# A logit of -6 is a probability of 0.0025. Over 32,735 background voxels, that adds up to 81 voxels of tumor, against 33 real
+# ones: Dice is at most 2 x 33 / (33 + 33 + 81) = 0.45.
 # </details>
 #
 # ### Batch Dice
@@ -357,8 +345,7 @@ print(f"in a batch with a patch that is right: {both.item():.3f}")
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Alone, the loss is 1: nothing overlaps, however small the mistake. Summed over the batch, the same mistake only weighs
-# as much as its voxels do against the tumor in the other patch.
+# Alone, the loss is 1: nothing overlaps, however small the mistake. Over the whole batch, the same mistake costs little.
 # </details>
 #
 # ### Weights and smoothing
@@ -386,18 +373,16 @@ curves(
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# With smoothing: its curve ends above all others. The target is 0.95 and no longer 1, so the cross-entropy grows again once
-# the logit passes 3. (In the sum, the falling Dice loss hides that rise.) This keeps the logits from growing without end.
-# The curve of "tumor voxels x 3" covers that of "plain": in so small a tumor, the tripled voxels hardly change a mean.
+# With smoothing: the target is 0.95 instead of 1, so the curve ends above all others.
 # </details>
 #
 # ### Deep supervision
 #
-# In training, two more heads read the decoder at 1/2 and 1/4 of the resolution. Their losses count 1/2 and 1/4, and
-# give the gradient a short path to the deep levels (Lee et al. 2015). **Text and code differ.** NVIDIA's paper
-# downsamples the label (Futrega et al. 2021). Its [code](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/nnunet/nn_unet.py)
-# for BraTS21 upsamples the outputs and compares them with the full label. We follow the paper, but we *average* the
-# label: with the nearest voxel, a rim thinner than a coarse voxel would vanish or swell.
+# In training, two more heads read the decoder at 1/2 and 1/4 of the resolution. Their losses count 1/2 and 1/4, and give the
+# gradient a short path to the deep levels (Lee et al. 2015). **Text and code differ.** NVIDIA's paper downsamples the label
+# (Futrega et al. 2021). Its [code](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/nnunet/nn_unet.py)
+# upsamples the outputs. We follow the paper, but *average* the label. With the nearest voxel, a thin rim would vanish or
+# swell:
 
 # %%
 from brats_helpers.lessons.plots import pictures
@@ -417,9 +402,8 @@ pictures(views, limits=(0, 1))
 # %% [markdown]
 # ## 4. Memory
 #
-# Parameters need little memory. The backward pass needs the activations, so autograd (the part of torch that computes
-# gradients) keeps them. Each stage of the top level holds 64 × 128³ numbers, several times. The next cell counts exactly
-# what autograd keeps. You can skip how it does that: torch calls `note` for every tensor that it saves.
+# Parameters need little memory. But autograd, the part of torch that computes gradients, keeps activations for the backward
+# pass: at the top level, 64 × 128³ numbers several times. The next cell counts them (you can skip how).
 
 
 # %%
@@ -442,9 +426,9 @@ def kept_mib(model: torch.nn.Module, x: torch.Tensor, mixed: bool) -> float:
 
 
 # %% [markdown]
-# Out of memory? We start with two patches of 64 voxels per edge in fp32 (numbers of 32 bits) and add one remedy after the
-# other. fp16 and bf16 are two kinds of 16-bit numbers: fp16 has more digits, and bf16 has the range of fp32.
-# **Question.** Which of the four remedies saves the largest share of what was left?
+# Out of memory? We start with two patches in fp32 (numbers of 32 bits) and add one remedy after the other. Of the 16-bit
+# numbers, fp16 has more digits and bf16 has the range of fp32. **Question.** Which remedy saves the largest share of what was
+# left?
 
 # %%
 filters, kept = PRESETS["quick"].filters, {}
@@ -459,23 +443,20 @@ bars(kept, "MiB of activations kept", "MiB")
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Checkpointing: it leaves about a third. 16-bit activations leave half, one patch instead of two leaves half, and the
-# smaller edge leaves (48 / 64)³ = 42 %.
+# Checkpointing: it leaves about a third. The others leave a half, a half and (48 / 64)³ = 42 %.
 # </details>
 #
-# **Mixed precision** stores most activations in 16 bits, at the price of some rounding. **Gradient checkpointing** keeps
-# only the input of each stage and computes the rest again in the backward pass. It saves memory at the price of one more
-# forward pass (Chen et al. 2016), and the gradients stay the same ([tested](../tests/network/test_unet.py)). A smaller
-# batch makes noisier steps, and a smaller patch costs context, so try them last. On a GPU, a long training is
-# **compiled**: norm and activation become one program that recomputes its results as well. On an H200 the compiled
-# network took 0.6 of the memory and 0.5 of the time ([measured](../benchmarks/gpu_nvidia_h200.md)).
+# **Mixed precision** stores most activations in 16 bits and rounds them. **Gradient checkpointing** keeps only the input of
+# each stage and computes the rest again: one more forward pass (Chen et al. 2016), the same gradients
+# ([tested](../tests/network/test_unet.py)). A smaller batch makes noisier steps, and a smaller patch loses context, so try
+# them last. On a GPU, long trainings are also **compiled**, which on an H200 took 0.6 of the memory and 0.5 of the time
+# ([measured](../benchmarks/gpu_nvidia_h200.md)).
 #
 # ### What short numbers cannot hold
 #
-# The largest fp16 number is 65,504, and the smallest is about 6e-8. Above the largest, numbers become infinite, and
-# infinity minus infinity is not a number (NaN). Below the smallest, gradients become 0. **Loss scaling** multiplies the
-# loss, and so every gradient, by a large number before the backward pass, and divides by it again in fp32 (Micikevicius
-# et al. 2018):
+# The largest fp16 number is 65,504. Beyond it is infinity, and infinity minus infinity is not a number (NaN). Gradients below
+# 6e-8 become 0. **Loss scaling** multiplies the loss, and so every gradient, by a large number before the backward pass, and
+# divides by it again in fp32 (Micikevicius et al. 2018):
 
 # %%
 tiny = torch.tensor(1e-8)
@@ -493,8 +474,8 @@ infinite = torch.tensor(300.0).half() ** 2
 print("infinity minus infinity:", (infinite - infinite).item())
 
 # %% [markdown]
-# A loss that turns into NaN in the middle of training often starts here. **Question.** Dice divides sums over voxels.
-# How large may a tumor be before Dice in fp16 breaks?
+# A NaN in the middle of a training often starts here. **Question.** Dice divides sums over voxels. How large may a tumor be
+# before Dice in fp16 breaks?
 
 # %%
 for voxels in (10_000, 32_000, 33_000, 48_000):
@@ -507,15 +488,14 @@ for voxels in (10_000, 32_000, 33_000, 48_000):
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# About 32,750 voxels. Beyond that, the sum of two sizes exceeds 65,504, and infinity is divided by infinity. At 1 mm
-# those are 33 ml, and notebook 02 showed how many tumors are larger. So only the convolutions run in short numbers, and
-# the loss is computed in fp32: `region_loss` above starts with that conversion.
+# About 32,750 voxels. Beyond that, the sum of two sizes exceeds 65,504, and infinity is divided by infinity. At 1 mm those
+# are 33 ml, less than many tumors of notebook 02. So `region_loss` above converts to fp32 first.
 # </details>
 #
 # ## 5. Against the reference
 #
 # MONAI's `DynUNet` is an independent implementation of the same network. With the same weights, both must give the same
-# output. `layers_in_use` lists the layers of a network in the order of the forward pass, so that we can copy the weights:
+# output. `layers_in_use` lists the layers in order, so that we can copy the weights:
 
 # %%
 from monai.networks.nets import DynUNet
@@ -539,9 +519,8 @@ with torch.inference_mode():
     print(f"largest difference {(ours(x) - theirs(x)).abs().max():.1e}")
 
 # %% [markdown]
-# The full network is heavy for a CPU, but it runs. We send one input forward and backward. Seven levels halve the input
-# six times, so a cube of 64 voxels would shrink to one voxel, whose norm is undefined. The smallest *cube* therefore has
-# 128 voxels per edge. One long axis is enough, though: 128 x 64 x 64 leaves 2 x 1 x 1 voxels.
+# The full network is heavy for a CPU, but it runs. Seven levels halve the input six times, and the norm at the bottom needs
+# two voxels, so the smallest input is 128 x 64 x 64.
 
 # %%
 import time
@@ -560,8 +539,8 @@ if full_size:
 # %% [markdown]
 # ## 6. Can it learn?
 #
-# The cheapest test of a training setup is to let the network memorize one patch. If it cannot, nothing else matters.
-# (This is not a result. A score on voxels that the network was trained on says nothing about a patient.)
+# The cheapest test of a training is to memorize one patch. If the network cannot, nothing else matters. (This is no
+# result: it was trained on these voxels.)
 
 # %%
 from brats_helpers.data.preprocessing import normalize_batch
@@ -623,11 +602,30 @@ views = {
 pictures(views, synthetic, prediction=True)
 
 # %% [markdown]
+# ### Inside the network
+#
+# Now the patient of notebook 01 passes through this network: one slice at every level, with the two channels that vary most.
+# **Question.** Where do you still recognize the brain, and where only the place of the tumor?
+
+# %%
+from brats_helpers.data.storage import load
+from brats_helpers.lessons.features import draw_features, feature_maps
+
+maps = feature_maps(model, load(files[0]), device)
+draw_features(maps, synthetic)
+
+# %% [markdown]
+# <details><summary>Answer</summary>
+#
+# At the top, on both sides: the skip connection brings the anatomy back. Further down, the channels show the tumor and little
+# else, and at the bottom a few blocks say roughly where it is. The network has seen one patch of *another* patient, and it
+# already marks this tumor.
+# </details>
+#
 # ### When it does not learn: the rate
 #
-# The first suspect is the learning rate, which Goodfellow et al. (2016, section 11.4) call the most important setting.
-# We train on the same patch with four rates, each a hundred times the one before. **Question.** Which is too small, and
-# which is too large?
+# The first suspect is the learning rate (Goodfellow et al. 2016, section 11.4). We try four on the same patch, each a hundred
+# times the one before. **Question.** Which is too small, and which is too large?
 
 # %%
 few = overfit_steps // 2
@@ -642,20 +640,19 @@ print({f"{rate:g}": round(sweep[rate][-1], 2) for rate in sorted(sweep)})
 # 0.0001 is too small: the loss falls only a little. 100 is too large: the loss ends higher than it began.
 # </details>
 #
-# The surprise is the third: on one patch, a rate of 1 learns *faster* than 0.01. Instance norm undoes any scale of the
-# weights before it, so a network with norms survives rates that would destroy one without. Do not train with such a rate:
-# what works on one patch that never changes may fail on new patches. This test finds hopeless rates, not the best one.
+# The surprise is the third: a rate of 1 learns *faster* than 0.01. Instance norm undoes any scale of the weights before it,
+# so this network survives rates that would destroy one without norms. Do not train with such a rate: new patches are another
+# matter.
 #
 # ## 7. Bring your own architecture
 #
-# Loss, augmentation, inference and evaluation ask one thing of a network: 5 channels in, 3 logits per voxel out.
-# `SegResNet` (Myronenko 2018) is MONAI's version of the winner of BraTS 2018, without its autoencoder. It adds the skip
-# instead of concatenating it, and it uses group norm.
+# Loss, augmentation, inference and evaluation ask one thing of a network: 5 channels in, 3 logits per voxel out. `SegResNet`
+# (Myronenko 2018) is MONAI's version of the winner of BraTS 2018. It adds the skip instead of concatenating it.
 #
 # ### Exercise 4: another network
 #
-# Write a function that returns MONAI's `SegResNet` for our data, with `init_filters=8`. It also takes `spatial_dims`,
-# `in_channels` and `out_channels`. Guess first: does it have more parameters than the quick U-Net, or fewer?
+# Return MONAI's `SegResNet` for our data, with `init_filters=8`. It also takes `spatial_dims`, `in_channels` and
+# `out_channels`. Guess first: does it have more parameters than the quick U-Net, or fewer?
 #
 # <details><summary>Hint</summary>
 #
@@ -674,7 +671,7 @@ def own_network() -> torch.nn.Module:
 checks.check_own_network(own_network)
 
 # %% [markdown]
-# One parameter puts such a class into the series. Notebook 05 builds it from its name, as we do here:
+# Notebook 05 builds such a class from its name, as we do here:
 
 # %%
 from brats_helpers.evaluation.build import build_network
@@ -686,18 +683,12 @@ with torch.inference_mode(), device.autocast():
 print(f"{count_parameters(other):,} parameters; the quick U-Net has {counts['quick']:,}")
 
 # %% [markdown]
-# To train it, run `python -m brats_helpers run --only 5 -p network monai.networks.nets:SegResNet`, or compare several
-# with `sweep --grid network=...`. Your own class is `file:Class`, with `file.py` in the notebooks' folder, or
-# `__main__:Class` if you define it in notebook 05. It is built as `Class(in_channels=5, out_channels=3)`. Notebook 05
-# then compares networks patient by patient.
-#
-# A checkpoint names its network, and importing a module runs its code. So a checkpoint may name only MONAI's classes. If
-# you trust another class, import it yourself first.
+# To train it, run `python -m brats_helpers run --only 5 -p network monai.networks.nets:SegResNet`. A class of your own is
+# `file:Class`, with `file.py` in the notebooks' folder, and is built as `Class(in_channels=5, out_channels=3)`.
 #
 # ## 8. Save
 #
-# We keep the facts of this notebook for the record. Notebook 05 builds the network from `config.json`, so it does not
-# read this file.
+# We keep these facts for the record. Notebook 05 builds the network from `config.json`.
 
 # %%
 facts = {"network": config.network, "filters": config.filters}
@@ -709,46 +700,44 @@ print("wrote architecture.json\nnext: 05_training_evaluation trains the network 
 # %% [markdown]
 # ## Recap
 #
-# - A U-Net is an encoder, a decoder, and skip connections between them. Two loops and a stack run it.
+# - Two loops and a stack run a U-Net: encoder, decoder, skip connections.
 # - Parameters are at the bottom, memory is at the top.
-# - Dice pulls hard near the decision, and cross-entropy still pulls where Dice has gone flat.
-# - Gradient checkpointing saves memory and keeps the gradients. Short numbers save memory and round.
+# - Dice pulls hard near the decision, and cross-entropy pulls where Dice is flat.
+# - Gradient checkpointing and short numbers save memory. Short numbers round.
 #
-# **What surprised us:** a learning rate of 1 does not break this network on one patch, and at 1 mm Dice in fp16 breaks at
-# a tumor of 33 ml.
+# **What surprised us:** a learning rate of 1 does not break this network, and Dice in fp16 breaks at a tumor of 33 ml.
 #
 # **What a radiologist would look for that this network cannot see:** earlier scans, the patient's history and treatment,
-# diffusion and perfusion. The network sees one patch. A radiologist sees the whole head.
+# diffusion and perfusion, and the whole head at once.
 #
 # | term | meaning |
 # |---|---|
-# | stage, level | two convolutions with norm and activation; all stages of one resolution |
+# | stage, level | two convolutions with norm and activation; one resolution of the network |
 # | skip connection | the encoder's activations, concatenated with the decoder's |
 # | receptive field | the part of the input that can change one output |
 # | deep supervision | a loss on coarser outputs as well |
-# | logit, sigmoid | the network's unbounded number, and the function that turns it into a probability |
+# | logit, sigmoid | the network's unbounded number; the function that turns it into a probability |
 # | cross-entropy | minus the logarithm of the probability given to the right answer |
-# | gradient checkpointing | computing activations twice instead of keeping them (a plain *checkpoint* is a file of weights) |
+# | gradient checkpointing | computing activations twice instead of keeping them |
 # | loss scaling | multiplying the loss so that fp16's gradients do not vanish |
 #
 # ## When it goes wrong
 #
-# - *Out of memory*: `checkpointing`, then a smaller `batch`, then a smaller `patch`; section 4 measures what each saves.
-# - *"Expected more than 1 spatial element"*: the patch is too small for the number of levels; the config's own check
-#   says which sizes work.
-# - *The loss does not fall in section 6*: look at the patch above, then at the learning rate.
-# - *The loss is NaN*: look at the intensities first (notebook 05), then at the precision (section 4), then at the rate.
+# - *Out of memory*: `checkpointing`, then a smaller `batch`, then a smaller `patch` (section 4).
+# - *"Expected more than 1 spatial element"*: the patch is too small for this many levels.
+# - *The loss does not fall in section 6*: look at the patch, then at the learning rate.
+# - *The loss is NaN*: look at the intensities, then at the precision (section 4), then at the rate.
 #
 # ## Read on
 #
-# Ronneberger et al. 2015, *U-Net*, [arXiv:1505.04597](https://arxiv.org/abs/1505.04597). Çiçek et al. 2016, *3D U-Net*,
-# [arXiv:1606.06650](https://arxiv.org/abs/1606.06650). Futrega et al. 2021,
-# [arXiv:2110.03352](https://arxiv.org/abs/2110.03352). Milletari et al. 2016, *V-Net*,
-# [arXiv:1606.04797](https://arxiv.org/abs/1606.04797). Chen et al. 2016, *Training deep nets with sublinear memory cost*,
-# [arXiv:1604.06174](https://arxiv.org/abs/1604.06174). Micikevicius et al. 2018, *Mixed precision training*,
-# [arXiv:1710.03740](https://arxiv.org/abs/1710.03740). Isensee et al. 2021, *nnU-Net*,
-# https://doi.org/10.1038/s41592-020-01008-z. Lee et al. 2015, *Deeply-supervised nets*,
-# [arXiv:1409.5185](https://arxiv.org/abs/1409.5185). Myronenko 2018, *3D MRI brain tumor segmentation using autoencoder
-# regularization*, [arXiv:1810.11654](https://arxiv.org/abs/1810.11654). Goodfellow, Bengio and Courville 2016, *Deep Learning*, MIT Press.
+# Ronneberger et al. 2015, [*U-Net*](https://arxiv.org/abs/1505.04597). Çiçek et al. 2016,
+# [*3D U-Net*](https://arxiv.org/abs/1606.06650). Futrega et al. 2021,
+# [*Optimized U-Net*](https://arxiv.org/abs/2110.03352). Isensee et al. 2021,
+# [*nnU-Net*](https://doi.org/10.1038/s41592-020-01008-z). Milletari et al. 2016,
+# [*V-Net*](https://arxiv.org/abs/1606.04797). Lee et al. 2015,
+# [*Deeply-supervised nets*](https://arxiv.org/abs/1409.5185). Chen et al. 2016,
+# [*Sublinear memory cost*](https://arxiv.org/abs/1604.06174). Micikevicius et al. 2018,
+# [*Mixed precision training*](https://arxiv.org/abs/1710.03740). Myronenko 2018,
+# [*Autoencoder regularization*](https://arxiv.org/abs/1810.11654). Goodfellow et al. 2016, *Deep Learning*, MIT Press.
 #
 # **Next:** [05 Training and evaluation](05_training_evaluation.ipynb).

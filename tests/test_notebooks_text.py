@@ -35,6 +35,11 @@ def shows_source(node: ast.AST) -> bool:
     return isinstance(node, ast.Call) and getattr(node.func, "id", "") == "show_source"
 
 
+def minutes_agree(announced: int, seconds: float) -> bool:
+    """Compare whole minutes with a measured time; a minute stands for anything shorter."""
+    return announced == 1 and seconds <= 60 or 0.5 <= 60 * announced / seconds <= 2
+
+
 def test_all_notebooks_are_found():
     assert len(NOTEBOOKS) == 5
 
@@ -84,6 +89,25 @@ def test_header_gives_times_as_numbers(path: Path):
     run, work = rows[0].split(";")
     assert re.search(r"^\d+ minutes? on ", run)
     assert re.search(r"\d+ (minutes?|hours?) to read", work)
+
+
+@pytest.mark.parametrize(("announced", "seconds", "agree"), [
+    (1, 12, True), (1, 119, True), (1, 130, False), (6, 252, True), (6, 170, False),
+    (6, 800, False), (2, 50, False)])
+def test_minutes_agree_up_to_a_factor_of_two(announced: int, seconds: int, agree: bool):
+    assert minutes_agree(announced, seconds) == agree
+
+
+@each_notebook
+def test_announced_minutes_are_those_of_the_stored_run(path: Path):
+    """`make notebooks` stores what papermill measured; the header says it in whole minutes."""
+    stored = json.loads(path.with_suffix(".ipynb").read_text(encoding="utf-8"))
+    announced = re.search(r"^\| takes \| (\d+) minutes? on ", "\n".join(cells(path, "markdown")),
+                          re.MULTILINE)
+    if "seconds" not in stored["metadata"]:
+        pytest.skip("the stored run is older than its measured time: run `make notebooks`")
+    seconds = stored["metadata"]["seconds"]
+    assert minutes_agree(int(announced[1]), seconds), f"it took {seconds / 60:.1f} minutes"
 
 
 @each_notebook

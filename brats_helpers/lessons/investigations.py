@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
@@ -13,6 +14,9 @@ from ..data.cases import Case, Patient, read_case
 from .checks import Verdict, is_blank, judge
 from .outline import largest_slice, outline_mask
 from .plots import upright
+
+if TYPE_CHECKING:
+    from .budget import Lab
 
 ENOUGH_DICE = 0.8
 
@@ -231,3 +235,36 @@ def check_explanation(answer: object, row: Mapping,
         not (isinstance(given, tuple) and len(given) == 2 and given[0] in errors),
         "Another region has a lower Dice.": isinstance(given, tuple) and given[0] != region},
         "The region is right. Compare its missed ml with its false ml.")
+
+
+# ---------------------------------------------------------------- 05: two minutes to improve
+
+def check_budget(chosen: object, lab: Lab, before: float) -> Verdict:
+    """Whether a plan was chosen on practice patients alone; it then meets the test patients once.
+
+    before: the mean Dice of the test patients without a plan.
+    """
+    from .budget import complete, describe
+    if not isinstance(chosen, Mapping):
+        hint = "Give one plan, such as {\"steps\": 40}."
+        return _verdict(chosen, False, "", {}, hint)
+    chosen = complete(chosen)
+    practice = [(plan, score) for who, plan, score in lab.tried
+                if who == "practice" and not np.isnan(score)]
+    known = {describe(plan): score for plan, score in practice}
+    peeks = sum(who == "test" for who, _, _ in lab.tried)
+    best = max(known, key=known.get, default="")
+    mistakes = {
+        f"You looked at the test patients {peeks} time(s) before you chose. A plan that was chosen "
+        "on them is tuned to them, and its score says nothing about others. Make a new Lab and "
+        "choose on practice patients.": peeks > 0,
+        "Score at least two plans on the practice patients, or there is nothing to choose from.":
+        len(known) < 2,
+        "You have not scored the plan that you chose.": describe(chosen) not in known,
+        f"On the practice patients another plan was better: {best}.":
+        known.get(describe(chosen), 0.0) < known.get(best, 0.0)}
+    if any(mistakes.values()):
+        return _verdict(chosen, False, "", mistakes, "")
+    after = lab.judge(chosen, "test")
+    return _verdict(chosen, True, f"On the test patients, who chose nothing, the mean Dice went "
+                    f"from {before:.2f} to {after:.2f}.", {}, "")

@@ -37,6 +37,7 @@ PAGE = Path(__file__).with_name("page.html.j2")
 # The shape of metrics.json, as far as the table needs it.
 METRICS = {"cases": int, "set": str, "dice": dict.fromkeys(REGIONS, NUMBER),
            "dice_ci95": dict.fromkeys(REGIONS, [NUMBER]), "hd95_mm": dict.fromkeys(REGIONS, NUMBER)}
+SECONDS = "seconds"  # in a committed notebook's metadata: what the stored run took
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -207,6 +208,7 @@ def sync() -> None:
         if path.is_file():
             stored = nbformat.read(path, 4)
             notebook = jupytext.combine.combine_inputs_with_outputs(notebook, stored)
+            notebook.metadata |= {k: v for k, v in stored.metadata.items() if k == SECONDS}
         jupytext.write(clean(notebook), path)
 
 
@@ -216,8 +218,9 @@ def regenerate(work: Path) -> None:
     run_series("quick", work=work)
     for name in NAMES:
         notebook = jupytext.read(FOLDER / f"{name}.py")
-        executed = nbformat.read(work / "notebooks" / f"{name}.ipynb", 4).cells
-        executed = [cell for cell in executed
+        ran = nbformat.read(work / "notebooks" / f"{name}.ipynb", 4)
+        notebook.metadata[SECONDS] = round(ran.metadata.papermill.duration)
+        executed = [cell for cell in ran.cells
                     if "injected-parameters" not in cell.metadata.get("tags", [])]
         for cell, done in zip(notebook.cells, executed, strict=True):
             if cell.cell_type == "code":
@@ -248,8 +251,12 @@ def write_pictures(notebook: nbformat.NotebookNode, name: str) -> None:
 
 
 def clean(notebook: nbformat.NotebookNode, private: str = "") -> nbformat.NotebookNode:
-    """Remove what changes between runs or machines: cell ids, paths, progress bars, widgets."""
+    """Remove what changes between runs or machines: cell ids, paths, progress bars, widgets.
+
+    What the run took stays, for the test of the minutes that the notebook announces.
+    """
     notebook.metadata = {
+        **{k: v for k, v in notebook.metadata.items() if k == SECONDS},
         "jupytext": {"formats": "ipynb,py:percent"}, "language_info": {"name": "python"},
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     for number, cell in enumerate(notebook.cells):

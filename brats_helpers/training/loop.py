@@ -30,6 +30,7 @@ from ..evaluation.checkpoints import write_checkpoint
 from ..evaluation.metrics import dice, regions
 from ..evaluation.sliding_window import sliding_window_inference
 from . import distributed
+from .forming import Forming
 from .resume import create_or_resume, save
 from .state import State
 from .step import PrefetchedBatches, learning_rate, train_step
@@ -50,6 +51,7 @@ class Run:
     device: Device
     tag: str  # fingerprint of settings and patients
     tracker: Tracker
+    forming: Forming
     on_epoch: Callable[[list[dict]], None] | None
 
 
@@ -59,16 +61,18 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
     """Train on prepared patients, or go on from `folder`/last.pt; returns a record of each epoch.
 
     Writes last.pt (the whole state, every epoch and every ten minutes), before.pt (the one before),
-    history.json and, if there are validation patients, best.pt (averaged weights with the highest
-    mean Dice). A stop (Ctrl-C) takes effect after the present step, saves, and raises Stopped. In
-    `distributed.group` each process takes its share of every batch. `start` is a checkpoint with
-    the initial weights; `synthetic` marks pictures.
+    history.json, the slices of `forming` and, with validation patients, best.pt (averaged weights
+    with the highest mean Dice). A stop (Ctrl-C) takes effect after the present step, saves, and
+    raises Stopped. In `distributed.group` each process takes its share of every batch. `start` is
+    a checkpoint with the initial weights; `synthetic` marks pictures.
     """
     device = device or describe_device()
     state, tag = create_or_resume(config, training, validation, folder, device, start)
     tracker = Tracker(folder, config, state.step, synthetic)
-    run = Run(config, validation, folder, device, tag, tracker, on_epoch)
+    forming = Forming([*training, *validation], folder, config, device)
+    run = Run(config, validation, folder, device, tag, tracker, forming, on_epoch)
     _write_history(state, folder)
+    forming(state)
     total = config.epochs * config.steps
     source = _batches(run, state.step, training)
     started = time.monotonic() - state.seconds
@@ -119,6 +123,7 @@ def _step(state: State, batch: dict, run: Run, while_gpu_works: Callable[[], Non
     if math.isfinite(loss):
         state.losses.append(loss)
     run.tracker.step(state.step, loss, state.optimizer.param_groups[0]["lr"])
+    run.forming(state)
 
 
 def finish_epoch(state: State, run: Run) -> None:
