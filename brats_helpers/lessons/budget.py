@@ -35,7 +35,6 @@ from ..evaluation.metrics import dice, regions
 from ..evaluation.sliding_window import EVEN_FLIPS, FLIPS, sliding_window_inference
 from ..network.losses import labels_to_regions
 from ..phantoms import make_patient
-from ..phantoms.kinds import PhantomVariation
 from ..training import new_state
 from ..training.step import train_step
 
@@ -52,9 +51,9 @@ class Lab:
     """Trains on some strangers, scores plans on others, and counts time and looks at the test."""
 
     def __init__(self, model: nn.Module, config: Config, device: Device, test: Sequence[Patient],
-                 look: PhantomVariation) -> None:
+                 kind: str) -> None:
         self.model, self.config, self.device = model, config, device
-        self.look, self.test = look, list(test)
+        self.kind, self.test = kind, list(test)
         self.spent = 0.0  # seconds of training and of segmenting
         self.tried: list[tuple[str, dict, float]] = []  # "practice" or "test", the plan, its Dice
         self.learnt: list[Patient] = []
@@ -80,7 +79,7 @@ class Lab:
         """Return the score of a plan without a record of it."""
         if not self.practice:
             numbers = tqdm(range(FIRST, FIRST + LEARNT + PRACTICE), "strangers", leave=False)
-            made = [make_patient(SEED, n, self.config.spacing_mm, self.look) for n in numbers]
+            made = [make_patient(SEED, n, self.config.spacing_mm, self.kind) for n in numbers]
             self.learnt, self.practice = made[:LEARNT], made[LEARNT:]
         begin = time.perf_counter()
         patients = self.practice if who == "practice" else self.test
@@ -106,7 +105,7 @@ class Lab:
         return self.kept[steps, augment]
 
     def _train(self, steps: int, augment: bool) -> nn.Module:
-        config = self.config.with_(epochs=1, steps=steps, warmup=min(WARMUP, steps), pretrain=0)
+        config = self.config.with_(epochs=1, steps=steps, warmup=min(WARMUP, steps))
         state = new_state(config, self.device)
         state.model.load_state_dict(self.model.state_dict())
         with tempfile.TemporaryDirectory() as folder:

@@ -13,12 +13,12 @@ from brats_helpers.lessons import budget
 from brats_helpers.lessons.budget import LEVERS, Lab, complete, describe, labels_of
 from brats_helpers.lessons.investigations import check_budget
 from brats_helpers.network.unet import UNet
-from brats_helpers.phantoms import LOOKS, make_patient
+from brats_helpers.phantoms import make_patient
 
 
 @pytest.fixture(scope="module")
 def strangers() -> list[Patient]:
-    return [make_patient(9, n, 8.0, LOOKS["wide"]) for n in range(3)]
+    return [make_patient(9, n, 8.0, "varied") for n in range(3)]
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def lab(monkeypatch, strangers) -> Lab:
     """A lab with an untrained network, one stranger to learn from and one to practice on."""
     monkeypatch.delenv("BRATS_HEADLESS", raising=False)
     torch.manual_seed(0)
-    made = Lab(UNet(CONFIG.filters), CONFIG, CPU, strangers[:1], LOOKS["wide"])
+    made = Lab(UNet(CONFIG.filters), CONFIG, CPU, strangers[:1], "varied")
     made.learnt, made.practice = strangers[1:2], strangers[2:]
     return made
 

@@ -10,7 +10,7 @@ from conftest import CPU
 from brats_helpers.data.preprocessing import Prepared, prepare
 from brats_helpers.lessons.features import draw_features, draw_forming, feature_maps, most_varied
 from brats_helpers.network.unet import UNet
-from brats_helpers.phantoms.patient import make_patient
+from brats_helpers.phantoms.kinds import make_patient
 
 
 @pytest.fixture(scope="module")

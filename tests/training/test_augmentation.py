@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -110,3 +112,15 @@ def test_contrasts_vary_apart_from_each_other_and_not_always() -> None:
     together = sum(torch.equal(one[0], one[1]) for one in changed)  # untouched, or blurred only
     assert 0.8 * 200 * 0.85**2 * 0.7**4 < untouched < 1.6 * 200 * 0.85**2 * 0.7**4
     assert untouched <= together < 1.6 * 200 * 0.85 * 0.7**4
+
+
+def test_dropping_modalities_reaches_every_incomplete_set_equally_and_keeps_the_brain() -> None:
+    found = Counter()
+    for number in range(3000):
+        image = torch.ones(5, 2, 2, 2)
+        augment.drop_modalities(image, 0.5, torch.Generator().manual_seed(number))
+        kept = tuple(n for n in range(4) if image[n].all())
+        assert image[4].all() and kept and all(not image[n].any() for n in set(range(4)) - {*kept})
+        found[kept] += 1
+    assert len(found) == 15 and 0.45 < found.pop((0, 1, 2, 3)) / 3000 < 0.55
+    assert max(found.values()) < 2 * min(found.values())

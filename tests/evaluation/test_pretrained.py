@@ -1,0 +1,153 @@
+"""The network in the box: stored safely, used by default, and for any set of contrasts."""
+
+from __future__ import annotations
+
+import csv
+import json
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CONFIG, CPU, write_case
+from hypothesis import given
+from hypothesis import strategies as st
+
+from brats_helpers.__main__ import main
+from brats_helpers.basics.constants import DISK_ET, ED, MODALITIES, NCR
+from brats_helpers.basics.errors import BratsError
+from brats_helpers.data.cases import find_cases, incomplete, read_case
+from brats_helpers.data.preprocessing import network_input, prepare
+from brats_helpers.evaluation.batch import predict_cases
+from brats_helpers.evaluation.checkpoints import (
+    load_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+    write_safetensors,
+)
+from brats_helpers.evaluation.metrics import dice, regions
+from brats_helpers.evaluation.pretrained import WEIGHTS, load_pretrained
+from brats_helpers.evaluation.sliding_window import sliding_window_inference
+from brats_helpers.evaluation.trust import expected_dice
+from brats_helpers.network.unet import UNet
+from brats_helpers.phantoms.kinds import make_patient
+
+SUBSETS = [names for n in (1, 2, 3) for names in combinations(range(4), n)]
+TEXT = st.binary(max_size=64)
+
+
+@pytest.fixture(scope="module")
+def patient_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("varied")
+    patient = make_patient(77, 3, 4.0, "varied")
+    on_disk = np.array([0, NCR, ED, DISK_ET], np.uint8)[patient.reference]
+    write_case(folder, "P", patient.images, on_disk, patient.affine)
+    return folder
+
+
+def test_the_weights_fit_into_the_package_and_hold_what_predict_needs() -> None:
+    content = read_checkpoint(WEIGHTS, CPU)
+    assert WEIGHTS.stat().st_size < 16e6 and (WEIGHTS.parent / "README.md").is_file()
+    assert content["seen"] and content["config"]["modality_dropout"] > 0
+    assert len(content["by_modalities"]) == 15 and 0 < content["trust"]["least_dice"] < 1
+
+
+def test_safetensors_give_back_the_same_network(tmp_path: Path) -> None:
+    network = UNet(CONFIG.filters)
+    for write, name in ((write_checkpoint, "a.pt"), (write_safetensors, "a.safetensors")):
+        write(tmp_path / name, CONFIG, {"average": network.state_dict()})
+        loaded, config = load_checkpoint(tmp_path / name, CPU)
+        assert config == CONFIG
+        for key, value in network.state_dict().items():
+            assert torch.equal(loaded.state_dict()[key], value)
+
+
+@given(TEXT)
+def test_any_other_file_called_safetensors_is_refused_in_words(
+        tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "other.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(BratsError, match="checkpoint"):
+        read_checkpoint(path, CPU)
+
+
+@pytest.mark.parametrize("header", ["null", "[]", "3", '{"format": 1}', "{"])
+def test_safetensors_of_another_program_are_refused_in_words(tmp_path: Path, header: str) -> None:
+    from safetensors.torch import save_file
+    save_file({"w": torch.zeros(2)}, tmp_path / "x.safetensors", {"checkpoint": header})
+    with pytest.raises(BratsError, match="checkpoint"):
+        read_checkpoint(tmp_path / "x.safetensors", CPU)
+
+
+def test_predict_without_a_checkpoint_uses_them(patient_folder: Path, tmp_path: Path,
+                                                capsys: pytest.CaptureFixture) -> None:
+    assert main(["predict", str(patient_folder), "--out", str(tmp_path / "out")]) == 0
+    assert "network in the box" in capsys.readouterr().out
+    with open(tmp_path / "out" / "predictions.csv", newline="") as file:
+        row, = csv.DictReader(file)
+    assert row["status"] == "done" and 0 <= float(row["expected_dice"]) <= 1
+
+
+@pytest.mark.parametrize("names", [(0, 1, 3), (2,)])
+def test_predict_takes_what_is_there_and_says_what_that_costs(
+        patient_folder: Path, tmp_path: Path, names: tuple[int, ...]) -> None:
+    present = [MODALITIES[n] for n in names]
+    for name in present:
+        (tmp_path / "P").mkdir(exist_ok=True)
+        file = f"P_{name}.nii.gz"
+        (tmp_path / "P" / file).write_bytes((patient_folder / "P" / file).read_bytes())
+    row, = predict_cases([tmp_path / "P"], None, tmp_path / "out")
+    absent = ", ".join(name for name in MODALITIES if name not in present)
+    assert row["status"] == "done" and f"has no {absent}: the mask is less exact" in row["warnings"]
+    assert "instead of" in row["warnings"]  # the table's figures
+
+
+def test_a_network_that_never_lacked_a_contrast_refuses(patient_folder: Path,
+                                                        tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "c.pt", CONFIG, {"average": UNet(CONFIG.filters).state_dict()})
+    (tmp_path / "P").mkdir()
+    file = "P_flair.nii.gz"
+    (tmp_path / "P" / file).write_bytes((patient_folder / "P" / file).read_bytes())
+    row, = predict_cases([tmp_path / "P"], [tmp_path / "c.pt"], tmp_path / "out")
+    assert row["status"] == "missing contrasts" and "leave out --checkpoint" in row["warnings"]
+
+
+@pytest.mark.parametrize("names", SUBSETS)
+def test_a_missing_contrast_is_zero_for_the_network(patient_folder: Path, tmp_path: Path,
+                                                    names: tuple[int, ...]) -> None:
+    whole = network_input(prepare(read_case(find_cases(patient_folder)[0]), 4.0), CPU)
+    (tmp_path / "P").mkdir()
+    for n in names:
+        file = f"P_{MODALITIES[n]}.nii.gz"
+        (tmp_path / "P" / file).write_bytes((patient_folder / "P" / file).read_bytes())
+    case = incomplete(find_cases(tmp_path)[0])
+    image = network_input(prepare(read_case(case), 4.0), CPU)
+    if image.shape != whole.shape:  # one contrast may end earlier than the others
+        return
+    for n in range(4):
+        assert not image[n].any() if n not in names else (image[n] != 0).any()
+
+
+def test_expected_dice_of_a_calibrated_network_is_the_dice() -> None:
+    rng = np.random.default_rng(0)
+    probability = np.clip(1.3 - np.linspace(0, 2, 40)[:, None, None] + np.zeros((40, 40, 40)), 0, 1)
+    truth = rng.random(probability.shape) < probability
+    assert expected_dice(probability) == pytest.approx(dice(probability > 0.5, truth), abs=0.01)
+    assert expected_dice(np.zeros((4, 4, 4))) == 0
+    scattered = np.where(rng.random((20, 20, 20)) < 0.05, 0.9, 0.0)
+    assert expected_dice(scattered) < 0.1
+
+
+def test_it_finds_the_tumor_of_a_varied_phantom() -> None:
+    network, config = load_pretrained(CPU)
+    prepared = prepare(make_patient(78, 5, 2.0, "varied"), config.spacing_mm)
+    found = sliding_window_inference(network, network_input(prepared, CPU), config.patch, 0, [()],
+                                     CPU)
+    assert dice(found[0].numpy() > 0.5, regions(prepared.volume[4])[0]) > 0.7
+
+
+def test_the_header_is_plain_json() -> None:
+    size = int.from_bytes(WEIGHTS.read_bytes()[:8], "little")
+    header = json.loads(WEIGHTS.read_bytes()[8:8 + size])
+    assert set(json.loads(header["__metadata__"]["checkpoint"])) >= {"config", "channels", "seen"}
