@@ -87,6 +87,25 @@ def test_the_option_sets_the_precision_for_all_that_the_command_starts(monkeypat
     assert seen == ["bfloat16", "float32"]
 
 
+def wait_settings(**environment: str) -> list[str]:
+    """What torch's OpenMP says of its waiting threads in a process that imports us, then torch."""
+    script = "import sys, brats_helpers; assert 'torch' not in sys.modules; import torch"
+    bare = {name: value for name, value in os.environ.items()
+            if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True,
+                          env=bare | {"OMP_DISPLAY_ENV": "VERBOSE"} | environment)
+    return [line.split("=")[1].strip(" '") for line in done.stderr.splitlines()
+            if "GOMP_SPINCOUNT" in line]
+
+
+def test_waiting_threads_do_not_spin_unless_the_user_says_so() -> None:
+    ours = wait_settings()
+    if not ours:
+        pytest.skip("this torch uses another OpenMP than GNU's")
+    assert set(ours) == {"300"}
+    assert set(wait_settings(OMP_WAIT_POLICY="PASSIVE")) == {"0"}
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_memory_that_is_kept_costs_no_page_faults() -> None:
     script = """import resource, torch
