@@ -92,8 +92,8 @@ def wait_settings(**environment: str) -> list[str]:
     script = "import sys, brats_helpers; assert 'torch' not in sys.modules; import torch"
     bare = {name: value for name, value in os.environ.items()
             if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True,
-                          env=bare | {"OMP_DISPLAY_ENV": "VERBOSE"} | environment)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                          check=True, env=bare | {"OMP_DISPLAY_ENV": "VERBOSE"} | environment)
     return [line.split("=")[1].strip(" '") for line in done.stderr.splitlines()
             if "GOMP_SPINCOUNT" in line]
 
