@@ -213,12 +213,12 @@ class Bench:
         def monai() -> torch.Tensor:
             return peers.monai_probabilities(theirs, image, sliding_window.FLIPS)
 
-        def ours(views: Sequence = sliding_window.FLIPS) -> torch.Tensor:
+        def ours(views: Sequence = sliding_window.FLIPS, stretch: float = 1.0) -> torch.Tensor:
             return sliding_window.sliding_window_inference(
-                model, image, 64, 0.5, views, self.device)
+                model, image, 64, 0.5, views, self.device, stretch)
 
         def four_views() -> torch.Tensor:
-            return ours(sliding_window.EVEN_FLIPS)
+            return ours(sliding_window.EVEN_FLIPS, sliding_window.STRETCH)
 
         predictor = peers.nnunet_predictor(theirs, self.nnunet, 64)
         difference = (monai() - ours()).abs()

@@ -16,3 +16,12 @@ An afternoon's reading, in this order: network/unet, network/losses, data/prepro
 data/loaders, training/augmentation, training/step, training/loop, evaluation/sliding_window,
 evaluation/metrics.
 """
+
+import os
+
+# OpenMP reads these when torch is loaded. Threads that wait for another spin for milliseconds
+# by default. If another program keeps a core busy, they then take the time of the thread that they
+# wait for, and a training step takes several times as long. 300 turns are about ten microseconds.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "300")  # GNU's OpenMP: torch for Linux
+    os.environ.setdefault("KMP_BLOCKTIME", "0")  # Intel's and LLVM's: torch for Windows and macOS

@@ -9,7 +9,6 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -104,8 +103,7 @@ def _train_command(commands: argparse._SubParsersAction, shown: Mapping[str, obj
     train.add_argument("--everyone", action="store_true",
                        help="train on the held-out patients as well, into DIR/everyone; "
                             "nobody is left to measure the result on")
-    train.add_argument("--precision", choices=("float32", "bfloat16", "float16"),
-                       help="of products (the device's best)")
+    _precision_option(train)
 
 
 def _predict_command(commands: argparse._SubParsersAction, shown: Mapping[str, object]) -> None:
@@ -183,6 +181,12 @@ def _series_options(command: argparse.ArgumentParser, work: str) -> None:
                          help="an archive or folder of BraTS patients, or 'phantom', or 'varied'")
     command.add_argument("--work", type=Path, metavar="DIR", help=f"the work folder {work}")
     _parameter_option(command, "set a notebook's parameter")
+    _precision_option(command)
+
+
+def _precision_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--precision", choices=("float32", "bfloat16", "float16"),
+                         help="of matrix products (the device's best)")
 
 
 def _parameter_option(command: argparse.ArgumentParser, what: str) -> None:
@@ -203,6 +207,8 @@ def _import_option(command: argparse.ArgumentParser) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; a problem is one message without a traceback."""
     options = parser().parse_args(arguments)
+    if getattr(options, "precision", None):
+        os.environ["BRATS_PRECISION"] = options.precision  # notebooks and workers inherit it
     try:
         for module in getattr(options, "imports", []):
             importlib.import_module(module)
@@ -269,9 +275,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _train_alone_or_in_a_group(options: argparse.Namespace) -> int:
-    import torch
-
-    from .basics.device import describe_device, keep_memory
+    from .basics.device import keep_memory
     from .data.cohort import read_cohort
     from .training import distributed
     from .training.stages import checkpoint_folder, for_few_patients, train_work
@@ -285,11 +289,8 @@ def _train_alone_or_in_a_group(options: argparse.Namespace) -> int:
             # The recipe that was measured, even with --everyone.
             patients = len(cohort.training_names(config))
             config = for_few_patients(config, patients, cohort.synthetic, parameters)
-        device = describe_device()
-        if options.precision:
-            device = replace(device, dtype=getattr(torch, options.precision))
         keep_memory()
-        last = train_work(config, options.work.absolute(), None, device, options.everyone)[-1]
+        last = train_work(config, options.work.absolute(), all_data=options.everyone)[-1]
         measured = f"validation Dice {last['dice']}" if last["dice"] else "measured on nobody"
         folder = checkpoint_folder(options.work, options.everyone)
         print(f"loss {last['loss']:.3f}, {measured}; checkpoints in {folder}")

@@ -13,13 +13,17 @@ import os
 import platform
 import shutil
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 import torch
 
+from .errors import BratsError
+
 GIB = 2**30
+PRECISION = "BRATS_PRECISION"  # environment variable that overrides the precision
+PRECISIONS = ("float32", "bfloat16", "float16")
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3}  # numbers from malloc.h
 MALLOC_MAX = 2**31 - 1  # bytes
 
@@ -57,7 +61,19 @@ class Device:
 
 
 def describe_device() -> Device:
-    """Find the best device that the installed torch can use; warn of a GPU that it cannot."""
+    """Find the best device that the installed torch can use; warn of a GPU that it cannot.
+
+    The environment variable BRATS_PRECISION overrides the precision. BratsError for a wrong value.
+    """
+    device, wanted = _best_device(), os.environ.get(PRECISION)
+    if not wanted:
+        return device
+    if wanted not in PRECISIONS:
+        raise BratsError(f"{PRECISION}={wanted} is not known; there are: {', '.join(PRECISIONS)}.")
+    return replace(device, dtype=getattr(torch, wanted), note=f"set by {PRECISION}")
+
+
+def _best_device() -> Device:
     if torch.cuda.is_available():
         name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
         if supported(major, minor, torch.cuda.get_arch_list()):

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from ..basics.device import Device, describe_device
 from ..data.preprocessing import Prepared, network_input, restore
+from ..network.unet import UNet
 from .build import full_resolution_logits
 
 FLIPS = [axes for n in range(4) for axes in combinations((2, 3, 4), n)]  # all 8, none first
 # Half of the flips, in which each axis is mirrored half of the time.
 EVEN_FLIPS = [axes for axes in FLIPS if len(axes) % 2 == 0]
-GPU_BATCH = 2  # mirrored copies in one pass on a GPU (benchmarks/README.md)
+BATCH = 2  # views in one pass, where that is faster (`_batch_size`)
+STRETCH = 1.25  # longest window, in patches (benchmarks/README.md)
 SIGMA = 1 / 8  # of the Gaussian weight, in window edges
 
 
@@ -29,62 +31,100 @@ def window_starts(length: int, patch: int, overlap: float) -> list[int]:
     return [round(i * (length - patch) / (count - 1)) for i in range(count)]
 
 
-def gaussian_weight(patch: int) -> Tensor:
-    """Weigh the voxels of a window, (P, P, P): 1 at the center, never below 0.001, as in MONAI."""
-    axis = torch.exp(-0.5 * ((torch.arange(patch) - (patch - 1) / 2) / (patch * SIGMA)) ** 2)
-    return torch.einsum("i,j,k->ijk", axis, axis, axis).clamp_min(1e-3)
+def window_edge(length: int, patch: int, multiple: int, stretch: float) -> int:
+    """Choose a window's edge along an axis: the patch, or the whole axis if it is little longer.
+
+    Two windows would cover an axis of 71 voxels with patches of 64 by computing most of it twice.
+    A window that covers it is a `multiple` of voxels long, at most `stretch` patches.
+    """
+    whole = -(-length // multiple) * multiple
+    return whole if patch < whole <= stretch * patch else patch
+
+
+def gaussian_weight(*edges: int) -> Tensor:
+    """Weigh the voxels of a window: 1 at the center, never below 0.001, as in MONAI.
+
+    edges: three, or one of a cube (P, P, P).
+    """
+    axes = [torch.exp(-0.5 * ((torch.arange(n) - (n - 1) / 2) / (n * SIGMA)) ** 2)
+            for n in edges * (3 // len(edges))]
+    return torch.einsum("i,j,k->ijk", *axes).clamp_min(1e-3)
 
 
 @torch.inference_mode()
 def sliding_window_inference(
         model: nn.Module, image: Tensor, patch: int, overlap: float,
-        flips: Sequence[tuple[int, ...]] = ((),), device: Device | None = None) -> Tensor:
+        flips: Sequence[tuple[int, ...]] = ((),), device: Device | None = None,
+        stretch: float = 1.0) -> Tensor:
     """Compute the probabilities of the three regions, averaged over windows and flips.
 
     image: (5, D, H, W), z-scored; a volume smaller than a window is padded with background.
+    stretch: how much longer than a patch a window may be, for our U-Net on a CPU.
     Returns (3, D, H, W) float32, on the image's device.
     """
     device = device or describe_device()
     shape, home = image.shape[1:], image.device
-    padding = [p for size in reversed(shape) for p in (0, max(0, patch - size))]
-    image = F.pad(image, padding).to(device.torch_device)
-    weight = gaussian_weight(patch).to(image.device)
+    # A GPU compiles, or finds its fastest kernels, for one shape; other networks set other rules.
+    free = device.kind == "cpu" and isinstance(model, UNet)
+    multiple = 2 ** (len(model.encoder) - 1) if free else patch
+    edges = [window_edge(size, patch, multiple, stretch) for size in shape]
+    padding = [max(0, edge - size) for edge, size in zip(edges, shape, strict=True)]
+    image = F.pad(image, [p for after in reversed(padding) for p in (0, after)])
+    image = image.to(device.torch_device)
+    weight = gaussian_weight(*edges).to(image.device)
     total = torch.zeros(3, *image.shape[1:], device=image.device)
     norm = torch.zeros(image.shape[1:], device=image.device)
-    for corner in product(*(window_starts(size, patch, overlap) for size in image.shape[1:])):
-        window = (slice(None), *(slice(start, start + patch) for start in corner))
-        total[window] += weight * flip_average(model, image[window][None], flips, device)[0]
-        norm[window[1:]] += weight
+    starts = map(window_starts, image.shape[1:], edges, (overlap,) * 3)
+    views, size = list(product(product(*starts), flips)), _batch_size(device, patch)
+    for batch in (views[i:i + size] for i in range(0, len(views), size)):
+        windows = [(slice(None), *map(slice, corner, map(sum, zip(corner, edges, strict=True))))
+                   for corner, _ in batch]
+        probabilities = mirrored(model, [image[window] for window in windows],
+                                 [axes for _, axes in batch], device)
+        for window, probability in zip(windows, probabilities, strict=True):
+            total[window] += weight * probability
+            norm[window[1:]] += weight
     return (total / norm)[:, :shape[0], :shape[1], :shape[2]].to(home)
 
 
-def flip_average(model: nn.Module, x: Tensor, flips: Sequence[tuple[int, ...]],
-                 device: Device) -> Tensor:
-    """Average the probabilities over mirrored copies of x (1, 5, D, H, W), each mirrored back.
+def _batch_size(device: Device, patch: int) -> int:
+    """Choose how many views pass through the network at once.
 
-    Returns (1, 3, D, H, W). This is test-time augmentation.
+    On a CPU torch leaves most convolutions of a single small patch in float32 to a slow kernel
+    instead of oneDNN. Two patches take less time than one. Large patches do not need that and take
+    much memory.
     """
-    probabilities, size = [], GPU_BATCH if device.kind == "cuda" else 1
-    for batch in (flips[i:i + size] for i in range(0, len(flips), size)):
-        copies = torch.cat([x.flip(axes) if axes else x for axes in batch])
-        with device.autocast():
-            logits = full_resolution_logits(model(copies))
-        mirrored = torch.sigmoid(logits.float()).split(1)
-        probabilities += [p.flip(axes) for p, axes in zip(mirrored, batch, strict=True)]
-    return torch.stack(probabilities).mean(0)
+    if device.kind == "cpu":
+        return BATCH if device.dtype == torch.float32 and patch <= 64 else 1
+    return BATCH if device.kind == "cuda" else 1
+
+
+def mirrored(model: nn.Module, windows: Sequence[Tensor], flips: Sequence[tuple[int, ...]],
+             device: Device) -> Sequence[Tensor]:
+    """Compute the probabilities of windows (5, D, H, W), each mirrored by its flip and back.
+
+    All pass through the network at once. Returns (3, D, H, W) for each.
+    """
+    backs = [[axis - 1 for axis in axes] for axes in flips]  # without the batch's axis
+    copies = torch.stack([x.flip(axes) for x, axes in zip(windows, backs, strict=True)])
+    with device.autocast():
+        logits = full_resolution_logits(model(copies))
+    found = torch.sigmoid(logits.float())
+    return [p.flip(axes) for p, axes in zip(found, backs, strict=True)]
 
 
 def predict_prepared(models: Sequence[nn.Module], prepared: Prepared, patch: int, overlap: float,
                      tta: bool, device: Device | None = None) -> np.ndarray:
     """Compute the probabilities on the scan's own grid, averaged over the models (the folds).
 
-    tta: use all 8 flips instead of 4, in twice the time (benchmarks/README.md compares them).
+    tta: use all 8 flips instead of 4, and no window longer than a patch, in at least twice the time
+    (benchmarks/README.md compares them).
     Returns (3, X, Y, Z) float32.
     """
     device = device or describe_device()
     image = network_input(prepared, device)
-    flips = FLIPS if tta else EVEN_FLIPS
-    total = sum(sliding_window_inference(model.eval(), image, patch, overlap, flips, device)
+    how = {"flips": FLIPS} if tta else {"flips": EVEN_FLIPS, "stretch": STRETCH}
+    total = sum(sliding_window_inference(model.eval(), image, patch, overlap, device=device, **how)
                 for model in models)
     inside = total / len(models) * image[4]  # there is no tumor outside the brain
     return np.asarray(restore(inside.cpu().numpy(), prepared.meta))

@@ -28,7 +28,7 @@ from ..data.storage import load
 from ..evaluation.build import for_inference
 from ..evaluation.checkpoints import write_checkpoint
 from ..evaluation.metrics import dice, regions
-from ..evaluation.sliding_window import sliding_window_inference
+from ..evaluation.sliding_window import STRETCH, sliding_window_inference
 from . import distributed
 from .forming import Forming
 from .resume import create_or_resume, save
@@ -176,7 +176,7 @@ def validate(model: nn.Module, paths: Sequence[Path], config: Config,
         prepared = load(path)
         image = network_input(prepared, device)
         probability = sliding_window_inference(model, image, config.patch, config.overlap,
-                                               device=device)
+                                               device=device, stretch=STRETCH)
         predicted = probability.cpu().numpy() > 0.5
         reference = regions(prepared.volume[4])
         scores.append([dice(p, r) for p, r in zip(predicted, reference, strict=True)])

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import brats_helpers.__main__
 from brats_helpers.basics import device
 from brats_helpers.basics.config import PRESETS
+from brats_helpers.basics.errors import BratsError
 from brats_helpers.lessons import session
 
 
@@ -61,6 +63,47 @@ def test_a_gpu_compiles_where_triton_knows_it_and_has_a_c_compiler(monkeypatch, 
                         lambda name: name if name in there else None)
     assert device.describe_device().compiles == compiles
     assert not device.Device("cpu", "test", 1.0, torch.float32).compiles
+
+
+def test_the_environment_overrides_the_precision_and_a_wrong_name_lists_the_right_ones(
+        monkeypatch) -> None:
+    for name in device.PRECISIONS:
+        monkeypatch.setenv(device.PRECISION, name)
+        assert device.describe_device().dtype == getattr(torch, name)
+    monkeypatch.setenv(device.PRECISION, "fp32")
+    with pytest.raises(BratsError, match="BRATS_PRECISION=fp32.*float32, bfloat16, float16"):
+        device.describe_device()
+
+
+@pytest.mark.parametrize("command", ["run", "sweep", "train"])
+def test_the_option_sets_the_precision_for_all_that_the_command_starts(monkeypatch,
+                                                                      command) -> None:
+    monkeypatch.setenv(device.PRECISION, "bfloat16")  # restored after the test
+    seen = []
+    monkeypatch.setitem(brats_helpers.__main__.COMMANDS, command,
+                        lambda _: seen.append(os.environ[device.PRECISION]) or 0)
+    assert brats_helpers.__main__.main([command]) == 0
+    assert brats_helpers.__main__.main([command, "--precision", "float32"]) == 0
+    assert seen == ["bfloat16", "float32"]
+
+
+def wait_settings(**environment: str) -> list[str]:
+    """What torch's OpenMP says of its waiting threads in a process that imports us, then torch."""
+    script = "import sys, brats_helpers; assert 'torch' not in sys.modules; import torch"
+    bare = {name: value for name, value in os.environ.items()
+            if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                          check=True, env=bare | {"OMP_DISPLAY_ENV": "VERBOSE"} | environment)
+    return [line.split("=")[1].strip(" '") for line in done.stderr.splitlines()
+            if "GOMP_SPINCOUNT" in line]
+
+
+def test_waiting_threads_do_not_spin_unless_the_user_says_so() -> None:
+    ours = wait_settings()
+    if not ours:
+        pytest.skip("this torch uses another OpenMP than GNU's")
+    assert set(ours) == {"300"}
+    assert set(wait_settings(OMP_WAIT_POLICY="PASSIVE")) == {"0"}
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")

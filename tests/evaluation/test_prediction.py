@@ -19,6 +19,7 @@ from brats_helpers.basics.constants import ED, ET, NCR
 from brats_helpers.basics.device import Device
 from brats_helpers.basics.errors import BratsError
 from brats_helpers.data.cases import Patient, find_cases, read_case
+from brats_helpers.evaluation import sliding_window
 from brats_helpers.evaluation.checkpoints import write_checkpoint
 from brats_helpers.evaluation.metrics import dice
 from brats_helpers.evaluation.postprocessing import postprocess
@@ -31,8 +32,8 @@ from brats_helpers.evaluation.scoring import (
 )
 from brats_helpers.evaluation.sliding_window import (
     FLIPS,
-    flip_average,
     sliding_window_inference,
+    window_edge,
     window_starts,
 )
 from brats_helpers.network.unet import UNet
@@ -123,20 +124,49 @@ def test_small_and_doubtful_et_becomes_necrosis(blocks, spacing: float, et: int)
     )
 
 
+@pytest.mark.parametrize(("kind", "dtype", "patch", "size"), [
+    ("cpu", torch.float32, 64, 2), ("cpu", torch.float32, 128, 1), ("cpu", torch.bfloat16, 64, 1),
+    ("cuda", torch.float16, 128, 2), ("mps", torch.float32, 64, 1)])
+def test_two_views_pass_at_once_where_that_is_faster(kind, dtype, patch: int, size: int) -> None:
+    assert sliding_window._batch_size(Device(kind, "test", 1.0, dtype), patch) == size
+
+
 @pytest.mark.parametrize("count", [1, 3, 8])
-def test_flips_in_pairs_on_a_gpu_equal_flips_one_by_one_on_a_cpu(model, count: int) -> None:
-    x, batches = torch.randn(1, 5, 16, 16, 16), []
+def test_views_in_pairs_equal_views_one_by_one(model, monkeypatch, count: int) -> None:
+    image, batches = torch.randn(5, 16, 18, 16), []
 
-    def watched(copies: torch.Tensor) -> torch.Tensor:
-        batches.append(len(copies))
-        return model(copies)
+    class Watched(torch.nn.Module):
+        def forward(self, copies: torch.Tensor) -> torch.Tensor:
+            batches.append(len(copies))
+            return model(copies)
 
-    with torch.inference_mode():
-        pairs = flip_average(watched, x, FLIPS[:count], Device("cuda", "test", 1.0, torch.float32))
-        torch.testing.assert_close(
-            pairs, flip_average(model, x, FLIPS[:count], CPU), atol=1e-6, rtol=0
-        )
-    assert batches == [2] * (count // 2) + [1] * (count % 2)
+    pairs = sliding_window_inference(Watched(), image, 16, 0.5, FLIPS[:count], CPU)
+    assert batches == [2] * count  # two windows
+    monkeypatch.setattr(sliding_window, "BATCH", 1)
+    single = sliding_window_inference(Watched(), image, 16, 0.5, FLIPS[:count], CPU)
+    torch.testing.assert_close(pairs, single, atol=1e-5, rtol=0)  # by different kernels
+
+
+@given(st.integers(1, 200), st.sampled_from([16, 32, 64]), st.sampled_from([1, 4, 16]),
+       st.floats(1, 1.5))
+def test_a_longer_window_covers_its_axis(length: int, patch: int, multiple: int,
+                                         stretch: float) -> None:
+    edge = window_edge(length, patch, multiple, stretch)
+    assert edge % multiple == 0 and patch <= edge <= stretch * patch
+    assert edge == patch or length <= edge < length + multiple
+
+
+def test_an_axis_little_longer_than_a_patch_takes_one_window_and_other_networks_two(model) -> None:
+    assert [window_edge(n, 64, 8, 1.25) for n in (50, 64, 65, 80, 81)] == [64, 64, 72, 80, 64]
+    image, seen = torch.randn(5, 19, 16, 40), []
+    watch = model.register_forward_hook(lambda _, x, y: seen.append(tuple(x[0].shape)))
+    longer = sliding_window_inference(model, image, 16, 0.5, device=CPU, stretch=1.25)
+    watch.remove()
+    assert seen == [(2, 5, 20, 16, 16), (2, 5, 20, 16, 16)] and longer.shape == (3, 19, 16, 40)
+    single = torch.nn.Conv3d(5, 3, 1)
+    theirs = [sliding_window_inference(single, image, 16, 0.5, device=CPU, stretch=stretch)
+              for stretch in (1.0, 1.25)]
+    assert torch.equal(*theirs)
 
 
 def test_the_chain_of_thresholds() -> None:
