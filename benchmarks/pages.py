@@ -14,7 +14,7 @@ from pathlib import Path
 
 from brats_helpers.basics.files import atomic_path, read_json
 
-from . import costs, gpu, report
+from . import costs, gpu, report, zero_shot
 from . import real_tables as real
 
 HERE = Path(__file__).resolve().parent
@@ -58,6 +58,11 @@ def tables() -> dict[str, Callable[[], str]]:
         "costs": costs.table, "ours": ours_or_library,
         "gpu": lambda: gpu.goals(_stored("gpu_nvidia_h200")),
         "by_patients": lambda: real.by_patients(everything)}
+    shot = _stored("zero_shot")
+    box = shot[zero_shot.BOX]
+    found |= {"zero_summary": lambda: zero_shot.summary_table(shot),
+              "zero_sets": lambda: zero_shot.sets_table(box),
+              "zero_warning": lambda: zero_shot.warning_text(box)}
     for name, results in (("now", now), ("earlier", earlier)):
         scores = real.scores_by_system(results)
         found |= {f"{name}_patients": lambda scores=scores: real.patients_table(scores),

@@ -41,6 +41,7 @@ from brats_helpers.evaluation.trust import expected_dice
 STORED = Path(__file__).with_name("zero_shot.json")
 SETS = [names for n in range(4, 0, -1) for names in combinations(MODALITIES, n)]  # all four first
 ALL = " ".join(MODALITIES)
+BOX = "the network in the box"
 FAILED = 0.6  # a mask with a lower WT Dice should have been warned of
 FALSE_ALARMS = 0.2  # at most, of the other masks
 
@@ -115,7 +116,12 @@ def leave_one_out(rows: Mapping[str, dict]) -> tuple[float, int, int, int, int]:
 def summary_table(results: Mapping[str, dict]) -> str:
     """Return a row for each network: mean Dice with 95 % intervals over all patients."""
     lines = ["| network | patients | " + " | ".join(REGIONS) + " |", "|---|--:|---|---|---|"]
-    for name, rows in results.items():
+    box = results.get(BOX, {})
+    parts = {f"{BOX}, BraTS {year}": {name: row for name, row in box.items() if mark in name}
+             for year, mark in ((2021, "BraTS2021"), (2018, "Brats18"))}
+    for name, rows in ({BOX: box} | parts | dict(results)).items():
+        if len(rows) < 2:
+            continue
         columns = np.array([row["dice"] for row in rows.values()]).T
         cells = ["{:.3f} ({:.3f} to {:.3f})".format(*bootstrap_ci(column)) for column in columns]
         lines.append(f"| {name} | {len(rows)} | " + " | ".join(cells) + " |")
@@ -147,7 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.zero_shot", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--checkpoint", type=Path, default=WEIGHTS)
-    parser.add_argument("--name", default="the network in the box")
+    parser.add_argument("--name", default=BOX)
     parser.add_argument("--sets", type=int, default=len(SETS), help="of contrasts, all four first")
     options = parser.parse_args()
     device = describe_device()
