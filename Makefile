@@ -23,11 +23,8 @@ test-browser: .venv/ready-dev          # widgets and pages in Chromium (apt inst
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt playwright
 	$(BIN)/python -m pytest tests/test_browser.py -s $(ARGS)
 
-LOW := preprocessing metrics augmentation losses splits checks formats phantom pictures unet build tensorboard loop series
-SLOW := killed or heeded or no_number or full_network or five_notebooks or decathlon or twin or stops or real
 test-low: .venv-low/ready              # quick tests with the lowest versions allowed: two minutes
-	$(subst .venv,.venv-low,$(BIN))/python -m pytest -p no:cacheprovider -W ignore $(foreach n,$(LOW),$(wildcard tests/test_$n.py tests/*/test_$n.py)) \
-		-k "not ($(SLOW))" $(ARGS)
+	$(subst .venv,.venv-low,$(BIN))/python -m pytest -p no:cacheprovider -W ignore @tests/quick.txt $(ARGS)
 
 # Python as on the image, from pyenv if it is there.
 pyenv = $(lastword python$(1) $(wildcard $(HOME)/.pyenv/versions/$(1).*/bin/python))
