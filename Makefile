@@ -10,7 +10,7 @@ BIN := .venv/bin
 endif
 LINT = $(BIN)/ruff check . && $(BIN)/lint-imports --no-cache
 
-.PHONY: run test test-low test-browser test-faults fuzz audit lab notebooks weights student site bench bench-real bench-gpu lint clean
+.PHONY: run test test-low test-images test-browser test-faults fuzz audit lab notebooks weights student site bench bench-real bench-gpu lint clean
 
 run: .venv/ready
 	$(BIN)/python -m brats_helpers run --preset $(PRESET) --source $(SOURCE) $(ARGS)
@@ -23,11 +23,20 @@ test-browser: .venv/ready-dev          # widgets and pages in Chromium (apt inst
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt playwright
 	$(BIN)/python -m pytest tests/test_browser.py -s $(ARGS)
 
-LOW := preprocessing metrics augmentation losses splits checks formats phantom pictures unet build tensorboard loop series
-SLOW := killed or heeded or no_number or full_network or five_notebooks or decathlon or twin or stops or real
 test-low: .venv-low/ready              # quick tests with the lowest versions allowed: two minutes
-	$(subst .venv,.venv-low,$(BIN))/python -m pytest -p no:cacheprovider -W ignore $(foreach n,$(LOW),$(wildcard tests/test_$n.py tests/*/test_$n.py)) \
-		-k "not ($(SLOW))" $(ARGS)
+	$(subst .venv,.venv-low,$(BIN))/python -m pytest -p no:cacheprovider -W ignore @tests/quick.txt $(ARGS)
+
+# Python as on the image, from pyenv if it is there.
+pyenv = $(lastword python$(1) $(wildcard $(HOME)/.pyenv/versions/$(1).*/bin/python))
+PYTHON_kaggle ?= $(call pyenv,3.12)
+PYTHON_colab ?= $(call pyenv,3.13)
+IMAGE = $(subst .venv,.venv-image-$*,$(BIN))/python
+test-images: test-image-kaggle test-image-colab
+test-image-%: .venv-image-%/ready      # the notebooks and the widgets in a replica of an image
+	rm -rf runs/images/$*
+	$(IMAGE) tests/images/run.py $* runs/images/$*
+	$(IMAGE) -m pytest -p no:cacheprovider tests/lessons/test_pictures.py
+.PRECIOUS: .venv-image-%/ready
 
 FAULTS := interruptions bad_input loop archive dicom fuzz_corpus endurance official_metrics
 test-faults: .venv/ready-dev           # kills at least twenty times instead of twice; half an hour
@@ -82,25 +91,32 @@ lint: .venv/ready-dev                  # and who imports whom: the contracts in 
 	$(LINT)
 
 clean:                                 # results stay: delete runs/ by hand
-	rm -rf .venv .venv-low .venv-bench .venv-audit .venv-site build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* build *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 # torch first and alone: as a dependency, pip would take the newest build, with gigabytes of CUDA.
-.venv/ready: requirements.txt constraints.txt
+.venv/ready: requirements.txt requirements-terminal.txt constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-r requirements.txt -r requirements-terminal.txt
 	touch $@
 
 .venv/ready-dev: .venv/ready requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-dev.txt
 	touch $@
 
-.venv-low/ready: requirements.txt constraints-low.txt
+.venv-low/ready: requirements.txt requirements-terminal.txt constraints-low.txt
 	$(PYTHON) -m venv .venv-low
 	$(subst .venv,.venv-low,$(BIN))/python -m pip install --quiet --disable-pip-version-check -c constraints-low.txt torch
 	$(subst .venv,.venv-low,$(BIN))/python -m pip install --quiet --disable-pip-version-check -c constraints-low.txt \
-		-r requirements.txt pytest hypothesis
+		-r requirements.txt -r requirements-terminal.txt pytest hypothesis
 	touch $@
+
+.venv-image-%/ready: tests/images/%.txt
+	$(PYTHON_$*) -m venv .venv-image-$*
+	$(IMAGE) -m pip install --quiet --disable-pip-version-check -c $< torch
+	$(IMAGE) -m pip install --quiet --disable-pip-version-check -r $<
+	$(IMAGE) -m pip freeze > $@
 
 .venv-site/ready: docs/requirements.txt
 	$(PYTHON) -m venv .venv-site

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import io
 import logging
 import os
 import sys
@@ -206,6 +207,8 @@ def _import_option(command: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; a problem is one message without a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a console may lack letters of a patient's name
+        sys.stdout.reconfigure(errors="backslashreplace")
     options = parser().parse_args(arguments)
     if getattr(options, "precision", None):
         os.environ["BRATS_PRECISION"] = options.precision  # notebooks and workers inherit it

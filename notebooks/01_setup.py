@@ -53,14 +53,13 @@ test_patients: int = None  # phantoms for the last evaluation alone; None: the p
 spacing_mm: float = None  # voxel size that the network works at, in mm; None: the preset's
 
 # %%
-# On Colab only: clone the repository and install what Colab lacks. Colab keeps its own torch.
+# On Colab only: clone the repository. `start`, below, installs what Colab lacks and changes no package of Colab.
 import os
 from subprocess import run
 
 if "COLAB_RELEASE_TAG" in os.environ and not os.path.isdir("/content/repository"):
     address = ""
     run(["git", "clone", "--quiet", "--depth=1", address, "/content/repository"], check=True)
-    run(["pip", "install", "--quiet", "-r", "/content/repository/requirements.txt"], check=True)
 
 # %%
 # Find the package in a parent folder, on Colab or among Kaggle's inputs. Then print the machine.

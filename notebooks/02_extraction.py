@@ -45,14 +45,13 @@ on_error: str = "raise"  # a patient with a problem: "raise" stops here, "skip" 
 persons: str = ""  # a CSV with the columns patient and person, if the names do not tell who came twice
 
 # %%
-# On Colab only: clone the repository and install what Colab lacks. Colab keeps its own torch.
+# On Colab only: clone the repository. `start`, below, installs what Colab lacks and changes no package of Colab.
 import os
 from subprocess import run
 
 if "COLAB_RELEASE_TAG" in os.environ and not os.path.isdir("/content/repository"):
     address = ""
     run(["git", "clone", "--quiet", "--depth=1", address, "/content/repository"], check=True)
-    run(["pip", "install", "--quiet", "-r", "/content/repository/requirements.txt"], check=True)
 
 # %%
 # Find the package in a parent folder, on Colab or among Kaggle's inputs. Then print the machine.

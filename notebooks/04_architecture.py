@@ -46,14 +46,13 @@ network: str = None  # what notebook 05 trains, "module:Class" from 5 to 3 chann
 full_size: bool = True  # run the full network once, forward and backward, on its smallest input
 
 # %%
-# On Colab only: clone the repository and install what Colab lacks. Colab keeps its own torch.
+# On Colab only: clone the repository. `start`, below, installs what Colab lacks and changes no package of Colab.
 import os
 from subprocess import run
 
 if "COLAB_RELEASE_TAG" in os.environ and not os.path.isdir("/content/repository"):
     address = ""
     run(["git", "clone", "--quiet", "--depth=1", address, "/content/repository"], check=True)
-    run(["pip", "install", "--quiet", "-r", "/content/repository/requirements.txt"], check=True)
 
 # %%
 # Find the package in a parent folder, on Colab or among Kaggle's inputs. Then print the machine.

@@ -10,13 +10,16 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import jupytext
 import pytest
 import yaml
 
 from brats_helpers.basics.errors import BratsError
+from brats_helpers.lessons import session
 from brats_helpers.tools.address import GITHUB, from_remote, set_address, with_address
 from brats_helpers.tools.series import FOLDER, NAMES, ROOT
 
@@ -28,7 +31,8 @@ OFFLINE = ["--no-index", "--no-build-isolation"]  # all that it needs is here al
 def source(tmp_path_factory) -> Path:
     """A copy to build from: building leaves files beside the source."""
     folder = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "requirements.txt", "requirements-terminal.txt", "README.md",
+                 "LICENSE"):
         shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "brats_helpers", folder / "brats_helpers",
                     ignore=shutil.ignore_patterns("__pycache__"))
@@ -67,25 +71,35 @@ def test_installed_it_runs_anywhere_and_says_when_it_needs_the_repository(
         assert "Traceback" not in done.stderr
 
 
-def imported(folder: Path) -> set[str]:
-    """Return the names of the third-party packages that the Python files of a folder import."""
+def imported(paths: Iterable[Path]) -> set[str]:
+    """Return the third-party packages that Python files import, as requirements name them."""
     found = set()
-    for path in folder.rglob("*.py"):
+    for path in paths:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 found |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 found.add(node.module)
-    return {name.split(".")[0] for name in found} - sys.stdlib_module_names - {"brats_helpers"}
+    names = {"IPython": "ipython", "PIL": "pillow", "yaml": "pyyaml"}
+    tops = {name.split(".")[0] for name in found} - sys.stdlib_module_names - {"brats_helpers"}
+    return {names.get(name, name) for name in tops}
+
+
+def declared(name: str) -> set[str]:
+    """Return the packages that a requirements file lists."""
+    lines = (ROOT / name).read_text().splitlines()
+    return {re.split(r"[<>=]", line)[0] for line in lines if line[:1] != "#"}
 
 
 def test_every_import_is_declared_and_every_requirement_is_used() -> None:
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
-    declared = {re.split(r"[<>=]", line)[0].lower() for line in lines if line[:1] != "#"}
-    names = {"IPython": "ipython", "PIL": "pillow", "yaml": "pyyaml"}
-    used = {names.get(name, name) for name in imported(ROOT / "brats_helpers")}
-    assert used - declared == {"kaggle", "distributed"}  # optional: a message asks for them
-    assert declared - used - imported(FOLDER) == {"ipykernel", "jupyterlab"}  # to open notebooks
+    files = set((ROOT / "brats_helpers").rglob("*.py"))
+    tools = {path for path in files if path.parent.name == "tools"}
+    notebooks = imported([*(files - tools), *FOLDER.glob("*.py")])
+    listed, terminal = declared("requirements.txt"), declared("requirements-terminal.txt")
+    assert notebooks == listed
+    # optional: a message asks for them
+    assert imported(tools) - listed - terminal == {"kaggle", "distributed"}
+    assert terminal - imported(tools) == {"ipykernel", "jupyterlab"}  # to open notebooks
 
 
 PLACES = ["README.md", "pyproject.toml", *(f"notebooks/{name}.py" for name in NAMES)]
@@ -142,17 +156,51 @@ def stub(folder: Path, name: str) -> None:
     (folder / name).chmod(0o755)
 
 
-def test_on_colab_alone_the_repository_is_fetched_and_what_it_requires(tmp_path: Path) -> None:
+def test_on_colab_alone_the_repository_is_fetched(tmp_path: Path) -> None:
     cells = {next(c.source for c in jupytext.read(FOLDER / f"{name}.py").cells
                   if "COLAB_RELEASE_TAG" in c.source) for name in NAMES}
     assert len(cells) == 1
     for name in ("git", "pip"):
         stub(tmp_path, name)
-    for colab, wanted in (({"COLAB_RELEASE_TAG": "1"}, ["git clone", "pip install"]), ({}, [])):
+    for colab, wanted in (({"COLAB_RELEASE_TAG": "1"}, ["git clone"]), ({}, [])):
         said = subprocess.run([sys.executable, "-c", next(iter(cells))], capture_output=True,
                               text=True, check=True,
                               env={"PATH": f"{tmp_path}:{os.environ['PATH']}", **colab}).stdout
         assert [" ".join(line.split()[:2]) for line in said.splitlines()] == wanted
+
+
+class Installed(NamedTuple):
+    """A package as importlib.metadata shows it."""
+
+    name: str | None
+    version: str | None
+
+
+def test_only_what_is_missing_is_installed_and_the_rest_keeps_its_version(
+        tmp_path: Path, monkeypatch) -> None:
+    there = [Installed("torch", "2.11.0+cu128"), Installed("ipykernel", "6.17.1"),
+             Installed("Lazy_Loader", "0.4"), Installed("distro-info", "1.1build1"),
+             Installed(None, None), Installed("numpy", "2.1.3"), Installed("numpy", "1.21.5")]
+    monkeypatch.setattr(session.importlib.metadata, "distributions", lambda: there)
+    calls: list[list[str]] = []
+    kept: list[str] = []
+
+    def pip(command: list[str], **_: object) -> subprocess.CompletedProcess:
+        calls.append(command)
+        kept.extend(Path(command[command.index("-c") + 1]).read_text().splitlines())
+        return subprocess.CompletedProcess(command, len(calls) - 1, "", "no matching version")
+
+    monkeypatch.setattr(session.subprocess, "run", pip)
+    wanted = tmp_path / "requirements.txt"
+    wanted.write_text("# all\ntorch>=2.4\nnumpy>=9\nmonai>=1.4\nisal>=1.6\nlazy-loader\n")
+    assert session.install_missing(wanted) == ["monai>=1.4", "isal>=1.6"]
+    assert calls[0][1:4] == ["-m", "pip", "install"]
+    assert calls[0][-2:] == ["monai>=1.4", "isal>=1.6"]
+    assert kept == ["torch==2.11.0+cu128", "ipykernel==6.17.1", "lazy-loader==0.4", "numpy==2.1.3"]
+    with pytest.raises(BratsError, match="monai>=1.4, isal>=1.6 could not be installed:\nno match"):
+        session.install_missing(wanted)
+    wanted.write_text("torch>=2.4\n")
+    assert session.install_missing(wanted) == [] and len(calls) == 2
 
 
 def test_binder_installs_what_is_required_and_leaves_its_torch_alone(tmp_path: Path) -> None:
@@ -163,6 +211,6 @@ def test_binder_installs_what_is_required_and_leaves_its_torch_alone(tmp_path: P
     stub(tmp_path, "python")
     said = subprocess.run(["bash", str(script)], cwd=ROOT, capture_output=True, text=True,
                           check=True, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}).stdout
-    assert "-r requirements.txt" in said
+    assert "-r requirements.txt -r requirements-terminal.txt" in said
     kept = Path("/tmp/constraints.txt").read_text()
     assert not re.search(r"^torch", kept, re.MULTILINE) and "monai==" in kept

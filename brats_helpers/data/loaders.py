@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import shutil
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from math import ceil
+from multiprocessing import current_process
 from pathlib import Path
 
 import blosc2
@@ -125,8 +127,11 @@ def affordable(workers: int, voxels: int, processes: int = 1) -> int:
     """Limit the loader's workers to what shared memory holds, and print it if they become fewer.
 
     A container often has only 64 MB, and a worker without any hangs silently. Each worker prepares
-    two batches of `voxels`, up to float32, and two more are in use.
+    two batches of `voxels`, up to float32, and two more are in use. Without shared memory on Linux,
+    or in a daemonic process, there are no workers.
     """
+    if current_process().daemon or (sys.platform == "linux" and not SHARED.is_dir()):
+        return 0
     if not workers or not SHARED.is_dir():
         return workers
     free = shutil.disk_usage(SHARED).free

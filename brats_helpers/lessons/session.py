@@ -1,16 +1,22 @@
-"""Set up a notebook in its first cell: style, work folder, device, and what Kaggle needs."""
+"""Set up a notebook in its first cell: missing packages, style, work folder, device."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import platform
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
 from tqdm import tqdm
 
 from ..basics.config import Config
@@ -20,6 +26,7 @@ from ..basics.files import atomic_path
 
 PACKAGES = ("torch", "monai", "nibabel", "numpy", "scipy", "blosc2", "nilearn", "matplotlib",
             "ipywidgets", "papermill", "jupytext")
+REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
 KAGGLE_INPUT = Path("/kaggle/input")
 # What one notebook leaves for the next, at the top of the work folder.
 HANDED_ON = {"config.json", "cohort.json", "patients.json", "splits.json", "architecture.json",
@@ -33,16 +40,19 @@ OTHER_MB = 1850.0  # the full network's last two checkpoints and its best, in fp
 def start(work: str = "") -> tuple[Path, Device]:
     """Set up a notebook, print two lines about it, and return its work folder and device.
 
-    On Kaggle this also installs missing packages and copies what the previous notebook left.
+    On Kaggle and Colab this also installs missing packages; on Kaggle it copies what the previous
+    notebook left.
     """
-    from .plots import use_style
-    use_style()
     short_messages()
     keep_memory()
     folder, place = work_folder(work), where_am_i()
     if place == "kaggle":
         install_wheels(KAGGLE_INPUT)
         take_over(KAGGLE_INPUT, folder)
+    elif place == "colab":
+        install_missing(REQUIREMENTS)
+    from .plots import use_style
+    use_style()
     device = describe_device()
     precision = str(device.dtype).removeprefix("torch.")
     print(f"Python {platform.python_version()}, torch {torch.__version__}, on {place}: "
@@ -55,14 +65,45 @@ def install_wheels(inputs: Path) -> list[str]:
     """Install missing packages from the helper dataset, offline; returns their names."""
     wheels = {p.name.split("-")[0]: str(p) for p in sorted(Path(inputs).glob("*/wheels/*.whl"))}
     missing = [name for name in wheels if importlib.util.find_spec(name) is None]
-    if missing:
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-        done = subprocess.run([*pip, *map(wheels.get, missing)], capture_output=True, text=True)
-        if done.returncode:
-            raise BratsError(f"{', '.join(missing)} could not be installed from the helper dataset:"
-                             f"\n{done.stderr.strip()}")
-        importlib.invalidate_caches()
+    _install(missing, ["--no-index", "--no-deps", *map(wheels.get, missing)])
     return missing
+
+
+def install_missing(requirements: Path) -> list[str]:
+    """Install the packages of a requirements file that are missing; returns its lines for them.
+
+    Constraints keep every installed package at its version, because a running kernel breaks if
+    its own packages change.
+    """
+    installed = installed_versions()
+    lines = [line for line in requirements.read_text("utf-8").splitlines() if line[:1].isalpha()]
+    missing = [line for line in lines if canonicalize_name(Requirement(line).name) not in installed]
+    with tempfile.TemporaryDirectory() as folder:
+        constraints = Path(folder) / "constraints.txt"
+        constraints.write_text("".join(f"{n}=={v}\n" for n, v in installed.items()), "utf-8")
+        _install(missing, ["-c", str(constraints), *missing])
+    return missing
+
+
+def installed_versions() -> dict[str, Version]:
+    """Return the versions of all installed packages by normalized name."""
+    found: dict[str, Version] = {}
+    for one in importlib.metadata.distributions():
+        if one.name:  # else the rest of a package that was removed
+            with contextlib.suppress(InvalidVersion, TypeError):  # as Debian's "1.1build1"
+                found.setdefault(canonicalize_name(one.name), Version(one.version))
+    return found
+
+
+def _install(names: Sequence[str], arguments: Sequence[str]) -> None:
+    """Run pip install, if there is anything to install; BratsError with pip's words if it fails."""
+    if not names:
+        return
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    done = subprocess.run([*pip, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise BratsError(f"{', '.join(names)} could not be installed:\n{done.stderr.strip()}")
+    importlib.invalidate_caches()
 
 
 def take_over(inputs: Path, work: Path) -> None:

@@ -33,7 +33,7 @@ METADATA = ROOT / "kaggle-metadata.json"
 FIELDS = {"title", "owner", "license", "keywords", "enable_gpu", "enable_internet",
           "dataset_sources", "helpers", "parameters", "notebooks"}
 NOTEBOOK_FIELDS = {"order", "file", "title", "slug", "enable_gpu"}
-WHEELS = ("monai", "jupytext")  # pure Python packages that Kaggle's image lacks
+WHEELS = ("monai",)  # pure Python packages that notebooks import and Kaggle's image lacks
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")  # of an owner, a notebook or a dataset
 CREDENTIALS = ("no credentials for Kaggle were found, and nothing was sent. Make a token on "
                "https://www.kaggle.com/settings/api (Generate New Token) and save it as "

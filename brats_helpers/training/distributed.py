@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from itertools import chain, zip_longest
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..basics.errors import BratsError, Stopped
 
 MISSING = object()
+STARTED = "BRATS_STARTED"  # names the file that exists while the processes are together
 
 
 def world_size() -> int:
@@ -46,6 +48,9 @@ def group() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
+    started = Path(os.environ.get(STARTED, os.devnull))
+    if started.is_file() and os.environ["RANK"] == "0":
+        started.unlink()  # this is a restart
     gpus = torch.cuda.device_count()
     local = int(os.environ["LOCAL_RANK"])
     if gpus and local >= gpus:
@@ -59,9 +64,20 @@ def group() -> Iterator[None]:
         store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=own_rank, world_size=size)
+    _meet(["cpu", "cuda"][:1 + bool(gpus)])
+    if started != Path(os.devnull):
+        started.touch()
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank() else sys.stdout):
         yield
     dist.destroy_process_group()  # not after an error: it would wait for processes that died
+
+
+def _meet(kinds: Sequence[str]) -> None:
+    """Exchange a number on each kind of device; RuntimeError if the sum is wrong."""
+    for kind in kinds:
+        total = all_reduce_sum(torch.ones(1, device=kind)).item()
+        if total != world_size():
+            raise RuntimeError(f"{world_size()} processes add up to {total:g} on {kind}")
 
 
 def parallel(model: nn.Module) -> nn.Module:

@@ -1,6 +1,7 @@
 """Training on all GPUs of a machine from one call.
 
-torchrun runs in the background; its progress, errors and stop appear in the calling process.
+torchrun runs in the background; its progress, errors and stop appear in the calling process. If the
+processes do not get together, or one is lost for good, this process trains alone.
 """
 
 from __future__ import annotations
@@ -15,21 +16,29 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from textwrap import shorten
 
+import psutil
 import torch
 
 from ..basics.config import Config
 from ..basics.device import Device, describe_device
 from ..basics.errors import BratsError, Stopped
 from ..basics.files import read_json, stop_button
+from .distributed import STARTED
 from .loop import HISTORY
 from .resume import check_shares
 from .stages import checkpoint_folder, train_work
 
-RESTARTS = 3  # of all processes after one has died, before training has failed
+RESTARTS = 3  # of all processes after one has died, before one process trains alone
+START_SECONDS = 180  # until all processes have exchanged their first numbers
 STOP_SECONDS = 600  # that torchrun waits for processes to save: the longest validation
+
+
+class GroupFailed(Exception):
+    """Several processes did not start, hung at the start, or died too often."""
 
 
 def train_here(config: Config, work: Path, processes: int | None = None,
@@ -37,15 +46,26 @@ def train_here(config: Config, work: Path, processes: int | None = None,
                device: Device | None = None) -> list[dict]:
     """`train_work` in this process, or in several that torchrun starts, one for each GPU.
 
-    processes: None is one for each GPU, or fewer if they cannot share the batch equally. Errors,
-    the stop and the result are those of `train`.
+    processes: None is one for each GPU, or fewer if they cannot share the batch equally. If they
+    fail as a group, this process trains alone, from their last checkpoint. Errors, the stop and the
+    result are those of `train`.
     """
     device = device or describe_device()
     gpus = torch.cuda.device_count() if device.kind == "cuda" else 1
     processes = processes or choose_processes(config.batch, gpus)
-    if processes == 1:
-        return train_work(config, work, on_epoch, device)
-    check_shares(config, processes)
+    if processes > 1:
+        check_shares(config, processes)
+        try:
+            return _train_together(config, work, processes, on_epoch, device)
+        except GroupFailed as failure:
+            print(f"{processes} processes could not train together ({failure}), so one trains "
+                  "alone, from the last checkpoint if there is one.")
+    return train_work(config, work, on_epoch, device)
+
+
+def _train_together(config: Config, work: Path, processes: int,
+                    on_epoch: Callable[[list[dict]], None] | None, device: Device) -> list[dict]:
+    """Train in several processes that torchrun starts; raises GroupFailed if they fail."""
     watch = HistoryWatch(checkpoint_folder(work) / HISTORY, on_epoch)
     with tempfile.TemporaryDirectory() as folder:
         settings = Path(folder) / "config.json"
@@ -111,24 +131,25 @@ def run_processes(arguments: Sequence[str], processes: int, gpus: bool,
     """Run `python -m brats_helpers ARGUMENTS` in several processes; True if it was stopped.
 
     Shows their output and calls `watch` a few times a second. Passes on the first press of the stop
-    button. BratsError with the message of the process that failed.
+    button. BratsError with the message of the process that failed; GroupFailed if there is none.
     """
     with tempfile.TemporaryDirectory() as logs, stop_button() as stopped:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
                    "--nproc-per-node", str(processes), "--max-restarts", str(RESTARTS),
                    "--log-dir", logs, "-m", "brats_helpers", *arguments]
+        started = Path(logs) / "started"
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                 start_new_session=True, env=_environment(processes, gpus))
+                                 start_new_session=True,
+                                 env=_environment(processes, gpus, started))
         relay = threading.Thread(target=_relay, args=(child,), daemon=True)
         relay.start()
         interrupted = False
         try:
-            while child.poll() is None:
+            for _ in _until_it_ends(child, started):
                 if stopped() and not interrupted:
                     child.send_signal(signal.SIGINT)
                     interrupted = True
                 watch()
-                time.sleep(0.2)
         finally:
             child.terminate()  # does nothing if it has ended
         relay.join(5)
@@ -137,14 +158,33 @@ def run_processes(arguments: Sequence[str], processes: int, gpus: bool,
         return interrupted
 
 
-def _environment(processes: int, gpus: bool) -> dict[str, str]:
+def _until_it_ends(child: subprocess.Popen, started: Path) -> Iterator[None]:
+    """Yield a few times a second while torchrun runs; GroupFailed if a start takes too long.
+
+    started: exists while the processes are together; a restart removes it.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while child.poll() is None:
+        if started.exists():
+            deadline = time.monotonic() + START_SECONDS
+        elif time.monotonic() > deadline:
+            # One that hangs ignores torchrun's signals.
+            for process in [*psutil.Process(child.pid).children(recursive=True), child]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            raise GroupFailed(f"they were not together after {START_SECONDS} seconds")
+        yield
+        time.sleep(0.2)
+
+
+def _environment(processes: int, gpus: bool, started: Path) -> dict[str, str]:
     """Build the environment of the processes: this module, a share of the CPU, GPUs or none."""
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)), **os.environ}
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     if not gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ""
-    return environment | {"PYTHONUNBUFFERED": "1",
+    return environment | {"PYTHONUNBUFFERED": "1", STARTED: str(started),
                           "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(STOP_SECONDS)}
 
 
@@ -166,7 +206,5 @@ def _raise_failure(logs: Path, failed: bool) -> None:
             if message.startswith(f"{kind.__name__}: "):
                 raise kind(message.removeprefix(f"{kind.__name__}: "))
     if failed:
-        cause = messages[-1] if messages else "a process was killed, perhaps for memory"
-        raise BratsError(f"training on several processes failed, {RESTARTS} restarts included: "
-                         f"{cause}. What was trained is kept: run it again, with processes=1 if "
-                         "it fails once more.")
+        cause = messages[-1] if messages else "one was killed, perhaps for memory"
+        raise GroupFailed(shorten(cause, 120, placeholder=" ..."))

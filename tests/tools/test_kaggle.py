@@ -47,7 +47,7 @@ def test_each_notebook_has_its_forerunner_and_the_helpers_as_sources(built: list
     assert about["id"] == f"somebody/{HELPERS}" and about["licenses"] == [{"name": "MIT"}]
     assert (helpers / "brats_helpers" / "lessons" / "viewer.js").is_file()
     assert not list(helpers.rglob("__pycache__"))
-    assert {p.name.split("-")[0] for p in (helpers / "wheels").iterdir()} == {"monai", "jupytext"}
+    assert {p.name.split("-")[0] for p in (helpers / "wheels").iterdir()} == {"monai"}
     kernels = [json.loads((folder / "kernel-metadata.json").read_text()) for folder in books]
     before = [[], *([kernel["id"]] for kernel in kernels[:-1])]
     assert [kernel["kernel_sources"] for kernel in kernels] == before

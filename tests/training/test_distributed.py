@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -169,6 +170,48 @@ def test_a_killed_process_is_replaced_and_training_ends_as_if_nothing_had_been(
     same(content["history"], work, whole)
     assert read_json(notes, "training")[-1]["epoch"] == 3
     faults("kills in training", 1)
+
+
+# What goes wrong in process 1, as sitecustomize.py: before it joins, and at the second validation.
+TROUBLE = """import os, signal, time
+if os.environ.get("RANK") == "1":
+    import torch.distributed as dist
+    calls = []
+    def trouble(*_, **__):
+        calls.append(1)
+        {0}
+        return whole(*_, **__)
+    whole, dist.{1} = dist.{1}, trouble
+"""
+FAILS = TROUBLE.format("raise RuntimeError('no way to rank 0')", "init_process_group")
+HANGS = TROUBLE.format("time.sleep(600)", "init_process_group")
+DIES = TROUBLE.format("len(calls) == 2 and os.kill(os.getpid(), signal.SIGKILL)",
+                      "all_gather_object")
+
+
+@pytest.mark.parametrize(("trouble", "cause", "seconds"), [
+    (FAILS, "RuntimeError: no way to rank 0", 180),
+    (HANGS, "they were not together after 8 seconds", 8),
+    (DIES, "one was killed, perhaps for memory|RuntimeError: .*", 180)],
+    ids=["fails", "hangs", "dies"])
+def test_where_a_group_fails_one_process_trains_alone_to_the_same_end(
+    whole, work: Path, tmp_path: Path, monkeypatch, capsys, faults, trouble: str, cause: str,
+    seconds: int
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(trouble)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(launch, "START_SECONDS", seconds)
+    monkeypatch.setattr(launch, "RESTARTS", 0)
+    seen: list[int] = []
+    before = set(psutil.Process().children(recursive=True))
+    history = train_here(CONFIG, work, 2, lambda history: seen.append(len(history)), CPU)
+    assert re.search(rf"2 processes could not train together \(({cause})\), so one trains alone",
+                     capsys.readouterr().out)
+    same(history, work, whole)
+    assert seen[-1] == 3
+    left = set(psutil.Process().children(recursive=True)) - before
+    assert not [child for child in left if child.status() != psutil.STATUS_ZOMBIE]
+    faults("groups that fail", 1)
 
 
 def test_a_poisoned_patient_is_named_whoever_has_met_it(work: Path, faults) -> None:
