@@ -318,7 +318,7 @@ def test_slices_without_an_ending_are_named_as_dicom_and_checksums_are_not_named
     assert "1 not used" in said
 
 
-@pytest.mark.parametrize(("value", "said"), [(1e300, r"values reach 2\.\d+e\+303.*scl_slope"),
+@pytest.mark.parametrize(("value", "said"), [(1e300, r"values reach \d\.\d+e\+30\d.*scl_slope"),
                                              (1e9, "")])
 def test_intensities_that_would_overflow_are_refused(tmp_path: Path, value: float, said: str,
                                                      recwarn) -> None:
