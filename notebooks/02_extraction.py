@@ -322,7 +322,7 @@ def to_disk(labels: np.ndarray) -> np.ndarray:
 checks.check_to_disk(to_disk)
 
 # %% [markdown]
-# What if you forget this? Here is the reference as it is on disk, and next to it what you find if you look for label 3.
+# What if you forget this? Here is the reference as it is on disk, and what you find if you look for label 3.
 # (**Dice** measures how well two masks agree: twice the voxels that they share, divided by the sum of their sizes.)
 
 # %%
@@ -588,7 +588,7 @@ investigations.check_twin(find_twin)
 #
 # <details><summary>Answer</summary>
 #
-# It depends on the tumor. That is why a radiologist looks at all three planes. A 3D network uses them all at once.
+# It depends on the tumor, so a radiologist looks at all three planes. A 3D network uses them all at once.
 # </details>
 
 # %%
@@ -648,10 +648,10 @@ print(f"wrote patients.json ({len(everyone)} patients) and splits.json; next: 03
 # https://dicom.nema.org/medical/dicom/current/output/chtml/part03/sect_C.7.6.2.html. Nyúl and Udupa 1999, *On standardizing the MR
 # image intensity scale*, Magnetic Resonance in Medicine 42. Menze et al. 2015, *The multimodal
 # brain tumor image segmentation benchmark*, https://doi.org/10.1109/TMI.2014.2377694. Kapoor and Narayanan 2023,
-# *Leakage and the reproducibility crisis in machine-learning-based science*,
-# https://doi.org/10.1016/j.patter.2023.100804. Yagis et al. 2021, *Effect of data leakage in brain MRI classification
-# using 2D convolutional neural networks*, https://doi.org/10.1038/s41598-021-01681-w. Schwarz et al. 2019, *Identification of
-# anonymous MRI research participants with face-recognition software*, https://doi.org/10.1056/NEJMc1908881. Milletari et al.
+# *Leakage and the reproducibility crisis*,
+# https://doi.org/10.1016/j.patter.2023.100804. Yagis et al. 2021, *Effect of data leakage in brain MRI classification*,
+# https://doi.org/10.1038/s41598-021-01681-w. Schwarz et al. 2019, *Identification of
+# anonymous MRI research participants*, https://doi.org/10.1056/NEJMc1908881. Milletari et al.
 # 2016, *V-Net*, [arXiv:1606.04797](https://arxiv.org/abs/1606.04797). Antonelli et al. 2022, *The Medical Segmentation
 # Decathlon*, https://doi.org/10.1038/s41467-022-30695-9. Baid et al. 2021,
 # [arXiv:2107.02314](https://arxiv.org/abs/2107.02314).

@@ -118,8 +118,8 @@ series_map(5)
 #
 # ## 1. How far do we get without a network?
 #
-# Edema is bright on FLAIR. So we mark every voxel above a threshold, chosen on at most sixteen training patients, and keep
-# the largest connected piece. **Question.** What Dice will the whole tumor get?
+# Edema is bright on FLAIR. So we mark every voxel above a threshold, chosen on sixteen training patients, and keep the
+# largest connected piece. **Question.** What Dice will the whole tumor get?
 
 # %%
 from brats_helpers.evaluation.metrics import threshold_baseline
@@ -208,7 +208,7 @@ compare_slices(shown, index=at, shared_window=True, synthetic=synthetic, columns
 #
 # <details><summary>Answer</summary>
 #
-# The edge of a tumor looks much the same in every direction, and we have few patients to learn it from. But if only position
+# The edge of a tumor looks much the same in every direction, and we have few patients. But if only position
 # tells two organs apart, such as the left and the right kidney, a flip does harm.
 # </details>
 #
@@ -448,7 +448,7 @@ checks.check_threshold_chain(labels_from)
 # ## 6. The verdict
 #
 # The network meets the test patients now, and only once, with the checkpoint that the *validation* patients selected. (Without
-# a test set, we judge the last checkpoint on the validation patients.) In the table, *IoU* is the volume that two masks share,
+# a test set, the validation patients judge the last one.) In the table, *IoU* is the volume that two masks share,
 # divided by the volume of both together. *Sensitivity* is the share of the tumor that was found. *Specificity*, the share of
 # the background that was left alone, is near 1 for almost any mask.
 #

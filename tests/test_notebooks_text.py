@@ -59,6 +59,16 @@ def test_every_question_has_a_folded_answer(path: Path):
     assert not unanswered(text)
 
 
+def test_the_teaching_notes_list_every_exercise():
+    noted = re.findall(r"^\| (\d\d\.\d) (.*?) \| \d+ \|",
+                       (FOLDER.parent / "docs" / "teaching.md").read_text(encoding="utf-8"),
+                       re.MULTILINE)
+    there = [(f"{path.name[:2]}.{number}", title) for path in NOTEBOOKS for number, title in
+             re.findall(r"^### Exercise (\d): (.*)$", "\n".join(cells(path, "markdown")),
+                        re.MULTILINE)]
+    assert noted == there
+
+
 @each_notebook
 def test_details_are_closed(path: Path):
     for source in cells(path, "markdown"):
