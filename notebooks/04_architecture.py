@@ -518,6 +518,16 @@ with torch.inference_mode():
     print(f"largest difference {(ours(x) - theirs(x)).abs().max():.1e}")
 
 # %% [markdown]
+# The same class loads the **network in the box**, whose weights come with the package. It has twice the channels of the quick
+# network. Notebook 01 showed what it does.
+
+# %%
+from brats_helpers.evaluation.pretrained import load_pretrained
+
+box, box_config = load_pretrained(device)
+print(f"{type(box).__name__}, channels {box_config.filters}, {sum(p.numel() for p in box.parameters()):,} weights")
+
+# %% [markdown]
 # The full network is heavy for a CPU, but it runs. Seven levels halve the input six times, and the norm at the bottom needs
 # two voxels, so the smallest input is 128 x 64 x 64.
 
