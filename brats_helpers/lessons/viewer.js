@@ -105,7 +105,21 @@ async function showPatient(root, data) {
     }
     return found;
   }
-  const brain = surface(i => images[0][i] > floor / 2), known = new Map();
+  function solid(inside) {  // without the specks and pits that noise leaves at a border
+    const steps = [1, nx, nx * ny], kept = new Uint8Array(nx * ny * nz);
+    for (let z = 1; z < nz - 1; z++) for (let y = 1; y < ny - 1; y++) for (let x = 1; x < nx - 1; x++) {
+      const i = (z * ny + y) * nx + x, here = inside(i);
+      let most = here ? 27 : 0;
+      if (!steps.every(step => inside(i - step) === here && inside(i + step) === here)) {
+        most = 0;
+        for (let dz = -1; dz <= 1; dz++) for (let dy = -1; dy <= 1; dy++) for (let dx = -1; dx <= 1; dx++)
+          most += inside(i + (dz * ny + dy) * nx + dx);
+      }
+      kept[i] = most > 13;
+    }
+    return kept;
+  }
+  const filled = solid(i => images[0][i] > floor / 2), brain = surface(i => filled[i]), known = new Map();
   const borders = label => {  // found once for each label of a mask
     const key = `${chosen("mask")} ${label}`, mask = masks[chosen("mask")];
     if (!known.has(key)) known.set(key, mask ? surface(i => mask[i] === label) : []);
@@ -132,13 +146,15 @@ async function showPatient(root, data) {
   function drawOutside() {
     const canvas = canvases[3], size = canvas.width, flat = new ImageData(size, size), visible = shown();
     flat.data.fill(255);
-    const outer = splat(brain, size), layers = [[1, 1], [3, 0.7], [2, 0.35]]  // NCR in ET in ED, and opacity
+    const outer = splat(brain, size), layers = [[1, 1], [3, 0.8], [2, 0.5]]  // NCR in ET in ED, and opacity
       .filter(([label]) => visible[label - 1]).map(([label, alpha]) => [splat(borders(label), size), colors[label - 1], alpha]);
     for (let p = 0; p < size * size; p++) {
       const here = layers.filter(([light]) => light[p]), skin = 255 * outer[p] * (here.length ? 0.15 : 0.45);
       for (let k = 0; k < 3; k++)
-        flat.data[4 * p + k] = skin + here.reduce((value, [light, color, alpha]) =>
-          value * (1 - alpha) + color[k] * light[p] * alpha, 0);
+        flat.data[4 * p + k] = skin + here.reduce((value, [light, color, alpha], n) => {
+          const part = n ? alpha / 3 : alpha;  // what lies over another label hardly changes its color
+          return value * (1 - part) + color[k] * light[p] * part;
+        }, 0);
     }
     const context = canvas.getContext("2d"), angle = chosen("turn") * Math.PI / 180;
     context.putImageData(flat, 0, 0);
