@@ -19,6 +19,7 @@ from .basics.constants import NOT_FOR_DIAGNOSIS
 from .basics.errors import BratsError, Stopped
 from .basics.lock import hold_folder
 
+TERMINAL = {"papermill", "jupytext", "nbformat", "nbclient", "nbconvert"}  # what Colab may lack
 RUN_EXAMPLES = """examples:
   python -m brats_helpers run
       the quick preset on the synthetic cohort, in runs/quick
@@ -219,6 +220,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BratsError as error:
         print(f"\n{error}", file=sys.stderr)
         return 130 if isinstance(error, Stopped) else 1
+    except ModuleNotFoundError as error:
+        if error.name not in TERMINAL:
+            raise
+        print(f"\n{error.name} is missing: pip install -r requirements-terminal.txt",
+              file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         # asyncio would report the interrupted notebook once more, at length.
         logging.getLogger("asyncio").disabled = True

@@ -18,6 +18,7 @@ import jupytext
 import pytest
 import yaml
 
+from brats_helpers.__main__ import main
 from brats_helpers.basics.errors import BratsError
 from brats_helpers.lessons import session
 from brats_helpers.tools.address import GITHUB, from_remote, set_address, with_address
@@ -202,6 +203,13 @@ def test_only_what_is_missing_is_installed_and_the_rest_keeps_its_version(
         session.install_missing(wanted)
     wanted.write_text("torch>=2.4\n")
     assert session.install_missing(wanted) == [] and len(calls) == 2
+
+
+def test_a_command_says_what_it_lacks(monkeypatch, capsys) -> None:
+    monkeypatch.delitem(sys.modules, "brats_helpers.tools.series")
+    monkeypatch.setitem(sys.modules, "papermill", None)
+    assert main(["run"]) == 1
+    assert "papermill is missing: pip install -r requirements-terminal" in capsys.readouterr().err
 
 
 def test_binder_installs_what_is_required_and_leaves_its_torch_alone(tmp_path: Path) -> None:

@@ -67,7 +67,8 @@ def group() -> Iterator[None]:
     _meet(["cpu", "cuda"][:1 + bool(gpus)])
     if started != Path(os.devnull):
         started.touch()
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank() else sys.stdout):
+    with (open(os.devnull, "w", encoding="utf-8") as nowhere,
+          redirect_stdout(nowhere if rank() else sys.stdout)):
         yield
     dist.destroy_process_group()  # not after an error: it would wait for processes that died
 

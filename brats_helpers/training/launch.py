@@ -198,7 +198,7 @@ def _relay(child: subprocess.Popen) -> None:
 
 def _raise_failure(logs: Path, failed: bool) -> None:
     """Raise the error that the processes logged for torchrun, one of ours first."""
-    texts = [path.read_text() for path in logs.rglob("error.json")]
+    texts = [path.read_text("utf-8") for path in logs.rglob("error.json")]
     messages = [json.loads(text)["message"]["message"] for text in texts
                 if text.endswith("}")]  # else the process was ended while it wrote
     for kind in (Stopped, BratsError):
