@@ -258,7 +258,8 @@ investigations.check_outline(corners, drawn)
 # but its patients differ from each other as scanners and tumors do. They are harder to learn and closer to real patients.
 
 # %%
-from brats_helpers.data.archive import is_archive, list_archive, resolve_source, summarize
+from brats_helpers.data.archive import is_archive, list_archive, summarize
+from brats_helpers.data.sources import resolve_source
 from brats_helpers.phantoms.kinds import KINDS
 from brats_helpers.phantoms.archive import build_cohort
 

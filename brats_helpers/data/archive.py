@@ -21,10 +21,7 @@ from .finding import NOTE, besides, find, find_packed
 from .layouts import NIFTI, group
 from .members import LIMITS, Archive, Limits, Member, checked_members, list_archive, open_archive
 from .records import Case, Found
-from .sources import archives_of, is_archive, kind_of, resolve_source
-
-__all__ = ["Limits", "Member", "extract", "find_patients", "is_archive", "list_archive",
-           "patients_in", "readable_in_place", "resolve_source", "summarize"]
+from .sources import archives_of, is_archive, kind_of
 
 MSD_FOLDERS = {"imagesTr": "four modalities", "imagesTs": "four modalities", "labelsTr": "seg"}
 

@@ -20,14 +20,10 @@ from ..basics.errors import BratsError
 from ..basics.files import Packed, atomic_path
 from .finding import find
 from .fingerprint import identity
-from .labels import convert, disk_et, disk_labels, refusal, rounded
+from .labels import convert, disk_labels, refusal, rounded
 from .nifti import check_geometry, check_same_grid, fail, open_image, voxels
 from .plausibility import oddities
 from .records import Case, Patient
-
-__all__ = ["Case", "Patient", "check_case", "check_cohort", "disk_et", "file_state",
-           "find_cases", "find_twins", "on_disk", "open_scan", "read_case", "read_reference",
-           "write_mask"]
 
 LARGEST = 1e15  # intensity, so that no sum of squares overflows
 TWIN = 0.005  # by which numbers of `identity` may differ between copies

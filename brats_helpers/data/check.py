@@ -13,21 +13,14 @@ from pathlib import Path
 
 from ..basics.errors import BratsError
 from ..basics.files import atomic_path, read_json
-from .archive import (
-    archives_of,
-    extract,
-    find_patients,
-    is_archive,
-    list_archive,
-    readable_in_place,
-    resolve_source,
-)
+from .archive import extract, find_patients, readable_in_place
 from .cases import check_cohort, find_twins
 from .finding import besides
 from .layouts import NIFTI
+from .members import list_archive
 from .plausibility import of_cohort
 from .records import Found, Unused, shown
-from .sources import kind_of
+from .sources import archives_of, is_archive, kind_of, resolve_source
 from .unused import SHOWN, listing
 
 FIELDS = ("patient", "status", "shape", "spacing_mm", "orientation", "reference", "NCR_ml", "ED_ml",

@@ -65,11 +65,6 @@ def disk_labels(case: Case) -> tuple[int, int, int, int]:
     return scheme_of(case).on_disk
 
 
-def disk_et(case: Case) -> int:
-    """Return the number of the enhancing tumor in this patient's data set, 3 since BraTS 2023."""
-    return disk_labels(case)[ET]
-
-
 def as_written(case: Case) -> tuple[tuple[int, int], ...]:
     """Return the labels of our masks of a patient, with 4 for ET, too, as older versions wrote."""
     written = dict(zip(disk_labels(case)[1:], (NCR, ED, ET), strict=True))

@@ -10,7 +10,7 @@ import pytest
 from conftest import small_volumes, write_case
 
 from brats_helpers.basics.errors import BratsError
-from brats_helpers.data.cases import Case, disk_et, find_cases, read_case, write_mask
+from brats_helpers.data.cases import Case, find_cases, read_case, write_mask
 from brats_helpers.data.labels import as_written, convert, disk_labels, scheme_of, table_text
 
 OLD, NEW = ("_flair", "_t1", "_t1ce", "_t2", "_seg"), ("-t2f", "-t1n", "-t1c", "-t2w", "-seg")
@@ -41,7 +41,7 @@ def test_each_set_is_read_by_its_own_labels_and_written_so_that_it_is_read_again
     folder = write_case(tmp_path, name, IMAGES, on_disk, endings=endings)
     case = find_cases(tmp_path)[0]
     patient = read_case(case)
-    assert np.array_equal(patient.reference, INSIDE) and disk_et(case) == numbers[2]
+    assert np.array_equal(patient.reference, INSIDE) and disk_labels(case)[3] == numbers[2]
     write_mask(folder / f"{name}{endings[4]}.nii.gz", patient.reference, patient.affine, case)
     assert np.array_equal(np.asarray(nib.load(case.reference).dataobj), on_disk)
     assert np.array_equal(read_case(case).reference, INSIDE)

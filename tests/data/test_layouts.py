@@ -19,10 +19,10 @@ from brats_helpers.data.archive import (
     find_patients,
     is_archive,
     patients_in,
-    resolve_source,
 )
 from brats_helpers.data.cases import find_cases, read_case
 from brats_helpers.data.finding import find
+from brats_helpers.data.sources import resolve_source
 from brats_helpers.phantoms.anatomy import brats_affine
 
 IMAGES, LABELS = small_volumes()
