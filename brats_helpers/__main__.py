@@ -55,6 +55,7 @@ examples:
 exit status: 0 nothing to do, 1 something needs attention
 """
 PREDICT_EXAMPLES = """examples:
+  python -m brats_helpers predict data/BraTS2021_00001 --out masks
   python -m brats_helpers predict data/BraTS2021_00001 --out masks \\
       --checkpoint runs/quick/checkpoints/best.pt
   python -m brats_helpers predict data/ --out masks --tta \\
