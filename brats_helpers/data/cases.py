@@ -155,6 +155,8 @@ def check_case(case: Case) -> dict:
 def check_cohort(cases: Iterable[Case], jobs: int = -1) -> list[dict]:
     """Return `check_case` of every patient, in parallel and in order, with progress."""
     cases = list(cases)
+    if jobs == 0:
+        raise BratsError("jobs=0 cannot work: give 1 or more, or -1 for one process a core.")
     rows = Parallel(n_jobs=jobs, return_as="generator")(delayed(check_case)(case) for case in cases)
     return list(tqdm(rows, total=len(cases), desc="check", unit="patient"))
 

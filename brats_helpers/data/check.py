@@ -63,15 +63,39 @@ def check_path(path: Path, jobs: int = -1) -> Report:
 
     A compressed archive is unpacked into a temporary folder.
     """
-    place = resolve_source(path)
+    place = _source(path)
     if is_archive(place) and not readable_in_place(place):
         with tempfile.TemporaryDirectory(prefix="brats-check-") as folder:
             extract(place, Path(folder))
-            found = find_patients(Path(folder))
-            return check_found(Found(found.cases, found.unused + _besides(path)), place, jobs)
+            try:
+                report = check_found(find_patients(Path(folder)), place, jobs)
+            except BratsError as error:
+                raise BratsError(str(error).replace(folder, str(place))) from error
+            return _as_in(report, folder, _besides(path))
     found = find_patients(place)
     extra = _besides(path) if place.is_file() else []
     return check_found(Found(found.cases, found.unused + extra), place, jobs)
+
+
+def _source(path: Path) -> Path:
+    """Return the place to read from; BratsError for a zip of something else, as a checkpoint is."""
+    place = resolve_source(path)
+    if kind_of(place) == "zip" and not any(NIFTI.search(m.name) for m in list_archive(place)):
+        raise BratsError(f"{place} is a zip file without a NIfTI scan: name an archive or a folder "
+                         "of patients.")
+    return place
+
+
+def _as_in(report: Report, folder: str, extra: Sequence[Unused]) -> Report:
+    """Name files by their place in the archive instead of the folder it was unpacked into."""
+    def as_in(text: str) -> str:
+        return text.replace(folder, str(report.place))
+
+    rows = [row | {kind: list(map(as_in, row[kind])) for kind in ("problems", "warnings", "notes")}
+            for row in report.rows]
+    unused = [Unused(Path(as_in(str(one.path))), as_in(one.reason), as_in(one.remedy))
+              for one in report.unused]
+    return Report(report.place, rows, [*unused, *extra], report.warnings)
 
 
 def _besides(path: Path) -> list[Unused]:
@@ -91,10 +115,7 @@ def check_found(found: Found, place: Path, jobs: int) -> Report:
 
 def unused_at(path: Path) -> str:
     """List what is not read at a source; a compressed archive is not opened for that."""
-    place = resolve_source(path)
-    if kind_of(place) == "zip" and not any(NIFTI.search(m.name) for m in list_archive(place)):
-        raise BratsError(f"{place} is a zip file without a NIfTI scan: name an archive or a folder "
-                         "of patients.")
+    place = _source(path)
     if is_archive(place) and not readable_in_place(place):
         return listing(_besides(path))
     return listing(find_patients(place).unused + (_besides(path) if place.is_file() else []))
@@ -184,10 +205,18 @@ def write_html(path: Path, report: Report) -> None:
 
 def check_outputs(*paths: Path | None) -> None:
     """Refuse output paths that cannot be written before the work is done."""
-    for path in filter(None, paths):
-        if Path(path).is_dir():
+    given = [Path(path).absolute() for path in paths if path]
+    if len(set(given)) < len(given):
+        raise BratsError(f"{given[0]} was named for two tables: give each its own name.")
+    for path in given:
+        if path.is_dir():
             raise BratsError(f"{path} is a folder: give the name of a file.")
-        if NIFTI.search(Path(path).name):
+        if NIFTI.search(path.name):
             raise BratsError(f"{path} has the name of a scan: give another name for the table.")
-        if above := [p for p in Path(path).absolute().parents if p.is_file()]:
+        if above := [p for p in path.parents if p.is_file()]:
             raise BratsError(f"{path} cannot be written, because {above[0]} is not a folder.")
+        try:
+            tempfile.TemporaryFile(dir=next(p for p in path.parents if p.is_dir())).close()
+        except OSError as error:
+            raise BratsError(f"{path} cannot be written ({error.strerror}): name another place."
+                             ) from error

@@ -48,6 +48,9 @@ def read_lists(files: Iterable[Path]) -> Listed:
                 _read_list(index, found, seen)
             except NotAList as error:
                 found.unused.append(Unused(index, str(error), WANTED))
+            except OSError as error:  # a path that no disk can have
+                reason = f"it names a file that cannot be read ({error.strerror})"
+                found.unused.append(Unused(index, reason, "correct the list"))
     return found
 
 
@@ -66,7 +69,8 @@ def _read_list(index: Path, found: Listed, seen: set) -> None:
             raise NotAList("it lists no patients")
         return
     labels = labels_of(content)
-    if missing := [image for images, _ in rows for image in images if not image.is_file()]:
+    listed = [path for images, label in rows for path in (*images, label) if path]
+    if missing := [path for path in listed if not path.is_file()]:
         found.unused.append(Unused(
             index, f"it lists {len(missing)} file(s) that are not there, such as {missing[0]}",
             "add them, or correct the list"))
@@ -104,9 +108,9 @@ def _channels(content: Mapping) -> list[str]:
         named = dict(enumerate(named))
     if not isinstance(named, dict):
         raise NotAList(f"its channels are {named!r}, not a table")
-    if all(str(v).isdigit() for v in named.values()) and not all(str(k).isdigit() for k in named):
+    if _numbers(named.values()) and not _numbers(named):
         named = {v: k for k, v in named.items()}
-    if not all(str(key).isdigit() for key in named):
+    if not _numbers(named):
         raise NotAList(f"its channels are numbered {list(named)}, not 0, 1, 2, 3")
     names = [str(named[key]) for key in sorted(named, key=int)]
     kinds = [SUFFIXES.get(re.sub(r"[\s-]+", "_", name.strip().lower())) for name in names]
@@ -115,13 +119,17 @@ def _channels(content: Mapping) -> list[str]:
     return kinds
 
 
+def _numbers(values: Iterable) -> bool:
+    return all(str(value).isdecimal() for value in values)
+
+
 def _rows(content: Mapping, index: Path) -> Iterable[tuple[list[Path], Path | None]]:
     """Yield the images and the label of every patient that the file lists."""
 
     def place(text: object) -> Path:
         if not isinstance(text, str) or CONTROL.search(text):
-            raise NotAList(f"it names a file {text!r}, which is no "
-                           + ("path" if isinstance(text, str) else "text"))
+            kind = "path" if isinstance(text, str) else "text"
+            raise NotAList(f"it names a file {text!r}, which is no {kind}")
         return Path(index.parent, text)
 
     explicit = content.get("dataset")
@@ -200,10 +208,10 @@ def labels_of(content: Mapping) -> tuple[tuple[int, int], ...] | None:
         return None
     by_value: dict[int, list[str]] = {}
     for key, value in found.items():
-        if str(key).isdigit():
+        if str(key).isdecimal():
             key, value = value, key
         for number in value if isinstance(value, list) else [value]:
-            if not str(number).isdigit():
+            if not str(number).isdecimal():
                 return None
             by_value.setdefault(int(number), []).append(str(key).strip().lower())
     meaning = REGION if any(isinstance(value, list) for value in found.values()) else MEANING

@@ -44,9 +44,9 @@ def oddities(patient: Patient) -> dict[str, list[str]]:
     problems += constant(patient.images, some)
     notes = [*patient.notes, *([] if background else coverage(nonzero)), *_place(patient)]
     if not warnings:
-        exchanged, doubtful = swapped(inside)
-        dark, negative = below_zero(some)
-        warnings, notes = [*exchanged, *dark], [*notes, *doubtful, *negative]
+        warnings, negative = below_zero(some)
+        exchanged, doubtful = ([], []) if warnings else swapped(inside)
+        warnings, notes = [*warnings, *exchanged], [*notes, *negative, *doubtful]
     found = {"problems": problems,
              "warnings": [*warnings, *sizes, *outside(patient, step, nonzero)],
              "notes": [*notes, *_reference(patient)]}

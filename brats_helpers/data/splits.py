@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..basics.errors import BratsError
+from .records import shown
 
 COLUMNS = ("patient", "person")  # of the CSV that `read_persons` reads
 # What comes after the person in a patient's name, by data set: a visit, a time point or a date.
@@ -93,7 +94,7 @@ def _persons_in(path: Path, rows: Sequence[Sequence[str]], columns: Sequence[int
             problem = "it needs a patient and a person"
         elif name not in names:
             close = difflib.get_close_matches(name, names, 1)
-            problem = (f"there is no patient {name} in this cohort"
+            problem = (f"there is no patient {shown(name)} in this cohort"
                        + (f"; did you mean {close[0]}?" if close else ""))
         elif persons.get(name, person) != person:
             problem = f"{name} is both {persons[name]} and {person}"

@@ -108,6 +108,7 @@ def test_negative_scans_are_named_as_inverted_or_normalized() -> None:
                              (lambda im: np.where(im, im - np.int16(np.median(im[im > 0])), 0),
                               "notes", "normalized already")):
         odd = oddities(changed(lambda im, edit=edit: np.stack([im[0], edit(im[1]), *im[2:]])))
+        assert not any("swapped" in text for text in odd["warnings"])
         assert any(re.search(f"t1 is .*{said}", text) for text in odd[kind]), odd
     row = oddities(Patient("P", np.full((4, 9, 9, 9), 7, np.int16), None, np.eye(4)))
     assert "flair has one value, 7" in row["problems"][0]
@@ -330,6 +331,30 @@ def test_intensities_that_would_overflow_are_refused(tmp_path: Path, value: floa
     assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
 
 
+LISTS = {"a number that is no digit": ({"channel_names": {"\u00b2": "T2"}}, "are numbered"),
+         "a label that is no digit": ({"labels": {"edema": "\u00b2"}}, "not say what its labels"),
+         "a path that is too long": ({"training": [{"image": "x" * 5000 + ".nii.gz"}]}, "too long"),
+         "a line break in a path": ({"training": [{"image": "x\ny.nii.gz"}]}, "which is no path"),
+         "a label that is not there": (
+             {"training": [{"image": [f"imagesTr/a_000{n}.nii.gz" for n in range(4)],
+                            "label": "gone.nii.gz"}]}, "1 file.s. that are not there, .*gone")}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_a_list_of_another_shape_is_named(tmp_path: Path, kind: str) -> None:
+    write_case(tmp_path / "P", "P", PATIENT.images, DISK, PATIENT.affine)
+    folder = write_case(tmp_path, "imagesTr", PATIENT.images, DISK, PATIENT.affine,
+                        ("_0000", "_0001", "_0002", "_0003", "_seg"))
+    (tmp_path / "labelsTr").mkdir()
+    for path in folder.iterdir():
+        path.rename(path.with_name(path.name.replace("imagesTr", "a")))
+    (folder / "a_seg.nii.gz").rename(tmp_path / "labelsTr" / "a.nii.gz")
+    content, said = LISTS[kind]
+    channels = {"0": "FLAIR", "1": "T1", "2": "T1CE", "3": "T2"}
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": channels} | content))
+    assert re.search(said, text(check_path(tmp_path, 1)))
+
+
 def test_a_folder_named_like_a_file_is_used_if_it_holds_one_scan(cohort: Path) -> None:
     for index in (0, 1):
         path = cohort / f"P{index}" / f"P{index}_t1.nii.gz"
@@ -381,6 +406,24 @@ def test_a_table_never_replaces_a_scan(tmp_path: Path) -> None:
     for name, message in (("a.nii.gz", "name of a scan"), ("file/a.csv", "is not a folder")):
         with pytest.raises(BratsError, match=message):
             check_outputs(tmp_path / name)
+    with pytest.raises(BratsError, match="was named for two tables"):
+        check_outputs(tmp_path / "a", tmp_path / "a")
+    with pytest.raises(BratsError, match="cannot be written .*name another place"):
+        check_outputs(Path("/proc/none/a.csv"))
+    check_outputs(tmp_path / "new" / "a.csv", None)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_compressed_archive_is_named_as_the_place_of_its_files(cohort: Path, tmp_path: Path,
+                                                                 capsys) -> None:
+    (cohort / "P1" / "P1_t2.nii.gz").write_bytes(b"damaged")
+    (cohort / "P0" / "P0_odd.nii.gz").write_bytes(b"x")
+    archive = pack(cohort, tmp_path / "a.tar.gz")
+    said = text(check_path(archive, 1))
+    assert f"{archive}/P1/P1_t2.nii.gz: cannot be opened" in said and "brats-check" not in said
+    assert f"{archive}/P0/P0_odd.nii.gz: " in said
+    assert main(["check", str(cohort), "--jobs", "0"]) == 1
+    assert "jobs=0 cannot work" in capsys.readouterr().err
 
 
 def test_a_zip_without_scans_is_refused_before_a_run(tmp_path: Path) -> None:
@@ -388,3 +431,5 @@ def test_a_zip_without_scans_is_refused_before_a_run(tmp_path: Path) -> None:
         archive.writestr("archive/data.pkl", "x")
     with pytest.raises(BratsError, match="zip file without a NIfTI scan"):
         unused_at(tmp_path / "best.pt")
+    with pytest.raises(BratsError, match="zip file without a NIfTI scan"):
+        check_path(tmp_path / "best.pt")
