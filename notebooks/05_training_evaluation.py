@@ -722,7 +722,7 @@ plots.two_cohorts(judged, others, ("judged above", "strangers"), synthetic)
 # ### Exercise 5: two minutes
 #
 # Raise the Dice of our network on strangers. The lab has three labeled strangers to learn from, three to practice on, and
-# the four from above as a test. It computes for two minutes. A plan names your levers. `steps` trains on, `augment=False`
+# the four from above as a test. It computes for two minutes. A plan names your levers. `steps` trains on, `"augment": False`
 # leaves out augmentation, `views` averages 4 or 8 mirrored copies, `threshold` is that of WT, and `largest` keeps only the
 # largest piece. `lab.score(plan)` uses the practice patients, and `lab.score(plan, "test")` the test patients.
 #
