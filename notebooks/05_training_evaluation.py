@@ -737,8 +737,8 @@ from brats_helpers.lessons.budget import Lab
 
 lab = Lab(model, trained, device, strangers, strange)
 plans = [{"steps": 40}, {"steps": 40, "augment": False}, {"steps": 40, "largest": True}]  # solution
-chosen = max(plans, key=lab.score)  # solution
-investigations.check_budget(chosen, lab, falls.mean())
+best_plan = max(plans, key=lab.score)  # solution
+investigations.check_budget(best_plan, lab, falls.mean())
 
 # %% [markdown]
 # Three practice patients are few. In our runs, `largest` lost on them and would have won on the test. Now that you know, you
