@@ -603,7 +603,7 @@ pictures(views, synthetic, prediction=True)
 # %% [markdown]
 # ### Inside the network
 #
-# Now the patient of notebook 01 passes through this network: one slice at every level, with the two channels that vary most.
+# Now our first patient passes through this network: one slice at every level, with the two channels that vary most.
 # **Question.** Where do you still recognize the brain, and where only the place of the tumor?
 
 # %%

@@ -289,7 +289,7 @@ learning_curves(history)
 #
 # ### A prediction forms
 #
-# Here is the patient of notebook 01 again. The training kept the probabilities of one slice after 0, 25, 100 and all steps.
+# Here is our first patient again. The training kept the probabilities of one slice after 0, 25, 100 and all steps.
 # (Trainings of up to 100 steps keep none.) **Question.** What does the network learn first?
 
 # %%
@@ -303,8 +303,8 @@ draw_forming(companion, read_forming(work / "checkpoints"), synthetic)
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# That most of the brain is no tumor. The border of the tumor comes last. (The network learned from this patient, so this is
-# no result.)
+# That most of the brain is no tumor. The border of the tumor comes last. (If the network learned from this patient, the
+# picture is no result.)
 # </details>
 #
 # ### Where did the time go?
