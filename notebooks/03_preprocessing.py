@@ -475,13 +475,6 @@ ax.set(xticks=range(5), xticklabels=list(robust), ylabel="robust z-score")
 finish(figure, synthetic, alt="Robust z-scores of all patients, by feature")
 
 # %% [markdown]
-# ## 6. For other tools
-#
-# We write the same cohort in the formats of nnU-Net v2 and MONAI. The images are listed where they are, not copied. The
-# references are written again with 3 for ET, because nnU-Net needs
-# [consecutive labels](https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_format.md). Overlapping regions are declared as
-# regions. (The *Decathlon* is a public set of ten segmentation tasks. MONAI reads its list of patients.)
-#
 # ### Exercise 4: repair three patients
 #
 # Practitioners often spend more time on this than on networks. Three copies of a patient were damaged. One has the labels
@@ -510,7 +503,12 @@ repaired = dict(zip(broken, ((images_1, labels_1), (images_2, labels_2), (images
 investigations.check_repairs(repaired, whole)
 
 # %% [markdown]
-# Now the export:
+# ## 6. For other tools
+#
+# We write the same cohort in the formats of nnU-Net v2 and MONAI. The images are listed where they are, not copied. The
+# references are written again with 3 for ET, because nnU-Net needs
+# [consecutive labels](https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_format.md). WT, TC and ET are declared as
+# regions, because they overlap. (The *Decathlon* is a public set of ten segmentation tasks. MONAI reads its list of patients.)
 
 # %%
 import json

@@ -491,10 +491,9 @@ for voxels in (10_000, 32_000, 33_000, 48_000):
 # are 33 ml, less than many tumors of notebook 02. So `region_loss` above converts to fp32 first.
 # </details>
 #
-# ## 5. Against the reference
+# ## 5. Against another implementation
 #
-# MONAI's `DynUNet` is an independent implementation of the same network. With the same weights, both must give the same
-# output. `layers_in_use` lists the layers in order, so that we can copy the weights:
+# MONAI's `DynUNet` is the same network, written by others. With the same weights, both must give the same output. `layers_in_use` lists the layers in order, so that we can copy the weights:
 
 # %%
 from monai.networks.nets import DynUNet
@@ -613,7 +612,7 @@ pictures(views, synthetic, prediction=True)
 # %% [markdown]
 # ### Inside the network
 #
-# Now the patient of notebook 01 passes through this network: one slice at every level, with the two channels that vary most.
+# Now our first patient passes through this network: one slice at every level, with the two channels that vary most.
 # **Question.** Where do you still recognize the brain, and where only the place of the tumor?
 
 # %%
@@ -627,8 +626,8 @@ draw_features(maps, synthetic)
 # <details><summary>Answer</summary>
 #
 # At the top, on both sides: the skip connection brings the anatomy back. Further down, the channels show the tumor and little
-# else, and at the bottom a few blocks say roughly where it is. The network has seen one patch of *another* patient, and it
-# already marks this tumor.
+# else, and at the bottom a few blocks say roughly where it is. The network has seen a single patch, of the patient named above,
+# and it already marks this tumor.
 # </details>
 #
 # ### When it does not learn: the rate

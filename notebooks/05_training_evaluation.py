@@ -288,7 +288,7 @@ learning_curves(history)
 #
 # ### A prediction forms
 #
-# Here is the patient of notebook 01 again. The training kept the probabilities of one slice after 0, 25, 100 and all steps.
+# Here is our first patient again. The training kept the probabilities of one slice after 0, 25, 100 and all steps.
 # (Trainings of up to 100 steps keep none.) **Question.** What does the network learn first?
 
 # %%
@@ -302,8 +302,8 @@ draw_forming(companion, read_forming(work / "checkpoints"), synthetic)
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# That most of the brain is no tumor. The border of the tumor comes last. (The network learned from this patient, so this is
-# no result.)
+# That most of the brain is no tumor. The border of the tumor comes last. (If the network learned from this patient, the
+# picture is no result.)
 # </details>
 #
 # ### Where did the time go?
@@ -733,7 +733,7 @@ for name, scores in (("network of this notebook", falls), ("network in the box",
 # ### Exercise 5: two minutes
 #
 # Raise the Dice of our network on strangers. The lab has three labeled strangers to learn from, three to practice on, and
-# the four from above as a test. It computes for two minutes. A plan names your levers. `steps` trains on, `augment=False`
+# the four from above as a test. It computes for two minutes. A plan names your levers. `steps` trains on, `"augment": False`
 # leaves out augmentation, `views` averages 4 or 8 mirrored copies, `threshold` is that of WT, and `largest` keeps only the
 # largest piece. `lab.score(plan)` uses the practice patients, and `lab.score(plan, "test")` the test patients.
 #
@@ -748,8 +748,8 @@ from brats_helpers.lessons.budget import Lab
 
 lab = Lab(model, trained, device, strangers, strange)
 plans = [{"steps": 40}, {"steps": 40, "augment": False}, {"steps": 40, "largest": True}]  # solution
-chosen = max(plans, key=lab.score)  # solution
-investigations.check_budget(chosen, lab, falls.mean())
+best_plan = max(plans, key=lab.score)  # solution
+investigations.check_budget(best_plan, lab, falls.mean())
 
 # %% [markdown]
 # Three practice patients are few. In our runs, `largest` lost on them and would have won on the test. Now that you know, you

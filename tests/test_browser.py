@@ -235,12 +235,13 @@ def test_every_slider_of_the_playground_moves_by_key_and_mouse(browser, lab) -> 
 @pytest.mark.parametrize("width", [1280, 400])
 @pytest.mark.parametrize("name", series.NAMES)
 def test_pages_are_legible_whole_and_folded(browser, tmp_path: Path, name: str, width: int) -> None:
-    copy = shutil.copy(series.FOLDER / f"{name}.ipynb", tmp_path)
+    copy = Path(shutil.copy(series.FOLDER / f"{name}.ipynb", tmp_path))
+    series.render(copy)
     page, problems = browser.new_page(viewport={"width": width, "height": 900}), []
     page.on("console", lambda message: problems.append(message.text)
             if message.type == "error" else None)
     page.on("requestfailed", lambda request: problems.append(request.url))
-    page.goto(series.render(Path(copy)).as_uri())
+    page.goto(copy.with_suffix(".html").as_uri())
     assert not problems and page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("[...document.images].every(i => i.naturalWidth > 0 && i.alt.length > 3)")
     assert page.evaluate("document.images.length") >= 8

@@ -106,7 +106,7 @@ def draw_forming(prepared: Prepared, found: Mapping[int, np.ndarray],
     if found:
         bar = figure.colorbar(drawn, ax=axes[0].tolist(), shrink=0.7, ticks=(0, 0.5, 1))
         bar.set_label("probability of WT")
-    steps = ", ".join(map(str, found)) or "no"
+    steps = ", ".join(map(str, found))
+    then = f", and the probability of the whole tumor after {steps} steps" if found else ""
     return finish(figure, synthetic, prediction=True, alt=f"One slice of {prepared.meta.name}: "
-                  f"FLAIR, and the probability of the whole tumor after {steps} steps of "
-                  "training, with the outline of the reference")
+                  f"FLAIR{then}, with the outline of the reference")
