@@ -14,7 +14,7 @@ from pathlib import Path
 
 from brats_helpers.basics.files import atomic_path, read_json
 
-from . import costs, gpu, report, zero_shot
+from . import costs, few_patients, gpu, report, zero_shot
 from . import real_tables as real
 
 HERE = Path(__file__).resolve().parent
@@ -62,7 +62,8 @@ def tables() -> dict[str, Callable[[], str]]:
     box = shot[zero_shot.BOX]
     found |= {"zero_summary": lambda: zero_shot.summary_table(shot),
               "zero_sets": lambda: zero_shot.sets_table(box),
-              "zero_warning": lambda: zero_shot.warning_text(box)}
+              "zero_warning": lambda: zero_shot.warning_text(box),
+              "few_patients": lambda: few_patients.table(_stored("few_patients"), box)}
     for name, results in (("now", now), ("earlier", earlier)):
         scores = real.scores_by_system(results)
         found |= {f"{name}_patients": lambda scores=scores: real.patients_table(scores),

@@ -24,7 +24,7 @@ from brats_helpers.basics.config import Config
 from brats_helpers.basics.constants import MODALITIES, REGIONS
 from brats_helpers.basics.device import Device, describe_device
 from brats_helpers.basics.files import read_json, write_json
-from brats_helpers.data.cases import find_cases, read_case
+from brats_helpers.data.cases import Case, find_cases, read_case
 from brats_helpers.data.preprocessing import Prepared, network_input, prepare
 from brats_helpers.evaluation.checkpoints import (
     config_of,
@@ -55,14 +55,13 @@ def with_only(prepared: Prepared, names: Iterable[str]) -> Prepared:
     return Prepared(volume, replace(prepared.meta, mean=tuple(mean), std=tuple(std)))
 
 
-def score(checkpoint: Path, folders: Iterable[Path], device: Device, sets: int) -> dict[str, dict]:
+def score(checkpoint: Path, cases: Iterable[Case], device: Device, sets: int) -> dict[str, dict]:
     """Return each patient's Dice of WT, TC and ET, by contrast set too, and the expected Dice.
 
     The mask of all four contrasts is made as `predict` makes it, on the scan's grid. The sets are
     compared with each other on the network's grid, from one view each, which is much faster.
     """
     model, config = network_of(read_checkpoint(checkpoint, device), checkpoint, device)
-    cases = [case for folder in folders for case in find_cases(folder) if case.reference]
     found = {}
     for case in tqdm(cases, unit="patient"):
         patient = read_case(case)
@@ -158,7 +157,8 @@ def main() -> None:
     options = parser.parse_args()
     device = describe_device()
     results = read_json(STORED, "this benchmark") if STORED.is_file() else {}
-    rows = results[options.name] = score(options.checkpoint, options.folders, device, options.sets)
+    cases = [case for folder in options.folders for case in find_cases(folder) if case.reference]
+    rows = results[options.name] = score(options.checkpoint, cases, device, options.sets)
     write_json(STORED, results)
     print(summary_table({options.name: rows}))
     if options.checkpoint == WEIGHTS and options.sets == len(SETS):
