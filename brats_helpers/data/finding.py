@@ -170,7 +170,7 @@ def _stop(error: OSError) -> NoReturn:
 
 
 def _broken(path: Path) -> Unused:
-    if not path.is_symlink():
+    if path.exists() or not path.is_symlink():
         return Unused(path, "neither a file nor a folder")
     target = os.readlink(path)
     return Unused(path, f"a link to {target}, which is not there",

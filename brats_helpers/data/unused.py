@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..basics.constants import ARCHIVE_ENDINGS
 from ..basics.files import Packed
-from .layouts import NIFTI, OTHER, SUFFIXES, identify
+from .layouts import FILE_NAME, NIFTI, OTHER, SUFFIXES, identify
 from .records import Case, Unused
 
 READABLE = ("unpack it and give the folder; of archives, tar, tar.gz, tar.bz2, tar.xz and zip are "
@@ -56,7 +56,8 @@ def explain(path: Path | Packed, cases: Sequence[Case]) -> Unused | None:
     derived = ".nii" in name and "derivatives" in path.parent.parts
     if OTHER.search(path.name) or derived or (known and known[2] == "draft"):
         return Unused(path, "another contrast or a derived file, which is not needed")
-    if ".nii" in name or (name.endswith(".gz") and guess_kind(name)):
+    bare = FILE_NAME.match(f"{name}.nii")  # P_t1, without an ending
+    if ".nii" in name or bare or (name.endswith(".gz") and guess_kind(name)):
         return Unused(path, *_odd_name(path, cases))
     return None
 

@@ -307,6 +307,14 @@ def test_a_fourth_dimension_is_read_if_it_is_1(tmp_path: Path, shape: tuple, row
         assert np.array_equal(patient.reference, PATIENT.reference)
 
 
+def test_scans_without_an_ending_and_links_to_devices_are_named(cohort: Path) -> None:
+    (cohort / "P0" / "P0_t1.nii.gz").rename(cohort / "P0" / "P0_t1")
+    (cohort / "P1" / "odd.nii.gz").symlink_to("/dev/null")
+    said = text(check_path(cohort, 1))
+    assert "P0_t1 is there: is it t1?" in said and "rename it to P0_t1.nii" in said
+    assert "odd.nii.gz: neither a file nor a folder" in said
+
+
 def test_slices_without_an_ending_are_named_as_dicom_and_checksums_are_not_named(
         cohort: Path) -> None:
     (cohort / "P2").mkdir()
