@@ -430,6 +430,14 @@ from brats_helpers.lessons.plots import bars
 bars(sizes, f"GB that the series will write for {everyone} patients", "GB")
 
 # %% [markdown]
+# And the time? Two seconds of training on random numbers tell what this machine can do.
+
+# %%
+from brats_helpers.lessons.forecast import forecast
+
+minutes = forecast(config, device)
+
+# %% [markdown]
 # ## 6. Save and verify
 #
 # The next notebooks read these two files and nothing from this notebook's memory.

@@ -7,6 +7,7 @@ Same topology, and the same parameter count, as MONAI's `DynUNet` with these set
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -93,10 +94,15 @@ class UNet(nn.Module):
         return [head(x) for head, x in zip(self.heads, finest, strict=True)][::-1]
 
     def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
-        """Run a stage, and lay its output out once for the next level, the skip and the head."""
+        """Run a stage, and lay its output out once for the next level, the skip and the head.
+
+        A call of the whole stage would keep its input, the largest tensor of inference, to the end.
+        """
         if self.checkpointing and self.training:
             return channels_last_where_faster(checkpoint(stage, x, use_reentrant=False))
-        return channels_last_where_faster(stage(x))
+        for layer in itertools.chain.from_iterable(stage):
+            x = layer(x)
+        return channels_last_where_faster(x)
 
 
 def _initialize(module: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from functools import partialmethod
 
 import pytest
@@ -172,3 +173,13 @@ def test_config_survives_its_file(tmp_path) -> None:
     config = PRESETS["quick"].with_(seed=7, learning_rate=None)
     config.save(tmp_path / "config.json")
     assert Config.load(tmp_path / "config.json") == config
+
+
+def test_inference_frees_the_input_of_a_stage_after_its_first_convolution() -> None:
+    model, inputs = UNet((4, 6, 8)).eval(), []
+    first, second = (block[0] for block in model.decoder[-1])
+    first.register_forward_pre_hook(lambda _, x: inputs.append(weakref.ref(x[0])))
+    second.register_forward_pre_hook(lambda *_: inputs.append(inputs[0]() is None))
+    with torch.inference_mode():
+        model(torch.zeros(1, 5, 16, 16, 16))
+    assert inputs[1]

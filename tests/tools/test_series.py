@@ -69,6 +69,19 @@ def test_options_that_would_be_ignored_are_refused(arguments: list[str], message
     assert main(["run", *arguments]) == 1 and message in capsys.readouterr().err
 
 
+def test_the_bar_says_how_many_minutes_are_left_for_the_series(monkeypatch, capfd,
+                                                               tmp_path: Path) -> None:
+    assert series.minutes_left([], [1, 2, 3, 4, 5], 0) == ""
+    assert series.minutes_left([1, 2], [3, 4, 5], 102) == (
+        "about 8 minutes left for the series, ")
+    assert len(series.SHARES) == len(series.NAMES) and sum(series.SHARES) == 100
+    monkeypatch.setattr(series, "execute", lambda *_: None)
+    series.run_series(work=tmp_path, start=4)
+    said = capfd.readouterr().err
+    assert "04_architecture" in said
+    assert "about 0 minutes left for the series, 05_training_evaluation" in said
+
+
 def test_a_notebook_that_stops_is_named_and_what_a_killed_series_left_is_removed(
     tmp_path: Path) -> None:
     (tmp_path / "notebooks").mkdir()
