@@ -13,7 +13,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import torch
+from IPython import get_ipython
+from IPython.core.pylabtools import select_figure_formats
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
@@ -51,6 +54,7 @@ def start(work: str = "") -> tuple[Path, Device]:
         take_over(KAGGLE_INPUT, folder)
     elif place == "colab":
         install_missing(REQUIREMENTS)
+    show_figures()
     from .plots import use_style
     use_style()
     device = describe_device()
@@ -59,6 +63,13 @@ def start(work: str = "") -> tuple[Path, Device]:
           f"{device.name}, {device.memory_gib:.0f} GiB, {precision} ({device.note})")
     print(f"work folder: {folder}")
     return folder, device
+
+
+def show_figures() -> None:
+    """Make a cell's figure a picture, even if MPLBACKEND names another backend than Jupyter's."""
+    shell = get_ipython()
+    if shell and "inline" not in matplotlib.get_backend():
+        select_figure_formats(shell, {"png"}, bbox_inches="tight")
 
 
 def install_wheels(inputs: Path) -> list[str]:

@@ -11,7 +11,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from IPython import get_ipython
-from IPython.core import pylabtools
 from IPython.core.interactiveshell import InteractiveShell
 from matplotlib.colors import to_hex
 from PIL import Image
@@ -21,6 +20,7 @@ from brats_helpers.data.cases import Patient
 from brats_helpers.data.preprocessing import prepare
 from brats_helpers.evaluation.metrics import score_case
 from brats_helpers.lessons import plots
+from brats_helpers.lessons.session import show_figures
 from brats_helpers.lessons.surfaces import camera, render
 from brats_helpers.lessons.viewers import (
     Dashboard,
@@ -201,7 +201,7 @@ def test_errors_stand_beside_reference_and_prediction(patient: Patient) -> None:
 
 def test_a_stored_picture_carries_alt_text(patient: Patient) -> None:
     InteractiveShell.instance()
-    pylabtools.select_figure_formats(get_ipython(), {"png"})
+    show_figures()  # in the tests, no notebook has chosen the backend
     figure = plots.bars({"a": 1.0, "b": 0.001}, "GB", "GB")
     for alt in ("GB: a 1.00 GB, b < 0.01 GB", "one bar is tiny"):
         data, metadata = get_ipython().display_formatter.format(figure)
