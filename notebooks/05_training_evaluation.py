@@ -304,8 +304,8 @@ draw_forming(companion, read_forming(work / "checkpoints"), synthetic)
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# That most of the brain is no tumor. The border of the tumor comes last. (If the network learned from this patient, the
-# picture is no result.)
+# Where the tumor is. It stands out by 100 steps. The other steps settle the rest of the brain. (If the network learned from
+# this patient, the picture is no result.)
 # </details>
 #
 # ### Where did the time go?
