@@ -91,7 +91,7 @@ series_map(4)
 #
 # A **convolution** of 3 x 3 x 3 looks at a voxel and its 26 neighbors. Its *stride* is how many voxels it moves at a time. A
 # *channel* is one of the volumes that a layer computes. **Instance norm** gives each channel of each patch mean 0 and standard
-# deviation 1, so that a bright scan cannot dominate. **LeakyReLU** passes a small share of negative values. Two such blocks form a *stage*, and a *level* is one resolution of the network:
+# deviation 1, so that a bright scan cannot dominate. **LeakyReLU** passes a small share of negative values. Two blocks of these three form a *stage*, and a *level* is one resolution of the network:
 
 # %%
 from brats_helpers.network import unet
@@ -748,4 +748,4 @@ print("wrote architecture.json\nnext: 05_training_evaluation trains the network 
 # [*Mixed precision training*](https://arxiv.org/abs/1710.03740). Myronenko 2018,
 # [*Autoencoder regularization*](https://arxiv.org/abs/1810.11654). Goodfellow et al. 2016, *Deep Learning*, MIT Press.
 #
-# **Next:** [05 Training and evaluation](05_training_evaluation.ipynb).
+# **Next:** [05 Training](05_training_evaluation.ipynb).

@@ -163,7 +163,8 @@ finish(figure, synthetic, alt="Dice of WT against the threshold: a line for each
 # ## 2. Augmentation
 #
 # There are never enough patients. A flipped or noisier patient is still a patient, so we change each patch at random. Most
-# changes come from NVIDIA (Futrega et al. 2021), rotation and gamma from nnU-Net (Isensee et al. 2021). Here is each:
+# changes come from NVIDIA (Futrega et al. 2021), rotation and gamma from nnU-Net (Isensee et al. 2021). First, changes of
+# shape:
 
 # %%
 from brats_helpers.training import augmentation as augment
@@ -302,8 +303,8 @@ draw_forming(companion, read_forming(work / "checkpoints"), synthetic)
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# That most of the brain is no tumor. The border of the tumor comes last. (If the network learned from this patient, the
-# picture is no result.)
+# Where the tumor is. It stands out by 100 steps. The other steps settle the rest of the brain. (If the network learned from
+# this patient, the picture is no result.)
 # </details>
 #
 # ### Where did the time go?
@@ -335,7 +336,7 @@ spent = 1000 * np.median(np.diff(ticks), axis=0)
 bars(dict(zip(("read", "augment", "forward", "backward"), spent)), "ms of a step", "ms")
 
 # %% [markdown]
-# On a CPU the network takes most of the time. A faster device may have to wait for patches.
+# On a CPU the network takes most of the time.
 #
 # ### A loss that is not a number
 #
@@ -360,8 +361,8 @@ print(f"weights untouched; step {state.step}; the rate is now times {state.rate_
 #
 # ## 5. From patches to a brain
 #
-# The network sees one window, so windows overlap by half, and each voxel's probability is a weighted average. **Question.**
-# What would the sum of the weights look like if all voxels of a window counted the same?
+# A brain is larger than the network's window. So windows cover it, each overlapping the next by half, and each voxel's
+# probability is a weighted average. **Question.** What would the sum of the weights look like if all voxels of a window counted the same?
 
 # %%
 from brats_helpers.evaluation.sliding_window import gaussian_weight, window_starts
@@ -448,7 +449,7 @@ checks.check_threshold_chain(labels_from)
 # ## 6. The verdict
 #
 # The network meets the test patients now, and only once, with the checkpoint that the *validation* patients selected. (Without
-# a test set, the validation patients judge the last one.) In the table, *IoU* is the volume that two masks share,
+# a test set, the validation patients judge the last checkpoint.) In the table, *IoU* is the volume that two masks share,
 # divided by the volume of both together. *Sensitivity* is the share of the tumor that was found. *Specificity*, the share of
 # the background that was left alone, is near 1 for almost any mask.
 #
