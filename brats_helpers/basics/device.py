@@ -49,6 +49,11 @@ class Device:
         return self.dtype == torch.float16
 
     @property
+    def plain_cpu(self) -> bool:
+        """Whether this is a CPU that multiplies in float32, about half as fast as in bf16."""
+        return self.kind == "cpu" and self.dtype == torch.float32
+
+    @property
     def compiles(self) -> bool:
         """Whether `torch.compile` works: it needs a GPU that Triton supports, and a C compiler."""
         return (self.kind == "cuda" and torch.cuda.get_device_capability() >= (7, 0)
