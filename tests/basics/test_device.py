@@ -121,19 +121,20 @@ def test_waiting_threads_do_not_spin_unless_the_user_says_so() -> None:
 def test_memory_that_is_kept_costs_no_page_faults() -> None:
     script = """import resource, torch
 from brats_helpers.basics.device import keep_memory
-def faults():
+def faults(size):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(5):
-        torch.ones(2**25)
+        torch.ones(size)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-usual = faults()
+usual = faults(2**25)
 keep_memory()
-print(usual, [faults() for _ in range(4)][-1])"""
+print(usual, [faults(2**25) for _ in range(4)][-1], faults(2**26))"""
     bare = {k: v for k, v in os.environ.items() if k not in device.MALLOC}
     done = subprocess.run([sys.executable, "-c", script], env=bare, capture_output=True,
                           text=True, check=True)
-    usual, kept = map(int, done.stdout.split())
+    usual, kept, large = map(int, done.stdout.split())
     assert usual > 1000 and kept < usual / 100
+    assert large > 1000  # the tensors of the full network leave no gaps
 
 
 def test_budget_says_what_does_not_fit(monkeypatch, tmp_path: Path) -> None:
