@@ -24,8 +24,8 @@ from .errors import BratsError
 GIB = 2**30
 PRECISION = "BRATS_PRECISION"  # environment variable that overrides the precision
 PRECISIONS = ("float32", "bfloat16", "float16")
-MALLOC = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3}  # numbers from malloc.h
-MALLOC_MAX = 2**31 - 1  # bytes
+# Environment variable: number in malloc.h, bytes.
+MALLOC = {"MALLOC_TRIM_THRESHOLD_": (-1, 2**31 - 1), "MALLOC_MMAP_THRESHOLD_": (-3, 2**28)}
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ class Device:
     def scaler(self) -> bool:
         """Whether gradients need loss scaling, because fp16 cannot represent them."""
         return self.dtype == torch.float16
+
+    @property
+    def plain_cpu(self) -> bool:
+        """Whether this is a CPU that multiplies in float32, about half as fast as in bf16."""
+        return self.kind == "cpu" and self.dtype == torch.float32
 
     @property
     def compiles(self) -> bool:
@@ -150,12 +155,13 @@ def keep_memory() -> None:
     """Tell glibc to keep the memory of freed tensors, here and in processes started from here.
 
     Otherwise it returns the memory after every large tensor, and page faults to get it back take
-    over a third of a training step on a CPU (benchmarks/README.md).
+    over a third of a training step on a CPU (benchmarks/README.md). Tensors of 256 MiB and more,
+    those of the full network, still go back: among them, page faults cost little and gaps much.
     """
     if platform.libc_ver()[0] == "glibc":
-        for variable, option in MALLOC.items():
-            os.environ.setdefault(variable, str(MALLOC_MAX))
-            ctypes.CDLL(None).mallopt(option, MALLOC_MAX)
+        for variable, (option, size) in MALLOC.items():
+            os.environ.setdefault(variable, str(size))
+            ctypes.CDLL(None).mallopt(option, size)
 
 
 def gpu_load() -> dict[str, float]:

@@ -14,7 +14,7 @@ import torch
 
 import brats_helpers.__main__
 from brats_helpers.basics import device
-from brats_helpers.basics.config import PRESETS
+from brats_helpers.basics.config import PRESETS, preset
 from brats_helpers.basics.errors import BratsError
 from brats_helpers.lessons import session
 
@@ -75,6 +75,17 @@ def test_the_environment_overrides_the_precision_and_a_wrong_name_lists_the_righ
         device.describe_device()
 
 
+def test_the_quick_preset_takes_less_time_on_a_cpu_without_bf16() -> None:
+    kinds = [("cpu", torch.float32), ("cpu", torch.bfloat16), ("cuda", torch.float16)]
+    found = [device.Device(kind, "test", 1.0, dtype).plain_cpu for kind, dtype in kinds]
+    assert found == [True, False, False]
+    usual, plain = preset("quick"), preset("quick", plain_cpu=True)
+    voxels = [c.epochs * c.steps * c.batch * c.patch**3 for c in (usual, plain)]
+    assert usual == PRESETS["quick"] and voxels[1] < 0.6 * voxels[0]
+    assert plain == usual.with_(patch=48, epochs=8)
+    assert preset("full", plain_cpu=True) == PRESETS["full"]
+
+
 @pytest.mark.parametrize("command", ["run", "sweep", "train"])
 def test_the_option_sets_the_precision_for_all_that_the_command_starts(monkeypatch,
                                                                       command) -> None:
@@ -110,19 +121,20 @@ def test_waiting_threads_do_not_spin_unless_the_user_says_so() -> None:
 def test_memory_that_is_kept_costs_no_page_faults() -> None:
     script = """import resource, torch
 from brats_helpers.basics.device import keep_memory
-def faults():
+def faults(size):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(5):
-        torch.ones(2**25)
+        torch.ones(size)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-usual = faults()
+usual = faults(2**25)
 keep_memory()
-print(usual, [faults() for _ in range(4)][-1])"""
+print(usual, [faults(2**25) for _ in range(4)][-1], faults(2**26))"""
     bare = {k: v for k, v in os.environ.items() if k not in device.MALLOC}
     done = subprocess.run([sys.executable, "-c", script], env=bare, capture_output=True,
                           text=True, check=True)
-    usual, kept = map(int, done.stdout.split())
+    usual, kept, large = map(int, done.stdout.split())
     assert usual > 1000 and kept < usual / 100
+    assert large > 1000  # the tensors of the full network leave no gaps
 
 
 def test_budget_says_what_does_not_fit(monkeypatch, tmp_path: Path) -> None:
