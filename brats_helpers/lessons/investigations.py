@@ -124,7 +124,7 @@ def slice_and_neighbor(slices: Sequence[Slice]) -> dict[str, np.ndarray]:
     shape = chosen.tumor.shape
     others = [p for p in slices if p is not chosen and p.tumor.shape == shape] or [chosen]
     nearest = max(others, key=lambda other: float(other.flair @ chosen.flair))
-    return {title: piece.flair.reshape(shape).T for title, piece in (
+    return {title: np.where(p.flair == 0, p.flair.min(), p.flair).reshape(shape).T for title, p in (
         (f"a slice of {chosen.patient}", chosen), (f"most like it: {nearest.patient}", nearest))}
 
 

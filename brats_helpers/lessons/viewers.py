@@ -164,7 +164,8 @@ def threshold_explorer(patient: Patient, probability: np.ndarray, region: str = 
                                     description="threshold", continuous_update=False)
     index = widgets.IntSlider(value=slice_with_most_tumor(marks), min=0, max=scan.shape[2] - 1,
                               description="slice")
-    image = widgets.Image(format="png", layout={"max_width": "min(100%, 560px)"})
+    image = widgets.Image(format="png", layout={"max_width": "min(100%, 560px)",
+                                                "align_self": "flex-start"})
     line = widgets.Label()
 
     def draw() -> None:
@@ -239,7 +240,7 @@ def augmentation_playground(prepared: Prepared, synthetic: bool = False) -> ipyw
                for name, (low, high, start) in ranges.items()}
     # Beside the sliders or, where there is no room, below them.
     image = widgets.Image(format="png", layout={"max_width": "calc(100% - 330px)",
-                                                "min_width": "320px"})
+                                                "min_width": "320px", "align_self": "flex-start"})
 
     def draw() -> None:
         changed, moved = _augment(whole, marks, {name: s.value for name, s in sliders.items()})
