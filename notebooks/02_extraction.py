@@ -533,7 +533,7 @@ assert not sides[0] & sides[1]
 # **Question.** What Dice does the copying machine get when slices are shuffled, and what when patients are split?
 
 # %%
-from brats_helpers.lessons.investigations import copying_machine, tumor_slices
+from brats_helpers.lessons.investigations import copying_machine, slice_and_neighbor, tumor_slices
 
 some = [case for case in cases["training"] if case.name in volumes][:12]
 slices = tumor_slices(some)  # per slice: patient, FLAIR inside the brain, tumor mask
@@ -542,6 +542,7 @@ by_slice = rng.random(len(slices)) < 0.2
 by_patient = np.isin([piece.patient for piece in slices], [case.name for case in some[: max(1, len(some) // 4)]])
 for name, held in (("slices shuffled", by_slice), ("patients split", by_patient)):
     print(f"{name:<16} Dice {copying_machine(slices, held):.2f} on {held.sum()} held-out slices")
+pictures(slice_and_neighbor(slices), synthetic)
 
 # %% [markdown]
 # <details><summary>Answer</summary>

@@ -303,7 +303,7 @@ draw_forming(companion, read_forming(work / "checkpoints"), synthetic)
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Where the tumor is. It stands out by 100 steps. The other steps settle the rest of the brain. (If the network learned from
+# Where the tumor is. The other steps settle the rest of the brain. (If the network learned from
 # this patient, the picture is no result.)
 # </details>
 #

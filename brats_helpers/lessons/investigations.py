@@ -118,6 +118,16 @@ def copying_machine(slices: Sequence[Slice], held_out: np.ndarray) -> float:
     return _dice(copied, np.stack([p.tumor for p in asked]))
 
 
+def slice_and_neighbor(slices: Sequence[Slice]) -> dict[str, np.ndarray]:
+    """Return the middle slice and the one most like it, by title, as pictures (rows, columns)."""
+    chosen = slices[len(slices) // 2]
+    shape = chosen.tumor.shape
+    others = [p for p in slices if p is not chosen and p.tumor.shape == shape] or [chosen]
+    nearest = max(others, key=lambda other: float(other.flair @ chosen.flair))
+    return {title: np.where(p.flair == 0, p.flair.min(), p.flair).reshape(shape).T for title, p in (
+        (f"a slice of {chosen.patient}", chosen), (f"most like it: {nearest.patient}", nearest))}
+
+
 def leaky_cohort(seed: int) -> tuple[dict[str, np.ndarray], set[str]]:
     """Make eight small brains, one of them twice: {name: volume}, and the twin's two names."""
     from scipy import ndimage

@@ -164,7 +164,9 @@ def threshold_explorer(patient: Patient, probability: np.ndarray, region: str = 
                                     description="threshold", continuous_update=False)
     index = widgets.IntSlider(value=slice_with_most_tumor(marks), min=0, max=scan.shape[2] - 1,
                               description="slice")
-    image, line = widgets.Image(format="png"), widgets.Label()
+    image = widgets.Image(format="png", layout={"max_width": "min(100%, 560px)",
+                                                "align_self": "flex-start"})
+    line = widgets.Label()
 
     def draw() -> None:
         mask = probability >= threshold.value
@@ -192,7 +194,8 @@ def comparison_viewer(rows: Sequence[Mapping], read: Callable[[str], tuple[Patie
              for row in rows}
     options = [(f"{score[name]:.3f}  {name}", name) for name in sorted(score, key=score.get)]
     who = widgets.Select(options=options, rows=6, description="mean Dice")
-    index, image = widgets.IntSlider(description="slice"), widgets.Image(format="png")
+    index = widgets.IntSlider(description="slice")
+    image = widgets.Image(format="png", layout={"max_width": "100%"})
     shown: dict[str, np.ndarray] = {}
 
     def choose() -> None:
@@ -216,7 +219,7 @@ def comparison_viewer(rows: Sequence[Mapping], read: Callable[[str], tuple[Patie
 
     _redraw(choose, who)
     index.observe(lambda _: draw(), "value")
-    return widgets.VBox([widgets.HBox([who, index]), image])
+    return widgets.VBox([widgets.HBox([who, index], layout={"flex_flow": "row wrap"}), image])
 
 
 def augmentation_playground(prepared: Prepared, synthetic: bool = False) -> ipywidgets.Widget:
@@ -235,7 +238,9 @@ def augmentation_playground(prepared: Prepared, synthetic: bool = False) -> ipyw
     sliders = {name: widgets.FloatSlider(value=start, min=low, max=high, step=(high - low) / 20,
                                          description=name, continuous_update=False)
                for name, (low, high, start) in ranges.items()}
-    image = widgets.Image(format="png")
+    # Beside the sliders or, where there is no room, below them.
+    image = widgets.Image(format="png", layout={"max_width": "calc(100% - 330px)",
+                                                "min_width": "320px", "align_self": "flex-start"})
 
     def draw() -> None:
         changed, moved = _augment(whole, marks, {name: s.value for name, s in sliders.items()})
@@ -248,7 +253,8 @@ def augmentation_playground(prepared: Prepared, synthetic: bool = False) -> ipyw
         image.value = png(finish(figure, synthetic, legend=True))
 
     _redraw(draw, *sliders.values())
-    return widgets.HBox([widgets.VBox([*sliders.values()], layout={"min_width": "310px"}), image])
+    controls = widgets.VBox([*sliders.values()], layout={"min_width": "310px"})
+    return widgets.HBox([controls, image], layout={"flex_flow": "row wrap"})
 
 
 def _augment(volume: torch.Tensor, marks: torch.Tensor,

@@ -105,6 +105,8 @@ def test_a_machine_that_copies_is_unmasked_by_a_split_of_patients() -> None:
             slices.append(look.Slice(f"P{person}", noisy / np.linalg.norm(noisy), mask))
     shuffled = rng.random(len(slices)) < 0.2
     people = np.array([piece.patient in ("P0", "P1") for piece in slices])
+    one, other = look.slice_and_neighbor(slices)
+    assert one.removeprefix("a slice of ") == other.removeprefix("most like it: ")
     assert look.copying_machine(slices, shuffled) == 1
     assert look.copying_machine(slices, people) < 0.5
     assert np.isnan(look.copying_machine(slices, np.zeros(len(slices), bool)))
