@@ -20,18 +20,16 @@ from . import real_tables as real
 HERE = Path(__file__).resolve().parent
 MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 # Our code, the library that could replace it, and the item and peer that compare them.
-OURS = (
-    ("Blosc2 files and `read_patch`", "nnU-Net's store and loader", "patch", "nnU-Net"),
-    ("the same", "nnU-Net's store", "storage", "nnU-Net"),
-    ("the same", "MONAI's `CacheDataset`", "patch", "MONAI CacheDataset"),
-    ("`data/preprocessing`", "MONAI's transforms", "preprocess", "MONAI"),
-    ("`training/augmentation`", "MONAI's transforms", "augment", "MONAI"),
-    ("`network/unet`", "MONAI's `DynUNet`", "train-step", "MONAI equal precision"),
-    ("`evaluation/sliding_window`", "MONAI's inferer", "infer, 8 views", "MONAI"),
-    ("`evaluation/metrics`", "MONAI's metrics", "metrics", "MONAI"),
-    ("the same", "DeepMind's surface-distance", "metrics", "surface-distance"),
-    ("`data/archive`", "`tarfile` and nibabel", "extract", "tarfile + nibabel"),
-)
+OURS = (("Blosc2 files and `read_patch`", "nnU-Net's store and loader", "patch", "nnU-Net"),
+        ("the same", "nnU-Net's store", "storage", "nnU-Net"),
+        ("the same", "MONAI's `CacheDataset`", "patch", "MONAI CacheDataset"),
+        ("`data/preprocessing`", "MONAI's transforms", "preprocess", "MONAI"),
+        ("`training/augmentation`", "MONAI's transforms", "augment", "MONAI"),
+        ("`network/unet`", "MONAI's `DynUNet`", "train-step", "MONAI equal precision"),
+        ("`evaluation/sliding_window`", "MONAI's inferer", "infer, 8 views", "MONAI"),
+        ("`evaluation/metrics`", "MONAI's metrics", "metrics", "MONAI"),
+        ("the same", "DeepMind's surface-distance", "metrics", "surface-distance"),
+        ("`data/archive`", "`tarfile` and nibabel", "extract", "tarfile + nibabel"))
 
 
 def _stored(name: str) -> dict:

@@ -13,15 +13,8 @@ from typing import Any
 from .errors import BratsError
 from .files import read_json
 
-NAMES = {
-    dict: "a dictionary",
-    list: "a list",
-    str: "text",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    type(None): "nothing",
-}
+NAMES = {dict: "a dictionary", list: "a list", str: "text", int: "a whole number",
+         float: "a number", bool: "true or false", type(None): "nothing"}
 NUMBER = (int, float)
 
 

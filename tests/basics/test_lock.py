@@ -14,13 +14,8 @@ from brats_helpers.basics.lock import HOST
 def test_only_files_of_ended_processes_are_leftovers(tmp_path: Path) -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
-    names = {
-        f".part-{HOST}-{ended.pid}-a.json": 0,
-        f".part-{HOST}-1-b.json": -(10**9),
-        ".part-old": 0,
-        ".part-01234567-1-c.json": -4000,
-        ".part-01234567-1-d.json": 0,
-    }
+    names = {f".part-{HOST}-{ended.pid}-a.json": 0, f".part-{HOST}-1-b.json": -(10**9),
+             ".part-old": 0, ".part-01234567-1-c.json": -4000, ".part-01234567-1-d.json": 0}
     for name, age in names.items():
         (tmp_path / name).write_text("")
         os.utime(tmp_path / name, (time.time() + age,) * 2)

@@ -49,9 +49,8 @@ def test_list_and_extract_give_what_was_packed(cohort: Path, tmp_path: Path, nam
         assert path.read_bytes() == (cohort / path.relative_to(tmp_path / "out")).read_bytes()
 
 
-def test_patients_in_a_tar_are_those_of_the_folder_without_a_file_written(
-    cohort: Path, tmp_path: Path
-) -> None:
+def test_patients_in_a_tar_are_those_of_the_folder_without_a_file_written(cohort: Path,
+                                                                          tmp_path: Path) -> None:
     archive = pack(cohort, tmp_path / "a.tar")
     before = sorted(tmp_path.rglob("*"))
     packed, unpacked = patients_in(archive), patients_in(cohort)
@@ -77,18 +76,16 @@ def test_patients_in_a_tar_are_those_of_the_folder_without_a_file_written(
     )
 
 
-def test_a_tar_that_was_cut_or_damaged_is_said_by_patient_and_file(
-    cohort: Path, tmp_path: Path
-) -> None:
+def test_a_tar_that_was_cut_or_damaged_is_said_by_patient_and_file(cohort: Path,
+                                                                   tmp_path: Path) -> None:
     archive = pack(cohort, tmp_path / "a.tar")
     cases = patients_in(archive)
     content = bytearray(archive.read_bytes())
     image = cases[1].images[2]
     content[image.offset : image.offset + 40] = bytes(40)
     archive.write_bytes(content)
-    with pytest.raises(
-        BratsError, match=r"patient P2, .*a.tar/P2/P2_t1ce.nii.gz: cannot be opened"
-    ):
+    with pytest.raises(BratsError,
+                       match=r"patient P2, .*a.tar/P2/P2_t1ce.nii.gz: cannot be opened"):
         read_case(cases[1])
     archive.write_bytes(content[: image.offset + 100])
     with pytest.raises(
@@ -111,15 +108,12 @@ def test_bombs_are_refused_before_anything_is_written(tmp_path: Path, faults) ->
             info.size = 50_000_000
             archive.addfile(info, io.BytesIO(b"\0" * info.size))
     for name in ("big.zip", "big.tar.gz"):
-        with pytest.raises(
-            BratsError, match=f"{name}: refused, because of the member 'P/P_4_flair.nii'"
-        ):
+        with pytest.raises(BratsError,
+                           match=f"{name}: refused, because of the member 'P/P_4_flair.nii'"):
             extract(tmp_path / name, tmp_path / "out")
     write_case(tmp_path / "cohort", "P", *small_volumes())
-    for limits, message in (
-        (Limits(files=3), "4 files"),
-        (Limits(gigabytes=1e-6), "1 files of 0.0 GB.*archive.Limits"),
-    ):
+    for limits, message in ((Limits(files=3), "4 files"),
+                            (Limits(gigabytes=1e-6), "1 files of 0.0 GB.*archive.Limits")):
         with pytest.raises(BratsError, match=message):
             extract(pack(tmp_path / "cohort", tmp_path / "many.tar"), tmp_path / "out", limits)
     faults("hostile archives", 4)
@@ -174,19 +168,15 @@ def test_a_short_archive_is_refused(cohort: Path, tmp_path: Path, name: str) -> 
 
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
-    [
-        ("../x_t1.nii.gz", tarfile.REGTYPE, "out of the folder"),
-        ("/etc/x_t1.nii.gz", tarfile.REGTYPE, "out of the folder"),
-        ("x_t1.nii.gz", tarfile.SYMTYPE, "link"),
-        ("x_t1.nii.gz", tarfile.LNKTYPE, "link"),
-        ("x_t1.nii.gz", tarfile.CHRTYPE, "device"),
-        ("x_t1.nii.gz", tarfile.FIFOTYPE, "device"),
-        ("good/X_t2.nii.gz", tarfile.REGTYPE, "twice"),
-        ("good", tarfile.REGTYPE, "folder has the same name"),
-        ("n" * 300, tarfile.REGTYPE, "no disk can take"),
-        ("C:x_t1.nii.gz", tarfile.REGTYPE, "out of the folder"),
-        ("a\\..\\..\\x_t1.nii.gz", tarfile.REGTYPE, "out of the folder"),
-    ],
+    [("../x_t1.nii.gz", tarfile.REGTYPE, "out of the folder"),
+     ("/etc/x_t1.nii.gz", tarfile.REGTYPE, "out of the folder"),
+     ("x_t1.nii.gz", tarfile.SYMTYPE, "link"), ("x_t1.nii.gz", tarfile.LNKTYPE, "link"),
+     ("x_t1.nii.gz", tarfile.CHRTYPE, "device"), ("x_t1.nii.gz", tarfile.FIFOTYPE, "device"),
+     ("good/X_t2.nii.gz", tarfile.REGTYPE, "twice"),
+     ("good", tarfile.REGTYPE, "folder has the same name"),
+     ("n" * 300, tarfile.REGTYPE, "no disk can take"),
+     ("C:x_t1.nii.gz", tarfile.REGTYPE, "out of the folder"),
+     ("a\\..\\..\\x_t1.nii.gz", tarfile.REGTYPE, "out of the folder")],
 )
 def test_unsafe_members_are_refused_before_anything_is_written(
     tmp_path: Path, name: str, kind: bytes, message: str, faults

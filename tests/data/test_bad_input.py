@@ -99,14 +99,8 @@ def short(number: int) -> bytes:
     return np.int16(number).tobytes()
 
 
-VALUES = {
-    "half": np.float32(1.5),
-    "NaN": np.float32(np.nan),
-    "minus one": np.float32(-1),
-    "seven": np.float32(7),
-    "infinite": np.float32(np.inf),
-    "255": np.float32(255),
-}
+VALUES = {"half": np.float32(1.5), "NaN": np.float32(np.nan), "minus one": np.float32(-1),
+          "seven": np.float32(7), "infinite": np.float32(np.inf), "255": np.float32(255)}
 
 REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "no FLAIR": (lambda f: (f / "P_flair.nii.gz").unlink(), "no file for flair"),
@@ -119,44 +113,29 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "gzip cut in half": (raw("t2", lambda b: b[: len(b) // 2]), "cannot be opened as NIfTI"),
     "gzip without its end": (raw("t2", lambda b: b[:-4]), "cannot be opened as NIfTI"),
     "gzip with a flipped byte": (
-        raw(
-            "t2", lambda b: b[: len(b) // 2] + bytes([b[len(b) // 2] ^ 255]) + b[len(b) // 2 + 1 :]
-        ),
+        raw("t2",
+            lambda b: b[: len(b) // 2] + bytes([b[len(b) // 2] ^ 255]) + b[len(b) // 2 + 1 :]),
         "cannot be opened as NIfTI|its voxels cannot be read",
     ),
-    "gzip with another checksum": (
-        raw("t2", lambda b: b[:-8] + b"abcd" + b[-4:]),
-        "cannot be opened as NIfTI",
-    ),
+    "gzip with another checksum": (raw("t2", lambda b: b[:-8] + b"abcd" + b[-4:]),
+                                   "cannot be opened as NIfTI"),
     "gzip and garbage after it": (raw("t2", lambda b: b + b"garbage"), "cannot be opened as NIfTI"),
     "only gzip's header": (raw("t2", lambda b: b[:10]), "cannot be opened as NIfTI"),
     "an empty file": (raw("t2", lambda b: b""), "cannot be opened as NIfTI"),
     "gzip of nothing": (raw("t2", lambda b: gzip.compress(b"")), "cannot be opened as NIfTI"),
     "a text": (raw("t2", lambda b: b"see the other folder"), "cannot be opened as NIfTI"),
-    "an HTML page": (
-        raw("t2", lambda b: b"<html>404 Not Found</html>" * 40),
-        "cannot be opened as NIfTI",
-    ),
-    "a Git LFS pointer": (
-        raw("t2", lambda b: b"version https://git-lfs.github.com/spec/v1\noid x"),
-        "git lfs pull",
-    ),
-    "gzip of a text": (
-        raw("t2", lambda b: gzip.compress(b"x" * 1000)),
-        "cannot be opened as NIfTI",
-    ),
-    "a header cut short": (
-        raw("t2", lambda b: gzip.compress(gzip.decompress(b)[:200])),
-        "cannot be opened as NIfTI",
-    ),
-    "a few voxels cut short": (
-        raw("t2", lambda b: gzip.compress(gzip.decompress(b)[:-100])),
-        "cannot be read",
-    ),
-    "voxels cut short": (
-        raw("t2", lambda b: gzip.compress(gzip.decompress(b)[:-500])),
-        "promises .* bytes|cannot be read",
-    ),
+    "an HTML page": (raw("t2", lambda b: b"<html>404 Not Found</html>" * 40),
+                     "cannot be opened as NIfTI"),
+    "a Git LFS pointer": (raw("t2", lambda b: b"version https://git-lfs.github.com/spec/v1\noid x"),
+                          "git lfs pull"),
+    "gzip of a text": (raw("t2", lambda b: gzip.compress(b"x" * 1000)),
+                       "cannot be opened as NIfTI"),
+    "a header cut short": (raw("t2", lambda b: gzip.compress(gzip.decompress(b)[:200])),
+                           "cannot be opened as NIfTI"),
+    "a few voxels cut short": (raw("t2", lambda b: gzip.compress(gzip.decompress(b)[:-100])),
+                               "cannot be read"),
+    "voxels cut short": (raw("t2", lambda b: gzip.compress(gzip.decompress(b)[:-500])),
+                         "promises .* bytes|cannot be read"),
     "wrong magic": (header("t2", put(344, b"xyz\0")), "cannot be opened as NIfTI"),
     "absurd dimensions": (header("t2", put(42, short(32767) * 3)), "promises"),
     "absurd in all files": (
@@ -171,28 +150,20 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "2D": (change("t2", lambda v, a: (v[..., 5], a)), "3 dimensions"),
     "4D": (change("t2", lambda v, a: (np.stack([v, v], -1), a)), "3 dimensions"),
     "5D": (change("t2", lambda v, a: (np.stack([v, v], -1)[..., None], a)), "3 dimensions"),
-    "a slice more": (
-        change("t2", lambda v, a: (np.concatenate([v, v[..., :1]], -1), a)),
-        "its shape",
-    ),
+    "a slice more": (change("t2", lambda v, a: (np.concatenate([v, v[..., :1]], -1), a)),
+                     "its shape"),
     "axes swapped": (change("t2", lambda v, a: (v.transpose(1, 0, 2), a)), "its shape"),
     "moved by 2 mm": (
         change("t2", lambda v, a: (v, a + np.array([[0, 0, 0, 2.0], *[[0] * 4] * 3]))),
         "its affine differs",
     ),
-    "mirrored affine in one": (
-        change("t2", lambda v, a: (v, a @ np.diag([-1.0, 1, 1, 1]))),
-        "its affine differs",
-    ),
-    "other voxel size": (
-        change("t2", lambda v, a: (v, a @ np.diag([2.0, 2, 2, 1]))),
-        "its affine differs",
-    ),
+    "mirrored affine in one": (change("t2", lambda v, a: (v, a @ np.diag([-1.0, 1, 1, 1]))),
+                               "its affine differs"),
+    "other voxel size": (change("t2", lambda v, a: (v, a @ np.diag([2.0, 2, 2, 1]))),
+                         "its affine differs"),
     "oblique": (all_skewed, "oblique"),
-    "zooms against the affine": (
-        header("flair", put(80, np.float32(2.5).tobytes())),
-        "by the header .* by the affine",
-    ),
+    "zooms against the affine": (header("flair", put(80, np.float32(2.5).tobytes())),
+                                 "by the header .* by the affine"),
     "affine of NaN": (header("flair", put(280, np.float32(np.nan).tobytes())), "affine"),
     "affine of NaN in all": (
         lambda f: [
@@ -201,14 +172,10 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         ],
         "affine|oblique",
     ),
-    "NaN": (
-        change("t1", lambda v, a: (np.where(v == 0, np.float32(np.nan), v), a)),
-        "NaN or infinite",
-    ),
-    "infinite": (
-        change("t1", lambda v, a: (np.where(v == v.max(), np.float32(np.inf), v), a)),
-        "NaN or infinite",
-    ),
+    "NaN": (change("t1", lambda v, a: (np.where(v == 0, np.float32(np.nan), v), a)),
+            "NaN or infinite"),
+    "infinite": (change("t1", lambda v, a: (np.where(v == v.max(), np.float32(np.inf), v), a)),
+                 "NaN or infinite"),
     "all zero": (change("t1", lambda v, a: (v * 0, a)), "t1 is 0 everywhere"),
     "reference of another shape": (change("seg", lambda v, a: (v[:-1], a)), "is not the images'"),
     "reference moved": (
@@ -217,10 +184,8 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "reference 4D": (change("seg", lambda v, a: (np.stack([v, v], -1), a)), "is not the images'"),
     "reference cut short": (raw("seg", lambda b: b[:60]), "cannot be opened as NIfTI"),
-    "label 3 and 4": (
-        change("seg", lambda v, a: (np.where(v == 2, 3, v).astype(np.uint8), a)),
-        "both 3 and 4",
-    ),
+    "label 3 and 4": (change("seg", lambda v, a: (np.where(v == 2, 3, v).astype(np.uint8), a)),
+                      "both 3 and 4"),
     **{
         f"label {name}": (
             change("seg", lambda v, a, x=value: (np.where(v == 1, x, v).astype(np.float32), a)),
@@ -303,10 +268,8 @@ ACCEPTED: dict[str, Callable[[Path], None]] = {
     "no tumor": change("seg", lambda v, a: (v * 0, a)),
     "label 3 for ET": change("seg", lambda v, a: (np.where(v == 4, 3, v).astype(np.uint8), a)),
     "upper case": lambda f: (f / "P_t1.nii.gz").rename(f / "P_T1.NII.GZ"),
-    "a symbolic link": lambda f: [
-        shutil.move(f / "P_t1.nii.gz", f.parent / "elsewhere.gz"),
-        (f / "P_t1.nii.gz").symlink_to(f.parent / "elsewhere.gz"),
-    ],
+    "a symbolic link": lambda f: [shutil.move(f / "P_t1.nii.gz", f.parent / "elsewhere.gz"),
+                                  (f / "P_t1.nii.gz").symlink_to(f.parent / "elsewhere.gz")],
     "scl_slope": scaled,
     "litter of macOS": lambda f: (f / "._P_t1.nii.gz").write_bytes(b"x"),
 }
@@ -323,15 +286,8 @@ def test_odd_but_right_is_read_and_returns_to_its_grid(tmp_path: Path, oddity: s
     prepared = prepare(patient, 1.0)
     assert np.array_equal(restore(prepared.volume, prepared.meta)[:4], patient.images)
     assert np.array_equal(patient.images[0], before.images[0])
-    if oddity in (
-        "big-endian",
-        "int32",
-        "uint16",
-        "float64",
-        "upper case",
-        "a symbolic link",
-        "scl_slope",
-    ):
+    if oddity in ("big-endian", "int32", "uint16", "float64", "upper case", "a symbolic link",
+                  "scl_slope"):
         assert np.array_equal(patient.images, before.images) and patient.images.dtype == np.int16
     faults("odd scans")
 
@@ -348,9 +304,8 @@ def test_odd_names_are_names(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("shape", [(21, 26, 1), (4, 3, 5), (5, 40, 7)])
 def test_small_volumes_are_prepared(tmp_path: Path, shape: tuple[int, int, int]) -> None:
     rng = np.random.default_rng(0)
-    write_case(
-        tmp_path, "P", rng.integers(1, 900, (4, *shape)).astype(np.int16), np.zeros(shape, np.uint8)
-    )
+    write_case(tmp_path, "P", rng.integers(1, 900, (4, *shape)).astype(np.int16),
+               np.zeros(shape, np.uint8))
     for spacing in (1.0, 2.0):
         prepared = prepare(read_case(find_cases(tmp_path)[0]), spacing)
         assert restore(prepared.volume, prepared.meta).shape == (5, *shape)
@@ -358,20 +313,16 @@ def test_small_volumes_are_prepared(tmp_path: Path, shape: tuple[int, int, int])
 
 @pytest.mark.parametrize(
     ("change_of", "message"),
-    [
-        ({"format": 99}, "format 1, found 99"),
-        ({"channels": ("t1", "flair", "t1ce", "t2", "foreground")}, "trained with the"),
-        ({"regions": ("ET", "TC", "WT")}, "regions ET, TC, WT"),
-        ({"average": {}}, "does not fit the network"),
-    ],
+    [({"format": 99}, "format 1, found 99"),
+     ({"channels": ("t1", "flair", "t1ce", "t2", "foreground")}, "trained with the"),
+     ({"regions": ("ET", "TC", "WT")}, "regions ET, TC, WT"),
+     ({"average": {}}, "does not fit the network")],
 )
-def test_foreign_checkpoints_are_refused(
-    tmp_path: Path, change_of: dict, message: str, faults
-) -> None:
+def test_foreign_checkpoints_are_refused(tmp_path: Path, change_of: dict, message: str,
+                                         faults) -> None:
     config = Config(filters=(4, 6, 8), patch=16)
-    write_checkpoint(
-        tmp_path / "c.pt", config, {"average": UNet(config.filters).state_dict(), **change_of}
-    )
+    write_checkpoint(tmp_path / "c.pt", config,
+                     {"average": UNet(config.filters).state_dict(), **change_of})
     with pytest.raises(BratsError, match=message) as caught:
         load_checkpoint(tmp_path / "c.pt", CPU)
     assert "c.pt" in str(caught.value)
@@ -398,36 +349,12 @@ def test_a_checkpoint_runs_nothing(tmp_path: Path, faults) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [
-        ("patch", 60),
-        ("patch", 8),
-        ("validation", 0),
-        ("validation", 1.5),
-        ("folds", 1),
-        ("fold", 5),
-        ("oversample_foreground", -0.1),
-        ("overlap", 1),
-        ("ema", 1),
-        ("spacing_mm", 0),
-        ("patients", 0),
-        ("batch", 0),
-        ("epochs", -1),
-        ("steps", 0),
-        ("learning_rate", 0),
-        ("clip", -1),
-        ("validate_every", 0),
-        ("test_patients", -1),
-        ("warmup", -5),
-        ("weight_decay", -1),
-        ("on_nan", "ignore"),
-        ("seed", -1),
-        ("steps", 2.5),
-        ("epochs", "abc"),
-        ("batch", True),
-        ("learning_rate", "fast"),
-        ("tta", "yes"),
-        ("network", 3),
-    ],
+    [("patch", 60), ("patch", 8), ("validation", 0), ("validation", 1.5), ("folds", 1), ("fold", 5),
+     ("oversample_foreground", -0.1), ("overlap", 1), ("ema", 1), ("spacing_mm", 0),
+     ("patients", 0), ("batch", 0), ("epochs", -1), ("steps", 0), ("learning_rate", 0),
+     ("clip", -1), ("validate_every", 0), ("test_patients", -1), ("warmup", -5),
+     ("weight_decay", -1), ("on_nan", "ignore"), ("seed", -1), ("steps", 2.5), ("epochs", "abc"),
+     ("batch", True), ("learning_rate", "fast"), ("tta", "yes"), ("network", 3)],
 )
 def test_settings_that_cannot_work_are_refused_by_name(name: str, value: object, faults) -> None:
     with pytest.raises(BratsError, match=f"{name}={value!r} cannot work: it must be"):

@@ -32,14 +32,8 @@ BRATS23 = ("-t2f", "-t1n", "-t1c", "-t2w", "-seg")
 def test_both_naming_schemes_any_depth_and_litter(tmp_path: Path) -> None:
     images, labels = small_volumes()
     write_case(tmp_path / "a" / "b", "BraTS2021_00001", images, labels)
-    new = write_case(
-        tmp_path / "c",
-        "BraTS-GLI-00002-000",
-        images,
-        np.where(labels == 4, 3, labels),
-        endings=BRATS23,
-        suffix=".nii",
-    )
+    new = write_case(tmp_path / "c", "BraTS-GLI-00002-000", images,
+                     np.where(labels == 4, 3, labels), endings=BRATS23, suffix=".nii")
     (new / "BraTS-GLI-00002-000-t2w.nii").rename(new / "BraTS-GLI-00002-000-t2W.nii")
     (tmp_path / "__MACOSX").mkdir()
     (tmp_path / "__MACOSX" / "x_flair.nii.gz").write_bytes(b"")
@@ -84,21 +78,13 @@ def test_decathlon_order_and_labels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "dtype"),
-    [
-        ("float64 integers", np.int16),
-        ("fractions", np.float32),
-        ("negative", np.int16),
-        ("int32, too large", np.float32),
-    ],
+    [("float64 integers", np.int16), ("fractions", np.float32), ("negative", np.int16),
+     ("int32, too large", np.float32)],
 )
 def test_types_lose_nothing(tmp_path: Path, kind: str, dtype: type) -> None:
     images, labels = small_volumes()
-    changed = {
-        "float64 integers": images.astype(np.float64),
-        "fractions": images + np.float32(0.5),
-        "negative": -images,
-        "int32, too large": images.astype(np.int32) * 100,
-    }[kind]
+    changed = {"float64 integers": images.astype(np.float64), "fractions": images + np.float32(0.5),
+               "negative": -images, "int32, too large": images.astype(np.int32) * 100}[kind]
     patient = read_case(
         find_cases(write_case(tmp_path, "P", changed, labels.astype(np.float32)))[0]
     )
@@ -132,17 +118,9 @@ def _break(folder: Path, what: str, images: np.ndarray, labels: np.ndarray) -> N
 
 @pytest.mark.parametrize(
     ("what", "message"),
-    [
-        ("truncated", "get"),
-        ("lfs", "git lfs pull"),
-        ("nan", "NaN"),
-        ("shape", "shape"),
-        ("affine", "affine"),
-        ("4D", "3 dimensions"),
-        ("zero", "0 everywhere"),
-        ("label 5", r"labels \[5"),
-        ("3 and 4", "both 3 and 4"),
-    ],
+    [("truncated", "get"), ("lfs", "git lfs pull"), ("nan", "NaN"), ("shape", "shape"),
+     ("affine", "affine"), ("4D", "3 dimensions"), ("zero", "0 everywhere"),
+     ("label 5", r"labels \[5"), ("3 and 4", "both 3 and 4")],
 )
 def test_damage_is_named_with_patient_and_file(tmp_path: Path, what: str, message: str) -> None:
     images, labels = small_volumes()
@@ -182,9 +160,8 @@ def test_mask_has_brats_labels_and_the_scans_geometry(small_case, tmp_path: Path
     write_mask(tmp_path / "m.nii.gz", patient.reference, patient.affine, small_case)
     written, scan = nib.load(tmp_path / "m.nii.gz"), nib.load(small_case.images[0])
     assert written.get_data_dtype() == np.uint8 and np.array_equal(written.affine, scan.affine)
-    assert np.array_equal(
-        np.asarray(written.dataobj), np.asarray(nib.load(small_case.reference).dataobj)
-    )
+    assert np.array_equal(np.asarray(written.dataobj),
+                          np.asarray(nib.load(small_case.reference).dataobj))
     assert [p.name for p in tmp_path.glob(".part*")] == []
 
 
@@ -200,9 +177,8 @@ def test_labels_go_out_as_brats_has_them_and_come_back(labels: np.ndarray, dtype
         on_disk = np.asarray(nib.load(path).dataobj)
         assert np.array_equal(on_disk == 4, labels == 3) and set(np.unique(on_disk)) <= {0, 1, 2, 4}
         nib.save(nib.Nifti1Image(on_disk.astype(dtype), np.eye(4)), path)
-        assert np.array_equal(
-            read_reference(Case("P", (path,), path), labels.shape, np.eye(4)), labels
-        )
+        assert np.array_equal(read_reference(Case("P", (path,), path), labels.shape, np.eye(4)),
+                              labels)
 
 
 def test_twins_are_found_under_any_name_and_compression(tmp_path: Path) -> None:

@@ -50,32 +50,23 @@ def fill(images: np.ndarray, modality: int, value: int) -> None:
 
 def unstripped(images: np.ndarray) -> None:
     """A skull of 5 around T1, in air that is 0."""
-    x, y, z = np.indices(images.shape[1:]) - np.reshape(
-        np.array(images.shape[1:]) / 2, (3, 1, 1, 1)
-    )
+    x, y, z = np.indices(images.shape[1:]) - np.reshape(np.array(images.shape[1:]) / 2,
+                                                        (3, 1, 1, 1))
     images[1][(images[1] == 0) & ((x / 14.5) ** 2 + (y / 14.5) ** 2 + (z / 9.4) ** 2 < 1)] = 5
 
 
 ODD = {
     "swapped": (lambda im: im[[3, 1, 2, 0]], "FLAIR and T2 look swapped"),
     "twice": (lambda im: im[[0, 1, 1, 3]], "t1 and t1ce are the same image"),
-    "scaled": (
-        lambda im: np.stack([im[0], im[1], im[1] * 2, im[3]]),
-        "t1 and t1ce are nearly the same image",
-    ),
-    "minus one": (
-        lambda im: fill(im, 1, -1),
-        r"t1's background is not 0 \(-1\): was it skull-stripped",
-    ),
-    "z-scored": (
-        lambda im: ((im - im[im > 0].mean()) / im[im > 0].std()).astype(np.float32),
-        "flair's background is not 0",
-    ),
+    "scaled": (lambda im: np.stack([im[0], im[1], im[1] * 2, im[3]]),
+               "t1 and t1ce are nearly the same image"),
+    "minus one": (lambda im: fill(im, 1, -1),
+                  r"t1's background is not 0 \(-1\): was it skull-stripped"),
+    "z-scored": (lambda im: ((im - im[im > 0].mean()) / im[im > 0].std()).astype(np.float32),
+                 "flair's background is not 0"),
     "skull": (unstripped, "was t1 skull-stripped"),
-    "constant": (
-        lambda im: np.stack([im[0], (im[1] != 0).astype(np.int16), im[2], im[3]]),
-        "t1 has one value, 1",
-    ),
+    "constant": (lambda im: np.stack([im[0], (im[1] != 0).astype(np.int16), im[2], im[3]]),
+                 "t1 has one value, 1"),
 }
 
 
@@ -131,16 +122,10 @@ def test_good_real_scans_bring_no_alarm(real_cases) -> None:
 
 @pytest.mark.parametrize(
     ("scale", "unit", "message"),
-    [
-        (1e-3, "meter", "in meters"),
-        (1e3, "micron", "in micrometers"),
-        (1, "meter", "in meters"),
-        (1e-3, "mm", "0.008 x 0.008 x 0.008 mm"),
-        (1e3, "mm", "plausible"),
-        (0.02, "unknown", "plausible"),
-        (2.5, "mm", "liters|skull-stripped"),
-        (0.1, "mm", "the brain has"),
-    ],
+    [(1e-3, "meter", "in meters"), (1e3, "micron", "in micrometers"), (1, "meter", "in meters"),
+     (1e-3, "mm", "0.008 x 0.008 x 0.008 mm"), (1e3, "mm", "plausible"),
+     (0.02, "unknown", "plausible"), (2.5, "mm", "liters|skull-stripped"),
+     (0.1, "mm", "the brain has")],
 )
 def test_voxels_no_scanner_makes_are_refused_or_named_before_anything_is_allocated(
     tmp_path: Path, scale: float, unit: str, message: str
@@ -202,9 +187,8 @@ def test_check_of_a_sound_folder_or_archive_is_0_and_writes_nothing_in_it(
     assert "2 patient(s)" in capsys.readouterr().out and sorted(tmp_path.rglob("*")) == before
 
 
-def test_check_prints_a_table_and_writes_it_as_csv_and_html(
-    cohort: Path, tmp_path: Path, capsys
-) -> None:
+def test_check_prints_a_table_and_writes_it_as_csv_and_html(cohort: Path, tmp_path: Path,
+                                                            capsys) -> None:
     (cohort / "P1" / "P1_t2.nii.gz").write_bytes(b"<html>please sign in</html>")
     (cohort / "P0" / "P0_<b>.nii.gz").write_bytes(b"x")
     files = ["--csv", str(tmp_path / "c.csv"), "--html", str(tmp_path / "c.html")]
@@ -218,11 +202,8 @@ def test_check_prints_a_table_and_writes_it_as_csv_and_html(
     )
     with open(tmp_path / "c.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == FIELDS and [row["status"] for row in rows] == [
-        "ok",
-        "problem",
-        "not used",
-    ]
+    assert tuple(rows[0]) == FIELDS and [row["status"] for row in rows] == ["ok", "problem",
+                                                                            "not used"]
     page = (tmp_path / "c.html").read_text()
     assert "P0_&lt;b&gt;.nii.gz" in page and "<b>.nii" not in page
     assert "P1_t2.nii.gz" in problems_text(check_path(cohort, 1).rows)

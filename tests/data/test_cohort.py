@@ -25,12 +25,8 @@ def hand_over(work: Path, raw: Path, config: Config) -> None:
         config.validation,
         config.folds,
     )
-    write_patients(
-        work,
-        {"training": raw, "test": None},
-        {"training": check_cohort(cases, 1), "test": []},
-        splits,
-    )
+    write_patients(work, {"training": raw, "test": None},
+                   {"training": check_cohort(cases, 1), "test": []}, splits)
 
 
 def test_who_was_left_out_is_known_and_not_used(tmp_path: Path) -> None:
@@ -40,12 +36,9 @@ def test_who_was_left_out_is_known_and_not_used(tmp_path: Path) -> None:
     (raw / "B" / "B_t2.nii.gz").write_bytes(b"damaged")
     cases = find_cases(raw)
     write_source(tmp_path, Config(), str(raw), raw, None)
-    write_patients(
-        tmp_path,
-        {"training": raw, "test": None},
-        {"training": check_cohort(cases, 1), "test": []},
-        make_splits(["A", "C"], [1.0, 1.0], 0),
-    )
+    write_patients(tmp_path, {"training": raw, "test": None},
+                   {"training": check_cohort(cases, 1), "test": []},
+                   make_splits(["A", "C"], [1.0, 1.0], 0))
     cohort = read_cohort(tmp_path)
     assert sorted(cohort.by_name) == ["A", "C"] and cohort.left_out == ["B"]
 

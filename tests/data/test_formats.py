@@ -38,10 +38,8 @@ def test_nnunets_own_integrity_check_passes(exported: Path, monkeypatch) -> None
 def test_monai_reads_the_list(exported: Path) -> None:
     from monai.data import load_decathlon_datalist
 
-    rows = [
-        *load_decathlon_datalist(str(exported / "dataset_msd.json"), True, "training"),
-        *load_decathlon_datalist(str(exported / "dataset_msd.json"), True, "validation"),
-    ]
+    rows = [*load_decathlon_datalist(str(exported / "dataset_msd.json"), True, "training"),
+            *load_decathlon_datalist(str(exported / "dataset_msd.json"), True, "validation")]
     assert len(rows) == 5 and all(
         Path(p).is_file() for row in rows for p in [*row["image"], row["label"]]
     )

@@ -8,9 +8,8 @@ import pytest
 from fuzz.targets import CORPUS, TARGETS
 
 
-@pytest.mark.parametrize(
-    "path", sorted(CORPUS.rglob("*/*")), ids=lambda path: f"{path.parent.name}-{path.name}"
-)
+@pytest.mark.parametrize("path", sorted(CORPUS.rglob("*/*")),
+                         ids=lambda path: f"{path.parent.name}-{path.name}")
 def test_it_is_read_or_refused_in_our_words(path: Path, faults) -> None:
     TARGETS[path.parent.name](path.read_bytes())
     faults("fuzzer's inputs")

@@ -33,9 +33,8 @@ SETS = {  # name, endings, labels of NCR, ED and ET on disk
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_each_set_is_read_by_its_own_labels_and_written_so_that_it_is_read_again(
-    tmp_path: Path, name: str
-) -> None:
+def test_each_set_is_read_by_its_own_labels_and_written_so_that_it_is_read_again(tmp_path: Path,
+                                                                                 name: str) -> None:
     endings, numbers = SETS[name]
     on_disk = np.array([0, *numbers], np.uint8)[INSIDE]
     folder = write_case(tmp_path, name, IMAGES, on_disk, endings=endings)
@@ -48,13 +47,8 @@ def test_each_set_is_read_by_its_own_labels_and_written_so_that_it_is_read_again
 
 
 def test_net_and_cystic_core_of_children_are_core(tmp_path: Path) -> None:
-    write_case(
-        tmp_path,
-        "BraTS-PED-1",
-        IMAGES,
-        np.where(LABELS == 1, 3, LABELS).astype(np.uint8),
-        endings=NEW,
-    )
+    write_case(tmp_path, "BraTS-PED-1", IMAGES, np.where(LABELS == 1, 3, LABELS).astype(np.uint8),
+               endings=NEW)
     assert set(np.unique(read_case(find_cases(tmp_path)[0]).reference)) == {
         0,
         1,
@@ -64,18 +58,15 @@ def test_net_and_cystic_core_of_children_are_core(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "endings", "table", "message"),
-    [
-        ("BraTS-GLI-02063-100", NEW, (1, 2, 4), "resection cavity.*enhancing tumor"),
-        ("h", NEW, (1, 2, 4), "resection cavity"),
-        ("UCSD-PTGBM-1", OLD, (1, 2, 4), "resection cavity"),
-        ("BraTS-MEN-RT-1", NEW, (1, 1, 1), "irradiated"),
-        ("P", OLD, (3, 2, 4), "both 3 and 4.*non-enhancing core.*resection cavity"),
-        ("P", OLD, (1, 2, 255), r"labels \[255"),
-    ],
+    [("BraTS-GLI-02063-100", NEW, (1, 2, 4), "resection cavity.*enhancing tumor"),
+     ("h", NEW, (1, 2, 4), "resection cavity"),
+     ("UCSD-PTGBM-1", OLD, (1, 2, 4), "resection cavity"),
+     ("BraTS-MEN-RT-1", NEW, (1, 1, 1), "irradiated"),
+     ("P", OLD, (3, 2, 4), "both 3 and 4.*non-enhancing core.*resection cavity"),
+     ("P", OLD, (1, 2, 255), r"labels \[255")],
 )
-def test_uncertain_labels_are_refused_with_their_readings(
-    tmp_path: Path, name: str, endings: tuple, table: tuple, message: str
-) -> None:
+def test_uncertain_labels_are_refused_with_their_readings(tmp_path: Path, name: str, endings: tuple,
+                                                          table: tuple, message: str) -> None:
     write_case(tmp_path, name, IMAGES, np.array([0, *table], np.uint8)[INSIDE], endings=endings)
     with pytest.raises(BratsError, match=f"patient {name}, .*{message}"):
         read_case(find_cases(tmp_path)[0])
@@ -96,9 +87,6 @@ def test_labels_farther_from_a_whole_number_are_refused(tmp_path: Path) -> None:
 def test_a_list_of_its_own_comes_before_names() -> None:
     case = Case("BraTS-PED-1", (), None, labels=((1, 2), (2, 1), (3, 3)))
     assert scheme_of(case).title == "its dataset.json" and disk_labels(case) == (0, 2, 1, 3)
-    assert dict(as_written(case))[1] == 2 and convert(case, np.array([1, 2, 3])).tolist() == [
-        2,
-        1,
-        3,
-    ]
+    assert dict(as_written(case))[1] == 2 and convert(case, np.array([1, 2, 3])).tolist() == [2, 1,
+                                                                                              3]
     assert "4 refused" in table_text() and "1 ET, 2 NCR, 3 NCR, 4 ED" in table_text()

@@ -52,12 +52,8 @@ def nnunet(root: Path) -> None:
             {
                 "channel_names": {"0": "T1", "1": "T1ce", "2": "T2", "3": "Flair"},
                 "numTraining": 1,
-                "labels": {
-                    "background": 0,
-                    "whole tumor": [1, 2, 3],
-                    "tumor core": [2, 3],
-                    "enhancing tumor": [3],
-                },
+                "labels": {"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3],
+                           "enhancing tumor": [3]},
             }
         )
     )
@@ -69,12 +65,8 @@ def monai(root: Path) -> None:
         json.dumps(
             {
                 "channel_names": {"0": "t2", "1": "t1", "2": "flair", "3": "t1gd"},
-                "labels": {
-                    "0": "background",
-                    "1": "necrotic core",
-                    "2": "edema",
-                    "4": "enhancing tumor",
-                },
+                "labels": {"0": "background", "1": "necrotic core", "2": "edema",
+                           "4": "enhancing tumor"},
                 "training": [
                     {"fold": 0, "image": [f"{n}.nii.gz" for n in "dbac"], "label": "e.nii.gz"}
                 ],
@@ -117,20 +109,13 @@ LAYOUTS: dict[str, tuple[Callable[[Path], None] | str, str]] = {
     "folder per file": (
         " ".join(
             KAGGLE.format(*pair)
-            for pair in (
-                ("flair", "brain_flair"),
-                ("t1", "brain_t1"),
-                ("t1ce", "brain_t1ce"),
-                ("t2", "brain_t2"),
-                ("seg", "final_seg"),
-            )
+            for pair in (("flair", "brain_flair"), ("t1", "brain_t1"), ("t1ce", "brain_t1ce"),
+                         ("t2", "brain_t2"), ("seg", "final_seg"))
         ),
         "B_5",
     ),
-    "folder per modality": (
-        "FLAIR/p.nii.gz T1/p.nii.gz T1CE/p.nii.gz T2/p.nii.gz seg/p.nii.gz",
-        "p",
-    ),
+    "folder per modality": ("FLAIR/p.nii.gz T1/p.nii.gz T1CE/p.nii.gz T2/p.nii.gz seg/p.nii.gz",
+                            "p"),
     "anat": ("p/anat/flair.nii p/anat/t1.nii p/anat/t1c.nii p/anat/t2.nii p/anat/seg.nii", "p"),
     "nnU-Net": (nnunet, "B_7"),
     "MONAI": (monai, "d"),
@@ -210,16 +195,13 @@ def test_empty_folders_of_patients_and_folders_named_as_files_are_named(tmp_path
 
 @pytest.mark.parametrize(
     ("file", "other", "asked"),
-    [
-        ("t2", "P_t2 (1)", "rename it to P_t2.nii.gz"),
-        ("t1ce", "P_T1X", "rename it to P_t1ce.nii.gz"),
-        ("t1ce", "P_contrast", "rename it to P_t1ce.nii.gz"),
-        ("flair", "P_FLAIR_2", "rename it to P_flair.nii.gz"),
-    ],
+    [("t2", "P_t2 (1)", "rename it to P_t2.nii.gz"),
+     ("t1ce", "P_T1X", "rename it to P_t1ce.nii.gz"),
+     ("t1ce", "P_contrast", "rename it to P_t1ce.nii.gz"),
+     ("flair", "P_FLAIR_2", "rename it to P_flair.nii.gz")],
 )
-def test_a_near_miss_stands_in_the_incomplete_patients_problem(
-    tmp_path: Path, file: str, other: str, asked: str
-) -> None:
+def test_a_near_miss_stands_in_the_incomplete_patients_problem(tmp_path: Path, file: str,
+                                                               other: str, asked: str) -> None:
     folder = write_case(tmp_path, "P", IMAGES, LABELS)
     (folder / f"P_{file}.nii.gz").rename(folder / f"{other}.nii.gz")
     found = find(tmp_path)
@@ -237,9 +219,8 @@ def test_files_called_alike_take_their_folders_names(tmp_path: Path) -> None:
     assert [case.name for case in find_cases(tmp_path)] == ["A_2019", "B_2019", "_A", "_B"]
 
 
-def test_a_patients_own_folder_is_named_after_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_patients_own_folder_is_named_after_it(tmp_path: Path,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     put_all(tmp_path / "P5", "flair.nii.gz t1n.nii.gz t1c.nii.gz t2.nii.gz")
     monkeypatch.chdir(tmp_path / "P5")
     assert find_cases(Path())[0].name == "P5"
@@ -277,15 +258,8 @@ def test_all_archives_of_a_folder_are_read(tmp_path: Path, endings: tuple[str, s
 
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [
-        ("x.tar", "w:gz"),
-        ("x.tgz", "w"),
-        ("x.tar.xz", "w:xz"),
-        ("x.zip", "w"),
-        ("x.tar.bz2", "w:bz2"),
-        ("download", "w"),
-        ("x.tar", "zip"),
-    ],
+    [("x.tar", "w:gz"), ("x.tgz", "w"), ("x.tar.xz", "w:xz"), ("x.zip", "w"),
+     ("x.tar.bz2", "w:bz2"), ("download", "w"), ("x.tar", "zip")],
 )
 def test_content_decides_and_not_the_ending(tmp_path: Path, name: str, mode: str) -> None:
     folder = write_case(tmp_path / "s", "P", IMAGES, LABELS)
@@ -303,21 +277,14 @@ def test_content_decides_and_not_the_ending(tmp_path: Path, name: str, mode: str
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
-    [
-        ("x.7z", b"7z\xbc\xaf", "a 7-Zip archive.*tar, tar.gz"),
-        ("x.rar", b"Rar!", "a RAR archive"),
-        ("x.zip", b"7z\xbc\xaf", "a 7-Zip archive"),
-        ("x.zip", b"<html>", "a web page"),
-        ("x.tar", b"", "is empty"),
-        ("x.tar", b"version https://git-lfs", "git lfs pull"),
-        ("x.zip.001", b"PK\x03\x04", "split archive"),
-        ("x.nii.gz", b"\x1f\x8b", "is one scan"),
-        ("x.txt", b"hello", "no archive that can be read"),
-    ],
+    [("x.7z", b"7z\xbc\xaf", "a 7-Zip archive.*tar, tar.gz"), ("x.rar", b"Rar!", "a RAR archive"),
+     ("x.zip", b"7z\xbc\xaf", "a 7-Zip archive"), ("x.zip", b"<html>", "a web page"),
+     ("x.tar", b"", "is empty"), ("x.tar", b"version https://git-lfs", "git lfs pull"),
+     ("x.zip.001", b"PK\x03\x04", "split archive"), ("x.nii.gz", b"\x1f\x8b", "is one scan"),
+     ("x.txt", b"hello", "no archive that can be read")],
 )
-def test_what_is_no_archive_is_named(
-    tmp_path: Path, name: str, content: bytes, message: str
-) -> None:
+def test_what_is_no_archive_is_named(tmp_path: Path, name: str, content: bytes,
+                                     message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BratsError, match=message):
         resolve_source(tmp_path / name)
@@ -328,10 +295,8 @@ def test_a_folder_named_as_an_archive_is_a_folder(tmp_path: Path) -> None:
     assert [case.name for case in patients_in(resolve_source(tmp_path / "x.tar"))] == ["P"]
 
 
-GOOD = {
-    "modality": {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"},
-    "training": [{"image": "B.nii.gz"}],
-}
+GOOD = {"modality": {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"},
+        "training": [{"image": "B.nii.gz"}]}
 FOREIGN: dict[str, tuple[object, str]] = {
     "a list": ([1], "holds a list"),
     "null": (None, "holds null"),

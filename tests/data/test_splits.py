@@ -42,9 +42,8 @@ def test_one_patient_cannot_be_split() -> None:
         make_splits(["P"], [1.0], 0)
 
 
-def split_of_brats_2021(
-    names: Sequence[str], volumes: Sequence[float], seed: int, validation: float, folds: int
-) -> tuple[list[str], list[list[str]]]:
+def split_of_brats_2021(names: Sequence[str], volumes: Sequence[float], seed: int,
+                        validation: float, folds: int) -> tuple[list[str], list[list[str]]]:
     """The validation patients and folds as they were before persons were grouped."""
     rng, pairs = np.random.default_rng(seed), sorted(zip(names, volumes, strict=True))
     ranked = [pairs[i][0] for i in np.argsort([v for _, v in pairs], kind="stable")]
@@ -52,9 +51,8 @@ def split_of_brats_2021(
     def deal(groups: int) -> list[list[str]]:
         hands: list[list[str]] = [[] for _ in range(groups)]
         for start in range(0, len(ranked), groups):
-            for hand, name in zip(
-                rng.permutation(groups), ranked[start : start + groups], strict=False
-            ):
+            for hand, name in zip(rng.permutation(groups), ranked[start : start + groups],
+                                  strict=False):
                 hands[hand].append(name)
         return [sorted(hand) for hand in hands]
 
@@ -63,49 +61,29 @@ def split_of_brats_2021(
 
 
 @settings(max_examples=300, deadline=None)
-@given(
-    st.sets(st.integers(0, 1666), min_size=2, max_size=80),
-    st.integers(0, 10_000),
-    st.sampled_from([0.1, 0.2, 0.33, 0.5]),
-    st.integers(2, 8),
-)
-def test_brats_2021_is_split_as_before(
-    numbers: set[int], seed: int, validation: float, folds: int
-) -> None:
+@given(st.sets(st.integers(0, 1666), min_size=2, max_size=80), st.integers(0, 10_000),
+       st.sampled_from([0.1, 0.2, 0.33, 0.5]), st.integers(2, 8))
+def test_brats_2021_is_split_as_before(numbers: set[int], seed: int, validation: float,
+                                       folds: int) -> None:
     names = [f"BraTS2021_{i:05d}" for i in numbers]
     volumes = np.random.default_rng(seed).lognormal(3, 1, len(names)).round().tolist()  # with ties
     splits = make_splits(names, volumes, seed, validation, folds)
-    assert (splits["validation"], splits["folds"]) == split_of_brats_2021(
-        names, volumes, seed, validation, folds
-    )
+    assert (splits["validation"], splits["folds"]) == split_of_brats_2021(names, volumes, seed,
+                                                                          validation, folds)
     assert splits["persons"] == {}
 
 
-FORMS = (
-    "BraTS-GLI-{p:05d}-1{v:02d}",
-    "BraTS-MET-{p:05d}-{v:03d}",
-    "BraTS-MEN-RT-{p:04d}-{v}",
-    "BraTS-SSA-{p:05d}-{v:03d}",
-    "BraTS-PED-{p:05d}-{v:03d}",
-    "UCSF-PDGM-{p:04d}_FU{v:03d}d",
-    "UPENN-GBM-{p:05d}_{v}1",
-    "sub-{p}_ses-{v}",
-    "sub-{p:03d}_ses-{v}_run-1",
-    "RHUH-{p:04d}_{v}",
-    "brats_tcia_pat{p:03d}_{v:04d}",
-    "PatientID_{p:04d}_Timepoint_{v}",
-    "Patient-{p:03d}_week-{v:03d}-1",
-    "P{p}_2019-01-0{v}",
-    "TCGA-02-{p:04d}_1996.08.0{v}",
-)
+FORMS = ("BraTS-GLI-{p:05d}-1{v:02d}", "BraTS-MET-{p:05d}-{v:03d}", "BraTS-MEN-RT-{p:04d}-{v}",
+         "BraTS-SSA-{p:05d}-{v:03d}", "BraTS-PED-{p:05d}-{v:03d}", "UCSF-PDGM-{p:04d}_FU{v:03d}d",
+         "UPENN-GBM-{p:05d}_{v}1", "sub-{p}_ses-{v}", "sub-{p:03d}_ses-{v}_run-1",
+         "RHUH-{p:04d}_{v}", "brats_tcia_pat{p:03d}_{v:04d}", "PatientID_{p:04d}_Timepoint_{v}",
+         "Patient-{p:03d}_week-{v:03d}-1", "P{p}_2019-01-0{v}", "TCGA-02-{p:04d}_1996.08.0{v}")
 
 
 @settings(max_examples=1000, deadline=None)
-@given(
-    st.sampled_from(FORMS),
-    st.sets(st.tuples(st.integers(0, 30), st.integers(0, 9)), min_size=2, max_size=60),
-    st.integers(0, 1000),
-)
+@given(st.sampled_from(FORMS),
+       st.sets(st.tuples(st.integers(0, 30), st.integers(0, 9)), min_size=2, max_size=60),
+       st.integers(0, 1000))
 def test_no_person_is_on_both_sides(form: str, visits: set[tuple[int, int]], seed: int) -> None:
     person = {form.format(p=p, v=v): p for p, v in visits}
     volumes = np.random.default_rng(seed).lognormal(3, 1, len(person)).tolist()
@@ -130,24 +108,9 @@ def test_no_person_is_on_both_sides(form: str, visits: set[tuple[int, int]], see
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "BraTS2021_00000",
-        "BraTS20_Training_001",
-        "P1",
-        "TCGA-02-0006",
-        "UPENN-GBM-00001",
-        "sub-07",
-        "case_0012",
-        "IXI002-Guys-0828",
-        "BRATS_001",
-        "00000057_brain",
-        "scan_2",
-        "FeTS2022_00000",
-        "week_3",
-        "MR-1",
-        "20190501",
-        "",
-    ],
+    ["BraTS2021_00000", "BraTS20_Training_001", "P1", "TCGA-02-0006", "UPENN-GBM-00001", "sub-07",
+     "case_0012", "IXI002-Guys-0828", "BRATS_001", "00000057_brain", "scan_2", "FeTS2022_00000",
+     "week_3", "MR-1", "20190501", ""],
 )
 def test_a_name_without_a_visit_is_a_person(name: str) -> None:
     assert person_of(name) == name
@@ -155,9 +118,8 @@ def test_a_name_without_a_visit_is_a_person(name: str) -> None:
 
 def test_twins_and_listed_persons_are_one(tmp_path: Path) -> None:
     names = ["A", "B", "C", "D", "BraTS-GLI-00001-100", "BraTS-GLI-00001-101"]
-    persons = find_persons(
-        names, {"A": "Ann", "BraTS-GLI-00001-100": "Ann"}, [["B", "C"], ["C", "elsewhere"]]
-    )
+    persons = find_persons(names, {"A": "Ann", "BraTS-GLI-00001-100": "Ann"},
+                           [["B", "C"], ["C", "elsewhere"]])
     assert persons["B"] == persons["C"] and persons["D"] == "D"
     assert {persons[name] for name in ("A", *names[4:])} == {"Ann"}
     splits = make_splits(names, [1.0] * 6, 0, persons=persons)
@@ -168,13 +130,9 @@ def test_twins_and_listed_persons_are_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [
-        b"patient,person\nA,x\nB,x\n",
-        b"\xef\xbb\xbfPatient,Person\r\nA,x\r\n\r\nB,x\r\n",
-        b"person;patient;age\nx;A;3\nx;B;4\n",
-        b"patient\tperson\nA\tx\nB\tx",
-        b'patient,person\n"A"," x"\nB,x\nB,x\n,,\n',
-    ],
+    [b"patient,person\nA,x\nB,x\n", b"\xef\xbb\xbfPatient,Person\r\nA,x\r\n\r\nB,x\r\n",
+     b"person;patient;age\nx;A;3\nx;B;4\n", b"patient\tperson\nA\tx\nB\tx",
+     b'patient,person\n"A"," x"\nB,x\nB,x\n,,\n'],
 )
 def test_lists_of_persons_are_read(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "p.csv").write_bytes(content)
@@ -183,24 +141,18 @@ def test_lists_of_persons_are_read(tmp_path: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [
-        (b"patient,who\nA,x\n", "no column person; its first line is 'patient,who'"),
-        (b"patient person\nA x\n", "no column patient and no column person.*commas"),
-        (b"", "no column patient"),
-        (
-            b"patient,person\nA1,x\n",
-            "line 2: there is no patient A1 in this cohort; did you mean A11",
-        ),
-        (b"patient,person\nzzz,x\n", "no patient zzz in this cohort. Correct"),
-        (b"patient,person\nA11\n", "line 2: it needs a patient and a person"),
-        (b"patient,person\nA11,x\nA11,y\n", "line 3: A11 is both x and y"),
-        (b"\xff\xfep\0a\0", "not a CSV in UTF-8"),
-        (b'patient,person\nA11,"' + b"x" * 200_000, "not a CSV"),
-    ],
+    [(b"patient,who\nA,x\n", "no column person; its first line is 'patient,who'"),
+     (b"patient person\nA x\n", "no column patient and no column person.*commas"),
+     (b"", "no column patient"),
+     (b"patient,person\nA1,x\n", "line 2: there is no patient A1 in this cohort; did you mean A11"),
+     (b"patient,person\nzzz,x\n", "no patient zzz in this cohort. Correct"),
+     (b"patient,person\nA11\n", "line 2: it needs a patient and a person"),
+     (b"patient,person\nA11,x\nA11,y\n", "line 3: A11 is both x and y"),
+     (b"\xff\xfep\0a\0", "not a CSV in UTF-8"),
+     (b'patient,person\nA11,"' + b"x" * 200_000, "not a CSV")],
 )
-def test_a_wrong_list_of_persons_is_a_sentence(
-    tmp_path: Path, content: bytes, message: str
-) -> None:
+def test_a_wrong_list_of_persons_is_a_sentence(tmp_path: Path, content: bytes,
+                                               message: str) -> None:
     (tmp_path / "p.csv").write_bytes(content)
     with pytest.raises(BratsError, match=message) as caught:
         read_persons(tmp_path / "p.csv", ["A11", "B"])

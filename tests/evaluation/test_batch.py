@@ -66,21 +66,13 @@ def test_thirty_patients_with_five_faults_give_25_masks_and_only_the_five_are_tr
     nib.save(other, data / "P10" / "P10_flair.nii.gz")
     (data / "P15" / "P15_t1.nii.gz").write_text("version https://git-lfs.github.com/spec/v1")
     broken = np.full((21, 26, 17), np.nan, np.float32)
-    nib.save(
-        nib.Nifti1Image(broken, nib.load(data / "P20" / "P20_t1.nii.gz").affine),
-        data / "P20" / "P20_flair.nii.gz",
-    )
+    nib.save(nib.Nifti1Image(broken, nib.load(data / "P20" / "P20_t1.nii.gz").affine),
+             data / "P20" / "P20_flair.nii.gz")
     (data / "P25" / "P25_seg.nii.gz").write_bytes(
         b"a damaged reference, which predict does not need"
     )
-    command = [
-        "predict",
-        str(data),
-        "--checkpoint",
-        str(checkpoint),
-        "--out",
-        str(tmp_path / "masks"),
-    ]
+    command = ["predict", str(data), "--checkpoint", str(checkpoint), "--out",
+               str(tmp_path / "masks")]
     assert main(command) == 3
     rows, before, said = table(tmp_path / "masks"), stamps(tmp_path / "masks"), capsys.readouterr()
     bad = ["P00", "P05", "P10", "P15", "P20"]
@@ -183,9 +175,8 @@ def _die_for_one(case, task, out: Path) -> dict:
     return new_row(case.name, DONE, seconds=1, made_from="x", mask_crc="y")
 
 
-def test_a_worker_that_dies_loses_nothing(
-    checkpoint: Path, tmp_path: Path, monkeypatch, faults
-) -> None:
+def test_a_worker_that_dies_loses_nothing(checkpoint: Path, tmp_path: Path, monkeypatch,
+                                          faults) -> None:
     data = cohort(tmp_path / "data", 3)
     monkeypatch.setattr(batch, "_segment_in_worker", _die_for_one)
     rows = {
@@ -197,9 +188,8 @@ def test_a_worker_that_dies_loses_nothing(
     faults("killed workers")
 
 
-def test_patients_where_they_are_named_from(
-    checkpoint: Path, tmp_path: Path, monkeypatch, capsys
-) -> None:
+def test_patients_where_they_are_named_from(checkpoint: Path, tmp_path: Path, monkeypatch,
+                                            capsys) -> None:
     images, labels = small_volumes()
     folder = tmp_path / "BraTS-GLI-00001-000"
     folder.mkdir()
@@ -215,29 +205,15 @@ def test_patients_where_they_are_named_from(
     (tmp_path / "empty").mkdir()
     assert (
         main(
-            [
-                "predict",
-                str(folder),
-                str(tmp_path / "empty"),
-                "--checkpoint",
-                str(checkpoint),
-                "--out",
-                str(tmp_path / "masks"),
-            ]
+            ["predict", str(folder), str(tmp_path / "empty"), "--checkpoint", str(checkpoint),
+             "--out", str(tmp_path / "masks")]
         )
         == 3
     )  # the others of a shell's data/* are done
     assert (
         main(
-            [
-                "predict",
-                str(folder),
-                str(tmp_path / "empty" / ".." / folder.name),
-                "--checkpoint",
-                str(checkpoint),
-                "--out",
-                str(tmp_path / "masks"),
-            ]
+            ["predict", str(folder), str(tmp_path / "empty" / ".." / folder.name), "--checkpoint",
+             str(checkpoint), "--out", str(tmp_path / "masks")]
         )
         == 0
     )  # one patient, named twice
@@ -252,11 +228,8 @@ def test_what_was_written_is_not_found_as_input(checkpoint: Path, tmp_path: Path
     (data / "P_t1").mkdir()  # its mask is called P_t1.nii.gz
     for path in (data / "P00").iterdir():
         shutil.copy(path, data / "P_t1" / path.name.replace("P00_", ""))
-    for out in (
-        data,
-        data / "P00",
-        data / "masks",
-    ):  # patients in or below the output folder are patients
+    for out in (data, data / "P00",
+                data / "masks"):  # patients in or below the output folder are patients
         for _ in range(2):
             rows = predict_cases([data], [checkpoint], out)
             assert [row["case"] for row in rows] == ["P00", "P01", "P_t1"]
@@ -266,9 +239,8 @@ def test_what_was_written_is_not_found_as_input(checkpoint: Path, tmp_path: Path
 
 def test_two_patients_of_one_name_are_named(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(BratsError, match="two patients are called P00 .*a/P00.* and .*b/P00"):
-        predict_cases(
-            [cohort(tmp_path / "a", 1), cohort(tmp_path / "b", 1)], [checkpoint], tmp_path / "out"
-        )
+        predict_cases([cohort(tmp_path / "a", 1), cohort(tmp_path / "b", 1)], [checkpoint],
+                      tmp_path / "out")
 
 
 def test_the_output_is_tried_before_the_work(tmp_path: Path, monkeypatch, faults) -> None:
@@ -308,14 +280,8 @@ def test_a_folder_in_use_is_held(checkpoint: Path, tmp_path: Path, capsys, monke
             pass
         assert (
             main(
-                [
-                    "predict",
-                    str(cohort(tmp_path / "data", 1)),
-                    "--checkpoint",
-                    str(checkpoint),
-                    "--out",
-                    str(out),
-                ]
+                ["predict", str(cohort(tmp_path / "data", 1)), "--checkpoint", str(checkpoint),
+                 "--out", str(out)]
             )
             == 1
         )
@@ -324,10 +290,8 @@ def test_a_folder_in_use_is_held(checkpoint: Path, tmp_path: Path, capsys, monke
     with hold_folder(out):
         pass
     (tmp_path / "file").write_text("")
-    with (
-        pytest.raises(BratsError, match="file cannot be written to .it is a file"),
-        hold_folder(tmp_path / "file"),
-    ):
+    with (pytest.raises(BratsError, match="file cannot be written to .it is a file"),
+          hold_folder(tmp_path / "file")):
         pass
 
 

@@ -63,9 +63,8 @@ def test_one_parameter_changes_the_network_and_the_default_is_ours() -> None:
 
 def test_a_single_tensor_is_a_list_of_one_for_the_loss() -> None:
     logits, target = torch.randn(2, 3, 8, 8, 8), torch.randint(0, 2, (2, 3, 8, 8, 8)).float()
-    assert torch.equal(
-        deep_supervision_loss(logits, target), deep_supervision_loss([logits], target)
-    )
+    assert torch.equal(deep_supervision_loss(logits, target),
+                       deep_supervision_loss([logits], target))
 
 
 def test_monais_network_trains_resumes_and_comes_back_from_its_checkpoint(
@@ -93,22 +92,15 @@ def test_a_class_of_the_notebook_itself_trains(prepared, tmp_path: Path, monkeyp
         load_checkpoint(tmp_path / "best.pt", CPU)
 
 
-def test_a_checkpoint_imports_nothing_until_its_reader_has(
-    module: str, tmp_path: Path, capsys
-) -> None:
+def test_a_checkpoint_imports_nothing_until_its_reader_has(module: str, tmp_path: Path,
+                                                           capsys) -> None:
     config = CONFIG.with_(network=f"{module}:Flat")
     write_checkpoint(tmp_path / "c.pt", config, {"average": nn.Conv3d(5, 3, 1).state_dict()})
     with pytest.raises(BratsError, match="trust it, import elsewhere first"):
         load_checkpoint(tmp_path / "c.pt", CPU)
     assert module not in sys.modules
-    arguments = [
-        "predict",
-        str(tmp_path),
-        "--checkpoint",
-        str(tmp_path / "c.pt"),
-        "--out",
-        str(tmp_path / "masks"),
-    ]
+    arguments = ["predict", str(tmp_path), "--checkpoint", str(tmp_path / "c.pt"), "--out",
+                 str(tmp_path / "masks")]
     assert (
         main(arguments) == 1
         and "--import elsewhere" in capsys.readouterr().err
@@ -121,16 +113,8 @@ def test_a_checkpoint_imports_nothing_until_its_reader_has(
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "os:system",
-        "builtins:eval",
-        "torch:load",
-        "torch:nn",
-        "torch.nn:Missing",
-        "monai.networks.nets:sys",
-        "subprocess:Popen",
-        "elsewhere:NOTHING",
-    ],
+    ["os:system", "builtins:eval", "torch:load", "torch:nn", "torch.nn:Missing",
+     "monai.networks.nets:sys", "subprocess:Popen", "elsewhere:NOTHING"],
 )
 def test_what_is_no_network_is_never_called(name: str, module: str) -> None:
     for from_checkpoint in (True, False):
@@ -140,15 +124,12 @@ def test_what_is_no_network_is_never_called(name: str, module: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [
-        ("SegResNet", "must be 'unet', or 'module:Class'"),
-        ("a/b:C", "must be 'unet'"),
-        ("nowhere_at_all:Net", "is not there"),
-        ("monai.networks.nets:UNet", "channels, strides.*class of your own"),
-        ("monai.networks.nets:DenseNet121", "makes .1, 3."),
-        ("torch.nn:Identity", "differs in in_channels, out_channels"),
-        ("torch.nn:Conv3d", "kernel_size"),
-    ],
+    [("SegResNet", "must be 'unet', or 'module:Class'"), ("a/b:C", "must be 'unet'"),
+     ("nowhere_at_all:Net", "is not there"),
+     ("monai.networks.nets:UNet", "channels, strides.*class of your own"),
+     ("monai.networks.nets:DenseNet121", "makes .1, 3."),
+     ("torch.nn:Identity", "differs in in_channels, out_channels"),
+     ("torch.nn:Conv3d", "kernel_size")],
 )
 def test_networks_that_do_not_fit_are_explained_before_training(name: str, message: str) -> None:
     with pytest.raises(BratsError, match=message):

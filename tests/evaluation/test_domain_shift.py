@@ -30,9 +30,8 @@ def patients() -> list:
     return [prepare(make_patient(0, index, 4.0), 4.0) for index in range(16)]
 
 
-def changed(
-    patient, order: tuple[int, ...] = (0, 1, 2, 3), spacing: float = 4.0, scale: int = 1
-) -> dict[str, float]:
+def changed(patient, order: tuple[int, ...] = (0, 1, 2, 3), spacing: float = 4.0,
+            scale: int = 1) -> dict[str, float]:
     """A patient's statistics with other orders of modalities, intensities or voxel sizes."""
     mean, std = (
         scale * np.array(values)[list(order)] for values in (patient.meta.mean, patient.meta.std)

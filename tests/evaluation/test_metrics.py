@@ -69,11 +69,8 @@ def test_empty_regions_follow_brats() -> None:
 
 
 def test_regions_are_brats() -> None:
-    assert regions(np.array([0, 1, 2, 3])).astype(int).tolist() == [
-        [0, 1, 1, 1],
-        [0, 1, 0, 1],
-        [0, 0, 0, 1],
-    ]
+    assert regions(np.array([0, 1, 2, 3])).astype(int).tolist() == [[0, 1, 1, 1], [0, 1, 0, 1],
+                                                                    [0, 0, 0, 1]]
 
 
 def test_intervals_hold_the_mean_and_are_reproducible() -> None:

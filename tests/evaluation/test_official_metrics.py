@@ -33,9 +33,8 @@ def deepminds_hd95(a: Mask, b: Mask, spacing: tuple[float, ...]) -> float:
     )
 
 
-def published(
-    predicted: Mask, reference: Mask, spacing: tuple[float, ...], distance: Callable
-) -> dict[str, float]:
+def published(predicted: Mask, reference: Mask, spacing: tuple[float, ...],
+              distance: Callable) -> dict[str, float]:
     """The challenge's lesion-wise scores over the whole volume, as its text describes them."""
     grow = {"structure": ndimage.generate_binary_structure(3, 2), "iterations": 3}
     parts = cc3d.connected_components(predicted, connectivity=26)
@@ -49,22 +48,15 @@ def published(
             continue
         found = np.isin(parts, sorted(near))
         scores.append(
-            (
-                2 * (found & lesion).sum() / (found.sum() + lesion.sum()),
-                distance(lesion, found, spacing),
-            )
+            (2 * (found & lesion).sum() / (found.sum() + lesion.sum()),
+             distance(lesion, found, spacing))
         )
         missed += not near
     false = parts.max() - len(hit)
     scores += [(0.0, HD95_EMPTY_MM)] * false
     mean = np.mean(scores, 0) if scores else (1.0, 0.0)
-    return {
-        "dice": mean[0],
-        "hd95_mm": mean[1],
-        "found": len(scores) - false - missed,
-        "missed": missed,
-        "false": false,
-    }
+    return {"dice": mean[0], "hd95_mm": mean[1], "found": len(scores) - false - missed,
+            "missed": missed, "false": false}
 
 
 def pairs() -> list[tuple[Mask, Mask, tuple[float, ...]]]:
@@ -113,9 +105,8 @@ def test_dice_is_deepminds_and_distances_differ_by_less_than_a_voxel(all_pairs) 
     gaps = []
     for p, r, spacing in all_pairs:
         if p.any() or r.any():
-            assert dice(p, r) == pytest.approx(
-                surface_distance.compute_dice_coefficient(r, p), abs=1e-12
-            )
+            assert dice(p, r) == pytest.approx(surface_distance.compute_dice_coefficient(r, p),
+                                               abs=1e-12)
             gaps.append(
                 abs(hd95(p, r, spacing) - deepminds_hd95(r, p, spacing)) / np.linalg.norm(spacing)
             )

@@ -65,25 +65,14 @@ def test_windows_equal_monais_where_both_choose_the_same_ones(model) -> None:
     image = torch.randn(5, 24, 32, 16)
     ours = sliding_window_inference(model, image, 16, 0.5, device=CPU)
     with torch.inference_mode():
-        theirs = monai_inference(
-            image[None],
-            16,
-            1,
-            lambda x: torch.sigmoid(model(x)),
-            0.5,
-            "gaussian",
-            sigma_scale=0.125,
-        )[0]
+        theirs = monai_inference(image[None], 16, 1, lambda x: torch.sigmoid(model(x)), 0.5,
+                                 "gaussian", sigma_scale=0.125)[0]
     torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=0)
 
 
 @settings(max_examples=20, deadline=None)
-@given(
-    st.tuples(*[st.integers(1, 40)] * 3),
-    st.sampled_from([4, 8, 16]),
-    st.sampled_from([0.0, 0.25, 0.5]),
-    st.integers(1, 8),
-)
+@given(st.tuples(*[st.integers(1, 40)] * 3), st.sampled_from([4, 8, 16]),
+       st.sampled_from([0.0, 0.25, 0.5]), st.integers(1, 8))
 def test_a_voxelwise_network_is_left_as_it_is_by_windows_and_flips(
     shape, patch: int, overlap: float, flips: int
 ) -> None:
@@ -170,9 +159,8 @@ def test_an_axis_little_longer_than_a_patch_takes_one_window_and_other_networks_
 
 
 def test_the_chain_of_thresholds() -> None:
-    p = np.array(
-        [[0.44, 0.46, 0.46, 0.46], [0.99, 0.39, 0.41, 0.41], [0.99, 0.99, 0.39, 0.95]], np.float32
-    )
+    p = np.array([[0.44, 0.46, 0.46, 0.46], [0.99, 0.39, 0.41, 0.41], [0.99, 0.99, 0.39, 0.95]],
+                 np.float32)
     assert postprocess(p.reshape(3, 4, 1, 1), (5, 5, 5)).ravel().tolist() == [0, ED, NCR, ET]
 
 
@@ -188,9 +176,8 @@ def test_segment_returns_to_the_scans_grid(model) -> None:
     images, labels = small_volumes(shape=(33, 26, 17))
     for spacing in (1.0, 2.0):
         patient = Patient("P", images, None, np.diag([1.0, -1.0, 1.0, 1.0]))
-        mask, probabilities = segment(
-            [model], patient, CONFIG.with_(spacing_mm=spacing), device=CPU
-        )
+        mask, probabilities = segment([model], patient, CONFIG.with_(spacing_mm=spacing),
+                                      device=CPU)
         assert mask.shape == labels.shape and probabilities.shape == (3, *labels.shape)
         assert not mask[~images.any(0)].any()
 
@@ -202,23 +189,16 @@ def checkpoint(tmp_path: Path, model) -> Path:
     return path
 
 
-def test_predict_writes_masks_with_the_inputs_geometry(
-    checkpoint: Path, tmp_path: Path, capsys
-) -> None:
+def test_predict_writes_masks_with_the_inputs_geometry(checkpoint: Path, tmp_path: Path,
+                                                       capsys) -> None:
     images, _ = small_volumes()
     affine = brats_affine(1.0)
     affine[:3, 3] = (3, 5, 7)
     folder = write_case(tmp_path / "new", "P 1", images, None, affine)
     assert (
         main(
-            [
-                "predict",
-                str(folder),
-                "--checkpoint",
-                str(checkpoint),
-                "--out",
-                str(tmp_path / "masks"),
-            ]
+            ["predict", str(folder), "--checkpoint", str(checkpoint), "--out",
+             str(tmp_path / "masks")]
         )
         == 0
     )
@@ -229,9 +209,8 @@ def test_predict_writes_masks_with_the_inputs_geometry(
     assert "none.pt is missing" in capsys.readouterr().err
 
 
-def test_several_checkpoints_are_averaged_as_probabilities(
-    checkpoint: Path, tmp_path: Path, model
-) -> None:
+def test_several_checkpoints_are_averaged_as_probabilities(checkpoint: Path, tmp_path: Path,
+                                                           model) -> None:
     torch.manual_seed(1)
     other = UNet((4, 6, 8)).eval()
     write_checkpoint(tmp_path / "fold1.pt", CONFIG, {"average": other.state_dict(), "seconds": 1.0})
@@ -285,9 +264,8 @@ def test_a_mask_is_read_whatever_the_scans_are_called(tmp_path: Path) -> None:
     for name, endings in (("old", old), ("new", new)):
         case = find_cases(write_case(tmp_path / "cohort", name, images, None, endings=endings))[0]
         (tmp_path / "predictions").mkdir(exist_ok=True)
-        nib.save(
-            nib.Nifti1Image(labels, brats_affine(1.0)), tmp_path / "predictions" / f"{name}.nii.gz"
-        )
+        nib.save(nib.Nifti1Image(labels, brats_affine(1.0)),
+                 tmp_path / "predictions" / f"{name}.nii.gz")
         assert np.array_equal(read_prediction(case, tmp_path)[1] == ET, labels == 4)
 
 
@@ -305,9 +283,8 @@ def test_a_damaged_mask_and_one_of_another_scan_are_explained(tmp_path: Path) ->
         read_prediction(case, tmp_path)
 
 
-def test_real_scans_are_segmented_on_their_own_grid(
-    real_cases, checkpoint: Path, tmp_path: Path
-) -> None:
+def test_real_scans_are_segmented_on_their_own_grid(real_cases, checkpoint: Path,
+                                                    tmp_path: Path) -> None:
     coarse = CONFIG.with_(spacing_mm=4.0)
     for case in real_cases:
         patient = read_case(case)

@@ -35,10 +35,8 @@ def test_dice_and_cross_entropy_equal_monais_and_torchs(pair) -> None:
     for i in range(3):
         reference = DiceLoss(sigmoid=True, batch=True)(logits[:, i : i + 1], target[:, i : i + 1])
         torch.testing.assert_close(batch_dice_loss(logits, target)[i], reference)
-        torch.testing.assert_close(
-            cross_entropy_loss(logits, target)[i],
-            F.binary_cross_entropy_with_logits(logits[:, i], target[:, i]),
-        )
+        torch.testing.assert_close(cross_entropy_loss(logits, target)[i],
+                                   F.binary_cross_entropy_with_logits(logits[:, i], target[:, i]))
     together = batch_dice_loss(logits, target).sum() + cross_entropy_loss(logits, target).sum()
     torch.testing.assert_close(region_loss(logits, target), together)
 

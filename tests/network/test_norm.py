@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from brats_helpers.network.norm import InstanceNorm3d
 
 
-def both(
-    shape: tuple[int, ...], last: bool, dtype: torch.dtype = torch.float64
-) -> list[list[Tensor]]:
+def both(shape: tuple[int, ...], last: bool,
+         dtype: torch.dtype = torch.float64) -> list[list[Tensor]]:
     """Apply torch's norm and ours to the same input; returns outputs and gradients of each."""
     generator = torch.Generator().manual_seed(0)
     theirs = nn.InstanceNorm3d(shape[1], affine=True)
@@ -37,15 +36,10 @@ def both(
 
 
 @settings(deadline=None, max_examples=30)
-@given(
-    st.integers(1, 3),
-    st.sampled_from([1, 2, 3, 5, 8, 12, 16, 24]),
-    st.tuples(*[st.integers(1, 6)] * 3),
-    st.booleans(),
-)
-def test_equals_torchs_forward_and_backward(
-    batch: int, channels: int, edges: tuple, last: bool
-) -> None:
+@given(st.integers(1, 3), st.sampled_from([1, 2, 3, 5, 8, 12, 16, 24]),
+       st.tuples(*[st.integers(1, 6)] * 3), st.booleans())
+def test_equals_torchs_forward_and_backward(batch: int, channels: int, edges: tuple,
+                                            last: bool) -> None:
     if edges == (1, 1, 1):
         edges = (2, 1, 1)  # of a single voxel there is no variance
     for theirs, ours in zip(*both((batch, channels, *edges), last), strict=True):

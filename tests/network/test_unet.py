@@ -22,32 +22,18 @@ from brats_helpers.network.unet import UNet, count_parameters, level_table
 def dynunet(filters: tuple[int, ...], supervised: bool = False) -> DynUNet:
     """MONAI's implementation of the same topology."""
     n = len(filters)
-    return DynUNet(
-        3,
-        5,
-        3,
-        [3] * n,
-        [1] + [2] * (n - 1),
-        [2] * (n - 1),
-        filters=filters,
-        trans_bias=True,
-        norm_name=("INSTANCE", {"affine": True}),
-        act_name=("leakyrelu", {"negative_slope": 0.01}),
-        deep_supervision=supervised,
-        deep_supr_num=2,
-    )
+    return DynUNet(3, 5, 3, [3] * n, [1] + [2] * (n - 1), [2] * (n - 1), filters=filters,
+                   trans_bias=True, norm_name=("INSTANCE", {"affine": True}),
+                   act_name=("leakyrelu", {"negative_slope": 0.01}), deep_supervision=supervised,
+                   deep_supr_num=2)
 
 
 def copy_weights(ours: UNet, theirs: DynUNet) -> None:
     """Give both networks the same weights."""
 
     def pair(stage, block) -> list:
-        return [
-            (stage[0][0], block.conv1.conv),
-            (stage[0][1], block.norm1),
-            (stage[1][0], block.conv2.conv),
-            (stage[1][1], block.norm2),
-        ]
+        return [(stage[0][0], block.conv1.conv), (stage[0][1], block.norm1),
+                (stage[1][0], block.conv2.conv), (stage[1][1], block.norm2)]
 
     pairs = []
     for stage, block in zip(
@@ -79,11 +65,8 @@ def test_full_network_runs_forward_and_backward_on_the_smallest_patch() -> None:
     model = UNet(PRESETS["full"].filters).train()
     with torch.autocast("cpu", torch.bfloat16):
         outputs = model(torch.randn(1, 5, 128, 64, 64))
-    assert [tuple(o.shape) for o in outputs] == [
-        (1, 3, 128, 64, 64),
-        (1, 3, 64, 32, 32),
-        (1, 3, 32, 16, 16),
-    ]
+    assert [tuple(o.shape) for o in outputs] == [(1, 3, 128, 64, 64), (1, 3, 64, 32, 32),
+                                                 (1, 3, 32, 16, 16)]
     sum(o.float().mean() for o in outputs).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
 
@@ -147,9 +130,8 @@ def test_a_compiled_copy_for_inference_rounds_once_and_serves_the_next_network(
                 next(twin.parameters()).dtype == torch.bfloat16
                 and next(model.parameters()).dtype == torch.float32
             )
-            torch.testing.assert_close(
-                torch.sigmoid(twin(x).float()), torch.sigmoid(exact), atol=0.03, rtol=0
-            )
+            torch.testing.assert_close(torch.sigmoid(twin(x).float()), torch.sigmoid(exact),
+                                       atol=0.03, rtol=0)
     assert programs() == before + 1
 
 

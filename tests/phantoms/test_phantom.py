@@ -39,9 +39,8 @@ def test_archives_are_the_same_bytes_for_the_same_seed_and_laid_out_as_brats(
     cases = find_cases(tmp_path / "out")
     assert len(cases) == 3 and len({case.name for case in cases}) == 3
     patient, made = read_case(cases[0]), make_patient(5, 0, 8.0)
-    assert np.array_equal(patient.images, made.images) and np.array_equal(
-        patient.reference, made.reference
-    )
+    assert np.array_equal(patient.images, made.images) and np.array_equal(patient.reference,
+                                                                          made.reference)
     assert np.array_equal(patient.affine, brats_affine(8.0)) and patient.orientation == "LPS"
 
 

@@ -84,9 +84,8 @@ def test_a_quarter_turn_is_rot90_in_an_anisotropic_box() -> None:
 def test_blur_equals_scipys(sigma: float) -> None:
     x = torch.rand(2, 9, 11, 10, dtype=torch.float64)
     radius = int(np.ceil(3 * sigma))
-    expected = ndimage.gaussian_filter(
-        x.numpy(), (0, *[sigma] * 3), mode="nearest", radius=(0, *[radius] * 3)
-    )
+    expected = ndimage.gaussian_filter(x.numpy(), (0, *[sigma] * 3), mode="nearest",
+                                       radius=(0, *[radius] * 3))
     np.testing.assert_allclose(augment.blur(x, sigma), expected, atol=1e-9)
 
 

@@ -34,20 +34,8 @@ from brats_helpers.training.stages import checkpoint_folder
 from brats_helpers.training.state import new_state
 
 CPU = Device("cpu", "test", 1.0, torch.float32)
-CONFIG = Config(
-    preset="quick",
-    filters=(4, 6, 8),
-    patch=16,
-    batch=4,
-    epochs=3,
-    steps=5,
-    warmup=2,
-    learning_rate=2e-3,
-    ema=0.9,
-    spacing_mm=8.0,
-    validation=0.4,
-    checkpointing=True,
-)
+CONFIG = Config(preset="quick", filters=(4, 6, 8), patch=16, batch=4, epochs=3, steps=5, warmup=2,
+                learning_rate=2e-3, ema=0.9, spacing_mm=8.0, validation=0.4, checkpointing=True)
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +81,8 @@ def moved(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float
     )
 
 
-def same(
-    history: list[dict], work: Path, whole: tuple[list[dict], dict[str, torch.Tensor]]
-) -> None:
+def same(history: list[dict], work: Path,
+         whole: tuple[list[dict], dict[str, torch.Tensor]]) -> None:
     """Assert that a training has the curve and the weights of the one that was whole.
 
     They cannot be equal: sums in another order differ by float error, and Adam, which divides by
@@ -110,18 +97,16 @@ def same(
     assert moved(weights(work), whole[1]) < 0.03 * moved(start, whole[1])
 
 
-def test_a_stop_before_the_first_step_does_not_bring_back_an_earlier_training(
-    work: Path, monkeypatch
-) -> None:
+def test_a_stop_before_the_first_step_does_not_bring_back_an_earlier_training(work: Path,
+                                                                              monkeypatch) -> None:
     train_here(CONFIG, work, device=CPU)
     monkeypatch.setattr(launch, "run_processes", lambda *_: True)
     with pytest.raises(Stopped, match="stopped before the first step"):
         train_here(CONFIG.with_(learning_rate=1e-4), work, 2, device=CPU)
 
 
-def test_two_processes_stopped_and_gone_on_are_one_with_the_same_batch(
-    whole, work: Path, faults
-) -> None:
+def test_two_processes_stopped_and_gone_on_are_one_with_the_same_batch(whole, work: Path,
+                                                                       faults) -> None:
     seen: list[int] = []
 
     def stop(history: list[dict]) -> None:
@@ -138,28 +123,13 @@ def test_two_processes_stopped_and_gone_on_are_one_with_the_same_batch(
     faults("stops in training", 1)
 
 
-def test_a_killed_process_is_replaced_and_training_ends_as_if_nothing_had_been(
-    whole, work: Path, faults
-) -> None:
+def test_a_killed_process_is_replaced_and_training_ends_as_if_nothing_had_been(whole, work: Path,
+                                                                               faults) -> None:
     notes = checkpoint_folder(work) / HISTORY
-    command = [
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "--max-restarts",
-        "2",
-        "-m",
-        "brats_helpers",
-        "train",
-        "--work",
-        str(work),
-        "--precision",
-        "float32",
-    ]
-    child = subprocess.Popen(
-        [sys.executable, "-m", *command], env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    )
+    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts",
+               "2", "-m", "brats_helpers", "train", "--work", str(work), "--precision", "float32"]
+    child = subprocess.Popen([sys.executable, "-m", *command],
+                             env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
     while not (notes.is_file() and read_json(notes, "training")) and child.poll() is None:
         time.sleep(0.005)
     victim = max(psutil.Process(child.pid).children(), key=lambda process: process.pid)
@@ -226,9 +196,8 @@ def test_a_poisoned_patient_is_named_whoever_has_met_it(work: Path, faults) -> N
     faults("poisoned patients", 1)
 
 
-def test_a_batch_that_cannot_be_shared_is_refused_or_shared_by_fewer(
-    work: Path, monkeypatch, capsys
-) -> None:
+def test_a_batch_that_cannot_be_shared_is_refused_or_shared_by_fewer(work: Path, monkeypatch,
+                                                                     capsys) -> None:
     with pytest.raises(
         BratsError, match="batch=4 cannot be shared equally by 3 processes: choose a multiple of 3"
     ):
@@ -247,10 +216,8 @@ def test_a_batch_that_cannot_be_shared_is_refused_or_shared_by_fewer(
 def test_each_process_reads_its_own_patches_and_together_all(work: Path) -> None:
     data = PatchDataset(sorted((work / "preprocessed").glob("*.b2nd")), 16, 0.4, 0)
     hands = [list(batches(data, 4, 1, 3, 0, rank, 2)) for rank in range(2)]
-    assert [[item["number"] for item in hand] for hand in hands] == [
-        [[4, 6], [8, 10]],
-        [[5, 7], [9, 11]],
-    ]
+    assert [[item["number"] for item in hand] for hand in hands] == [[[4, 6], [8, 10]],
+                                                                     [[5, 7], [9, 11]]]
 
 
 ONE_STEP = CONFIG.with_(epochs=1, steps=1)
@@ -259,9 +226,8 @@ ONE_STEP = CONFIG.with_(epochs=1, steps=1)
 def _on_ranks(rank: int, folder: Path, files: list[Path], results: object) -> None:
     """Compute half a batch on each of two processes: loss, gradient, collectives, and one step."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2
-    )
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank,
+                                         world_size=2)
     train(ONE_STEP, files[:3], files[3:], folder / "two", device=CPU)
     outputs, target = whole_batch()
     mine = [x[rank::2].detach().requires_grad_() for x in outputs]
@@ -301,9 +267,8 @@ def first_gradient(folder: Path) -> torch.Tensor:
     return torch.cat([state[i]["exp_avg"].flatten() for i in sorted(state)])
 
 
-def test_the_loss_of_a_shared_batch_and_its_gradient_are_those_of_the_whole(
-    work: Path, tmp_path: Path
-) -> None:
+def test_the_loss_of_a_shared_batch_and_its_gradient_are_those_of_the_whole(work: Path,
+                                                                            tmp_path: Path) -> None:
     files = sorted((work / "preprocessed").glob("*.b2nd"))
     context = torch.multiprocessing.get_context("spawn")
     results = context.Queue()
@@ -322,9 +287,8 @@ def test_the_loss_of_a_shared_batch_and_its_gradient_are_those_of_the_whole(
     for rank in range(2):
         assert found[rank]["loss"] == pytest.approx(loss.item(), rel=1e-6)
         for mine, output in zip(found[rank]["gradients"], outputs, strict=True):
-            torch.testing.assert_close(
-                torch.from_numpy(mine), output.grad[rank::2], rtol=1e-5, atol=1e-9
-            )
+            torch.testing.assert_close(torch.from_numpy(mine), output.grad[rank::2], rtol=1e-5,
+                                       atol=1e-9)
         assert (found[rank]["agreed"], found[rank]["gathered"], found[rank]["once"]) == (
             [True, False],
             [0, 1, 2, 3, 4],

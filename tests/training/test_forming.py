@@ -16,9 +16,8 @@ from brats_helpers.training.forming import read_forming
 from brats_helpers.training.loop import train
 
 
-def test_slices_are_kept_at_early_steps_and_the_last_and_change_no_weight(
-    prepared, tmp_path: Path, monkeypatch
-) -> None:
+def test_slices_are_kept_at_early_steps_and_the_last_and_change_no_weight(prepared, tmp_path: Path,
+                                                                          monkeypatch) -> None:
     train(CONFIG, prepared[:3], prepared[3:], tmp_path / "short", device=CPU)
     assert not read_forming(tmp_path / "short")  # 12 steps are too few
     monkeypatch.setattr(forming, "EARLY", (0, 2, 5))
@@ -32,9 +31,8 @@ def test_slices_are_kept_at_early_steps_and_the_last_and_change_no_weight(
     assert all(torch.equal(one[k], other[k]) for k in one)
 
 
-def test_a_training_that_goes_on_completes_its_slices(
-    prepared, tmp_path: Path, monkeypatch
-) -> None:
+def test_a_training_that_goes_on_completes_its_slices(prepared, tmp_path: Path,
+                                                      monkeypatch) -> None:
     monkeypatch.setattr(forming, "EARLY", (0, 2, 5))
     train(CONFIG, prepared[:3], prepared[3:], tmp_path / "whole", device=CPU)
 

@@ -62,9 +62,7 @@ def test_batches_made_ready_ahead_are_the_same_ones_in_the_same_order(prepared) 
         ahead.prepare_next()
         ahead.prepare_next()  # looks no further than one batch
         assert batch["number"] == plain["number"]
-        for a, b in zip(
-            batch["prepared"], step.prepare_batch(plain, CONFIG, CPU), strict=True
-        ):
+        for a, b in zip(batch["prepared"], step.prepare_batch(plain, CONFIG, CPU), strict=True):
             assert torch.equal(a, b)
     assert list(ahead) == []
 
@@ -92,9 +90,8 @@ def test_integer_and_floating_point_patients_share_a_batch(prepared, tmp_path: P
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_patient_is_named_whoever_reads_it(
-    prepared, tmp_path: Path, workers: int
-) -> None:
+def test_a_damaged_patient_is_named_whoever_reads_it(prepared, tmp_path: Path,
+                                                     workers: int) -> None:
     (tmp_path / "D.b2nd").write_bytes(prepared[1].read_bytes()[:-1000])
     with pytest.raises(
         BratsError, match=r"D\.b2nd is damaged .*: run notebook 03 again, which makes it anew\.$"
@@ -105,18 +102,12 @@ def test_a_damaged_patient_is_named_whoever_reads_it(
     assert "Traceback" not in str(error.value)
 
 
-def test_no_more_processes_read_than_the_shared_memory_has_room_for(
-    prepared, tmp_path: Path, monkeypatch, capsys
-) -> None:
+def test_no_more_processes_read_than_the_shared_memory_has_room_for(prepared, tmp_path: Path,
+                                                                    monkeypatch, capsys) -> None:
     need = 2 * 5 * 16**3 * 4  # a batch of two, as float32
     monkeypatch.setattr(loaders, "SHARED", tmp_path)
-    for free, enough in (
-        (10 * need, 4),
-        (10 * need - 1, 3),
-        (4 * need, 1),
-        (4 * need - 1, 0),
-        (0, 0),
-    ):
+    for free, enough in ((10 * need, 4), (10 * need - 1, 3), (4 * need, 1), (4 * need - 1, 0),
+                         (0, 0)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
         assert loaders.affordable(4, 2 * 16**3) == enough
         assert (f"{enough} will read" in capsys.readouterr().out) == (enough < 4)
@@ -126,10 +117,8 @@ def test_no_more_processes_read_than_the_shared_memory_has_room_for(
         and loaders.affordable(4, 2 * 16**3, processes=2) == 1
     )
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=need))
-    stream, before = (
-        batches(PatchDataset(prepared, 16, 0.4, 0), 2, 0, 2, workers=4),
-        reading_processes(),
-    )
+    stream, before = (batches(PatchDataset(prepared, 16, 0.4, 0), 2, 0, 2, workers=4),
+                      reading_processes())
     assert next(stream)["number"] == [0, 1] and set(reading_processes()) <= set(before)
     monkeypatch.setattr(loaders, "SHARED", tmp_path / "nowhere")
     for platform, enough in (("darwin", 4), ("win32", 4), ("linux", 0)):
@@ -150,9 +139,8 @@ def reading_processes() -> list[multiprocessing.Process]:
     return sorted(mine, key=lambda child: int(child.name.rpartition("-")[2]))
 
 
-def test_a_reading_process_is_deaf_to_ctrl_c_and_missed_when_killed(
-    prepared, tmp_path: Path, monkeypatch, faults
-) -> None:
+def test_a_reading_process_is_deaf_to_ctrl_c_and_missed_when_killed(prepared, tmp_path: Path,
+                                                                    monkeypatch, faults) -> None:
     stream = batches(PatchDataset(prepared, 16, 0.4, 0), 2, 0, 40, workers=1)
     next(stream)
     os.kill(reading_processes()[-1].pid, signal.SIGINT)
@@ -163,14 +151,8 @@ def test_a_reading_process_is_deaf_to_ctrl_c_and_missed_when_killed(
     with pytest.raises(
         BratsError, match="a process that reads patches was ended from outside .*memory ran out"
     ):
-        train(
-            CONFIG,
-            prepared[:3],
-            prepared[3:],
-            tmp_path / "c",
-            lambda _: reading_processes()[-1].kill(),
-            CPU,
-        )
+        train(CONFIG, prepared[:3], prepared[3:], tmp_path / "c",
+              lambda _: reading_processes()[-1].kill(), CPU)
     assert {"last.pt", "before.pt"} & set(
         os.listdir(tmp_path / "c")
     )  # torch interrupts a saving, too
@@ -181,10 +163,8 @@ def test_a_reading_process_is_deaf_to_ctrl_c_and_missed_when_killed(
 
 
 def test_an_error_that_hides_a_readers_end_says_so_and_any_other_stays() -> None:
-    with (
-        pytest.raises(BratsError, match=r"\(DataLoader worker \(pid 7\) is killed\)"),
-        loaders.explain_killed_worker(),
-    ):
+    with (pytest.raises(BratsError, match=r"\(DataLoader worker \(pid 7\) is killed\)"),
+          loaders.explain_killed_worker()):
         try:
             raise RuntimeError("DataLoader worker (pid 7) is killed")
         finally:
@@ -256,18 +236,15 @@ def _child(prepared: list[Path], folder: Path, threads: int) -> None:
     train(CONFIG, prepared[:3], prepared[3:], folder, device=CPU)
 
 
-def test_killed_at_random_steps_it_ends_with_the_same_bits(
-    prepared, tmp_path: Path, faults
-) -> None:
+def test_killed_at_random_steps_it_ends_with_the_same_bits(prepared, tmp_path: Path,
+                                                           faults) -> None:
     train(CONFIG, prepared[:3], prepared[3:], tmp_path / "whole", device=CPU)
     context, rng = multiprocessing.get_context("spawn"), np.random.default_rng(0)
     kills = 0
     while kills < KILLS:
-        child = context.Process(
-            target=_child,
-            args=(prepared, tmp_path / "killed", torch.get_num_threads()),
-            daemon=True,
-        )
+        child = context.Process(target=_child,
+                                args=(prepared, tmp_path / "killed", torch.get_num_threads()),
+                                daemon=True)
         child.start()
         last, aim = tmp_path / "killed" / "last.pt", int(rng.integers(2, 5))
         seen: set[int] = set()
@@ -290,9 +267,8 @@ def test_killed_at_random_steps_it_ends_with_the_same_bits(
     assert not list((tmp_path / "killed").glob(".part*"))
 
 
-def test_a_stop_is_heeded_after_the_step_and_goes_on_to_the_same_bits(
-    prepared, tmp_path: Path, monkeypatch, faults
-) -> None:
+def test_a_stop_is_heeded_after_the_step_and_goes_on_to_the_same_bits(prepared, tmp_path: Path,
+                                                                      monkeypatch, faults) -> None:
     train(CONFIG, prepared[:3], prepared[3:], tmp_path / "whole", device=CPU)
     before = signal.getsignal(signal.SIGINT)
     for number in range(1, 4):  # pressed within the second step, and in the two sessions after it
@@ -321,10 +297,8 @@ def test_a_stop_is_heeded_after_the_step_and_goes_on_to_the_same_bits(
 def poisoned(prepared, tmp_path: Path) -> list[Path]:
     """Three patients to learn from, the second of which makes every loss NaN."""
     bad = load(prepared[1])
-    save(
-        replace(bad, meta=replace(bad.meta, name="BAD", std=(float("nan"),) * 4)),
-        tmp_path / "BAD.b2nd",
-    )
+    save(replace(bad, meta=replace(bad.meta, name="BAD", std=(float("nan"),) * 4)),
+         tmp_path / "BAD.b2nd")
     return [prepared[0], tmp_path / "BAD.b2nd", prepared[2]]
 
 
@@ -335,9 +309,8 @@ def test_a_loss_that_is_no_number_names_the_patients_and_keeps_the_last_good_sta
         train(CONFIG, poisoned, prepared[3:], tmp_path / "c", device=CPU)
     kept = read_checkpoint(tmp_path / "c" / "last.pt", CPU)
     assert all(torch.isfinite(v).all() for v in kept["model"].values())
-    history = train(
-        CONFIG.with_(on_nan="halve", epochs=1), poisoned, prepared[3:], tmp_path / "d", device=CPU
-    )
+    history = train(CONFIG.with_(on_nan="halve", epochs=1), poisoned, prepared[3:], tmp_path / "d",
+                    device=CPU)
     content = read_checkpoint(tmp_path / "d" / "last.pt", CPU)
     assert 2**-6 < content["rate_factor"] < 1 and math.isfinite(history[0]["loss"])
     assert all(
@@ -358,9 +331,8 @@ def test_other_settings_start_anew_and_keep_the_old(prepared, tmp_path: Path) ->
         torch.equal(v, old[k]) for k, v in weights(aside[0] / "last.pt").items()
     )
     before = (aside[0] / "last.pt").stat().st_mtime_ns
-    train(
-        short, prepared[:3], prepared[3:], tmp_path / "c", device=CPU
-    )  # back again: nothing to be done
+    train(short, prepared[:3], prepared[3:], tmp_path / "c",
+          device=CPU)  # back again: nothing to be done
     assert (tmp_path / "c" / "last.pt").stat().st_mtime_ns == before
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith("c.")] != [aside[0].name]
 

@@ -62,28 +62,19 @@ def test_a_work_folder_is_trained_from_the_network_in_the_box(tmp_path: Path) ->
         assert torch.allclose(average[name], value, atol=1e-6), name
 
 
-def test_training_begins_with_the_weights_that_it_is_given(
-    prepared: list[Path], tmp_path: Path
-) -> None:  # noqa: F811
+def test_training_begins_with_the_weights_that_it_is_given(prepared: list[Path],
+                                                           tmp_path: Path) -> None:  # noqa: F811
     train(TINY, prepared[:2], prepared[3:], tmp_path / "before", device=CPU)
     start = tmp_path / "before" / "last.pt"
     average = read_checkpoint(start, CPU)["average"]
     still = TINY.with_(learning_rate=1e-12, weight_decay=0.0)
-    train(
-        still,
-        prepared[:2],
-        prepared[3:],
-        tmp_path / "after",
-        device=CPU,
-        start=start,
-    )
+    train(still, prepared[:2], prepared[3:], tmp_path / "after", device=CPU, start=start)
     for kind in ("model", "average"):
         after = read_checkpoint(tmp_path / "after" / "last.pt", CPU)[kind]
         assert all(torch.allclose(after[key], average[key], atol=1e-9) for key in average)
     before = weights(tmp_path / "after" / "last.pt")
-    train(
-        still, prepared[:2], prepared[3:], tmp_path / "after", device=CPU
-    )  # from nothing: another training
+    train(still, prepared[:2], prepared[3:], tmp_path / "after",
+          device=CPU)  # from nothing: another training
     assert any(
         not torch.equal(value, before[key])
         for key, value in weights(tmp_path / "after" / "last.pt").items()
@@ -91,9 +82,8 @@ def test_training_begins_with_the_weights_that_it_is_given(
     assert len(list(tmp_path.glob("after.*"))) == 1  # the other is kept
 
 
-def test_everyone_is_learnt_from_apart_from_what_is_measured(
-    tmp_path: Path, capsys, monkeypatch
-) -> None:
+def test_everyone_is_learnt_from_apart_from_what_is_measured(tmp_path: Path, capsys,
+                                                             monkeypatch) -> None:
     for index in range(4):
         patient = make_patient(5, index, 8.0)
         write_case(tmp_path / "raw", f"P{index}", patient.images, patient.reference, patient.affine)

@@ -21,9 +21,8 @@ from brats_helpers.training.resume import fingerprint
 
 def read(folder: Path) -> object:
     """The events of a training, by TensorBoard's own reader."""
-    reading = pytest.importorskip(
-        "tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard"
-    )
+    reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator",
+                                  reason="no tensorboard")
     events = reading.EventAccumulator(str(folder / "tensorboard"), {"scalars": 0, "images": 0})
     events.Reload()
     return events
@@ -38,9 +37,8 @@ def test_tensorboard_reads_the_history_and_a_resumed_training_writes_no_step_twi
     monkeypatch.setattr(tracking, "EVERY", 2)
     config = CONFIG.with_(tensorboard=True)
     train(config, prepared[:3], prepared[3:], tmp_path / "c", device=CPU)
-    shutil.copyfile(
-        tmp_path / "c" / "before.pt", tmp_path / "c" / "last.pt"
-    )  # killed before its last epoch was saved
+    shutil.copyfile(tmp_path / "c" / "before.pt",
+                    tmp_path / "c" / "last.pt")  # killed before its last epoch was saved
     history = train(config, prepared[:3], prepared[3:], tmp_path / "c", device=CPU)
     events = read(tmp_path / "c")
     steps = [record["step"] for record in history]
@@ -64,9 +62,8 @@ def test_tensorboard_reads_the_history_and_a_resumed_training_writes_no_step_twi
     (tag,) = events.Tags()["images"]
     assert len(events.Images(tag)) == 3
     assert tag.startswith("patient/") and "not_for_diagnosis" in tag
-    assert fingerprint(config, prepared) == fingerprint(
-        CONFIG, prepared
-    )  # so it can be switched on midway
+    assert fingerprint(config, prepared) == fingerprint(CONFIG,
+                                                        prepared)  # so it can be switched on midway
 
 
 def test_outlines_of_reference_and_prediction_are_side_by_side(prepared) -> None:

@@ -14,10 +14,8 @@ from pathlib import Path
 
 import atheris
 
-sys.path[:0] = [
-    str(Path(__file__).resolve().parent.parent.parent),
-    str(Path(__file__).resolve().parent),
-]
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent.parent),
+                str(Path(__file__).resolve().parent)]
 with atheris.instrument_imports(include=["brats_helpers", "tarfile", "zipfile", "gzip", "nibabel"]):
     import targets
 
@@ -28,9 +26,8 @@ def main() -> None:
     name, *options = sys.argv[1:]
     limits = ["-timeout=20", "-rss_limit_mb=2048", "-max_len=20000"]
     found = tempfile.mkdtemp(prefix=f"fuzz-{name}-")
-    atheris.Setup(
-        [sys.argv[0], *limits, *options, found, str(targets.CORPUS / name)], targets.TARGETS[name]
-    )
+    atheris.Setup([sys.argv[0], *limits, *options, found, str(targets.CORPUS / name)],
+                  targets.TARGETS[name])
     atheris.Fuzz()
 
 

@@ -11,9 +11,8 @@ from brats_helpers.data.archive import Limits, extract, summarize
 from brats_helpers.data.cases import Case, check_case
 
 CORPUS = Path(__file__).parent / "corpus"
-LIMITS = Limits(
-    files=200, gigabytes=0.02
-)  # an accepted archive is small, so that the fuzzer is quick
+LIMITS = Limits(files=200,
+                gigabytes=0.02)  # an accepted archive is small, so that the fuzzer is quick
 ENDINGS = (".tar", ".tar.gz", ".zip")
 
 
