@@ -48,7 +48,8 @@ jobs: int = -1  # processes; -1: one per core
 import os
 from subprocess import run
 
-if "COLAB_RELEASE_TAG" in os.environ and not os.path.isdir("/content/repository"):
+on_kaggle = "KAGGLE_KERNEL_RUN_TYPE" in os.environ  # whose image is built on Colab's
+if "COLAB_RELEASE_TAG" in os.environ and not on_kaggle and not os.path.isdir("/content/repository"):
     address = ""
     run(["git", "clone", "--quiet", "--depth=1", address, "/content/repository"], check=True)
 

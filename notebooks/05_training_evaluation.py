@@ -63,7 +63,8 @@ tta: bool = None  # True: average the final predictions over all 8 mirrored view
 import os
 from subprocess import run
 
-if "COLAB_RELEASE_TAG" in os.environ and not os.path.isdir("/content/repository"):
+on_kaggle = "KAGGLE_KERNEL_RUN_TYPE" in os.environ  # whose image is built on Colab's
+if "COLAB_RELEASE_TAG" in os.environ and not on_kaggle and not os.path.isdir("/content/repository"):
     address = ""
     run(["git", "clone", "--quiet", "--depth=1", address, "/content/repository"], check=True)
 

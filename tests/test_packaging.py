@@ -164,10 +164,11 @@ def test_on_colab_alone_the_repository_is_fetched(tmp_path: Path) -> None:
     assert len(cells) == 1
     for name in ("git", "pip"):
         stub(tmp_path, name)
-    for colab, wanted in (({"COLAB_RELEASE_TAG": "1"}, ["git clone"]), ({}, [])):
+    colab, kaggle = {"COLAB_RELEASE_TAG": "1"}, {"KAGGLE_KERNEL_RUN_TYPE": "Batch"}
+    for place, wanted in ((colab, ["git clone"]), ({}, []), (colab | kaggle, [])):
         said = subprocess.run([sys.executable, "-c", next(iter(cells))], capture_output=True,
                               text=True, check=True,
-                              env={"PATH": f"{tmp_path}:{os.environ['PATH']}", **colab}).stdout
+                              env={"PATH": f"{tmp_path}:{os.environ['PATH']}", **place}).stdout
         assert [" ".join(line.split()[:2]) for line in said.splitlines()] == wanted
 
 

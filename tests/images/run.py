@@ -21,8 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from brats_helpers.lessons.session import install_wheels, installed_versions  # noqa: E402
 
-# What tells a notebook where it is.
-SIGNS = {"kaggle": {"KAGGLE_KERNEL_RUN_TYPE": "Batch"}, "colab": {"COLAB_RELEASE_TAG": "replica"}}
+# What tells a notebook where it is; Kaggle's image is built on Colab's.
+SIGNS = {"colab": {"COLAB_RELEASE_TAG": "replica"},
+         "kaggle": {"COLAB_RELEASE_TAG": "replica", "KAGGLE_KERNEL_RUN_TYPE": "Batch"}}
 SIZES = {"patients": 6, "test_patients": 2, "spacing_mm": 4.0, "epochs": 1, "steps": 3, "patch": 32,
          "overfit_steps": 40, "full_size": False}
 
