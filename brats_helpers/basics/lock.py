@@ -48,10 +48,7 @@ def is_leftover(path: Path) -> bool:
 
 @contextmanager
 def hold_folder(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process and those that it starts.
-
-    BratsError says who holds it already.
-    """
+    """Hold a folder for this process and its children; BratsError names who holds it already."""
     folder, before = Path(folder).absolute(), os.environ.get(HELD, "")
     key = os.path.realpath(folder)
     if key in before.split(os.pathsep):

@@ -41,7 +41,7 @@ def feature_maps(model: UNet, prepared: Prepared, device: Device) -> dict[str, n
 
     stages = {f"encoder {n}": stage for n, stage in enumerate(model.encoder)}
     stages |= {f"decoder {len(model.decoder) - 1 - n}": s for n, s in enumerate(model.decoder)}
-    hooks = [stage.register_forward_hook(watch(name)) for name, stage in stages.items()]
+    hooks = [stage[-1][-1].register_forward_hook(watch(name)) for name, stage in stages.items()]
     try:
         found["output"] = torch.sigmoid(model.eval()(image[None]))[0]
     finally:
