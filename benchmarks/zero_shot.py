@@ -156,10 +156,10 @@ def main() -> None:
     parser.add_argument("--sets", type=int, default=len(SETS), help="of contrasts, all four first")
     options = parser.parse_args()
     device = describe_device()
-    results = read_json(STORED, "this benchmark") if STORED.is_file() else {}
     cases = [case for folder in options.folders for case in find_cases(folder) if case.reference]
-    rows = results[options.name] = score(options.checkpoint, cases, device, options.sets)
-    write_json(STORED, results)
+    rows = score(options.checkpoint, cases, device, options.sets)
+    results = read_json(STORED, "this benchmark") if STORED.is_file() else {}
+    write_json(STORED, results | {options.name: rows})
     print(summary_table({options.name: rows}))
     if options.checkpoint == WEIGHTS and options.sets == len(SETS):
         content = read_checkpoint(WEIGHTS, device)
