@@ -165,3 +165,11 @@ def test_inference_frees_the_input_of_a_stage_after_its_first_convolution() -> N
     with torch.inference_mode():
         model(torch.zeros(1, 5, 16, 16, 16))
     assert inputs[1]
+
+
+def test_inference_without_gradients_joins_the_same_tensors() -> None:
+    torch.manual_seed(0)
+    model, x = UNet((4, 6, 8)).eval(), torch.randn(1, 5, 16, 16, 16)
+    with torch.no_grad():
+        found = model(x)
+    assert torch.equal(found, model(x))
