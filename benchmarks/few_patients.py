@@ -2,8 +2,8 @@
 
     python -m benchmarks.few_patients FOLDER [FOLDER ...] --learn 4 --draw 0
 
-Trains from the network in the box on patients drawn by `--draw`, with the settings that notebook 05
-chooses and fewer steps, and scores the patients that were not drawn. The scores are added to
+Trains from the network in the box on patients drawn by `--draw`, with the learning rate that notebook
+05 chooses and fewer steps, and scores the patients that were not drawn. The scores are added to
 benchmarks/few_patients.json, from which the table of docs/zero_shot.md is made.
 """
 

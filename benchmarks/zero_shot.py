@@ -4,8 +4,8 @@
     python -m benchmarks.zero_shot FOLDER --checkpoint best.pt --name plain     # another one
 
 All scores go to benchmarks/zero_shot.json, from which the tables of docs/zero_shot.md are made.
-With the network in the box, its file takes over the table of contrast sets and the threshold of
-the expected Dice.
+With --store, the file of the network in the box takes over the table of contrast sets and the
+threshold of the expected Dice.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def score(checkpoint: Path, cases: Iterable[Case], device: Device, sets: int) ->
         masks = regions(postprocess(probabilities, patient.spacing))
         found[case.name] = {
             "dice": [round(dice(a, b), 4) for a, b in zip(masks, reference, strict=True)],
-            "expected": round(expected_dice(probabilities[0]), 4),
+            "expected": round(expected_dice(probabilities[0], masks[0]), 4),
             "sets": {" ".join(names): _one_view(model, with_only(prepared, names), config, device)
                      for names in SETS[:sets]}}
     return found
@@ -84,7 +84,8 @@ def _one_view(model: nn.Module, prepared: Prepared, config: Config, device: Devi
     found = (found * image[4]).cpu().numpy()
     return [round(float(value), 4) for value in (
         *(dice(mask, truth) for mask, truth in
-          zip(found > 0.5, regions(prepared.volume[4]), strict=True)), expected_dice(found[0]))]
+          zip(found > 0.5, regions(prepared.volume[4]), strict=True)),
+        expected_dice(found[0], found[0] > 0.5))]
 
 
 def means(rows: Mapping[str, dict], names: str = ALL) -> np.ndarray:
@@ -94,6 +95,8 @@ def means(rows: Mapping[str, dict], names: str = ALL) -> np.ndarray:
 
 def threshold(expected: np.ndarray, failed: np.ndarray) -> float:
     """Choose the expected Dice below which to warn: most failures found, few false alarms."""
+    if failed.all():
+        return 1.0
     candidates = np.concatenate([[0], np.unique(expected) + 1e-6])
     allowed = [c for c in candidates if (expected < c)[~failed].mean() <= FALSE_ALARMS]
     return float(max(allowed, key=lambda c: ((expected < c)[failed].sum(), -c)))
@@ -160,6 +163,8 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=WEIGHTS)
     parser.add_argument("--name", default=BOX)
     parser.add_argument("--sets", type=int, default=len(SETS), help="of contrasts, all four first")
+    parser.add_argument("--store", action="store_true",
+                        help="write the figures into the file of the network in the box")
     options = parser.parse_args()
     device = describe_device()
     cases = [case for folder in options.folders for case in find_cases(folder) if case.reference]
@@ -167,7 +172,7 @@ def main() -> None:
     results = read_json(STORED, "this benchmark") if STORED.is_file() else {}
     write_json(STORED, results | {options.name: rows})
     print(summary_table({options.name: rows}))
-    if options.checkpoint == WEIGHTS and options.sets == len(SETS):
+    if options.store:
         content = read_checkpoint(WEIGHTS, device)
         by_modalities = {names: [round(float(v), 3) for v in means(rows, names)]
                          for names in map(" ".join, SETS)}

@@ -149,7 +149,7 @@ def check_case(case: Case) -> dict:
     return row | {"shape": patient.images.shape[1:], "orientation": patient.orientation,
                   "volumes_ml": volumes, "spacing_mm": [round(s, 4) for s in patient.spacing],
                   "dtype": str(patient.images.dtype), "identity": identity(patient.images),
-                  **({} if case.missing else oddities(patient))}
+                  **oddities(patient)}
 
 
 def check_cohort(cases: Iterable[Case], jobs: int = -1) -> list[dict]:

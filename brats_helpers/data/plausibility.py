@@ -39,6 +39,9 @@ def oddities(patient: Patient) -> dict[str, list[str]]:
     nonzero, inside = some != 0, some[:, (some != 0).all(0)].astype(np.float64)
     ml = np.prod(patient.spacing) * patient.images[0].size / some.shape[1] / 1000  # each
     background = backgrounds(patient.images)
+    if not some.any(1).all():  # modalities are missing, and the rest compares all four
+        texts = [*background.values(), *repeated(patient.images, some)]
+        return {"warnings": [f"patient {patient.name}: {text}" for text in texts]}
     warnings = [*background.values(), *repeated(patient.images, some)]
     problems, sizes = volumes(nonzero, ml, background)
     problems += constant(patient.images, some)
@@ -73,6 +76,8 @@ def repeated(images: np.ndarray, some: np.ndarray) -> list[str]:
         inside = some[:, (some != 0).any(0)]
         together = np.nan_to_num(np.corrcoef(inside)) if inside.shape[1] > 2 else np.zeros((4, 4))
     for a, b in combinations(range(len(images)), 2):
+        if not (some[a].any() and some[b].any()):
+            continue  # one was not scanned
         names = f"{MODALITIES[a]} and {MODALITIES[b]}"
         if (np.array_equal(images[a, ..., middle], images[b, ..., middle])
                 and np.array_equal(images[a], images[b])):

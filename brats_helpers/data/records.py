@@ -31,6 +31,7 @@ class Case:
     problem: str = ""  # why it cannot be read, if the names alone tell
     labels: tuple[tuple[int, int], ...] = ()  # its dataset.json: label on disk -> label here
     missing: tuple[str, ...] = ()  # modalities without a file
+    hint: str = ""  # files that may be the missing ones
 
 
 @dataclass

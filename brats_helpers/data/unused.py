@@ -159,7 +159,7 @@ def hint(case: Case, unused: Sequence[Unused]) -> tuple[Case, list[Unused]]:
     near = [u for u in unused if u.path.parent == case.images[0].parent and u.remedy
             and guess_kind(u.path.name) in kinds]
     said = "".join(f" {u.path.name} is there: {u.reason}; {u.remedy}." for u in near)
-    return replace(case, problem=case.problem + said), near
+    return replace(case, problem=case.problem + said, hint=said.strip()), near
 
 
 def shorten(unused: Iterable[Unused]) -> list[Unused]:

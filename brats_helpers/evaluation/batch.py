@@ -21,7 +21,6 @@ from joblib import Parallel, delayed
 from joblib.parallel import get_active_backend
 from tqdm import tqdm
 
-from ..basics.constants import MODALITIES
 from ..basics.errors import BratsError
 from ..basics.files import atomic_path, remove_leftovers
 from ..basics.lock import hold_folder
@@ -176,10 +175,10 @@ def _check(cases: Sequence[Case], table: Table, ensemble: Ensemble) -> Iterator[
             table.rows[case.name]["warnings"] = " | ".join(warnings)
             yield case
             continue
-        lacks = not case.channels and len(case.images) < len(MODALITIES)
+        lacks = bool(case.missing and case.problem)
         advice = ("No mask is written, because this network needs all four contrasts. Look for a "
                   "file with another name, take the contrast from another series, or leave out "
-                  "--checkpoint: the network in the box does with fewer.")
+                  "--checkpoint: the network in the box makes do with fewer.")
         table.fail(case.name, INCOMPLETE if lacks else FAILED,
                    [*row["problems"], *[advice] * (lacks and not ensemble.takes_incomplete)])
     table.save()
@@ -239,7 +238,7 @@ def _segment_one(case: Case, ensemble: Ensemble, out: Path) -> dict:
         write_mask(target, labels, patient.affine, case)
     except (BratsError, RuntimeError, MemoryError) as error:  # torch: RuntimeError without memory
         return new_row(case.name, FAILED, [str(error) or "not enough memory"])
-    guess = expected_dice(probabilities[0])
+    guess = expected_dice(probabilities[0], labels > 0)
     if guess < ensemble.least_dice:
         warnings.append(f"patient {case.name}: the network is unsure (it expects a Dice of "
                         f"{guess:.2f}): look at the mask before you use it")

@@ -81,7 +81,7 @@ def read_checkpoint(path: Path, device: Device, needs: Iterable[str] = USUAL) ->
         raise BratsError(f"{path} is missing: train first (notebook 05), or name another "
                          "checkpoint.")
     try:
-        if path.suffix == SAFETENSORS:
+        if path.suffix.lower() == SAFETENSORS:
             return _check(path, _read_safetensors(path, device), needs)
         names = _names_in_whole_zip(path)
         if not any(name.endswith("/data.pkl") for name in names) or any(
@@ -99,7 +99,8 @@ def write_safetensors(path: Path, config: Config, content: dict) -> None:
     from safetensors.torch import save_file
     values = {"format": FORMAT, "config": asdict(config), "channels": CHANNELS,
               "regions": tuple(REGIONS), **content}
-    tensors = {name: value.contiguous() for name, value in values.pop("average").items()}
+    tensors = {name: value.contiguous() for name, value in sorted(values.pop("average").items())}
+    values["weights"] = weights_tag(tensors)  # reveals a damaged file, as a .pt's own checksum does
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, {"checkpoint": json.dumps(values)})
 
@@ -113,7 +114,11 @@ def _read_safetensors(path: Path, device: Device) -> dict:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(str(error)) from error
-    return {**values, "average": tensors} if isinstance(values, dict) else tensors
+    if not isinstance(values, dict):
+        return tensors
+    if values.pop("weights", None) != weights_tag(dict(sorted(tensors.items()))):
+        raise ValueError("its weights do not match their checksum")
+    return {**values, "average": tensors}
 
 
 def _names_in_whole_zip(path: Path) -> list[str]:
@@ -153,7 +158,7 @@ def _check(path: Path, content: object, needs: Iterable[str]) -> dict:
     """Return the content; BratsError if it is not that of a checkpoint of ours."""
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         held = (f" (it holds {', '.join(map(str, list(content)[:3]))})"
-                if isinstance(content, dict) else "")
+                if isinstance(content, dict) and content else "")
         raise BratsError(f"{path} is not a checkpoint of this project{held}: {ADVICE}.")
     if content["format"] != FORMAT:
         raise BratsError(f"{path} is not a checkpoint of this version (format {FORMAT}, found "

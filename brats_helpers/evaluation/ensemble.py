@@ -54,7 +54,7 @@ class Ensemble:
             pairs = ", ".join(f"{name} {a:.2f} instead of {b:.2f}"
                               for name, a, b in zip(REGIONS, scores, whole, strict=True))
             said += f" (Dice on development patients: {pairs})"
-        return [said]
+        return [f"{said}. {case.hint}" if case.hint else said]
 
 
 def load_ensemble(checkpoints: Sequence[Path], tta: bool) -> Ensemble:
@@ -79,7 +79,7 @@ def load_ensemble(checkpoints: Sequence[Path], tta: bool) -> Ensemble:
     return Ensemble([model for model, _ in loaded], config, tta, seen, device, tag,
                     all(other.modality_dropout for _, other in loaded),
                     contents[0].get("by_modalities", {}) if len(contents) == 1 else {},
-                    contents[0].get("trust", {}).get("least_dice", 0.0))
+                    max(content.get("trust", {}).get("least_dice", 0.0) for content in contents))
 
 
 def made_from(case: Case, ensemble: Ensemble) -> str:
@@ -88,5 +88,5 @@ def made_from(case: Case, ensemble: Ensemble) -> str:
         scans = "" if case.problem else content_hash(case, ensemble.config.spacing_mm)
     except BratsError:  # the check names it
         scans = ""
-    text = f"{scans} {case.channels} {ensemble.tag}"
+    text = f"{scans} {case.channels} {' '.join((*case.missing, ensemble.tag))}"
     return scans and hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -11,13 +11,12 @@ import numpy as np
 from scipy import ndimage
 
 
-def expected_dice(probability: np.ndarray) -> float:
-    """Estimate the Dice of the mask `probability > 0.5`, (X, Y, Z), without a reference.
+def expected_dice(probability: np.ndarray, mask: np.ndarray) -> float:
+    """Estimate the Dice of a mask from the probabilities that it was made of, both (X, Y, Z).
 
     The expected Dice, times the share of the mask in its largest part: scattered pieces are most
     often false. 0 for an empty mask.
     """
-    mask = probability > 0.5
     if not mask.any():
         return 0.0
     overlap = 2 * float(probability[mask].sum())

@@ -1,4 +1,4 @@
-"""The two kinds of phantoms. They are for teaching and tests; every picture says "synthetic"."""
+"""The two kinds of phantoms, plain and varied. Every picture of one says "synthetic"."""
 
 from __future__ import annotations
 

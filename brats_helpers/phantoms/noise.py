@@ -8,7 +8,7 @@ import numpy as np
 
 
 def smooth_noise(rng: np.random.Generator, shape: Sequence[int], length: float) -> np.ndarray:
-    """Make noise that varies over `length` voxels, mean 0, deviation about 1: float32."""
+    """Make noise that varies over `length` voxels, mean 0, deviation about 0.45: float32."""
     nodes = [int(np.ceil(s / length)) + 3 for s in shape]
     field = rng.standard_normal(nodes).astype(np.float32)
     for axis, s in enumerate(shape):  # separable: one cubic interpolation an axis

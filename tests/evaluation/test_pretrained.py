@@ -72,6 +72,16 @@ def test_any_other_file_called_safetensors_is_refused_in_words(
         read_checkpoint(path, CPU)
 
 
+def test_damaged_weights_are_noticed(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "a.safetensors", CONFIG,
+                      {"average": UNet(CONFIG.filters).state_dict()})
+    content = bytearray((tmp_path / "a.safetensors").read_bytes())
+    content[-40] ^= 255
+    (tmp_path / "a.safetensors").write_bytes(content)
+    with pytest.raises(BratsError, match="checksum"):
+        read_checkpoint(tmp_path / "a.safetensors", CPU)
+
+
 @pytest.mark.parametrize("header", ["null", "[]", "3", '{"format": 1}', "{"])
 def test_safetensors_of_another_program_are_refused_in_words(tmp_path: Path, header: str) -> None:
     from safetensors.torch import save_file
@@ -103,6 +113,31 @@ def test_predict_takes_what_is_there_and_says_what_that_costs(
     assert "instead of" in row["warnings"]  # the table's figures
 
 
+def test_what_may_be_the_missing_contrast_and_what_is_odd_is_named(patient_folder: Path,
+                                                                   tmp_path: Path) -> None:
+    (tmp_path / "P").mkdir()
+    for name, file in (("flair", "P_flair"), ("flair", "P_t1"), ("t2", "P_t2 (1)")):
+        whole = (patient_folder / "P" / f"P_{name}.nii.gz").read_bytes()
+        (tmp_path / "P" / f"{file}.nii.gz").write_bytes(whole)
+    row, = predict_cases([tmp_path / "P"], None, tmp_path / "out")
+    assert "P_t2 (1).nii.gz is there" in row["warnings"]
+    assert "flair and t1 are the same image" in row["warnings"]
+
+
+def test_a_mask_is_made_anew_when_the_same_file_is_another_contrast(patient_folder: Path,
+                                                                    tmp_path: Path) -> None:
+    whole = (patient_folder / "P" / "P_flair.nii.gz").read_bytes()
+    masks = []
+    for name in ("flair", "t1ce"):
+        folder = tmp_path / "in" / name
+        folder.mkdir(parents=True)
+        (folder / "X.nii.gz").write_bytes(whole)
+        row, = predict_cases([tmp_path / "in"], None, tmp_path / "out")
+        masks.append(row["made_from"])
+        (folder / "X.nii.gz").unlink()
+    assert masks[0] != masks[1]
+
+
 def test_a_network_that_never_lacked_a_contrast_refuses(patient_folder: Path,
                                                         tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "c.pt", CONFIG, {"average": UNet(CONFIG.filters).state_dict()})
@@ -132,11 +167,11 @@ def test_a_missing_contrast_is_zero_for_the_network(patient_folder: Path, tmp_pa
 def test_expected_dice_of_a_calibrated_network_is_the_dice() -> None:
     rng = np.random.default_rng(0)
     probability = np.clip(1.3 - np.linspace(0, 2, 40)[:, None, None] + np.zeros((40, 40, 40)), 0, 1)
-    truth = rng.random(probability.shape) < probability
-    assert expected_dice(probability) == pytest.approx(dice(probability > 0.5, truth), abs=0.01)
-    assert expected_dice(np.zeros((4, 4, 4))) == 0
+    truth, mask = rng.random(probability.shape) < probability, probability > 0.5
+    assert expected_dice(probability, mask) == pytest.approx(dice(mask, truth), abs=0.01)
+    assert expected_dice(np.zeros((4, 4, 4)), np.zeros((4, 4, 4), bool)) == 0
     scattered = np.where(rng.random((20, 20, 20)) < 0.05, 0.9, 0.0)
-    assert expected_dice(scattered) < 0.1
+    assert expected_dice(scattered, scattered > 0.5) < 0.1
 
 
 def test_it_finds_the_tumor_of_a_varied_phantom() -> None:
