@@ -2,9 +2,9 @@
 
     python -m benchmarks.few_patients FOLDER [FOLDER ...] --learn 4 --draw 0
 
-Trains from the network in the box on patients drawn by `--draw`, with the learning rate that notebook
-05 chooses and fewer steps, and scores the patients that were not drawn. The scores are added to
-benchmarks/few_patients.json, from which the table of docs/zero_shot.md is made.
+Trains from the network in the box on patients drawn by `--draw`, with the learning rate that
+notebook 05 chooses and fewer steps, and scores the patients that were not drawn. The scores are
+added to benchmarks/few_patients.json, from which the table of docs/zero_shot.md is made.
 """
 
 from __future__ import annotations
