@@ -728,8 +728,8 @@ for name, scores in (("network of this notebook", falls), ("network in the box",
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# From these. The series does that by itself for fewer than 40 real patients. [Another page](../docs/zero_shot.md) tells
-# what the network in the box scores on real patients.
+# From these. The series does that by itself for fewer than 40 real patients. Do not expect much of four: in one measured draw
+# they added nothing ([what we know](../docs/zero_shot.md), and what the network in the box scores on real patients).
 # </details>
 #
 # ### Exercise 5: two minutes

@@ -148,6 +148,9 @@ def _unreadable(path: Path, error: Exception) -> str:
         return (f"{path} cannot be read as a checkpoint ({reason}): it may be cut short or "
                 "damaged. Name another checkpoint; to train on from an older one, move this file "
                 "away.")
+    if path.suffix.lower() == SAFETENSORS:
+        return (f"{path} cannot be read as a checkpoint ({reason}): it is damaged, or another "
+                f"program wrote it; {ADVICE}, or leave out --checkpoint.")
     kind = next((kind for magic, kind in OTHERS.items() if first.startswith(magic)), reason)
     kind = "empty" if not first else "safetensors" if first[8:10] == b'{"' else kind
     return (f"{path} cannot be read as a checkpoint ({kind}): it is not a checkpoint of this "
