@@ -754,8 +754,8 @@ best_plan = max(plans, key=lab.score)  # solution
 investigations.check_budget(best_plan, lab, falls.mean())
 
 # %% [markdown]
-# Three practice patients are few. In our runs, `largest` lost on them and would have won on the test. Now that you know, you
-# may no longer use it.
+# Three practice patients are few. A difference of 0.01 between two plans may be chance, and another three patients may turn
+# it around. That is why the choice is made on them, and the test patients are looked at once.
 
 # %% [markdown]
 # ## 8. Play
