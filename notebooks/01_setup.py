@@ -87,7 +87,8 @@ work, device = start(work)
 from brats_helpers.phantoms.kinds import make_patient
 from brats_helpers.lessons.plots import show_modalities, three_planes, upright
 
-stranger = make_patient(1, 7, 1.0, "varied")  # synthetic, whatever the source
+stranger_mm = max(1.0, (spacing_mm or 2.0) / 2)  # voxels of 1 mm, unless the series works at coarse ones
+stranger = make_patient(1, 7, stranger_mm, "varied")  # synthetic, whatever the source
 show_modalities(stranger, synthetic=True)
 
 # %% [markdown]
