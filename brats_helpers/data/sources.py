@@ -52,7 +52,7 @@ def resolve_source(path: Path) -> Path:
 
 
 def refuse_unread(path: Path) -> None:
-    """Refuse a path that is not there, or a file that is no archive, by what it is."""
+    """Refuse a missing path, or a file that is not an archive; the message names its type."""
     if not path.is_file():
         link = f"a link to {path.readlink()}, which is " if path.is_symlink() else ""
         raise BratsError(f"{path} is {link}not there: give the path of a {', '.join(ENDINGS)} file "
@@ -62,7 +62,7 @@ def refuse_unread(path: Path) -> None:
 
 
 def _why_unread(path: Path) -> str:
-    """End the sentence on a file that is no readable archive; empty if it is one."""
+    """Explain why a file is not a readable archive; empty if it is one."""
     kind, name = kind_of(path), path.name.lower()
     named = name.endswith(ENDINGS)
     if SPLIT.search(name):
@@ -90,7 +90,7 @@ def _why_unread(path: Path) -> str:
 
 
 def kind_of(path: Path) -> str:
-    """Name what a file is by its content: tar, zip, gzip, ...; empty if unknown or not there."""
+    """Name a file's type, such as "tar" or "gzip", by its content; empty if unknown or missing."""
     if not path.is_file():
         return ""
     with open(path, "rb") as file:
@@ -101,7 +101,7 @@ def kind_of(path: Path) -> str:
 
 
 def inner_start(path: Path) -> bytes:
-    """Read the first bytes of what a gzip, xz or bzip2 file holds; empty if there are none."""
+    """Read the first bytes inside a gzip, xz or bzip2 file; empty if there are none."""
     try:
         with (READ.get(kind_of(path)) or gzip).open(path) as inner:
             return inner.read(4)

@@ -48,12 +48,13 @@ def brats_affine(spacing_mm: float) -> np.ndarray:
     return affine
 
 
-def coordinates_mm(spacing_mm: float) -> np.ndarray:
+def coordinates_mm(spacing_mm: float,
+                   extent_mm: Sequence[float] = BRATS_SHAPE) -> np.ndarray:
     """Give each voxel's place in mm from the middle of the brain, (3, X, Y, Z) float32.
 
     As in the template, right, anterior and superior are positive.
     """
-    shape = [int(round(s / spacing_mm)) for s in BRATS_SHAPE]
+    shape = [int(round(mm / spacing_mm)) for mm in extent_mm]
     axes = [np.arange(n, dtype=np.float32) * spacing_mm - (n - 1) / 2 * spacing_mm for n in shape]
     x, y, z = np.meshgrid(*axes, indexing="ij")
     return np.stack([-x, -y, z])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from scipy import ndimage
+from scipy.stats import norm
 
 from ..basics.constants import ED, ET, NCR
 from .anatomy import Tissue, column
@@ -31,8 +31,7 @@ class Tumor:
 def plan(rng: np.random.Generator, rank: float) -> list[Tumor]:
     """Draw a main tumor of the size that `rank` gives it, from 0 to 1, and its satellites."""
     kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
-    size = np.sqrt(2) * torch.erfinv(torch.tensor(2 * np.clip(rank, 0.01, 0.99) - 1)).item()
-    radius = float(np.clip(16.5 * np.exp(0.45 * size), 5, 36))
+    radius = float(np.clip(16.5 * np.exp(0.45 * norm.ppf(np.clip(rank, 0.01, 0.99))), 5, 36))
     if kind == "solid":
         radius = min(0.8 * radius, 20)
     side = rng.choice([-1, 1])

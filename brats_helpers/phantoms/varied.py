@@ -21,6 +21,7 @@ from .anatomy import (
     Tissue,
     brats_affine,
     column,
+    coordinates_mm,
     displaced,
     rotation_and_scale,
     size_rank,
@@ -39,7 +40,7 @@ def make_varied(seed: int, index: int, spacing_mm: float = 2.0) -> Patient:
     """Make patient number `index` of the varied cohort `seed`, on BraTS's grid at a voxel size."""
     rng = np.random.default_rng([seed, index, VERSION])
     tumors = plan(rng, size_rank(seed, index))
-    grid = box_coordinates(spacing_mm)
+    grid = coordinates_mm(spacing_mm, BOX_MM)
     tissue = brain_of(rng, grid, tumors, spacing_mm)
     labels = np.zeros(tissue.brain.shape, np.uint8)
     solid = np.zeros(labels.shape, np.float32)  # how much of label NCR is tumor, not necrosis
@@ -51,13 +52,6 @@ def make_varied(seed: int, index: int, spacing_mm: float = 2.0) -> Patient:
     images = scan(rng, grid, shares, tissue, labels, spacing_mm)
     return Patient(f"BraTS2021_{index:05d}", _on_brats_grid(images, spacing_mm),
                    _on_brats_grid(labels[None], spacing_mm)[0], brats_affine(spacing_mm))
-
-
-def box_coordinates(spacing_mm: float) -> np.ndarray:
-    """Give each voxel's place in mm from the middle of the brain: (3, X, Y, Z)."""
-    shape = [round(mm / spacing_mm) for mm in BOX_MM]
-    x, y, z = (((np.arange(n, dtype=np.float32) - (n - 1) / 2) * spacing_mm) for n in shape)
-    return np.stack(np.meshgrid(-x, -y, z, indexing="ij"))
 
 
 def brain_of(rng: np.random.Generator, grid: np.ndarray, tumors: list[Tumor],

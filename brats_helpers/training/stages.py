@@ -1,7 +1,7 @@
 """The training of a work folder; of few real patients, it starts from the network in the box.
 
 Starting from weights that another training left is transfer learning (Tajbakhsh et al. 2016,
-doi:10.1109/TMI.2016.2535302). docs/zero_shot.md measures the gain.
+doi:10.1109/TMI.2016.2535302). docs/zero_shot.md says what it is worth.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from . import distributed
 from .loop import train
 
 FEW = 40  # real patients to learn from; with fewer, the training starts from the network in the box
-GENTLE = 3e-4  # learning rate: with 2e-3, four patients made the network worse on others
+GENTLE = 3e-4  # learning rate: a network soon memorizes a few patients
 
 
 def train_work(config: Config, work: Path, on_epoch: Callable[[list[dict]], None] | None = None,

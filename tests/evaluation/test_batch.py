@@ -55,10 +55,8 @@ def stamps(out: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in out.glob("*.nii.gz")}
 
 
-def test_thirty_patients_with_five_faults_give_25_masks_and_only_the_five_are_tried_again(
-    checkpoint: Path, tmp_path: Path, capsys, monkeypatch, faults
-) -> None:
-    data = cohort(tmp_path / "data", 30)
+def break_five(data: Path) -> None:
+    """Break every fifth patient in another way; the reference of P25 is damaged, too."""
     whole = (data / "P00" / "P00_t2.nii.gz").read_bytes()
     (data / "P00" / "P00_t2.nii.gz").write_bytes(whole[: len(whole) // 2])
     (data / "P05" / "P05_t1ce.nii.gz").unlink()
@@ -69,8 +67,14 @@ def test_thirty_patients_with_five_faults_give_25_masks_and_only_the_five_are_tr
     nib.save(nib.Nifti1Image(broken, nib.load(data / "P20" / "P20_t1.nii.gz").affine),
              data / "P20" / "P20_flair.nii.gz")
     (data / "P25" / "P25_seg.nii.gz").write_bytes(
-        b"a damaged reference, which predict does not need"
-    )
+        b"a damaged reference, which predict does not need")
+
+
+def test_thirty_patients_with_five_faults_give_25_masks_and_only_the_five_are_tried_again(
+    checkpoint: Path, tmp_path: Path, capsys, monkeypatch, faults
+) -> None:
+    data = cohort(tmp_path / "data", 30)
+    break_five(data)
     command = ["predict", str(data), "--checkpoint", str(checkpoint), "--out",
                str(tmp_path / "masks")]
     assert main(command) == 3
