@@ -289,17 +289,14 @@ def _train_alone_or_in_a_group(options: argparse.Namespace) -> int:
     from .basics.device import keep_memory
     from .data.cohort import read_cohort
     from .training import distributed
-    from .training.stages import checkpoint_folder, for_few_patients, train_work
+    from .training.stages import checkpoint_folder, for_cohort, train_work
     parameters = {name: number_or_text(value) for name, value in options.parameters}
     config = Config.load(options.config or options.work / "config.json").with_(**parameters)
 
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     with hold_folder(options.work) if first else contextlib.nullcontext(), distributed.group():
-        if not options.config:                        # else notebook 05 has settled it
-            cohort = read_cohort(options.work)
-            # The recipe that was measured, even with --everyone.
-            patients = len(cohort.training_names(config))
-            config = for_few_patients(config, patients, cohort.synthetic, parameters)
+        if not options.config:  # else notebook 05 has settled it
+            config = for_cohort(config, read_cohort(options.work), parameters)
         keep_memory()
         last = train_work(config, options.work.absolute(), all_data=options.everyone)[-1]
         measured = f"validation Dice {last['dice']}" if last["dice"] else "measured on nobody"

@@ -327,8 +327,9 @@ checks.check_to_disk(to_disk)
 # (**Dice** measures how well two masks agree: twice the voxels that they share, divided by the sum of their sizes.)
 
 # %%
+from brats_helpers.data.preprocessing import slice_with_most_tumor
 from brats_helpers.evaluation.metrics import dice
-from brats_helpers.lessons.plots import pictures, upright, slice_with_most_tumor
+from brats_helpers.lessons.plots import pictures, upright
 
 raw = np.asarray(nib.load(first.reference).dataobj)
 at = slice_with_most_tumor(upright(patient.reference, patient.affine))

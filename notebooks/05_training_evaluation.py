@@ -88,14 +88,14 @@ from brats_helpers.basics.config import Config
 from brats_helpers.training.launch import for_all_gpus, train_here
 from brats_helpers.lessons.plots import bars, curves, dice_boxplot, series_map
 from brats_helpers.data.pipeline import prepared_files
-from brats_helpers.training.stages import for_few_patients
+from brats_helpers.training.stages import for_cohort
 
 config = Config.load(work / "config.json")
 asked = {name: globals().get(name) for name in vars(config)}  # the parameters above, by name
 config = for_all_gpus(config.with_(**asked), device, processes if batch is None else 1)
 cohort = read_cohort(work)
 given = [name for name, value in asked.items() if value is not None]
-config = for_few_patients(config, len(cohort.training_names(config)), cohort.synthetic, given)
+config = for_cohort(config, cohort, given)
 config.preset, config.epochs, config.steps, config.batch, config.patch
 
 # %%
@@ -168,8 +168,9 @@ finish(figure, synthetic, alt="Dice of WT against the threshold: a line for each
 # shape:
 
 # %%
+from brats_helpers.data.preprocessing import slice_with_most_tumor
 from brats_helpers.training import augmentation as augment
-from brats_helpers.lessons.plots import compare_slices, draw_slice, slice_with_most_tumor
+from brats_helpers.lessons.plots import compare_slices, draw_slice
 
 generator, example = torch.Generator().manual_seed(1), load(prepared[held_out[0]])
 z = normalize(example.volume[:4], example.meta.mean, example.meta.std)

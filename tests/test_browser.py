@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -120,20 +120,25 @@ for (let i = 0; i < 15; i++) { const begin = performance.now();
 return took.sort((a, b) => a - b)[7]; }"""
 
 
+def changes(page: object, act: Callable[[], object]) -> list[bool]:
+    """Return which of the slice viewer's four pictures an action changes."""
+    def pixels() -> list[str]:
+        return page.evaluate("[...document.querySelectorAll('.brats canvas')]"
+                             ".map(canvas => canvas.toDataURL())")
+
+    before = pixels()
+    act()
+    return [a != b for a, b in zip(before, pixels(), strict=True)]
+
+
 def use_slice_viewer(page: object) -> None:
     """Operate every control; each must change the pictures that it should, and no other."""
     views = page.locator(".brats canvas")
     slices = [page.locator(f".brats input[name={name}]")
               for name in ("axial", "coronal", "sagittal")]
 
-    def pixels() -> list[str]:
-        return page.evaluate("[...document.querySelectorAll('.brats canvas')]"
-                             ".map(canvas => canvas.toDataURL())")
-
-    def check(act: object, *expected: bool) -> None:
-        before = pixels()
-        act()
-        assert [a != b for a, b in zip(before, pixels(), strict=True)] == list(expected)
+    def check(act: Callable[[], object], *expected: bool) -> None:
+        assert changes(page, act) == list(expected)
 
     def pull(name: str) -> None:
         page.locator(f".brats input[name={name}]").focus()

@@ -14,6 +14,7 @@ import brats_helpers
 from brats_helpers.tools.series import FOLDER, ROOT
 
 PACKAGE = ROOT / "brats_helpers"
+FOLDERS = ("brats_helpers", "benchmarks", "tests", "docs")
 ROOMS = dict(re.findall(r"^(\w+)/ +(.*)$", brats_helpers.__doc__, re.MULTILINE))
 READING = re.findall(r"\b\w+/\w+\b", brats_helpers.__doc__.rpartition("reading")[2])
 
@@ -25,13 +26,14 @@ def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
             yield node
 
 
-def test_no_function_is_longer_than_40_lines() -> None:
-    long = [f"{path}:{node.lineno} {node.name}" for path in PACKAGE.rglob("*.py")
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_function_is_longer_than_40_lines(folder: str) -> None:
+    long = [f"{path}:{node.lineno} {node.name}" for path in (ROOT / folder).rglob("*.py")
             for node in functions(path) if node.end_lineno - node.lineno >= 40]
     assert not long
 
 
-@pytest.mark.parametrize("folder", ["brats_helpers", "benchmarks", "tests"])
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_no_line_is_longer_than_100_columns(folder: str) -> None:
     long = [f"{path}:{number}" for path in (ROOT / folder).rglob("*.py") for number, line
             in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if len(line) > 100]

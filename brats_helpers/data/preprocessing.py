@@ -58,6 +58,12 @@ def bounding_box(mask: np.ndarray) -> tuple[tuple[int, int], ...]:
     return tuple((int(line.argmax()), int(len(line) - line[::-1].argmax())) for line in lines)
 
 
+def slice_with_most_tumor(labels: np.ndarray, axis: int = -1) -> int:
+    """Find the slice across an axis with the most tumor, or the middle one without any."""
+    areas = np.moveaxis(labels > 0, axis, 0).sum((1, 2))
+    return int(areas.argmax()) if areas.any() else len(areas) // 2
+
+
 def largest_component(mask: np.ndarray) -> np.ndarray:
     """Find the largest connected part of a boolean mask; voxels are connected by faces."""
     parts, count = ndimage.label(mask)

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from ..basics.constants import MODALITIES, MODALITY_TITLES, REGION_TITLES, REGIONS
 from ..data.cases import Patient
-from ..data.preprocessing import bounding_box
+from ..data.preprocessing import bounding_box, slice_with_most_tumor
 from ..evaluation.metrics import dice, regions
 from .plots import ERROR_LEGEND, agreement, finish, upright, window
 
@@ -69,7 +69,7 @@ def compare_masks(patient: Patient, mask: np.ndarray, synthetic: bool = False) -
         image = upright(patient.images[MODALITIES.index(modality)], patient.affine)
         found, truth = (upright(each, patient.affine) for each in pair)
         shown = found != truth if (found != truth).any() else truth
-        at = int(shown.sum((0, 1)).argmax())
+        at = slice_with_most_tumor(shown)
         _zoomed(column, image[..., at], found[..., at], truth[..., at])
         column[0].set_title(f"{REGION_TITLES[name]} on {MODALITY_TITLES[modality]}", fontsize=10)
     figure.suptitle(f"{patient.name}, each region on its slice with most error", fontsize=10,

@@ -13,9 +13,8 @@ from matplotlib.figure import Figure
 
 from ..basics.constants import MODALITIES
 from ..basics.device import Device
-from ..data.preprocessing import Prepared, network_input
+from ..data.preprocessing import Prepared, network_input, slice_with_most_tumor
 from ..network.unet import UNet
-from ..training.forming import slice_with_most_tumor
 from .plots import finish, window
 
 SLAB = 32  # slices that the network gets, the shown one in the middle
@@ -31,7 +30,7 @@ def feature_maps(model: UNet, prepared: Prepared, device: Device) -> dict[str, n
     tumor; the network gets the slab around it, padded to sizes that its levels can halve.
     """
     edge = 2 ** (len(model.encoder) - 1)
-    at, (height, width) = slice_with_most_tumor(prepared.volume[4]), prepared.volume.shape[2:]
+    at, (height, width) = slice_with_most_tumor(prepared.volume[4], 0), prepared.volume.shape[2:]
     image = F.pad(network_input(prepared, device), (0, -width % edge, 0, -height % edge,
                                                     SLAB // 2, SLAB // 2))[:, at:at + SLAB]
     found = {"input": image}
@@ -91,7 +90,7 @@ def _show(ax: Axes, image: np.ndarray, title: str, limits: tuple[float, float] |
 def draw_forming(prepared: Prepared, found: Mapping[int, np.ndarray],
                  synthetic: bool = False) -> Figure:
     """Draw the probability of the whole tumor after some steps: `training.forming.read_forming`."""
-    at = slice_with_most_tumor(prepared.volume[4])
+    at = slice_with_most_tumor(prepared.volume[4], axis=0)
     flair, truth = prepared.volume[FLAIR, at], prepared.volume[4, at] > 0
     figure, axes = plt.subplots(1, len(found) + 1, figsize=(9.6, 2.7), squeeze=False)
     low, high = window(flair)

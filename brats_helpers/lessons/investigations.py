@@ -11,18 +11,16 @@ from tqdm import tqdm
 
 from ..basics.constants import ET
 from ..data.cases import Case, Patient, read_case
+from ..data.preprocessing import slice_with_most_tumor
+from ..evaluation.metrics import dice
 from .checks import Verdict, is_blank, judge
-from .outline import largest_slice, outline_mask
+from .outline import outline_mask
 from .plots import upright
 
 if TYPE_CHECKING:
     from .budget import Lab
 
 ENOUGH_DICE = 0.8
-
-
-def _dice(a: np.ndarray, b: np.ndarray) -> float:
-    return 2 * float((a & b).sum()) / max(1, int(a.sum()) + int(b.sum()))
 
 
 def _verdict(answer: object, right: bool, praise: str, mistakes: Mapping[str, bool],
@@ -36,7 +34,9 @@ def _verdict(answer: object, right: bool, praise: str, mistakes: Mapping[str, bo
 
 def check_outline(corners: object, patient: Patient) -> Verdict:
     """Score an outline, a list of (x, y), against the reference on the slice with most tumor."""
-    truth = upright(patient.reference, patient.affine)[..., largest_slice(patient)] > 0
+    labels = upright(patient.reference, patient.affine)
+    labels = labels[..., slice_with_most_tumor(labels)]
+    truth = labels > 0
     try:
         points = np.asarray(corners, float).reshape(-1, 2)
     except (TypeError, ValueError):
@@ -44,12 +44,11 @@ def check_outline(corners: object, patient: Patient) -> Verdict:
     mask, turned, core = np.zeros_like(truth), np.zeros_like(truth), 0.0
     if len(points) > 2:
         mask, turned = outline_mask(points, truth.shape), outline_mask(points[:, ::-1], truth.shape)
-        enhancing = upright(patient.reference, patient.affine)[..., largest_slice(patient)] == ET
-        core = _dice(mask, enhancing)
-    score = _dice(mask, truth)
+        core = dice(mask, labels == ET)
+    score = dice(mask, truth)
     return _verdict(corners, score >= ENOUGH_DICE, f"Your Dice is {score:.2f}.", {
         "Give at least three corners, each as (x, y).": len(points) < 3,
-        "x and y are swapped: x runs to the right, y downward.": _dice(turned, truth) > score + 0.2,
+        "x and y are swapped: x runs to the right, y downward.": dice(turned, truth) > score + 0.2,
         "You outlined the enhancing rim. The whole tumor includes the edema around it.":
         core > score and core > 0.5,
         "Your outline is too large: it takes in healthy brain.": mask.sum() > 1.3 * truth.sum(),
@@ -67,8 +66,8 @@ def check_best_threshold(best_threshold: Callable, patients: Sequence[Patient]) 
         if is_blank(answer):
             return _verdict(answer, False, "", {}, "")
         cuts = np.percentile(image[image > 0], range(2, 100, 2))
-        scores = [_dice(image > cut, tumor) for cut in cuts]
-        chosen.append((float(answer), _dice(image > float(answer), tumor)))
+        scores = [dice(image > cut, tumor) for cut in cuts]
+        chosen.append((float(answer), dice(image > float(answer), tumor)))
         gaps.append(max(scores) - chosen[-1][1])
     listed = ", ".join(f"{cut:.0f} (Dice {score:.2f})" for cut, score in chosen)
     same = len({cut for cut, _ in chosen}) == 1 < len(chosen)
@@ -115,7 +114,7 @@ def copying_machine(slices: Sequence[Slice], held_out: np.ndarray) -> float:
         return float("nan")
     likeness = np.stack([p.flair for p in asked]) @ np.stack([p.flair for p in known]).T
     copied = np.stack([known[n].tumor for n in likeness.argmax(1)])
-    return _dice(copied, np.stack([p.tumor for p in asked]))
+    return dice(copied, np.stack([p.tumor for p in asked]))
 
 
 def slice_and_neighbor(slices: Sequence[Slice]) -> dict[str, np.ndarray]:

@@ -11,19 +11,15 @@ from matplotlib.path import Path as Polygon
 
 from ..basics.constants import MODALITIES, MODALITY_TITLES
 from ..data.cases import Patient
+from ..data.preprocessing import slice_with_most_tumor
 from .plots import finish, upright
 
 SHOWN = ("flair", "t1ce")
 
 
-def largest_slice(patient: Patient) -> int:
-    """Return the axial slice of the upright volume that holds most tumor."""
-    return int((upright(patient.reference, patient.affine) > 0).sum((0, 1)).argmax())
-
-
 def draw_outline_task(patient: Patient) -> Figure:
     """Draw FLAIR and T1CE of the slice with most tumor, with a grid to read corners from."""
-    at = largest_slice(patient)
+    at = slice_with_most_tumor(upright(patient.reference, patient.affine))
     figure, axes = plt.subplots(1, len(SHOWN), figsize=(9.6, 5.2))
     for ax, name in zip(axes, SHOWN, strict=True):
         image = upright(patient.images[MODALITIES.index(name)], patient.affine)[..., at].T

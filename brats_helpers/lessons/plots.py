@@ -29,7 +29,13 @@ from ..basics.constants import (
     REGIONS,
 )
 from ..data.cases import Patient
-from ..data.preprocessing import Prepared, bounding_box, lps_spacing, to_lps
+from ..data.preprocessing import (
+    Prepared,
+    bounding_box,
+    lps_spacing,
+    slice_with_most_tumor,
+    to_lps,
+)
 from .compare_cohorts import distances, scores_of
 from .surfaces import camera, render
 
@@ -72,13 +78,6 @@ def cut(volume: np.ndarray, plane: str, index: int) -> np.ndarray:
     """Return a slice as rows from top to bottom of the picture: (rows, columns)."""
     rows = np.take(volume, index, PLANES[plane][0]).T
     return rows if plane == "axial" else rows[::-1]  # the feet are below
-
-
-def slice_with_most_tumor(labels: np.ndarray, plane: str = "axial") -> int:
-    """Return the index of the slice with the most tumor, or of the middle one without any."""
-    axis = PLANES[plane][0]
-    areas = (labels > 0).sum(axis=tuple(a for a in range(3) if a != axis))
-    return int(areas.argmax()) if areas.any() else labels.shape[axis] // 2
 
 
 def window(image: np.ndarray) -> tuple[float, float]:
@@ -264,7 +263,7 @@ def show_modalities(patient: Patient, plane: str = "axial", index: int | None = 
     known = patient.reference is not None
     labels = upright(patient.reference, patient.affine) if known else np.zeros(images[0].shape)
     spacing = lps_spacing(patient.spacing, patient.affine)
-    index = slice_with_most_tumor(labels, plane) if index is None else index
+    index = slice_with_most_tumor(labels, PLANES[plane][0]) if index is None else index
     figure, axes = plt.subplots(1 + known, 4, figsize=(9.6, 2.6 * (1 + known)), squeeze=False)
     for column, (modality, image) in enumerate(zip(MODALITIES, images, strict=True)):
         for row in range(1 + known):
@@ -315,7 +314,7 @@ def three_planes(image: np.ndarray, overlays: Mapping[str, np.ndarray], spacing:
         shown["errors"] = agreement(overlays["prediction"] > 0, overlays["reference"] > 0)
     figure, axes = plt.subplots(3, len(shown), figsize=(2.4 * len(shown), 6.6), squeeze=False)
     for row, plane in zip(axes, PLANES, strict=True):
-        index = slice_with_most_tumor(first, plane)
+        index = slice_with_most_tumor(first, PLANES[plane][0])
         for ax, (name, labels) in zip(row, shown.items(), strict=True):
             style = SliceStyle(legend=ERROR_LEGEND if name == "errors" else None)
             draw_slice(ax, image, plane, index, spacing, labels, style=style)

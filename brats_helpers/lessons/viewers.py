@@ -33,7 +33,13 @@ from ..basics.constants import (
 )
 from ..basics.device import gpu_load
 from ..data.cases import Patient
-from ..data.preprocessing import Prepared, bounding_box, lps_spacing, normalize
+from ..data.preprocessing import (
+    Prepared,
+    bounding_box,
+    lps_spacing,
+    normalize,
+    slice_with_most_tumor,
+)
 from ..evaluation.metrics import counts, dice
 from .plots import (
     ERROR_LEGEND,
@@ -43,7 +49,6 @@ from .plots import (
     draw_slice,
     finish,
     learning_curves,
-    slice_with_most_tumor,
     three_planes,
     upright,
     window,
@@ -108,9 +113,8 @@ def _viewer_data(images: Sequence[np.ndarray], labels: Mapping[str, np.ndarray],
     """Collect what viewer.js draws, cropped to the brain: volumes (X, Y, Z) in LPS."""
     brain = np.any([image != 0 for image in images], axis=0)
     box = tuple(slice(max(0, low - 2), high + 2) for low, high in bounding_box(brain))
-    planes = ("sagittal", "coronal", "axial")
     return {"shape": images[0][box].shape, "offset": [side.start for side in box], "floor": FLOOR,
-            "start": [slice_with_most_tumor(marks[box], plane) for plane in planes],
+            "start": [slice_with_most_tumor(marks[box], axis) for axis in range(3)],
             "images": [_gray(MODALITY_TITLES[modality], image[box])
                        for modality, image in zip(MODALITIES, images, strict=True)],
             "masks": [{"title": title, "source": _mosaic(volume[box].astype(np.uint8), "PNG")}

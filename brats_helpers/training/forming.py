@@ -13,7 +13,7 @@ import numpy as np
 from ..basics.config import Config
 from ..basics.device import Device
 from ..basics.files import atomic_path
-from ..data.preprocessing import network_input
+from ..data.preprocessing import network_input, slice_with_most_tumor
 from ..data.storage import load
 from ..evaluation.sliding_window import sliding_window_inference
 from . import distributed
@@ -43,14 +43,9 @@ class Forming:
         image = network_input(prepared, self.device)
         found = sliding_window_inference(network, image, self.config.patch, self.config.overlap,
                                          device=self.device)
-        at = slice_with_most_tumor(prepared.volume[4])
+        at = slice_with_most_tumor(prepared.volume[4], axis=0)
         with atomic_path(self.folder / f"{state.step}.npy") as temporary:
             np.save(temporary, (found[:, at] * FULL).round().byte().cpu().numpy())
-
-
-def slice_with_most_tumor(labels: np.ndarray) -> int:
-    """Return the first index of the plane of (D, H, W) that holds most tumor."""
-    return int((labels > 0).sum((1, 2)).argmax())
 
 
 def read_forming(folder: Path) -> dict[int, np.ndarray]:

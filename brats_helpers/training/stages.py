@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..basics.config import Config
 from ..basics.device import Device
-from ..data.cohort import read_cohort
+from ..data.cohort import Cohort, read_cohort
 from ..data.pipeline import prepared_files
 from ..data.preprocessing import FINER
 from ..evaluation.pretrained import WEIGHTS, pretrained_config
@@ -51,6 +51,11 @@ def training_files(config: Config, work: Path,
     cases = [cohort.by_name[name] for name in (*learnt, *held_out)]
     files = prepared_files(cases, work / "preprocessed", config.spacing_mm)
     return [files[name] for name in learnt], [files[name] for name in held_out]
+
+
+def for_cohort(config: Config, cohort: Cohort, asked: Collection[str] = ()) -> Config:
+    """Choose the settings for the patients of a work folder, as `for_few_patients` describes."""
+    return for_few_patients(config, len(cohort.training_names(config)), cohort.synthetic, asked)
 
 
 def for_few_patients(config: Config, patients: int, synthetic: bool,

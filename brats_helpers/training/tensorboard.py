@@ -17,7 +17,7 @@ from ..basics.config import Config
 from ..basics.constants import REGION_COLORS
 from ..basics.device import gpu_load
 from ..basics.errors import BratsError
-from ..data.preprocessing import Prepared
+from ..data.preprocessing import Prepared, slice_with_most_tumor
 from ..evaluation.metrics import regions
 from . import distributed
 
@@ -77,7 +77,7 @@ def overlay(prepared: Prepared, predicted: np.ndarray) -> np.ndarray:
     The axial slice is the one with most tumor; predicted is (3, D, H, W) bool.
     """
     flair, labels = prepared.volume[0], prepared.volume[4]
-    index = int((labels != 0).sum((1, 2)).argmax())
+    index = slice_with_most_tumor(labels, axis=0)
     low, high = np.percentile(flair[flair != 0], (1, 99))
     gray = np.clip((flair[index] - low) / max(high - low, 1e-6), 0, 1)
     views = [outlined(gray, masks[:, index]) for masks in (regions(labels), predicted)]

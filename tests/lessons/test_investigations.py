@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from brats_helpers.evaluation.metrics import dice
 from brats_helpers.lessons import investigations as look
 from brats_helpers.lessons.diagnosis import compare_masks, diagnose
 from brats_helpers.phantoms import make_patient
@@ -88,7 +89,7 @@ def test_the_best_threshold_is_searched_anew_for_each_patient() -> None:
 
     def best(image: np.ndarray, tumor: np.ndarray) -> float:
         return max(np.percentile(image[image > 0], range(2, 100, 2)),
-                   key=lambda cut: look._dice(image > cut, tumor))
+                   key=lambda cut: dice(image > cut, tumor))
 
     assert look.check_best_threshold(best, patients).state == "right"
     assert "every patient" in repr(look.check_best_threshold(lambda *_: 1e9, patients))

@@ -17,7 +17,7 @@ from PIL import Image
 
 from brats_helpers.basics.constants import LABEL_COLORS
 from brats_helpers.data.cases import Patient
-from brats_helpers.data.preprocessing import prepare
+from brats_helpers.data.preprocessing import prepare, slice_with_most_tumor
 from brats_helpers.evaluation.metrics import score_case
 from brats_helpers.lessons import plots
 from brats_helpers.lessons.session import show_figures
@@ -125,7 +125,7 @@ def test_the_slice_viewer_carries_the_patient_whole(patient: Patient) -> None:
     for image, scan in zip(data["images"], patient.images, strict=True):
         scan = plots.upright(scan, patient.affine)
         brain, seen = scan[box] != 0, image["volume"].astype(float)
-        most = plots.slice_with_most_tumor(plots.upright(patient.reference, patient.affine))
+        most = slice_with_most_tumor(plots.upright(patient.reference, patient.affine))
         assert brain.sum() == (scan != 0).sum()
         assert data["start"][2] + data["offset"][2] == most
         floor, width = data["floor"], image["high"] - image["low"]
