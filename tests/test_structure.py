@@ -14,7 +14,7 @@ import brats_helpers
 from brats_helpers.tools.series import FOLDER, ROOT
 
 PACKAGE = ROOT / "brats_helpers"
-FOLDERS = ("brats_helpers", "benchmarks", "tests", "docs")
+FOLDERS = ("brats_helpers", "benchmarks", "docs", "tests")
 ROOMS = dict(re.findall(r"^(\w+)/ +(.*)$", brats_helpers.__doc__, re.MULTILINE))
 READING = re.findall(r"\b\w+/\w+\b", brats_helpers.__doc__.rpartition("reading")[2])
 
@@ -38,6 +38,13 @@ def test_no_line_is_longer_than_100_columns(folder: str) -> None:
     long = [f"{path}:{number}" for path in (ROOT / folder).rglob("*.py") for number, line
             in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if len(line) > 100]
     assert not long
+
+
+def test_docstrings_of_functions_begin_with_a_verb() -> None:
+    """Catch what ruff's D401 lets pass."""
+    other = re.compile(r"(What|Whether|How|The|An?|All|Each|In|On|For|If|One)\b|[^A-Z]")
+    assert not [f"{path}:{node.lineno} {node.name}" for path in PACKAGE.rglob("*.py")
+                for node in functions(path) if other.match(ast.get_docstring(node) or "Do")]
 
 
 def test_the_map_names_every_room_in_the_rooms_own_words() -> None:

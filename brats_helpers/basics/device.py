@@ -45,17 +45,17 @@ class Device:
 
     @property
     def scaler(self) -> bool:
-        """Whether gradients need loss scaling, because fp16 cannot represent them."""
+        """Tell whether gradients need loss scaling, because fp16 cannot represent them."""
         return self.dtype == torch.float16
 
     @property
     def plain_cpu(self) -> bool:
-        """Whether this is a CPU that multiplies in float32, about half as fast as in bf16."""
+        """Tell whether this is a CPU without bf16, which multiplies about half as fast."""
         return self.kind == "cpu" and self.dtype == torch.float32
 
     @property
     def compiles(self) -> bool:
-        """Whether `torch.compile` works: it needs a GPU that Triton supports, and a C compiler."""
+        """Tell whether `torch.compile` works: with a GPU that Triton supports, and a C compiler."""
         return (self.kind == "cuda" and torch.cuda.get_device_capability() >= (7, 0)
                 and any(map(shutil.which, ("cc", "gcc")))
                 and importlib.util.find_spec("triton") is not None)
@@ -96,7 +96,7 @@ def _best_device() -> Device:
 
 
 def supported(major: int, minor: int, built_for: list[str]) -> bool:
-    """Whether binaries for these architectures ("sm_75", "compute_90") run on a capability."""
+    """Tell whether binaries for these architectures ("sm_75", ...) run on a capability."""
     for architecture in built_for:
         kind, number = architecture.split("_")
         target = (int(number.rstrip("af")[:-1]), int(number.rstrip("af")[-1]))

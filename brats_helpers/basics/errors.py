@@ -18,7 +18,7 @@ class Stopped(BratsError):
 
 
 def short_messages() -> None:
-    """In a notebook, show our errors and the stop button as one message without a traceback."""
+    """Show our errors and the stop button in a notebook as one message without a traceback."""
     if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
         shell.set_custom_exc((BratsError, KeyboardInterrupt), _show)
 

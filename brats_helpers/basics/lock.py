@@ -29,7 +29,7 @@ def temporary_prefix() -> str:
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether the process that was writing a temporary file has ended."""
+    """Tell whether the process that was writing a temporary file has ended."""
     match = TEMPORARY.match(path.name)
     if not match:  # written by an earlier version
         return True

@@ -1,4 +1,4 @@
-"""What the network computes inside: one slice of a patient at every level, and as it trains."""
+"""Show what the network computes inside: a slice at every level, and a slice as it trains."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def check_outline(corners: object, patient: Patient) -> Verdict:
 
 
 def check_best_threshold(best_threshold: Callable, patients: Sequence[Patient]) -> Verdict:
-    """Whether a function finds each patient's FLAIR threshold with the highest Dice."""
+    """Check that a function finds each patient's FLAIR threshold with the highest Dice."""
     chosen, gaps = [], []
     for patient in patients:
         image, tumor = patient.images[0], patient.reference > 0
@@ -140,7 +140,7 @@ def leaky_cohort(seed: int) -> tuple[dict[str, np.ndarray], set[str]]:
 
 
 def check_twin(find_twin: Callable[[Mapping[str, np.ndarray]], object]) -> Verdict:
-    """Whether a function finds the patient who is in a cohort twice, in five cohorts."""
+    """Check that a function finds the patient who is in a cohort twice, in five cohorts."""
     answers, right, closest = [], [], []
     for seed in range(5):
         cohort, twins = leaky_cohort(seed)
@@ -173,7 +173,7 @@ def broken_patients(patient: Patient) -> dict[str, tuple[np.ndarray, np.ndarray]
 
 
 def check_repairs(repaired: object, patient: Patient) -> Verdict:
-    """Whether three broken patients are as they were: {what was wrong: (images, labels)}."""
+    """Check that three broken patients are repaired: {what was wrong: (images, labels)}."""
     if not isinstance(repaired, Mapping) or any(map(is_blank, repaired.values())):
         return _verdict(..., False, "", {}, "")
     found = {}
@@ -196,7 +196,7 @@ def check_repairs(repaired: object, patient: Patient) -> Verdict:
 # ---------------------------------------------------------------- 04: the forward pass
 
 def check_forward(forward: Callable) -> Verdict:
-    """Whether a function is the forward pass of `UNet` in evaluation mode."""
+    """Check that a function is the forward pass of `UNet` in evaluation mode."""
     import torch
 
     from ..network.unet import UNet
@@ -234,7 +234,7 @@ def errors_of(predicted: np.ndarray, reference: np.ndarray, spacing: Sequence[fl
 
 def check_explanation(answer: object, row: Mapping,
                       errors: Mapping[str, Mapping[str, float]]) -> Verdict:
-    """Whether (region, kind) names the worst region of a patient and its larger error."""
+    """Check that (region, kind) names the worst region of a patient and its larger error."""
     region = min(errors, key=lambda name: row[name]["dice"])
     kind = max(("missed", "false"), key=lambda k: errors[region][k])
     given = tuple(answer) if isinstance(answer, (list, tuple)) and not is_blank(answer) else answer
@@ -249,7 +249,7 @@ def check_explanation(answer: object, row: Mapping,
 # ---------------------------------------------------------------- 05: two minutes to improve
 
 def check_budget(chosen: object, lab: Lab, before: float) -> Verdict:
-    """Whether a plan was chosen on practice patients alone; it then meets the test patients once.
+    """Check that a plan was chosen on practice patients alone, and score it on the test once.
 
     before: the mean Dice of the test patients without a plan.
     """

@@ -1,4 +1,4 @@
-"""Writes a student's and a teacher's edition of the notebooks.
+"""Write a student's and a teacher's edition of the notebooks.
 
 In a cell with the tag "exercise", lines that end in `# solution` are the answer. The student's
 edition has a blank instead, and the solution folded away below. The teacher's edition has
@@ -72,7 +72,7 @@ def teacher(notebook: NotebookNode) -> NotebookNode:
 
 
 def numbered(notebook: NotebookNode) -> NotebookNode:
-    """Number the cell ids, so that two runs write the same file."""
+    """Give the cells numbers as ids, so that two runs write the same file."""
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:03d}"
     return notebook

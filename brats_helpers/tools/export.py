@@ -1,4 +1,4 @@
-"""Exports a trained network for other tools as a MONAI bundle and as an ONNX file.
+"""Export a trained network for other tools as a MONAI bundle and as an ONNX file.
 
 The bundle stores the weights as MONAI's DynUNet, which computes the same function, and runs without
 this module: https://docs.monai.io/en/stable/bundle_intro.html.

@@ -1,4 +1,4 @@
-"""Runs the series on Kaggle: each notebook there reads the output of the one before it.
+"""Run the series on Kaggle: each notebook there reads the output of the one before it.
 
 kaggle-metadata.json describes all five notebooks once. `build` writes the helper dataset (the
 module, and the wheels that Kaggle's image lacks, so that the internet may be off) and a folder for

@@ -1,4 +1,4 @@
-"""Runs the five notebooks in order, renders them as HTML, and updates the committed copies."""
+"""Run the five notebooks in order, render them as HTML, and update the committed copies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs notebook 05 for every point of a grid, on shared preprocessing, and reports on all of them.
+"""Run notebook 05 for every point of a grid, on shared preprocessing, and report on all of them.
 
 Each point has its own folder with the executed notebook and metrics.json. A sweep does not repeat
 a finished point, resumes an interrupted one from its last checkpoint, and records the error of one

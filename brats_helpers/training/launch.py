@@ -44,7 +44,7 @@ class GroupFailed(Exception):
 def train_here(config: Config, work: Path, processes: int | None = None,
                on_epoch: Callable[[list[dict]], None] | None = None,
                device: Device | None = None) -> list[dict]:
-    """`train_work` in this process, or in several that torchrun starts, one for each GPU.
+    """Call `train_work` in this process, or in several that torchrun starts, one for each GPU.
 
     processes: None is one for each GPU, or fewer if they cannot share the batch equally. If they
     fail as a group, this process trains alone, from their last checkpoint. Errors, the stop and the

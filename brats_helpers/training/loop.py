@@ -43,7 +43,7 @@ HISTORY = "history.json"  # the record of every epoch, beside the checkpoints
 
 @dataclass
 class Run:
-    """What stays the same during a training."""
+    """Hold what stays the same during a training."""
 
     config: Config
     validation: Sequence[Path]
