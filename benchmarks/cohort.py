@@ -8,10 +8,14 @@ import os
 import tarfile
 from pathlib import Path
 
+from brats_helpers.basics.config import Config
 from brats_helpers.basics.files import atomic_path, write_json
-from brats_helpers.data.archive import extract
-from brats_helpers.data.cases import Case, find_cases
+from brats_helpers.data.archive import extract, patients_in
+from brats_helpers.data.cases import Case, check_cohort, find_cases
+from brats_helpers.data.cohort import write_patients, write_source
 from brats_helpers.data.formats import write_nnunet
+from brats_helpers.data.pipeline import preprocess_cohort
+from brats_helpers.data.splits import make_splits
 from brats_helpers.phantoms.archive import build_cohort
 
 PATIENTS = 4
@@ -27,6 +31,19 @@ def bench_cases(folder: Path) -> tuple[list[Case], Path | None, bool]:
     archive, _ = build_cohort(folder / "data", 0, PATIENTS, 0, 1.0, jobs=2)
     extract(archive, folder / "cases")
     return find_cases(folder / "cases"), archive, True
+
+
+def fill_work_folder(work: Path, config: Config, source: str, place: Path, jobs: int,
+                     synthetic: bool = False) -> None:
+    """Write what notebooks 01 to 03 write, for the labeled patients of a folder or plain tar."""
+    cases = patients_in(place)
+    rows = check_cohort(cases, jobs)
+    volumes = {row["name"]: sum(row["volumes_ml"].values()) for row in rows}
+    splits = make_splits(list(volumes), list(volumes.values()), config.seed, config.validation,
+                         config.folds)
+    write_source(work, config, source, place, None, synthetic)
+    write_patients(work, {"training": place, "test": None}, {"training": rows, "test": []}, splits)
+    preprocess_cohort(cases, work / "preprocessed", config.spacing_mm, jobs)
 
 
 def sixteen(archive: Path, target: Path) -> Path:

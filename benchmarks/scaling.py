@@ -142,7 +142,7 @@ def main() -> int:
         dask = on_dask(folder / "cohort100", folder)
         shutil.rmtree(folder / "dask")
         config = PRESETS["quick"].with_(spacing_mm=8.0, patch=32, filters=(8, 16, 32), steps=100)
-        from brats_helpers.data.pipeline import fill_work_folder
+        from benchmarks.cohort import fill_work_folder
         fill_work_folder(folder / "work", config, "phantom", folder / "cohort10", jobs=1,
                          synthetic=True)
         processes = on_processes(folder / "work", config)

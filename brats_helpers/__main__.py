@@ -98,8 +98,7 @@ def _check_command(commands: argparse._SubParsersAction, shown: Mapping[str, obj
 def _train_command(commands: argparse._SubParsersAction, shown: Mapping[str, object]) -> None:
     train = commands.add_parser("train", help="train without a notebook, on one GPU or many",
                                 epilog=TRAIN_EXAMPLES, **shown)
-    train.add_argument("--work", type=Path, default=Path("runs/quick"), metavar="DIR",
-                       help="the work folder (runs/quick)")
+    _folder_option(train, "--work", "runs/quick")
     train.add_argument("--config", type=Path, metavar="FILE",
                        help="settings as JSON (DIR/config.json)")
     _parameter_option(train, "change a setting")
@@ -130,8 +129,7 @@ def _predict_command(commands: argparse._SubParsersAction, shown: Mapping[str, o
 
 def _tool_commands(commands: argparse._SubParsersAction) -> None:
     books = commands.add_parser("notebooks", help="regenerate the committed .ipynb from the .py")
-    books.add_argument("--work", type=Path, default=Path("runs/notebooks"), metavar="DIR",
-                       help="work folder (runs/notebooks)")
+    _folder_option(books, "--work", "runs/notebooks")
     books.add_argument("--sync", action="store_true", help="copy the inputs only; execute nothing")
 
     address = commands.add_parser("address", help="add the repository's address and badges")
@@ -150,17 +148,16 @@ def _tool_commands(commands: argparse._SubParsersAction) -> None:
                         help="one of the two (ONNX needs onnx and onnxscript)")
 
     weights = commands.add_parser("weights", help="train the network in the box: hours, resumable")
-    weights.add_argument("--work", type=Path, default=Path("runs/weights"), metavar="DIR",
-                         help="work folder (runs/weights)")
+    _folder_option(weights, "--work", "runs/weights")
 
     kaggle = commands.add_parser("kaggle", help="write or push what the series needs on Kaggle")
     kaggle.add_argument("what", choices=("build", "push"),
                         help="write the folders, or also push them in order")
-    _out_option(kaggle, "runs/kaggle")
+    _folder_option(kaggle, "--out", "runs/kaggle")
     kaggle.add_argument("--owner", help="your name on Kaggle, if kaggle-metadata.json has none")
 
     copies = commands.add_parser("editions", help="write the student's and the teacher's notebooks")
-    _out_option(copies, "editions")
+    _folder_option(copies, "--out", "editions")
 
 
 def _sweep_command(commands: argparse._SubParsersAction, shown: Mapping[str, object]) -> None:
@@ -197,9 +194,9 @@ def _parameter_option(command: argparse.ArgumentParser, what: str) -> None:
                          metavar=("NAME", "VALUE"), help=f"{what}; may be repeated")
 
 
-def _out_option(command: argparse.ArgumentParser, folder: str) -> None:
-    command.add_argument("--out", type=Path, default=Path(folder), metavar="DIR",
-                         help=f"where to write ({folder})")
+def _folder_option(command: argparse.ArgumentParser, name: str, folder: str) -> None:
+    command.add_argument(name, type=Path, default=Path(folder), metavar="DIR",
+                         help=f"{'the work folder' if name == '--work' else 'where to write'} ({folder})")
 
 
 def _import_option(command: argparse.ArgumentParser) -> None:
@@ -238,7 +235,7 @@ def _run(options: argparse.Namespace) -> int:
     from .tools.series import results_table, run_series
     if options.start == 1 and options.only in (None, 1):
         _say_unused(options.source)  # an error here ends the run before the first notebook
-    parameters = {name: number_or_text(value) for name, value in options.parameters}
+    parameters = parameters_of(options)
     if parameters.get("persons"):  # notebooks run in a folder of their own
         parameters["persons"] = str(Path(str(parameters["persons"])).expanduser().absolute())
     folder = options.work or Path("runs") / (options.preset or "quick")
@@ -290,7 +287,7 @@ def _train_alone_or_in_a_group(options: argparse.Namespace) -> int:
     from .data.cohort import read_cohort
     from .training import distributed
     from .training.stages import checkpoint_folder, for_cohort, train_work
-    parameters = {name: number_or_text(value) for name, value in options.parameters}
+    parameters = parameters_of(options)
     config = Config.load(options.config or options.work / "config.json").with_(**parameters)
 
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
@@ -303,6 +300,11 @@ def _train_alone_or_in_a_group(options: argparse.Namespace) -> int:
         folder = checkpoint_folder(options.work, options.everyone)
         print(f"loss {last['loss']:.3f}, {measured}; checkpoints in {folder}")
     return 0
+
+
+def parameters_of(options: argparse.Namespace) -> dict[str, object]:
+    """Return the values of -p by name."""
+    return {name: number_or_text(value) for name, value in options.parameters}
 
 
 def number_or_text(value: str) -> object:
@@ -332,10 +334,9 @@ def _sweep(options: argparse.Namespace) -> int:
         grid["fold"] = list(range(options.folds))
     if not grid:
         raise BratsError("a sweep needs --grid NAME=A,B,C or --folds N.")
-    fixed = {name: number_or_text(value) for name, value in options.parameters}
     work = options.work or Path("runs/sweep")
-    rows = run_sweep(grid, work, options.preset, options.source, fixed, options.jobs,
-                     options.backend, options.scheduler)
+    rows = run_sweep(grid, work, options.preset, options.source, parameters_of(options),
+                     options.jobs, options.backend, options.scheduler)
     failed = [row for row in rows if "error" in row]
     for row in failed:
         print(f"{row['name']}: {row['error']}", file=sys.stderr)

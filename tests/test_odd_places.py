@@ -18,9 +18,9 @@ import pytest
 import torch
 from conftest import CONFIG, CPU
 
+from benchmarks.cohort import fill_work_folder
 from brats_helpers.__main__ import main
 from brats_helpers.data.loaders import PatchDataset, batches
-from brats_helpers.data.pipeline import fill_work_folder
 from brats_helpers.evaluation.batch import predict_cases
 from brats_helpers.phantoms.archive import build_cohort
 from brats_helpers.training.stages import train_work

@@ -147,10 +147,15 @@ def gunzip(content: bytes) -> bytes:
         raise OSError(str(error)) from error
 
 
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write bytes, or text as UTF-8, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    write_file(path, json.dumps(value, indent=1) + "\n")
 
 
 def read_json(path: Path, made_by: str) -> Any:

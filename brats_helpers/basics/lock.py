@@ -60,24 +60,17 @@ def hold_folder(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
         note.write_text(
             f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M')}: "
-            f"{' '.join(sys.argv[1:])[:200]}\n",
-            encoding="utf-8",
-            errors="replace",
-        )
+            f"{' '.join(sys.argv[1:])[:200]}\n", encoding="utf-8", errors="replace")
     except Timeout as error:
-        raise BratsError(
-            f"{folder} is in use by another run{_holder(note)}. Wait until it ends, or name "
-            "another "
-            "folder."
-        ) from error
+        raise BratsError(f"{folder} is in use by another run{_holder(note)}. Wait until it ends, "
+                         "or name another folder.") from error
     except NotImplementedError:  # a file system without locks
         pass
     except OSError as error:
         lock.release()
         reason = "it is a file" if folder.is_file() else error.strerror
-        raise BratsError(
-            f"{folder} cannot be written to ({reason}): name another folder."
-        ) from error
+        raise BratsError(f"{folder} cannot be written to ({reason}): name another folder."
+                         ) from error
     os.environ[HELD] = os.pathsep.join(filter(None, (before, key)))
     try:
         yield

@@ -20,9 +20,8 @@ NUMBER = (int, float)
 
 def mismatch(value: Any, shape: Any, where: str = "it") -> str:
     """Return what is wrong with a value, or "" where it has the shape."""
-    kinds = (
-        shape if isinstance(shape, tuple) else (shape if isinstance(shape, type) else type(shape),)
-    )
+    kinds = shape if isinstance(shape, tuple) else (
+        shape if isinstance(shape, type) else type(shape),)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         wanted = " or ".join(NAMES.get(kind, kind.__name__) for kind in dict.fromkeys(kinds))
         return f"{where} is {NAMES.get(type(value), type(value).__name__)}, not {wanted}"
@@ -43,12 +42,9 @@ def read_json_as(path: Path, made_by: str, shape: Mapping | list) -> Any:
     try:
         content = read_json(path, made_by)
     except (OSError, RecursionError) as error:
-        raise BratsError(
-            f"{path} cannot be read ({error}): run {made_by} in another folder."
-        ) from error
+        raise BratsError(f"{path} cannot be read ({error}): run {made_by} in another folder."
+                         ) from error
     if problem := mismatch(content, shape):
-        raise BratsError(
-            f"{path} is not what {made_by} writes ({problem}): move it away and run {made_by} "
-            "again."
-        )
+        raise BratsError(f"{path} is not what {made_by} writes ({problem}): move it away and run "
+                         f"{made_by} again.")
     return content

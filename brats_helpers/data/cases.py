@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..basics.constants import LABEL_SHORT, MODALITIES
 from ..basics.errors import BratsError
-from ..basics.files import Packed, atomic_path
+from ..basics.files import Packed, atomic_path, write_file
 from .finding import find
 from .fingerprint import identity
 from .labels import convert, disk_labels, refusal, rounded
@@ -40,14 +40,13 @@ def on_disk(case: Case, folder: Path) -> Case:
         if not isinstance(path, Packed):
             return path
         target = Path(folder) / case.name / path.name
-        with atomic_path(target) as temporary:
-            temporary.write_bytes(path.read_bytes())
+        write_file(target, path.read_bytes())
         return target
 
     return replace(case, images=tuple(map(written, case.images)), reference=written(case.reference))
 
 
-# ---------------------------------------------------------------- reading
+# ---- reading
 
 def read_case(case: Case) -> Patient:
     """Read and check a patient; BratsError names patient, file, what is wrong and what to do."""
@@ -124,7 +123,7 @@ def read_reference(case: Case, shape: tuple[int, ...], affine: np.ndarray) -> np
     return labels.T
 
 
-# ---------------------------------------------------------------- checking
+# ---- checking
 
 def check_case(case: Case) -> dict:
     """Return a row for the cohort's table.
@@ -132,10 +131,9 @@ def check_case(case: Case) -> dict:
     Keys: name, problems (why it cannot be used), warnings (what is likely wrong), notes, shape,
     spacing_mm, orientation, dtype, volumes_ml by label, images, reference, identity.
     """
-    row = {"name": case.name, "problems": [], "warnings": [], "notes": [], "shape": None,
-           "spacing_mm": None, "orientation": None, "dtype": None, "volumes_ml": None,
-           "identity": [],
-           "images": [str(p) for p in case.images],
+    row = {"name": case.name, "problems": [], "warnings": [], "notes": [],
+           **dict.fromkeys(("shape", "spacing_mm", "orientation", "dtype", "volumes_ml")),
+           "identity": [], "images": [str(p) for p in case.images],
            "reference": str(case.reference) if case.reference else None}
     try:
         patient = read_case(case)
@@ -192,7 +190,7 @@ def find_twins(rows: Iterable[Mapping]) -> list[list[str]]:
     return [names for names in groups if len(names) > 1]
 
 
-# ---------------------------------------------------------------- writing
+# ---- writing
 
 def write_mask(path: Path, mask: np.ndarray, affine: np.ndarray, like: Case | None = None) -> None:
     """Write a mask of labels 0 to 3, (X, Y, Z), as uint8, with the geometry of the case `like`.

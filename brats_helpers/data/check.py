@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 
 from ..basics.errors import BratsError
-from ..basics.files import atomic_path, read_json
+from ..basics.files import read_json, write_file
 from .archive import extract, find_patients, readable_in_place
 from .cases import check_cohort, find_twins
 from .finding import besides
@@ -180,8 +180,7 @@ def write_csv(path: Path, report: Report) -> None:
             *(["(all)", "warning", *blank, warning] for warning in report.warnings)]
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows([FIELDS, *map(_safe, rows)])
-    with atomic_path(path) as temporary:
-        temporary.write_text(buffer.getvalue(), encoding="utf-8")
+    write_file(path, buffer.getvalue())
 
 
 def _safe(cells: Sequence) -> list:
@@ -197,10 +196,9 @@ def write_html(path: Path, report: Report) -> None:
         body = "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
         rows.append(f'<tr class="{cells[1]}">{body}</tr>')
     items = "".join(f"<li>{escape(str(one))}</li>" for one in [*report.warnings, *report.unused])
-    page = PAGE.format(title=escape(str(report.place)), summary=escape(report.summary),
-                       remarks=f"<ul>{items}</ul>" if items else "", rows="".join(rows))
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_file(path, PAGE.format(
+        title=escape(str(report.place)), summary=escape(report.summary),
+        remarks=f"<ul>{items}</ul>" if items else "", rows="".join(rows)))
 
 
 def check_outputs(*paths: Path | None) -> None:

@@ -11,15 +11,11 @@ import numpy as np
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from ..basics.config import Config
 from ..basics.constants import MODALITIES
 from ..basics.errors import BratsError
 from ..basics.files import remove_leftovers
-from .archive import patients_in
-from .cases import Case, check_cohort, file_state, read_case
-from .cohort import write_patients, write_source
+from .cases import Case, file_state, read_case
 from .preprocessing import brain_mask, prepare, restore
-from .splits import make_splits
 from .storage import FORMAT, Meta, load, save
 
 
@@ -90,15 +86,3 @@ def verify_prepared(case: Case, path: Path) -> list[str]:
         problems.append("the reference differs")
     return problems
 
-
-def fill_work_folder(work: Path, config: Config, source: str, place: Path, jobs: int = -1,
-                     synthetic: bool = False) -> None:
-    """Write what notebooks 01 to 03 write, for the labeled patients of a folder or plain tar."""
-    cases = patients_in(place)
-    rows = check_cohort(cases, jobs)
-    volumes = {row["name"]: sum(row["volumes_ml"].values()) for row in rows}
-    splits = make_splits(list(volumes), list(volumes.values()), config.seed, config.validation,
-                         config.folds)
-    write_source(work, config, source, place, None, synthetic)
-    write_patients(work, {"training": place, "test": None}, {"training": rows, "test": []}, splits)
-    preprocess_cohort(cases, work / "preprocessed", config.spacing_mm, jobs)

@@ -39,10 +39,9 @@ def oddities(patient: Patient) -> dict[str, list[str]]:
     nonzero, inside = some != 0, some[:, (some != 0).all(0)].astype(np.float64)
     ml = np.prod(patient.spacing) * patient.images[0].size / some.shape[1] / 1000  # each
     background = backgrounds(patient.images)
-    if not some.any(1).all():  # modalities are missing, and the rest compares all four
-        texts = [*background.values(), *repeated(patient.images, some)]
-        return {"warnings": [f"patient {patient.name}: {text}" for text in texts]}
     warnings = [*background.values(), *repeated(patient.images, some)]
+    if not some.any(1).all():  # modalities are missing, and the rest compares all four
+        return {"warnings": [f"patient {patient.name}: {text}" for text in warnings]}
     problems, sizes = volumes(nonzero, ml, background)
     problems += constant(patient.images, some)
     notes = [*patient.notes, *([] if background else coverage(nonzero)), *_place(patient)]

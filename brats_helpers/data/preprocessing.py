@@ -28,7 +28,7 @@ FINER = 1.25  # an axis is downsampled if its voxels are finer than the target b
 SAMPLES = 500  # tumor voxels kept of each label, to center patches on
 
 
-# ---------------------------------------------------------------- the steps
+# ---- the steps
 
 def to_lps(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Turn (X, Y, Z) in any axis-aligned orientation to (D, H, W) in LPS; returns a view."""
@@ -129,7 +129,7 @@ def network_input(prepared: Prepared, device: Device) -> Tensor:
     return normalize_batch(images, mean, std)[0]
 
 
-# ---------------------------------------------------------------- a patient
+# ---- a patient
 
 def prepare(patient: Patient, spacing_mm: float, content_hash: str = "") -> Prepared:
     """Turn to LPS, crop to the brain, and downsample to `spacing_mm` if the scan is finer."""
@@ -174,7 +174,7 @@ def sample_voxels(labels: np.ndarray, name: str) -> dict[str, list[int]]:
     return found
 
 
-# ---------------------------------------------------------------- grids
+# ---- grids
 
 def coarsen(images: np.ndarray, factor: Sequence[float]) -> np.ndarray:
     """Downsample images (C, D, H, W) in the same type; the last voxel may reach past the end.

@@ -22,7 +22,7 @@ from joblib.parallel import get_active_backend
 from tqdm import tqdm
 
 from ..basics.errors import BratsError
-from ..basics.files import atomic_path, remove_leftovers
+from ..basics.files import remove_leftovers, write_file
 from ..basics.lock import hold_folder
 from ..data.cases import Case, check_cohort, find_cases, incomplete, read_case, write_mask
 from .ensemble import Ensemble, load_ensemble, made_from
@@ -104,8 +104,7 @@ def try_output(out: Path) -> None:
         raise BratsError(f"{out} cannot hold masks, because {there} is not a folder: name a folder "
                          "with --out.")
     try:
-        with atomic_path(out / ".probe") as temporary:
-            temporary.write_bytes(bytes(PROBE))
+        write_file(out / ".probe", bytes(PROBE))
         (out / ".probe").unlink()
     except OSError as error:
         raise BratsError(f"{out} cannot be written to ({error.strerror}): name another folder with "

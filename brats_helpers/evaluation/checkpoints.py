@@ -56,10 +56,14 @@ SAFETENSORS = ".safetensors"
 ADVICE = "name a checkpoint that this project wrote, best.pt or last.pt"
 
 
+def _described(config: Config, content: dict) -> dict:
+    return {"format": FORMAT, "config": asdict(config), "channels": CHANNELS,
+            "regions": tuple(REGIONS), **content}
+
+
 def write_checkpoint(path: Path, config: Config, content: dict) -> None:
     """Write a checkpoint atomically, with its format, settings and what the channels mean."""
-    whole = {"format": FORMAT, "config": asdict(config), "channels": CHANNELS,
-             "regions": tuple(REGIONS), **content}
+    whole = _described(config, content)
     # Given a path, torch would write its name into the file.
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         torch.save(whole, file)
@@ -97,8 +101,7 @@ def read_checkpoint(path: Path, device: Device, needs: Iterable[str] = USUAL) ->
 def write_safetensors(path: Path, config: Config, content: dict) -> None:
     """Write weights to hand on: `content` is that of a checkpoint, without what training needs."""
     from safetensors.torch import save_file
-    values = {"format": FORMAT, "config": asdict(config), "channels": CHANNELS,
-              "regions": tuple(REGIONS), **content}
+    values = _described(config, content)
     tensors = {name: value.contiguous() for name, value in sorted(values.pop("average").items())}
     values["weights"] = weights_tag(tensors)  # reveals a damaged file, as a .pt's own checksum does
     with atomic_path(path) as temporary:

@@ -30,13 +30,10 @@ def passes(patients: int, tta: bool) -> int:
     return patients * WINDOWS * len(FLIPS if tta else EVEN_FLIPS)
 
 
-def _warn(text: str) -> None:
-    tqdm.write(f"WARNING: {text}")
-
-
 def segment(models: Sequence[nn.Module], patient: Patient, config: Config, tta: bool | None = None,
             device: Device | None = None, seen: Mapping[str, Sequence[float]] | None = None,
-            warn: Callable[[str], None] = _warn) -> tuple[np.ndarray, np.ndarray]:
+            warn: Callable[[str], None] = lambda text: tqdm.write(f"WARNING: {text}")
+            ) -> tuple[np.ndarray, np.ndarray]:
     """Return labels (X, Y, Z) and probabilities (3, X, Y, Z) of a patient, on the scan's own grid.
 
     seen: what the training patients looked like (`domain_shift.ranges`); warn: called with a

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import zlib
 from collections.abc import Iterable, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..basics.errors import BratsError
-from ..basics.files import atomic_path, gunzip
+from ..basics.files import gunzip, write_file
 from ..data.cases import Case
 
 TABLE = "predictions.csv"
@@ -80,11 +81,11 @@ class Table:
 
     def save(self) -> None:
         """Write the table; it is whole at any moment."""
-        with (atomic_path(self.path) as temporary,
-              open(temporary, "w", encoding="utf-8", newline="") as file):
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.rows[name] for name in sorted(self.rows))
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, COLUMNS)
+        writer.writeheader()
+        writer.writerows(self.rows[name] for name in sorted(self.rows))
+        write_file(self.path, buffer.getvalue())
 
 
 def new_row(name: str, status: str, warnings: Iterable[str] = (), **values: object) -> dict:

@@ -16,14 +16,14 @@ from ..basics.config import OWN_NETWORK, Config
 from ..basics.constants import CHANNELS, DISK_ET, NOT_FOR_DIAGNOSIS, REGION_TITLES, REGIONS
 from ..basics.device import Device
 from ..basics.errors import BratsError
-from ..basics.files import atomic_path, remove_leftovers, write_json
+from ..basics.files import remove_leftovers, write_file, write_json
 from ..basics.shapes import read_json_as
 from ..data.cases import Case, Patient, open_scan, read_case, write_mask
 from ..data.labels import as_written, disk_labels
 from ..data.pipeline import content_hash
 from ..network.unet import count_parameters
-from .build import build_network, for_inference
-from .checkpoints import USUAL, config_of, load_weights, read_checkpoint, weights_tag
+from .build import for_inference
+from .checkpoints import USUAL, network_of, read_checkpoint, weights_tag
 from .metrics import interval_text, score_case, summarize
 from .postprocessing import POSTPROCESSING
 from .prediction import passes, segment
@@ -72,12 +72,10 @@ def evaluate(cases: Sequence[Case], checkpoint: Path, work: Path, config: Config
     """
     if not cases:
         raise BratsError("there is no patient to evaluate on: see notebook 02's split.")
-    content = read_checkpoint(checkpoint, device)
-    trained = config_of(content, checkpoint).with_(tta=config.tta, overlap=config.overlap)
+    model, trained = network_of(read_checkpoint(checkpoint, device), checkpoint, device)
+    trained = trained.with_(tta=config.tta, overlap=config.overlap)
     last = read_checkpoint(Path(checkpoint).with_name("last.pt"), device, (*USUAL, "seconds"))
-    model = build_network(trained, device, from_checkpoint=True)
-    load_weights(model, content["average"], checkpoint)
-    rows = _score_all(cases, model.eval(), trained, Path(work), device)
+    rows = _score_all(cases, model, trained, Path(work), device)
     metrics = {
         "cases": len(rows), "left_out": list(left_out), "set": which,
         "checkpoint": Path(checkpoint).name,
@@ -110,8 +108,7 @@ def write_model_card(path: Path, metrics: dict, config: Config, training_cases: 
         preset=metrics["preset"], seed=metrics["seed"], parameters=metrics["parameters"],
         checkpoint=metrics["checkpoint"], cases=metrics["cases"], which=metrics["set"],
         seconds=metrics["train_seconds"], spacing=config.spacing_mm, patch=config.patch)
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_file(path, text)
     return text
 
 
@@ -171,7 +168,10 @@ def _score_all(cases: Sequence[Case], model: nn.Module, config: Config, work: Pa
         target, source = _mask_path(work, case.name), content_hash(case, config.spacing_mm)
         if done.get(case.name, {}).get("source") == source and target.is_file():
             continue
-        patient = _with_reference(case)
+        patient = read_case(case)
+        if patient.reference is None:
+            raise BratsError(f"patient {case.name} has no reference to be scored against: use "
+                             "`predict` for it.")
         labels, _ = segment([network], patient, config, device=device)
         write_mask(target, labels, patient.affine, case)
         scores = score_case(labels, patient.reference, patient.spacing)
@@ -179,10 +179,3 @@ def _score_all(cases: Sequence[Case], model: nn.Module, config: Config, work: Pa
         write_json(notes, {"tag": tag, "rows": done})
     return [{"name": case.name, **done[case.name]["scores"]} for case in cases]
 
-
-def _with_reference(case: Case) -> Patient:
-    patient = read_case(case)
-    if patient.reference is None:
-        raise BratsError(f"patient {case.name} has no reference to be scored against: use "
-                         "`predict` for it.")
-    return patient

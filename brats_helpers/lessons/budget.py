@@ -23,7 +23,6 @@ from ..basics.errors import BratsError
 from ..data.cases import Patient
 from ..data.loaders import PatchDataset, batches
 from ..data.preprocessing import (
-    Prepared,
     largest_component,
     network_input,
     normalize_batch,
@@ -65,8 +64,7 @@ class Lab:
         plan = complete(plan)
         if who not in ("practice", "test"):
             raise BratsError(f'who={who!r}: give "practice" or "test".')
-        key = (who, plan["steps"], plan["augment"], plan["views"])
-        if key not in self.kept and self.spent >= BUDGET_S:
+        if _key(plan, who) not in self.kept and self.spent >= BUDGET_S:
             print("The two minutes are used up: choose among the plans that you have tried.")
             return float("nan")
         found = self.judge(plan, who)
@@ -83,7 +81,7 @@ class Lab:
             self.learnt, self.practice = made[:LEARNT], made[LEARNT:]
         begin = time.perf_counter()
         patients = self.practice if who == "practice" else self.test
-        key = (who, plan["steps"], plan["augment"], plan["views"])
+        key = _key(plan, who)
         if key not in self.kept:
             network = self.trained(plan["steps"], plan["augment"])
             self.kept[key] = [self._probabilities(network, p, plan["views"]) for p in patients]
@@ -123,11 +121,15 @@ class Lab:
         return state.model.eval()
 
     def _probabilities(self, network: nn.Module, patient: Patient, views: int) -> np.ndarray:
-        prepared: Prepared = prepare(patient, self.config.spacing_mm)
+        prepared = prepare(patient, self.config.spacing_mm)
         image = network_input(prepared, self.device)
         found = sliding_window_inference(network, image, self.config.patch, self.config.overlap,
                                          VIEWS[views], self.device) * image[4]
         return restore(found.cpu().numpy(), prepared.meta)
+
+
+def _key(plan: Mapping[str, object], who: str) -> tuple:
+    return who, plan["steps"], plan["augment"], plan["views"]
 
 
 def _as_it_is(batch: Mapping[str, object], device: Device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -32,6 +32,9 @@ class Verdict:
         return PREFIX[self.state] + self.message
 
 
+BLANK = Verdict("open", "Replace the `...` with your answer and run this cell again.")
+
+
 def judge(answer: object, right: bool, praise: str, wanted: str, *mistakes: tuple,
           tolerance: float = 1e-6) -> Verdict:
     """Judge an answer by its value, never by how it was found.
@@ -42,7 +45,7 @@ def judge(answer: object, right: bool, praise: str, wanted: str, *mistakes: tupl
     wanted: what the exercise asks for, shown if no mistake fits.
     """
     if is_blank(answer):
-        return Verdict("open", "Replace the `...` with your answer and run this cell again.")
+        return BLANK
     if right:
         return Verdict("right", praise)
     hint = next((hint for hint, *wrongs in mistakes
@@ -94,7 +97,7 @@ def shown(answer: object) -> str:
     return text if len(text) < 120 else text[:117] + "..."
 
 
-# ---------------------------------------------------------------- 01
+# ---- 01
 
 def check_float_gigabytes(answer: object, shape: Sequence[int], patients: int) -> Verdict:
     """Check the GB (1e9 bytes) that all patients need: five float32 channels of this shape each."""
@@ -124,7 +127,7 @@ def check_contrasts(answer: object, order: Sequence[str]) -> Verdict:
          lambda: pairs["t1"] == "t1ce"))
 
 
-# ---------------------------------------------------------------- 02
+# ---- 02
 
 def check_position(answer: object, affine: np.ndarray, index: Sequence[int]) -> Verdict:
     """Check where a voxel is, in mm."""
@@ -171,7 +174,7 @@ def check_to_disk(function: Function) -> Verdict:
          lambda: array and answer.tolist()[0] != [0, 1]))
 
 
-# ---------------------------------------------------------------- 03
+# ---- 03
 
 def check_shape(answer: object, images: np.ndarray) -> Verdict:
     """Check the shape of the stacked array, (modality, z, y, x)."""
@@ -215,7 +218,7 @@ def check_first_and_last(function: Function) -> Verdict:
         ("Counting the planes is not enough: there may be gaps, as here.", (3, 6)))
 
 
-# ---------------------------------------------------------------- 04
+# ---- 04
 
 def check_soft_dice(function: Function) -> Verdict:
     """Check 2 sum(p r) / (sum(p) + sum(r)), which is 1 for two empty masks."""
@@ -255,7 +258,7 @@ def check_own_network(function: Function) -> Verdict:
     """Check another network instead of the U-Net: five channels in, logits of three regions out."""
     model = attempt(function)
     if is_blank(model):
-        return judge(model, False, "", "")
+        return BLANK
     answer = attempt(lambda: model.eval()(torch.zeros(1, 5, 32, 32, 32)))
     error = str(answer) if isinstance(answer, Exception) else ""
     size = tuple(getattr(answer, "shape", ()))
@@ -276,7 +279,7 @@ def check_own_network(function: Function) -> Verdict:
         ("The loss takes the sigmoid itself: give it logits.", lambda: fitting))
 
 
-# ---------------------------------------------------------------- 05
+# ---- 05
 
 def check_mirror_average(function: Function) -> Verdict:
     """Check the mean of a network's answers to a volume and to its mirror image, flipped back."""

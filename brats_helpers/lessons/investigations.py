@@ -12,8 +12,8 @@ from tqdm import tqdm
 from ..basics.constants import ET
 from ..data.cases import Case, Patient, read_case
 from ..data.preprocessing import slice_with_most_tumor
-from ..evaluation.metrics import dice
-from .checks import Verdict, is_blank, judge
+from ..evaluation.metrics import counts, dice
+from .checks import BLANK, Verdict, is_blank, judge
 from .outline import outline_mask
 from .plots import upright
 
@@ -30,7 +30,7 @@ def _verdict(answer: object, right: bool, praise: str, mistakes: Mapping[str, bo
     return judge(answer, right, praise, otherwise, (hints[0], lambda: True))
 
 
-# ---------------------------------------------------------------- 01: an outline by hand
+# ---- 01: an outline by hand
 
 def check_outline(corners: object, patient: Patient) -> Verdict:
     """Score an outline, a list of (x, y), against the reference on the slice with most tumor."""
@@ -64,7 +64,7 @@ def check_best_threshold(best_threshold: Callable, patients: Sequence[Patient]) 
         image, tumor = patient.images[0], patient.reference > 0
         answer = best_threshold(image, tumor)
         if is_blank(answer):
-            return _verdict(answer, False, "", {}, "")
+            return BLANK
         cuts = np.percentile(image[image > 0], range(2, 100, 2))
         scores = [dice(image > cut, tumor) for cut in cuts]
         chosen.append((float(answer), dice(image > float(answer), tumor)))
@@ -76,7 +76,7 @@ def check_best_threshold(best_threshold: Callable, patients: Sequence[Patient]) 
         f"A better threshold exists. You chose {listed}. Try more candidates.")
 
 
-# ---------------------------------------------------------------- 02: leakage
+# ---- 02: leakage
 
 @dataclass(frozen=True)
 class Slice:
@@ -146,7 +146,7 @@ def check_twin(find_twin: Callable[[Mapping[str, np.ndarray]], object]) -> Verdi
         cohort, twins = leaky_cohort(seed)
         answer = find_twin(cohort)
         if is_blank(answer):
-            return _verdict(answer, False, "", {}, "")
+            return BLANK
         names = list(cohort)
         gaps = {(a, b): np.abs(cohort[a] - cohort[b]).mean() for a in names for b in names if a < b}
         closest.append(set(min(gaps, key=gaps.get)))
@@ -160,7 +160,7 @@ def check_twin(find_twin: Callable[[Mapping[str, np.ndarray]], object]) -> Verdi
         "Those two are different people. Compare every pair, and take the most similar one.")
 
 
-# ---------------------------------------------------------------- 03: repairs
+# ---- 03: repairs
 
 def broken_patients(patient: Patient) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Break copies of a patient in three ways: {what is wrong: (images, labels)}."""
@@ -175,7 +175,7 @@ def broken_patients(patient: Patient) -> dict[str, tuple[np.ndarray, np.ndarray]
 def check_repairs(repaired: object, patient: Patient) -> Verdict:
     """Check that three broken patients are repaired: {what was wrong: (images, labels)}."""
     if not isinstance(repaired, Mapping) or any(map(is_blank, repaired.values())):
-        return _verdict(..., False, "", {}, "")
+        return BLANK
     found = {}
     for name, (images, labels) in repaired.items():
         found[name] = (np.array_equal(images, patient.images),
@@ -193,7 +193,7 @@ def check_repairs(repaired: object, patient: Patient) -> Verdict:
         f"Not yet repaired: {', '.join(left) or 'one is missing'}.")
 
 
-# ---------------------------------------------------------------- 04: the forward pass
+# ---- 04: the forward pass
 
 def check_forward(forward: Callable) -> Verdict:
     """Check that a function is the forward pass of `UNet` in evaluation mode."""
@@ -211,7 +211,7 @@ def check_forward(forward: Callable) -> Verdict:
                 "Take the last one that you saved first, and leave out the bottom level.":
                 "size" in str(error).lower()}, f"Your function raised: {error}")
         if is_blank(answer):
-            return _verdict(..., False, "", {}, "")
+            return BLANK
         right = model(x)
     same = isinstance(answer, torch.Tensor) and answer.shape == right.shape
     return _verdict(answer, same and torch.allclose(answer, right, atol=1e-5),
@@ -222,14 +222,13 @@ def check_forward(forward: Callable) -> Verdict:
         "The shape is right and the numbers are not: concatenate (upsampled, skip) in that order.")
 
 
-# ---------------------------------------------------------------- 05: the worst patient
+# ---- 05: the worst patient
 
 def errors_of(predicted: np.ndarray, reference: np.ndarray, spacing: Sequence[float]) -> dict:
     """Return ml that a mask missed, marked falsely and found: {"missed", "false", "found"}."""
+    found, false, missed, _ = counts(predicted, reference)
     ml = float(np.prod(spacing)) / 1000
-    return {"missed": (reference & ~predicted).sum() * ml,
-            "false": (predicted & ~reference).sum() * ml,
-            "found": (predicted & reference).sum() * ml}
+    return {"missed": missed * ml, "false": false * ml, "found": found * ml}
 
 
 def check_explanation(answer: object, row: Mapping,
@@ -246,7 +245,7 @@ def check_explanation(answer: object, row: Mapping,
         "The region is right. Compare its missed ml with its false ml.")
 
 
-# ---------------------------------------------------------------- 05: two minutes to improve
+# ---- 05: two minutes to improve
 
 def check_budget(chosen: object, lab: Lab, before: float) -> Verdict:
     """Check that a plan was chosen on practice patients alone, and score it on the test once.

@@ -154,7 +154,7 @@ def _alt_from_titles(figure: Figure) -> str:
     return "; ".join(dict.fromkeys(part.replace("\n", " ") for part in parts if part)) or "figure"
 
 
-# ---------------------------------------------------------------- simple ones
+# ---- simple ones
 
 def series_map(here: int) -> Figure:
     """Draw the five notebooks in order, what each leaves for the next, and the open one."""
@@ -183,16 +183,16 @@ def _arrow(ax: Axes, start: Sequence[float], end: Sequence[float], color: str = 
 
 
 def bars(values: Mapping[str, float], label: str, unit: str = "", colors: Sequence[str] = (),
-         title: str = "", notes: Sequence[str] = ()) -> Figure:
+         notes: Sequence[str] = ()) -> Figure:
     """Draw named numbers as horizontal bars, each followed by its value or its note."""
     figure, ax = plt.subplots(figsize=(6.4, 0.6 + 0.32 * len(values)))
     drawn = ax.barh(list(values), list(values.values()), color=list(colors) or BLUE)
     notes = notes or [f"{number} {unit}" for number in same_digits(list(values.values()))]
     ax.bar_label(drawn, notes, padding=3, fontsize=8)
-    ax.set(xlabel=label, title=title, xlim=(0, 1.25 * max(values.values())))
+    ax.set(xlabel=label, xlim=(0, 1.25 * max(values.values())))
     ax.invert_yaxis()
     told = ", ".join(f"{name} {note.strip()}" for name, note in zip(values, notes, strict=True))
-    return finish(figure, False, alt=f"{title or label}: {told}")
+    return finish(figure, False, alt=f"{label}: {told}")
 
 
 def same_digits(values: Sequence[float]) -> list[str]:
@@ -254,16 +254,15 @@ def pictures(images: Mapping[str, np.ndarray], synthetic: bool = False,
     return finish(figure, synthetic, labeled, prediction)
 
 
-# ---------------------------------------------------------------- patients
+# ---- patients
 
-def show_modalities(patient: Patient, plane: str = "axial", index: int | None = None,
-                    synthetic: bool = False) -> Figure:
+def show_modalities(patient: Patient, plane: str = "axial", synthetic: bool = False) -> Figure:
     """Draw the four modalities of one slice, and below them the same with the reference."""
     images = [upright(image, patient.affine) for image in patient.images]
     known = patient.reference is not None
     labels = upright(patient.reference, patient.affine) if known else np.zeros(images[0].shape)
     spacing = lps_spacing(patient.spacing, patient.affine)
-    index = slice_with_most_tumor(labels, PLANES[plane][0]) if index is None else index
+    index = slice_with_most_tumor(labels, PLANES[plane][0])
     figure, axes = plt.subplots(1 + known, 4, figsize=(9.6, 2.6 * (1 + known)), squeeze=False)
     for column, (modality, image) in enumerate(zip(MODALITIES, images, strict=True)):
         for row in range(1 + known):
@@ -374,7 +373,7 @@ def _draw_compass(ax: Axes, view: np.ndarray, corner: float) -> None:
             ax.text(x + 20 * across, y + 20 * up, letter, ha="center", va="center", color=color)
 
 
-# ---------------------------------------------------------------- cohorts
+# ---- cohorts
 
 def histograms(images: np.ndarray, labels: np.ndarray | None, unit: str,
                synthetic: bool = False) -> Figure:
@@ -399,7 +398,7 @@ def histograms(images: np.ndarray, labels: np.ndarray | None, unit: str,
 
 
 def two_cohorts(here: Sequence[Prepared], there: Sequence[Prepared], names: Sequence[str],
-                synthetic: bool = False, panels: int = 3) -> Figure:
+                synthetic: bool = False) -> Figure:
     """Draw the z-scores of two cohorts where they differ most, and how far they are apart.
 
     names: of the two cohorts. Each panel shows one modality in one compartment.
@@ -408,7 +407,7 @@ def two_cohorts(here: Sequence[Prepared], there: Sequence[Prepared], names: Sequ
     apart = {(compartment, n): far for compartment, row in table.items()
              for n, far in enumerate(row.values()) if np.isfinite(far)}
     labels = {name: label for label, name in enumerate(table)}
-    figure, axes = plt.subplots(1, panels, figsize=(9.6, 2.6), sharex=True)
+    figure, axes = plt.subplots(1, 3, figsize=(9.6, 2.6), sharex=True)
     bins = np.linspace(-3, 6, 46)
     for ax, (compartment, n) in zip(axes, sorted(apart, key=apart.get)[::-1], strict=False):
         other, own = (scores_of(cohort, labels[compartment])[n] for cohort in (there, here))
@@ -444,7 +443,7 @@ def _spread(values: np.ndarray) -> np.ndarray:
     return np.random.default_rng(0).uniform(-0.18, 0.18, len(values))
 
 
-# ---------------------------------------------------------------- training and results
+# ---- training and results
 
 def learning_curves(history: Sequence[Mapping]) -> Figure:
     """Draw loss, validation Dice and learning rate, from the records of `training.train`."""

@@ -141,13 +141,8 @@ def take_over(inputs: Path, work: Path) -> None:
 
 def package_versions() -> dict[str, str]:
     """Return the versions of the main packages, "missing" for one that is not installed."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "missing"
-    return found
+    installed = installed_versions()
+    return {name: str(installed.get(name, "missing")) for name in PACKAGES}
 
 
 def disk_budget(config: Config, patients: int, work: Path,

@@ -156,11 +156,11 @@ def _redraw(draw: Callable[[], None], *controls: ipywidgets.Widget) -> None:
     draw()
 
 
-def threshold_explorer(patient: Patient, probability: np.ndarray, region: str = "WT",
+def threshold_explorer(patient: Patient, probability: np.ndarray,
                        synthetic: bool = False) -> ipywidgets.Widget:
-    """Move the threshold on a region's probabilities, (X, Y, Z); see mask, Dice and volume."""
+    """Move the threshold on WT's probabilities, (X, Y, Z); see mask, Dice and volume."""
     import ipywidgets as widgets
-    truth = np.isin(patient.reference, REGIONS[region])
+    truth = patient.reference > 0
     scan, marks = (upright(volume, patient.affine) for volume in (patient.images[0], truth))
     spacing = lps_spacing(patient.spacing, patient.affine)
     ml = float(np.prod(patient.spacing)) / 1000
@@ -180,7 +180,7 @@ def threshold_explorer(patient: Patient, probability: np.ndarray, region: str = 
         figure, ax = plt.subplots(figsize=(6.6, 5))
         errors = upright(agreement(mask, truth), patient.affine)
         draw_slice(ax, scan, "axial", index.value, spacing, errors, style=ERRORS)
-        ax.set_title(region)
+        ax.set_title("WT")
         image.value = png(finish(figure, synthetic, ERROR_LEGEND, prediction=True))
 
     _redraw(draw, threshold, index)

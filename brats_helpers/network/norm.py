@@ -86,12 +86,9 @@ class Folded(torch.autograd.Function):
         shift = -scale * by_bias - slope * mean
         slope, shift = (v.repeat(k).to(x.dtype) for v in (slope, shift))
         by_rows = torch.addcmul(fixed.add_(shift), rows, slope)
-        return _patch(by_rows, x), by_weight, by_bias, None, None
+        by_x = by_rows.view(1, *x.shape[2:], x.shape[1]).permute(0, 4, 1, 2, 3)
+        return by_x, by_weight, by_bias, None, None
 
 
 def _rows(x: Tensor, k: int) -> Tensor:
     return x.permute(0, 2, 3, 4, 1).reshape(-1, k * x.shape[1])  # a view if channels are last
-
-
-def _patch(rows: Tensor, like: Tensor) -> Tensor:
-    return rows.view(1, *like.shape[2:], like.shape[1]).permute(0, 4, 1, 2, 3)

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from ..basics.errors import BratsError
-from ..basics.files import atomic_path
+from ..basics.files import write_file
 from .series import NAMES, ROOT, check_repository, sync
 
 GITHUB = "https://github.com/"
@@ -37,8 +37,7 @@ def set_address(address: str, folder: Path = ROOT) -> list[Path]:
         before = path.read_text(encoding="utf-8")
         after = with_address(before, path.stem, address)
         if after != before:
-            with atomic_path(path) as temporary:
-                temporary.write_text(after, encoding="utf-8")
+            write_file(path, after)
             changed.append(path)
     if folder == ROOT and changed:
         sync()

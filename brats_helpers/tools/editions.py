@@ -15,7 +15,7 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 
-from ..basics.files import atomic_path
+from ..basics.files import write_file
 from .series import FOLDER, NAMES, check_repository
 
 MARK = re.compile(r"\s*# solution$")
@@ -86,7 +86,6 @@ def write_editions(folder: Path) -> list[Path]:
         for edition in (student, teacher):
             path = Path(folder) / edition.__name__ / f"{name}.ipynb"
             notebook = edition(nbformat.read(FOLDER / f"{name}.ipynb", 4))
-            with atomic_path(path) as temporary:
-                temporary.write_text(jupytext.writes(notebook, "ipynb"), "utf-8")
+            write_file(path, jupytext.writes(notebook, "ipynb"))
             written.append(path)
     return written

@@ -20,7 +20,7 @@ from ..basics.config import OWN_NETWORK, Config
 from ..basics.constants import CHANNELS, NOT_FOR_DIAGNOSIS, REGION_THRESHOLDS, REGIONS
 from ..basics.device import Device, describe_device
 from ..basics.errors import BratsError
-from ..basics.files import atomic_path, write_json
+from ..basics.files import atomic_path, write_file, write_json
 from ..evaluation.checkpoints import load_checkpoint
 from ..network.unet import SLOPE, layers_in_use
 
@@ -57,8 +57,7 @@ def export_bundle(checkpoint: Path, out: Path) -> Path:
         torch.save(as_dynunet(model, config).state_dict(), temporary)
     card = Path(checkpoint).with_name("MODEL_CARD.md")
     text = card.read_text(encoding="utf-8") if card.is_file() else f"{NOT_FOR_DIAGNOSIS}\n"
-    with atomic_path(out / "docs" / "README.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_file(out / "docs" / "README.md", text)
     return out
 
 

@@ -91,7 +91,7 @@ def _check(path: Path, rules: list[tuple[object, str]]) -> None:
         raise BratsError(f"{path}: {'; '.join(broken)}.")
 
 
-# ---------------------------------------------------------------- build
+# ---- build
 
 def build(out: Path, owner: str | None = None) -> list[Path]:
     """Write the folders to push into `out`: the helper dataset, then the notebooks in order."""
@@ -143,7 +143,7 @@ def _helpers(data: Mapping, folder: Path) -> Path:
     return folder
 
 
-# ---------------------------------------------------------------- push
+# ---- push
 
 def sign_in() -> object:
     """Return Kaggle's client, signed in; raises BratsError without the client or credentials."""

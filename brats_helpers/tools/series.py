@@ -25,7 +25,7 @@ from ..basics.config import preset as preset_of
 from ..basics.constants import REGIONS
 from ..basics.device import keep_memory
 from ..basics.errors import BratsError
-from ..basics.files import atomic_path, remove_leftovers
+from ..basics.files import remove_leftovers, write_file
 from ..basics.shapes import NUMBER, read_json_as
 from ..evaluation.metrics import interval_text
 from ..phantoms.kinds import KINDS
@@ -165,9 +165,7 @@ def execute(number: int, folder: Path, parameters: Mapping[str, object]) -> Path
 
 def render(notebook: Path) -> None:
     """Write the HTML page of an executed notebook next to it."""
-    page = page_of(notebook)
-    with atomic_path(notebook.with_suffix(".html")) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_file(notebook.with_suffix(".html"), page_of(notebook))
 
 
 def page_of(notebook: Path) -> str:
@@ -211,7 +209,7 @@ def results_table(work: Path) -> str:
     return "\n".join(lines)
 
 
-# ---------------------------------------------------------------- the committed notebooks
+# ---- the committed notebooks
 
 def sync() -> None:
     """Copy the cells of each .py, which people edit and review, into its .ipynb."""
@@ -259,8 +257,7 @@ def write_pictures(notebook: nbformat.NotebookNode, name: str) -> None:
         if "readme" in cell.metadata.get("tags", []):
             pictures = [out.data["image/png"] for out in cell.outputs
                         if "image/png" in out.get("data", {})]
-            with atomic_path(ROOT / "docs" / f"{name}.png") as temporary:
-                temporary.write_bytes(base64.b64decode(pictures[0]))
+            write_file(ROOT / "docs" / f"{name}.png", base64.b64decode(pictures[0]))
 
 
 def clean(notebook: nbformat.NotebookNode, private: str = "") -> nbformat.NotebookNode:

@@ -16,12 +16,12 @@ import pytest
 import torch
 from conftest import write_case
 
+from benchmarks.cohort import fill_work_folder
 from brats_helpers.basics.config import PRESETS, Config
 from brats_helpers.basics.device import Device
 from brats_helpers.basics.errors import BratsError, Stopped
 from brats_helpers.basics.files import read_json, write_json
 from brats_helpers.data.loaders import PatchDataset, batches
-from brats_helpers.data.pipeline import fill_work_folder
 from brats_helpers.data.splits import make_splits
 from brats_helpers.data.storage import load, save
 from brats_helpers.evaluation.checkpoints import read_checkpoint

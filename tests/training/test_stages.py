@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import CONFIG, CPU, weights, write_case
 
+from benchmarks.cohort import fill_work_folder
 from brats_helpers.__main__ import main
 from brats_helpers.basics.config import PRESETS, Config
-from brats_helpers.data.pipeline import fill_work_folder
 from brats_helpers.evaluation.checkpoints import read_checkpoint
 from brats_helpers.evaluation.pretrained import load_pretrained, pretrained_config
 from brats_helpers.phantoms.kinds import make_patient
