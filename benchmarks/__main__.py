@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: this project beside its peers, in one run, as ratios."""
+"""Compare this project with its peers in one run, as ratios: `python -m benchmarks`."""
 
 from __future__ import annotations
 

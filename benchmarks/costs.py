@@ -2,9 +2,9 @@
 
 One GPU was timed, an H200 (`python -m benchmarks.gpu`). The others follow from it by the ratio of
 their data sheets: matrix products (fp16 or bf16, dense) and memory bandwidth, the two limits of a
-training. NVIDIA's own figures test the method: its 3D U-Net trains 11.4 patches of 128^3 a second
+training. NVIDIA's own figures test the method. Its 3D U-Net trains 11.4 patches of 128^3 per second
 on a V100 and 24.6 on an A100 of 80 GB (its README, "Training performance", batch 1), a ratio of
-0.46; the data sheets give 0.40 and 0.44.
+0.46. The data sheets give 0.40 and 0.44.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Compares the full network on a GPU with MONAI's DynUNet and nnU-Net's PlainConvUNet.
 
-`python -m benchmarks.gpu` measures steps a second and peak memory at batch 1 and 2, in fp16 and
-bf16; whether the kaggle preset fits a T4's 14 GiB; 200 steps of both networks from the same
-weights on the same data; whether the loader keeps up; and a patient with 8 flips.
+`python -m benchmarks.gpu` measures steps per second and peak memory at batch 1 and 2, in fp16 and
+bf16. It trains both networks for 200 steps from the same weights on the same data, and times a
+patient with 8 flips. It checks that the kaggle preset fits a T4's 14 GiB and that the loader keeps
+up.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Writes the tables of the Markdown pages from the stored results: `python -m benchmarks.pages`.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`. With --check nothing is written,
+A table is between `<!-- table: NAME -->` and `<!-- end -->`. With --check nothing is written,
 and the exit status is 1 if a page is out of date.
 """
 

@@ -3,7 +3,7 @@
     python -m benchmarks.real_cohort FOLDER_OF_PATIENTS --minutes 20
 
 In each of five folds both learn from the same patients on the same machine for the same wall-clock
-minutes, preprocessing included, and segment the same unseen patients, at 1 mm on a GPU and at 2 mm
+minutes, preprocessing included. Both segment the same unseen patients, at 1 mm on a GPU and at 2 mm
 on a CPU. The same code scores them on the scans' own grid. With `--at-once 2` two trainings run
 side by side, each on half of the cores. What `--work` already holds is not repeated. Nothing that
 shows a patient is written next to the scores.

@@ -82,7 +82,7 @@ def on_processes(work: Path, config: Config, counts: Sequence[int] = (1, 2),
                  cores: int = 2) -> list[dict]:
     """Return steps a second of `train` on the CPU with the same batch, by the number of processes.
 
-    The first epoch does not count, nor the last, which validates.
+    The first epoch and the last one, which validates, do not count.
     """
     from brats_helpers.training.loop import HISTORY
     from brats_helpers.training.stages import checkpoint_folder

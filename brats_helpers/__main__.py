@@ -195,8 +195,9 @@ def _parameter_option(command: argparse.ArgumentParser, what: str) -> None:
 
 
 def _folder_option(command: argparse.ArgumentParser, name: str, folder: str) -> None:
+    what = "the work folder" if name == "--work" else "where to write"
     command.add_argument(name, type=Path, default=Path(folder), metavar="DIR",
-                         help=f"{'the work folder' if name == '--work' else 'where to write'} ({folder})")
+                         help=f"{what} ({folder})")
 
 
 def _import_option(command: argparse.ArgumentParser) -> None:
@@ -251,7 +252,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _say_unused(source: str | None) -> None:
-    """Name what the notebooks will not read, before they begin."""
+    """Name the files that the notebooks will not read, before they begin."""
     from .data.check import unused_at
     from .phantoms.kinds import KINDS
     if source and source not in KINDS and (said := unused_at(Path(source))):

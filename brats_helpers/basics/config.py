@@ -103,7 +103,7 @@ class Config:
         ]
 
     def with_(self, **changes: object) -> Config:
-        """Copy with some fields changed; None keeps a value; an unknown name raises BratsError."""
+        """Copy with some fields changed. None keeps a value. BratsError for an unknown name."""
         known = {f.name for f in fields(self)}
         if unknown := sorted(set(changes) - known):
             raise BratsError(f"unknown setting {', '.join(unknown)}; "

@@ -1,4 +1,4 @@
-"""Two processes in one folder: a lock for a whole run, and whose temporary file is whose."""
+"""Keep processes in one folder apart: a lock for a run, and names for temporary files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files from elsewhere: whether what was read has the shape that the reader needs.
+"""Check that the content of a file has the shape that its reader needs.
 
 A shape is a type, a tuple of types, [shape] for a list, {name: shape} for a dictionary with at
 least these names, or {...: shape} for one with any names.

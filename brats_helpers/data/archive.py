@@ -1,7 +1,7 @@
 """List archives of patients, read them where they lie, or unpack them file by file.
 
-Nothing is unpacked beside the archive. Every file appears whole or not at all, and a second call
-goes on where the first was stopped.
+Nothing is unpacked next to the archive. Every file appears whole or not at all, and a second call
+continues where the first was stopped.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _identity(path: Path) -> dict:
 
 
 def _empty_if_other(path: Path, folder: Path) -> None:
-    """Remove what was unpacked from another archive; a folder without our note is left alone."""
+    """Remove the files of another archive; a folder without our note is left alone."""
     note = folder / NOTE
     if note.is_file() and path.exists() and read_json(note, "the extraction") != _identity(path):
         tqdm.write(f"{folder} was unpacked from another archive: emptied.")

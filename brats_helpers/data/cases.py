@@ -68,7 +68,7 @@ def read_case(case: Case) -> Patient:
     images = images.transpose(0, 3, 2, 1)
     present = [m for m in MODALITIES if m not in case.missing]
     for n, image in enumerate(images):
-        middle = image[..., image.shape[-1] // 2]  # tells most times
+        middle = image[..., image.shape[-1] // 2]  # is enough most times
         if not (middle.any() or image.any()):
             fail(case, case.images[0 if case.channels else n], f"{present[n]} is 0 everywhere",
                  "export it again from its source, or leave this patient out")
@@ -114,7 +114,7 @@ def read_reference(case: Case, shape: tuple[int, ...], affine: np.ndarray) -> np
              "use the reference that was drawn on these images")
     check_same_grid(case, case.reference, image, affine, "the images")
     array = voxels(case, case.reference, image).T  # contiguous: NIfTI's first index runs fastest
-    where = np.flatnonzero(array != 0)  # few voxels are marked: the rest is done for them alone
+    where = np.flatnonzero(array != 0)  # few voxels are marked: handle them alone
     marked = rounded(array.ravel()[where])
     if wrong := refusal(case, np.unique(marked).tolist()):
         fail(case, case.reference, *wrong)

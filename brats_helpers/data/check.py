@@ -99,7 +99,7 @@ def _as_in(report: Report, folder: str, extra: Sequence[Unused]) -> Report:
 
 
 def _besides(path: Path) -> list[Unused]:
-    """Return what is not used in a folder that is read for its archives."""
+    """Return the unused files of a folder of archives."""
     folder = Path(path).expanduser().absolute()
     archives = archives_of(folder) if folder.is_dir() else []
     return besides(folder, archives) if archives else []
@@ -114,7 +114,7 @@ def check_found(found: Found, place: Path, jobs: int) -> Report:
 
 
 def unused_at(path: Path) -> str:
-    """List what is not read at a source; a compressed archive is not opened for that."""
+    """List the unused files of a source; a compressed archive is not opened for that."""
     place = _source(path)
     if is_archive(place) and not readable_in_place(place):
         return listing(_besides(path))

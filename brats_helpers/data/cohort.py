@@ -1,7 +1,7 @@
 """Keep settings, patients and the split in the work folder, from one notebook to the next.
 
-Each step's files carry the tag of what they were made from. The next step therefore notices a step
-that was left out or run with other settings.
+Each step's files carry the tag of their source. So the next step notices if one was skipped or run
+with other settings.
 """
 
 from __future__ import annotations

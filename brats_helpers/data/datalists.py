@@ -27,7 +27,7 @@ REGION = ((ET, r"enhanc|^et$"), (NCR, r"core|^tc$"), (ED, r"whole|^wt$|all"))
 
 
 class NotAList(Exception):
-    """Say in what a JSON file has another shape."""
+    """Say why a JSON file is not a list of patients."""
 
 
 @dataclass

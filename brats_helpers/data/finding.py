@@ -26,7 +26,7 @@ OURS = ("preprocessed", "predictions", "notebooks", "checkpoints", "everyone", "
         "pretraining")
 COPIES = {"training", "test", "first"}  # in its folder `cases`
 PHANTOMS = {"BraTS2021_Training_Data.tar", "BraTS2021_Training_Data.json"}  # in its folder `data`
-MASKS = {"predictions.csv", "scores.json"}  # files that stand with masks that we have written
+MASKS = {"predictions.csv", "scores.json"}  # files next to masks that we have written
 EXPORT = ".sources.json"  # a file of the export for nnU-Net
 UNPRINTABLE = ("its name has a line break or another control character", "rename it")
 NOTE = ".unpacked-from.json"  # in a folder: the archive that its files are from
@@ -35,8 +35,8 @@ NOTE = ".unpacked-from.json"  # in a folder: the archive that its files are from
 def find(folder: Path) -> Found:
     """Find the patients below a folder, at any depth, and what is not used; links are followed.
 
-    A patient with a modality missing or there twice is found, too: its `problem` says so. Folders
-    that this project has written are passed over. BratsError if there is no patient.
+    A patient who lacks a modality, or has one twice, is found, too, with a `problem`. Folders that
+    this project has written are passed over. BratsError if there is no patient.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -205,7 +205,7 @@ def _without_masks(names: Sequence[str]) -> Iterable[str]:
 
 
 def _empty_patients(cases: Sequence[Case], files: Sequence[Path], root: Path) -> Iterator[Unused]:
-    """Yield empty folders that are named like patients' folders and stand next to them."""
+    """Yield empty folders that are named like patients' folders and lie next to them."""
     homes = {case.images[0].parent for case in cases if case.images}
     forms = {(home.parent, _form(home.name)) for home in homes if root in home.parents}
     full = {parent for path in files for parent in path.parents}

@@ -1,4 +1,4 @@
-"""Know what the numbers in a reference mean, which depends on the data set and its year.
+"""Tell what the numbers in a reference mean, by data set and year.
 
 Inside the project 1 is the necrotic or non-enhancing core (NCR), 2 edema (ED), 3 enhancing
 tumor (ET). Sources: Baid et al. 2021, arXiv:2107.02314 (BraTS 2017 to 2021); Kazerooni et al.

@@ -86,7 +86,7 @@ def _bids(folder: Path, match: re.Match) -> tuple[Path, str, str, bool] | None:
     if kind in ("dseg", "mask"):
         return folder, match["case"], "seg", False
     if "derivatives" in folder.parts:
-        return None  # a processed copy of a scan that stands above
+        return None  # a processed copy of a raw scan
     contrast = "t1ce" if kind == "t1w" and "_ce-" in entities else SUFFIXES[kind]
     return folder, match["case"], contrast, False
 

@@ -23,7 +23,7 @@ from .layouts import NIFTI
 from .sources import archives_of, inner_start, kind_of, refuse_unread
 
 Archive = tarfile.TarFile | zipfile.ZipFile
-# What the standard library raises for archives that are damaged, encrypted or of unknown kind.
+# Errors of the standard library for archives that are damaged, encrypted or of unknown kind.
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, EOFError, OSError, zlib.error,
           struct.error, ValueError, IndexError, OverflowError, NotImplementedError, RuntimeError,
           AttributeError)
@@ -88,7 +88,7 @@ def open_archive(path: Path) -> Iterator[Archive]:
 def list_archive(path: Path) -> list[Member]:
     """List the files of an archive, or of a folder of archives; BratsError as `checked_members`.
 
-    Reads headers only (a compressed tar has to be decompressed for that, in memory).
+    Reads headers only, for which a compressed tar must be decompressed in memory.
     """
     members = []
     for one in archives_of(Path(path)):
@@ -109,7 +109,7 @@ def checked_members(path: Path, archive: Archive, limits: Limits) -> list[Member
             raise BratsError(f"{path}: refused, because of the member {member.name!r}: with it, "
                              f"{len(members) + 1:,} files of {total / 1e9:,.1f} GB come out of "
                              f"{size / 1e9:,.3f} GB, which is no cohort of scans. Nothing was "
-                             "written. (What is allowed stands in archive.Limits.)")
+                             "written. (archive.Limits lists what is allowed.)")
         members.append(member)
     if members and kind_of(path) in ("tar", ""):  # only a plain tar shows it without reading on
         end = members[-1].info.offset_data + members[-1].size
@@ -150,7 +150,7 @@ def _refuse_unsafe(path: Path, members: Sequence[Member]) -> None:
             "its name leads out of the folder":
                 name.is_absolute() or ".." in name.parts or ":" in member.name,
             "it is a link or a device, not a file": not member.plain,
-            "the name stands there twice": key in seen,
+            "the archive has that name twice": key in seen,
             "a folder has the same name": key in folders,
             "no disk can take its name": "\0" in member.name or longest > LONGEST_NAME}
         if problem := next((text for text, found in problems.items() if found), ""):

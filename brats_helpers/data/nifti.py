@@ -161,7 +161,7 @@ def check_same_grid(case: Case, path: Path | Packed, scan: nib.Nifti1Image, affi
 
 
 def voxels(case: Case, path: Path | Packed, image: nib.Nifti1Image) -> np.ndarray:
-    """Return the voxels in their own type (scaled where the header says so), all finite."""
+    """Return the voxels in their own type (scaled if the header has a scale), all finite."""
     try:
         array = _in_place(image.dataobj)
     except (OSError, ValueError, OverflowError) as error:
@@ -181,5 +181,5 @@ def _in_place(stored: nib.arrayproxy.ArrayProxy) -> np.ndarray:
     content = stored.file_like.getbuffer()
     whole = 0 <= stored.offset <= len(content) - prod(stored.shape) * stored.dtype.itemsize
     if (stored.slope, stored.inter) != (1, 0) or not stored.dtype.isnative or not whole:
-        return np.asanyarray(stored)  # which says what is wrong if voxels are missing
+        return np.asanyarray(stored)  # raises if voxels are missing
     return np.ndarray(stored.shape, stored.dtype, content, stored.offset, order="F")

@@ -1,7 +1,7 @@
 """Judge whether scans can be what their names say, before a network reads them.
 
-All figures are of a grid of some 200,000 voxels. The limits were set on 22 patients of BraTS 2018
-to 2023, none of which is near them.
+All figures come from a grid of about 200,000 voxels. The limits were set on 22 patients of BraTS
+2018 to 2023, and none of these comes near a limit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..basics.constants import LABEL_SHORT, MODALITIES
 from .records import Patient
 
 LOOKED_AT = 200_000  # voxels
-# Of what is not 0; an adult's brain has 1,100 to 1,700.
+# Of the nonzero voxels; an adult's brain has 1,100 to 1,700.
 LARGEST_ML, LARGE_ML, SMALL_ML = 20_000, 2_500, 300
 NOT_STRIPPED = 1.3  # times the other modalities' voxels that are not 0
 ALIKE = 0.995  # correlation of two contrasts; T1 and T1CE of one patient stay under 0.95
@@ -84,7 +84,7 @@ def repeated(images: np.ndarray, some: np.ndarray) -> list[str]:
                          "the other")
         elif together[a, b] > ALIKE:
             found.append(f"{names} are nearly the same image (correlation {together[a, b]:.4f}): "
-                         "look whether one was copied from the other")
+                         "check whether one was copied from the other")
     return found
 
 
@@ -101,8 +101,8 @@ def volumes(nonzero: np.ndarray, ml: float, background: Mapping) -> tuple[list[s
     """Return problems and warnings about the size of the brain, (4, n) bool, `ml` a voxel."""
     size = float(nonzero.any(0).sum() * ml)
     if size > LARGEST_ML:
-        return [f"what is not 0 has {size / 1000:.1f} liters, and a brain has 1 to 2; correct the "
-                "voxel size in the headers, or set what lies outside the brain to 0"], []
+        return [f"its nonzero voxels fill {size / 1000:.1f} liters, and a brain 1 to 2; correct "
+                "the voxel size in the headers, or set what lies outside the brain to 0"], []
     if background:
         return [], []
     each = nonzero.sum(1)
@@ -111,8 +111,8 @@ def volumes(nonzero: np.ndarray, ml: float, background: Mapping) -> tuple[list[s
            f"{usual * ml:,.0f} ml: was {name} skull-stripped?"
            for name, count in zip(MODALITIES, each, strict=True) if count > NOT_STRIPPED * usual]
     if not odd and size > LARGE_ML:
-        odd.append(f"what is not 0 has {size:,.0f} ml, and a brain has up to 2,000: were the scans "
-                   "skull-stripped, and is the voxel size right?")
+        odd.append(f"its nonzero voxels fill {size:,.0f} ml, and a brain up to 2,000: were the "
+                   "scans skull-stripped, and is the voxel size right?")
     if size < SMALL_ML:
         odd.append(f"the brain has {size:,.1f} ml, and a brain has 1,000 or more: is the voxel "
                    "size right, and is the scan whole?")
@@ -175,7 +175,7 @@ def _place(patient: Patient) -> list[str]:
     if (np.abs(middle) <= FAR * half + 20).all():
         return []
     return [f"its affine ({patient.orientation}) puts the middle of the volume at "
-            f"{np.round(middle).astype(int).tolist()} mm: look whether its axes point the right "
+            f"{np.round(middle).astype(int).tolist()} mm: check whether its axes point the right "
             "way"]
 
 

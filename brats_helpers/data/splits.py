@@ -133,7 +133,7 @@ def make_splits(names: Sequence[str], volumes_ml: Sequence[float], seed: int,
     if len(set(names)) < len(names):
         raise BratsError("two patients have the same name: rename one.")
     persons = persons or find_persons(names)
-    groups: dict[str, list[str]] = defaultdict(list)  # a person stands where the first patient does
+    groups: dict[str, list[str]] = defaultdict(list)  # a person takes the first patient's place
     for name in sorted(names):
         groups[persons[name]].append(name)
     if len(groups) < 2:

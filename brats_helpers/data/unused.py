@@ -39,7 +39,7 @@ GUESSES = (
     (r"seg|mask|label|tumou?r|roi\b|gtv|\bgt\b|truth|annot|manual|expert", "seg"))
 SIDECAR = re.compile(r"\.(md5|sha\d*|crc)$", re.IGNORECASE)  # checksums of files
 SERIES = ("in the format ", "another contrast", "named ", "its name ends",
-          "dataset.json does not")  # reasons of which one is shown for many files
+          "dataset.json does not")  # reasons that are shown once for many files
 SHOWN = 20
 
 

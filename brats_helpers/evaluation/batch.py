@@ -1,4 +1,4 @@
-"""Masks for a cohort: checked first, shared out to processes, and resumed.
+"""Segment a cohort: check it first, share it out to processes, and resume.
 
 One patient's failure is a row of `predictions.csv`, not the end of the batch. The table also holds
 what each mask was made from, so that a second call does only what is missing.
@@ -177,7 +177,7 @@ def _check(cases: Sequence[Case], table: Table, ensemble: Ensemble) -> Iterator[
         lacks = bool(case.missing and case.problem)
         advice = ("No mask is written, because this network needs all four contrasts. Look for a "
                   "file with another name, take the contrast from another series, or leave out "
-                  "--checkpoint: the network in the box makes do with fewer.")
+                  "--checkpoint: the network in the box works with fewer.")
         table.fail(case.name, INCOMPLETE if lacks else FAILED,
                    [*row["problems"], *[advice] * (lacks and not ensemble.takes_incomplete)])
     table.save()
@@ -204,8 +204,8 @@ def _share_out(cases: Sequence[Case], ensemble: Ensemble, task: Task, out: Path,
             if alone:
                 del left[chosen[0].name]
                 yield new_row(chosen[0].name, FAILED, [
-                    f"its process was killed ({type(error).__name__}), most often for want of "
-                    "memory: try again with --jobs 1"])
+                    f"its process was killed ({type(error).__name__}), most often because "
+                    "memory ran out: try again with --jobs 1"])
                 continue
             alone = len(left) == len(chosen)  # nobody finished: find out who kills the process
             tqdm.write(f"WARNING: a process was killed; going on with {len(left)} patient(s).")

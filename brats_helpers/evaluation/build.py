@@ -1,7 +1,8 @@
 """Build the network that a configuration names: the U-Net, or any torch.nn.Module `module:Class`.
 
 Importing a module runs its code, and a checkpoint may come from anyone. So a checkpoint may name
-only MONAI's classes or modules that are already imported. Only a training imports what it is told.
+only MONAI's classes or modules that are already imported. Only a training imports the module that
+its settings name.
 """
 
 from __future__ import annotations

@@ -33,8 +33,7 @@ from .domain_shift import MIN_MARGIN
 
 FORMAT = 1  # of the file
 WEIGHTS = {...: Tensor}
-# What a checkpoint may hold. `average` is what a network is rebuilt from; the others serve
-# training.
+# What a checkpoint may hold. A network is rebuilt from `average`; the others serve training.
 PARTS = {
     "format": int, "config": dict, "channels": (tuple, list), "regions": (tuple, list),
     "average": WEIGHTS, "fingerprint": str, "step": int, "best": NUMBER, "seconds": NUMBER,

@@ -67,8 +67,8 @@ def evaluate(cases: Sequence[Case], checkpoint: Path, work: Path, config: Config
     """Segment and score patients with a reference; write predictions/ and metrics.json.
 
     which: "test" or "validation", the set of these patients; left_out: patients left out because
-    of problems, for the record. An evaluation that was stopped goes on where the same weights have
-    scored some patients. Returns the metrics.
+    of problems, for the record. An evaluation that was stopped keeps the patients that the same
+    weights have scored. Returns the metrics.
     """
     if not cases:
         raise BratsError("there is no patient to evaluate on: see notebook 02's split.")

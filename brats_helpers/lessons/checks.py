@@ -269,7 +269,7 @@ def check_own_network(function: Function) -> Verdict:
         "a network that makes (1, 3, 32, 32, 32) of (1, 5, 32, 32, 32).",
         ("Return an object of the class, SegResNet(...), and not the class.",
          lambda: isinstance(model, type)),
-        ("Its convolutions are flat: spatial_dims has to be 3.", lambda: "conv2d" in error),
+        ("Its convolutions are flat: spatial_dims must be 3.", lambda: "conv2d" in error),
         ("Five channels go in: four contrasts and the brain.",
          lambda: "expected input[1, 5" in error),
         ("Three channels come out, one for each region. Labels are computed from them later, and "

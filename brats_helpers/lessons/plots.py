@@ -122,7 +122,7 @@ def finish(figure: Figure, synthetic: bool, legend: bool | Mapping[str, str] = F
     """Add the legend, the words below and alt text to a figure, and close it to pyplot.
 
     legend: True for the labels, or name -> color. prediction: whether it shows what a network
-    predicted. alt: what is seen, for readers who do not see it; by default from the titles.
+    predicted. alt: a description for readers who cannot see it, by default made of the titles.
     """
     if legend:
         colors = LABEL_LEGEND if legend is True else legend
@@ -486,7 +486,7 @@ def dice_boxplot(rows: Sequence[Mapping], synthetic: bool = False) -> Figure:
 
 
 def diagram_unet(rows: Sequence[Mapping]) -> Figure:
-    """Draw the network of `unet.level_table` as a U, and the memory of its levels beside it.
+    """Draw the network of `unet.level_table` as a U, and next to it the memory of its levels.
 
     Memory is that of the convolutions' outputs, four bytes a number: two in the encoder and two in
     the decoder of each level, for one patch.

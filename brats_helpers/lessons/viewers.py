@@ -1,9 +1,9 @@
 """Widgets: a patient in three planes, a threshold, the augmentation, the worst patients.
 
-The slice viewer runs in the browser alone, on plain canvases. (ipyniivue is finer on a graphics
-card, but without one its WebGL took half a second a step, and it needs a kernel.) The others
-compute, so they need a kernel: ipywidgets (7.7 or 8) around a picture that is replaced when a
-control moves. No extension is needed in JupyterLab, VS Code, Kaggle or Colab.
+The slice viewer runs in the browser alone, on plain canvases. (ipyniivue needs a kernel, and its
+WebGL took half a second per step without a graphics card.) The others compute, so they need a
+kernel: ipywidgets (7.7 or 8) around a picture that is replaced when a control moves. JupyterLab, VS
+Code, Kaggle and Colab need no extension.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ def augmentation_playground(prepared: Prepared, synthetic: bool = False) -> ipyw
     import torch
     z_scored = normalize(prepared.volume[:4], prepared.meta.mean, prepared.meta.std)
     z = slice_with_most_tumor(prepared.volume[4].T)
-    slab = slice(max(0, z - 8), z + 8)  # what is not seen is not computed
+    slab = slice(max(0, z - 8), z + 8)  # compute only what is shown
     whole = torch.from_numpy(z_scored[:, slab])
     marks = torch.from_numpy(prepared.volume[4:, slab])
     middle, style = whole.shape[1] // 2, SliceStyle(window(whole[0].numpy()), opacity=0.25)

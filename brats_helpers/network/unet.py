@@ -1,8 +1,8 @@
 """NVIDIA's Optimized U-Net for BraTS21 (Futrega et al. 2021, arXiv:2110.03352, figure 4).
 
-An encoder that halves the volume and widens it, a decoder that does the reverse and looks at the
-encoder's activations on the way, and a head that scores three overlapping regions in each voxel.
-Same topology, and the same parameter count, as MONAI's `DynUNet` with these settings.
+An encoder halves the volume and adds channels. A decoder does the reverse, and sees the encoder's
+activations on the way. A head scores three overlapping regions in each voxel. Topology and number
+of parameters are those of MONAI's `DynUNet` with these settings.
 """
 
 from __future__ import annotations

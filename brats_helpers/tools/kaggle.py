@@ -1,8 +1,8 @@
-"""Run the series on Kaggle: each notebook there reads the output of the one before it.
+"""Run the series on Kaggle: each notebook there reads the output of the previous one.
 
-kaggle-metadata.json describes all five notebooks once. `build` writes the helper dataset (the
-module, and the wheels that Kaggle's image lacks, so that the internet may be off) and a folder for
-each notebook with the kernel-metadata.json that Kaggle's client reads
+kaggle-metadata.json describes all five notebooks once. `build` writes the helper dataset: the
+module, and the wheels that Kaggle's image lacks, so that the internet may be off. It also writes a
+folder for each notebook with the kernel-metadata.json that Kaggle's client reads
 (https://github.com/Kaggle/kaggle-api/wiki/Kernel-Metadata). `push` gives these to that client, in
 order. Only the client handles credentials.
 """
@@ -110,7 +110,7 @@ def build(out: Path, owner: str | None = None) -> list[Path]:
 
 
 def _kernel(data: Mapping, book: Mapping, before: Mapping | None) -> dict:
-    """Return what the client reads about a notebook; the notebook before it is a source."""
+    """Return a notebook's metadata for the client; the previous notebook is a source."""
     owner = data["owner"]
     return {"id": f"{owner}/{book['slug']}", "title": book["title"],
             "code_file": Path(book["file"]).name, "language": "python",
@@ -160,7 +160,7 @@ def sign_in() -> object:
 
 
 def push(folders: list[Path], client: object) -> None:
-    """Upload the helper dataset, then push each notebook after the one before it has run.
+    """Upload the helper dataset, then push each notebook when the previous one has run.
 
     folders: from `build`; client: from `sign_in`. Raises BratsError at the first failure.
     """

@@ -155,9 +155,9 @@ def execute(number: int, folder: Path, parameters: Mapping[str, object]) -> Path
                          f"{error.evalue}\nWhat it had done is in {target}; run the same command "
                          "again to go on.") from error
     except DeadKernelError as error:
-        raise BratsError(f"notebook {name} stopped because its process was killed, most often for "
-                         "want of memory: close other programs, run fewer notebooks at once or "
-                         "lower patch and batch, and run the same command again to go on."
+        raise BratsError(f"notebook {name} stopped because its process was killed, most often "
+                         "because memory ran out: close other programs, run fewer notebooks at "
+                         "once or lower patch and batch, and run the same command again to go on."
                          ) from error
     render(target)
     return target
@@ -178,7 +178,7 @@ def page_of(notebook: Path) -> str:
         # A widget is dead without its kernel; the same cell stores its picture.
         cell.outputs = [out for out in cell.outputs if WIDGET not in out.get("data", {})]
         for out in cell.outputs:
-            if "image/png" in out.get("data", {}):  # without a text of its own: the one before it
+            if "image/png" in out.get("data", {}):  # or else the text above it
                 out.metadata["image/png"] = {"alt": said, **out.metadata.get("image/png", {})}
     # nbconvert's embed_images would close each <details> at once.
     exporter = HTMLExporter(raw_template=PAGE.read_text(encoding="utf-8"))

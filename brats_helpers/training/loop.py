@@ -1,8 +1,8 @@
 """The training loop: epochs of steps, validation, checkpoints, and resuming to the same bits.
 
 All randomness is a function of the seed and the patch's number (see `loaders`). A run that was
-killed goes on from its last checkpoint and ends with the same weights, bit for bit on the CPU. The
-recipe is NVIDIA's (Futrega et al. 2021, arXiv:2110.03352) with the warm-up that its text describes.
+killed continues from its last checkpoint to the same weights, bit for bit on the CPU. The recipe is
+NVIDIA's (Futrega et al. 2021, arXiv:2110.03352) with the warm-up that its text describes.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ EXERCISES = [
         (field("after", 0), "Begin with 1")]),
     (checks.check_own_network, (), segresnet(3, 5, 3), [
         (segresnet(3, 4, 3), "Five channels go in"), (segresnet(3, 5, 4), "one for each region"),
-        (segresnet(2, 5, 3), "has to be 3"), (lambda: SegResNet, "not the class"),
+        (segresnet(2, 5, 3), "must be 3"), (lambda: SegResNet, "not the class"),
         (lambda: torch.nn.Conv3d(5, 3, 3, stride=2, padding=1), "smaller than the input"),
         (lambda: torch.nn.Sequential(torch.nn.Conv3d(5, 3, 1), torch.nn.Sigmoid()),
          "takes the sigmoid itself"),
