@@ -20,7 +20,7 @@ from ..basics.errors import BratsError
 from ..basics.files import Packed, atomic_path, write_file
 from .finding import find
 from .fingerprint import identity
-from .labels import convert, disk_labels, refusal, rounded
+from .labels import convert, refusal, rounded, scheme_of
 from .nifti import check_geometry, check_same_grid, fail, open_image, voxels
 from .plausibility import oddities
 from .records import Case, Patient
@@ -83,11 +83,6 @@ def incomplete(case: Case) -> Case:
     """Accept a patient who lacks modalities: `read_case` then fills them with 0."""
     only = case.images and case.problem.startswith(f"patient {case.name} in ")  # not "has 2 files"
     return replace(case, problem="") if case.missing and only else case
-
-
-def open_scan(case: Case) -> nib.Nifti1Image:
-    """Open the patient's first image, its voxels not yet read."""
-    return open_image(case, case.images[0])
 
 
 def _compact(case: Case, path: Path | Packed, array: np.ndarray) -> np.ndarray:
@@ -197,10 +192,10 @@ def write_mask(path: Path, mask: np.ndarray, affine: np.ndarray, like: Case | No
 
     The enhancing tumor becomes 4, or 3 for patients named as since BraTS 2023 (see `labels`).
     """
-    on_disk = disk_labels(like or Case("", (), None))
+    on_disk = scheme_of(like or Case("", (), None)).on_disk
     image = nib.Nifti1Image(np.array(on_disk, np.uint8)[mask], affine)
     if like is not None:
-        header = open_scan(like).header
+        header = open_image(like, like.images[0]).header
         image.header["xyzt_units"] = header["xyzt_units"]
         image.set_sform(affine, code=max(1, int(header["sform_code"])))
         image.set_qform(affine, code=max(1, int(header["qform_code"])))

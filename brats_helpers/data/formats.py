@@ -15,7 +15,8 @@ from tqdm import tqdm
 from ..basics.constants import MODALITIES, MODALITY_TITLES, REGION_TITLES, REGIONS
 from ..basics.errors import BratsError
 from ..basics.files import atomic_path, read_json, write_json
-from .cases import Case, open_scan, read_reference
+from .cases import Case, read_reference
+from .nifti import open_image
 from .pipeline import content_hash
 
 DATASET = "Dataset021_BraTS"
@@ -65,7 +66,7 @@ def exportable(case: Case) -> bool:
 
 def _write_label(case: Case, path: Path) -> None:
     # nnU-Net compares the label's geometry with the images'
-    like = open_scan(case)
+    like = open_image(case, case.images[0])
     labels = read_reference(case, like.shape, like.affine)
     header = like.header.copy()
     header.set_data_dtype(labels.dtype)

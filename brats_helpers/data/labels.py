@@ -60,15 +60,16 @@ def scheme_of(case: Case) -> Scheme:
     return SCHEMES[-2 if case.images and NEW_NAME.search(case.images[0].name) else -1]
 
 
-def disk_labels(case: Case) -> tuple[int, int, int, int]:
-    """Return how the labels 0 to 3 are written in this patient's data set."""
-    return scheme_of(case).on_disk
-
-
-def as_written(case: Case) -> tuple[tuple[int, int], ...]:
+def as_written(case: Case) -> dict[int, int]:
     """Return the labels of our masks of a patient, with 4 for ET, too, as older versions wrote."""
-    written = dict(zip(disk_labels(case)[1:], (NCR, ED, ET), strict=True))
-    return tuple({DISK_ET: ET, **written}.items())
+    return {DISK_ET: ET, **dict(zip(scheme_of(case).on_disk[1:], (NCR, ED, ET), strict=True))}
+
+
+def lookup(table: Mapping[int, int]) -> np.ndarray:
+    """Return the label for each number 0 to 255 on disk: (256,) uint8."""
+    found = np.zeros(256, np.uint8)
+    found[list(table)] = list(table.values())
+    return found
 
 
 def rounded(values: np.ndarray) -> np.ndarray:
@@ -103,10 +104,7 @@ def refusal(case: Case, values: list[float]) -> tuple[str, str] | None:
 
 def convert(case: Case, values: np.ndarray) -> np.ndarray:
     """Turn numbers from disk that `refusal` has passed into labels 0 to 3, uint8."""
-    table = np.zeros(256, np.uint8)
-    for value, label in scheme_of(case).table.items():
-        table[value] = label
-    return table[values.astype(np.uint8)]
+    return lookup(scheme_of(case).table)[values.astype(np.uint8)]
 
 
 def table_text() -> str:

@@ -13,13 +13,14 @@ from torch import nn
 from tqdm import tqdm
 
 from ..basics.config import OWN_NETWORK, Config
-from ..basics.constants import CHANNELS, DISK_ET, NOT_FOR_DIAGNOSIS, REGION_TITLES, REGIONS
+from ..basics.constants import CHANNELS, NOT_FOR_DIAGNOSIS, REGION_TITLES, REGIONS
 from ..basics.device import Device
 from ..basics.errors import BratsError
 from ..basics.files import remove_leftovers, write_file, write_json
 from ..basics.shapes import read_json_as
-from ..data.cases import Case, Patient, open_scan, read_case, write_mask
-from ..data.labels import as_written, disk_labels
+from ..data.cases import Case, Patient, read_case, write_mask
+from ..data.labels import as_written, lookup
+from ..data.nifti import open_image
 from ..data.pipeline import content_hash
 from ..network.unet import count_parameters
 from .build import for_inference
@@ -135,10 +136,7 @@ def read_mask(path: Path, case: Case) -> np.ndarray:
     except (OSError, EOFError, zlib.error, ImageFileError) as error:
         raise BratsError(f"{path} cannot be read ({error}): move it away, and evaluate this "
                          "patient again.") from error
-    table = np.zeros(256, np.uint8)
-    for value, label in as_written(case):
-        table[value] = label
-    return table[labels]
+    return lookup(as_written(case))[labels]
 
 
 def _mask_path(work: Path, name: str) -> Path:
@@ -148,9 +146,9 @@ def _mask_path(work: Path, name: str) -> Path:
 def verify_masks(cases: Sequence[Case], work: Path) -> None:
     """Assert that each mask has its scan's geometry, BraTS's labels, and one byte a voxel."""
     for case in cases:
-        scan, mask = open_scan(case), nib.load(_mask_path(work, case.name))
+        scan, mask = open_image(case, case.images[0]), nib.load(_mask_path(work, case.name))
         assert mask.shape == scan.shape[:3] and np.allclose(mask.affine, scan.affine), case.name
-        assert set(np.unique(mask.dataobj)) <= {*disk_labels(case), DISK_ET}, case.name
+        assert set(np.unique(mask.dataobj)) <= {0, *as_written(case)}, case.name
         assert mask.get_data_dtype() == np.uint8, case.name
 
 

@@ -18,11 +18,13 @@ from torch import nn
 
 from ..basics.config import OWN_NETWORK, Config
 from ..basics.constants import CHANNELS, NOT_FOR_DIAGNOSIS, REGION_THRESHOLDS, REGIONS
-from ..basics.device import Device, describe_device
+from ..basics.device import Device
 from ..basics.errors import BratsError
 from ..basics.files import atomic_path, write_file, write_json
 from ..evaluation.checkpoints import load_checkpoint
 from ..network.unet import SLOPE, layers_in_use
+
+CPU = Device("cpu", "cpu", 0, torch.float32)
 
 
 def dynunet_arguments(config: Config) -> dict:
@@ -46,7 +48,7 @@ def as_dynunet(model: nn.Module, config: Config) -> DynUNet:
 
 def export_bundle(checkpoint: Path, out: Path) -> Path:
     """Write a MONAI bundle into `out`: weights, metadata, and inference from a patient's files."""
-    model, config = load_checkpoint(checkpoint, _cpu())
+    model, config = load_checkpoint(checkpoint, CPU)
     if config.network != OWN_NETWORK:
         raise BratsError(f"the network of {checkpoint} is {config.network}, and the bundle "
                          "describes the U-Net, as MONAI's DynUNet: write ONNX alone (--only onnx).")
@@ -66,7 +68,7 @@ def export_onnx(checkpoint: Path, out: Path) -> Path:
 
     Input "image" (batch, 5, P, P, P), z-scored; output "logits" (batch, 3, P, P, P): WT, TC, ET.
     """
-    model, config = load_checkpoint(checkpoint, _cpu())
+    model, config = load_checkpoint(checkpoint, CPU)
     example = torch.zeros(2, len(CHANNELS), *[config.patch] * 3)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
@@ -79,11 +81,6 @@ def export_onnx(checkpoint: Path, out: Path) -> Path:
     except ModuleNotFoundError as error:
         raise BratsError("ONNX needs two more packages: pip install onnx onnxscript.") from error
     return Path(out)
-
-
-def _cpu() -> Device:
-    device = describe_device()
-    return device if device.kind == "cpu" else Device("cpu", "cpu", 0, torch.float32)
 
 
 def _metadata(config: Config) -> dict:

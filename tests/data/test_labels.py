@@ -11,7 +11,7 @@ from conftest import small_volumes, write_case
 
 from brats_helpers.basics.errors import BratsError
 from brats_helpers.data.cases import Case, find_cases, read_case, write_mask
-from brats_helpers.data.labels import as_written, convert, disk_labels, scheme_of, table_text
+from brats_helpers.data.labels import as_written, convert, scheme_of, table_text
 
 OLD, NEW = ("_flair", "_t1", "_t1ce", "_t2", "_seg"), ("-t2f", "-t1n", "-t1c", "-t2w", "-seg")
 IMAGES, LABELS = small_volumes()
@@ -40,7 +40,7 @@ def test_each_set_is_read_by_its_own_labels_and_written_so_that_it_is_read_again
     folder = write_case(tmp_path, name, IMAGES, on_disk, endings=endings)
     case = find_cases(tmp_path)[0]
     patient = read_case(case)
-    assert np.array_equal(patient.reference, INSIDE) and disk_labels(case)[3] == numbers[2]
+    assert np.array_equal(patient.reference, INSIDE) and scheme_of(case).on_disk[3] == numbers[2]
     write_mask(folder / f"{name}{endings[4]}.nii.gz", patient.reference, patient.affine, case)
     assert np.array_equal(np.asarray(nib.load(case.reference).dataobj), on_disk)
     assert np.array_equal(read_case(case).reference, INSIDE)
@@ -86,7 +86,7 @@ def test_labels_farther_from_a_whole_number_are_refused(tmp_path: Path) -> None:
 
 def test_a_list_of_its_own_comes_before_names() -> None:
     case = Case("BraTS-PED-1", (), None, labels=((1, 2), (2, 1), (3, 3)))
-    assert scheme_of(case).title == "its dataset.json" and disk_labels(case) == (0, 2, 1, 3)
-    assert dict(as_written(case))[1] == 2 and convert(case, np.array([1, 2, 3])).tolist() == [2, 1,
+    assert scheme_of(case).title == "its dataset.json" and scheme_of(case).on_disk == (0, 2, 1, 3)
+    assert as_written(case)[1] == 2 and convert(case, np.array([1, 2, 3])).tolist() == [2, 1,
                                                                                               3]
     assert "4 refused" in table_text() and "1 ET, 2 NCR, 3 NCR, 4 ED" in table_text()
