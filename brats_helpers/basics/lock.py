@@ -42,7 +42,7 @@ def is_leftover(path: Path) -> bool:
         return process.status() == psutil.STATUS_ZOMBIE or process.create_time() > modified + 1
     except psutil.NoSuchProcess:
         return True
-    except (OSError, psutil.Error):  # gone in the meantime, or another user's
+    except (OSError, psutil.Error):  # just removed, or another user's
         return False
 
 

@@ -149,7 +149,7 @@ def check_cohort(cases: Iterable[Case], jobs: int = -1) -> list[dict]:
     """Return `check_case` of every patient, in parallel and in order, with progress."""
     cases = list(cases)
     if jobs == 0:
-        raise BratsError("jobs=0 cannot work: give 1 or more, or -1 for one process a core.")
+        raise BratsError("jobs=0 cannot work: give 1 or more, or -1 for one process per core.")
     rows = Parallel(n_jobs=jobs, return_as="generator")(delayed(check_case)(case) for case in cases)
     return list(tqdm(rows, total=len(cases), desc="check", unit="patient"))
 
@@ -172,7 +172,7 @@ def file_state(case: Case, path: Path | Packed) -> tuple[int, int]:
 def find_twins(rows: Iterable[Mapping]) -> list[list[str]]:
     """Return groups of patients with the same images, from the rows of `check_case`.
 
-    Copies that were scaled, flipped, compressed anew or saved as another type are found, too. They
+    Copies that were scaled, flipped, compressed again or saved as another type are found, too. They
     belong on one side of a split.
     """
     rows = [row for row in rows if row.get("identity")]

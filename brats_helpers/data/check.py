@@ -45,7 +45,7 @@ class Report:
 
     @property
     def sound(self) -> bool:
-        """Tell whether there is nothing that a person needs to do."""
+        """Tell whether a person has nothing to do."""
         return not (self.warnings or any(row["problems"] or row["warnings"] for row in self.rows)
                     or any(one.remedy for one in self.unused))
 

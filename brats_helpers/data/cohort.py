@@ -118,5 +118,5 @@ def _sound(folder: str | None, rows: Sequence[Mapping]) -> list[Case]:
     if gone := sorted(sound - {case.name for case in cases}):
         raise BratsError(f"{len(gone)} patient(s) that notebook 02 found are no longer in {folder} "
                          f"({', '.join(gone[:3])}{', ...' if len(gone) > 3 else ''}): put them "
-                         "back, or run notebooks 02 and 03 again, which split the others anew.")
+                         "back, or run notebooks 02 and 03 again, which make a new split.")
     return cases

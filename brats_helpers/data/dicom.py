@@ -81,7 +81,7 @@ def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
                              "put each series in its own folder.")
         if not all(np.allclose(found[k].value, first[k].value, atol=1e-4) for k in SHARED):
             raise BratsError(f"{path} differs from {files[0].name} in orientation, voxel size or "
-                             "shape: they make no volume.")
+                             "shape: they do not form a volume.")
     return _stack(slices, folder)
 
 
@@ -90,7 +90,7 @@ def _read_slice(path: Path) -> Dataset:
         found = pydicom.dcmread(path)
         if missing := [name for name, count in REQUIRED.items()
                        if not found.get(name) or np.size(found[name].value) != count]:
-            raise BratsError(f"{path} lacks {', '.join(missing)}: this is no slice of a volume; "
+            raise BratsError(f"{path} lacks {', '.join(missing)}: this is not a slice of a volume; "
                              "remove it.")
         pydicom.pixels.pixel_array(found)  # raises if the pixels cannot be decoded
     except (InvalidDicomError, AttributeError, ValueError, NotImplementedError, RuntimeError,

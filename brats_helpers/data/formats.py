@@ -1,7 +1,7 @@
 """Write the cohort for other tools: nnU-Net v2's raw dataset and the Decathlon's list.
 
 Images are listed where they lie (nnU-Net's "dataset" key, nnunetv2, dataset_format.md). References
-are written anew, with 3 for the enhancing tumor, because nnU-Net wants consecutive labels.
+are written again, with 3 for the enhancing tumor, because nnU-Net wants consecutive labels.
 """
 
 from __future__ import annotations

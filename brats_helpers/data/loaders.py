@@ -60,7 +60,7 @@ class PatchDataset(Dataset):
                 "name": [meta.name for meta in metas], "number": list(numbers)}
 
     def _open(self, path: Path) -> tuple[blosc2.NDArray, Meta]:
-        if path not in self.known:  # mapping a file anew takes a twelfth of a patch's time
+        if path not in self.known:  # mapping a file again takes a twelfth of a patch's time
             mapped = map_file(path)
             self.known[path] = mapped, read_meta(open_mapped(mapped, path), path)
         mapped, meta = self.known[path]
@@ -156,6 +156,6 @@ def explain_killed_worker() -> Iterator[None]:
             first = first.__context__
         if not first:
             raise
-        raise BratsError(f"a process that reads patches was ended from outside ({first}), "
+        raise BratsError(f"a process that reads patches was killed ({first}), "
                          "most often because memory ran out. What was saved is kept: close other "
                          "programs, and run it again to go on.") from error

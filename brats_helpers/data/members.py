@@ -108,7 +108,7 @@ def checked_members(path: Path, archive: Archive, limits: Limits) -> list[Member
         if total > most or len(members) >= limits.files:
             raise BratsError(f"{path}: refused, because of the member {member.name!r}: with it, "
                              f"{len(members) + 1:,} files of {total / 1e9:,.1f} GB come out of "
-                             f"{size / 1e9:,.3f} GB, which is no cohort of scans. Nothing was "
+                             f"{size / 1e9:,.3f} GB, which is not a cohort of scans. Nothing was "
                              "written. (archive.Limits lists what is allowed.)")
         members.append(member)
     if members and kind_of(path) in ("tar", ""):  # only a plain tar shows it without reading on

@@ -169,7 +169,7 @@ def voxels(case: Case, path: Path | Packed, image: nib.Nifti1Image) -> np.ndarra
              "the file is damaged: get it again")
     if array.dtype.kind not in "iuf":
         fail(case, path, f"its voxels are of type {array.dtype}: complex numbers or colors",
-             "save it as one number a voxel")
+             "save it as one number per voxel")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         fail(case, path, f"{np.count_nonzero(~np.isfinite(array))} voxels are NaN or infinite",
              "set them to 0 if they lie outside the brain, or leave this patient out")

@@ -32,7 +32,7 @@ def content_hash(case: Case, spacing_mm: float) -> str:
 def preprocess_case(case: Case, folder: Path, spacing_mm: float) -> Meta:
     """Prepare a patient into `folder`/<name>.b2nd, unless an up-to-date file is there."""
     path, wanted = Path(folder) / f"{case.name}.b2nd", content_hash(case, spacing_mm)
-    with contextlib.suppress(BratsError):  # a missing, damaged or older file is made anew
+    with contextlib.suppress(BratsError):  # a missing, damaged or older file is replaced
         before = load(path)
         if before.meta.content_hash == wanted:
             return before.meta

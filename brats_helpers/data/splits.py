@@ -30,7 +30,7 @@ VISITS = [re.compile(pattern, re.IGNORECASE) for pattern in (
 def person_of(name: str) -> str:
     """Return a patient's name without the visit: BraTS-GLI-00005 for BraTS-GLI-00005-100.
 
-    A name of no known form is a person of its own, as in BraTS 2021.
+    A name of unknown form is a person of its own, as in BraTS 2021.
     """
     return next((match[1] for pattern in VISITS if (match := pattern.fullmatch(name))), name)
 

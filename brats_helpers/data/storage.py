@@ -19,7 +19,7 @@ from ..basics.errors import BratsError
 from ..basics.files import atomic_path, isal_zlib
 
 FORMAT = 5  # of a prepared file
-AGAIN = "run notebook 03 again, which makes it anew"
+AGAIN = "run notebook 03 again, which replaces it"
 # Against zstd: a seventh more bytes, and a patch in two thirds of the time (benchmarks/README.md).
 COMPRESSION = {"codec": blosc2.Codec.LZ4HC, "clevel": 1, "filters": [blosc2.Filter.SHUFFLE],
                "nthreads": 1}

@@ -125,7 +125,7 @@ def _odd_name(path: Path | Packed, cases: Sequence[Case]) -> tuple[str, str]:
     if one and _has(one, kind):
         return (f"patient {one.name} has a file for {title} already, and this one's name is not of "
                 "a known form", "remove it if it is a copy; else keep the right one of the two")
-    return (f"is it {title}? Its name is not of a known form",
+    return (f"is it {title}? Its name has no known form",
             f"if it is, rename it to {one.name if one else 'X'}_{kind}{ending}")
 
 

@@ -63,11 +63,11 @@ def predict_cases(folders: Sequence[Path], checkpoints: Sequence[Path] | None, o
 
     Several checkpoints are averaged; without any, the network in the box does it. What an earlier
     call finished from the same checkpoints, options and scans is kept unless `overwrite` is set.
-    jobs: processes, -1 for one a core; under joblib's Dask backend, the cluster's workers. Returns
-    each patient's row of predictions.csv.
+    jobs: processes, -1 for one per core; under joblib's Dask backend, the cluster's workers.
+    Returns each patient's row of predictions.csv.
     """
     if jobs < 1 and jobs != -1:
-        raise BratsError(f"jobs={jobs} cannot work: give 1 or more, or -1 for one process a core.")
+        raise BratsError(f"jobs={jobs} cannot work: give 1 or more, or -1 for one per core.")
     out = Path(out).absolute()
     checkpoints = checkpoints or [WEIGHTS]
     try_output(out)

@@ -47,7 +47,7 @@ def build_network(config: Config, device: Device, from_checkpoint: bool = False)
         if not from_checkpoint:  # a checkpoint's network has passed this before its training
             output = try_patch(model, patch, device)
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise BratsError(f"network={config.network} cannot take a patch of {patch} voxels an edge "
+        raise BratsError(f"network={config.network} cannot take a patch of {patch} voxels per edge "
                          f"({error}): try a multiple of 32.") from error
     if output != expected:
         raise BratsError(

@@ -65,8 +65,8 @@ def load_ensemble(checkpoints: Sequence[Path], tta: bool) -> Ensemble:
               for content, path in zip(contents, checkpoints, strict=True)]
     seen = union_of_ranges([content.get("seen", {}) for content in contents])
     if not seen:
-        tqdm.write("The checkpoint does not say what its training patients looked like, or they "
-                   "were too few: whether yours are like them is not checked.")
+        tqdm.write("The checkpoint does not describe its training patients, or had too few: your "
+                   "patients are not compared with them.")
     config = loaded[0][1]
     if any((other.spacing_mm, other.patch) != (config.spacing_mm, config.patch)
            for _, other in loaded):

@@ -26,7 +26,7 @@ WINDOWS = 8  # of a patient at 1 mm
 
 
 def passes(patients: int, tta: bool) -> int:
-    """Return about how often a network runs to segment so many patients."""
+    """Estimate how often a network runs to segment a number of patients."""
     return patients * WINDOWS * len(FLIPS if tta else EVEN_FLIPS)
 
 

@@ -45,7 +45,7 @@ class Table:
             os.replace(path, aside)
             self.lost = True  # so nobody knows who wrote the masks
             tqdm.write(f"WARNING: {path} is damaged or not a table of predict: kept as "
-                       f"{aside.name}. Without it, all masks are made anew.")
+                       f"{aside.name}. Without it, all masks are made again.")
 
     def keeps(self, case: Case, source: str) -> bool:
         """Tell whether the mask stays: it was made from the same, or somebody corrected it."""
@@ -56,7 +56,7 @@ class Table:
         if crc == row["mask_crc"]:
             return source == row["made_from"] != ""
         row["warnings"] = ("the mask was changed after it was written, and is kept; --overwrite "
-                           "makes it anew")
+                           "makes it again")
         tqdm.write(f"WARNING: {case.name}: {row['warnings']}.")
         return True
 

@@ -28,7 +28,7 @@ def forecast(config: Config, device: Device, seconds: float = 2.0) -> float | No
     precision = str(device.dtype).removeprefix("torch.")
     threads = f", {torch.get_num_threads()} threads" if device.kind == "cpu" else ""
     print(f"chosen: {device.kind}, {precision}{threads}; {config.epochs * config.steps} steps of "
-          f"{config.batch} patches of {config.patch} voxels an edge")
+          f"{config.batch} patches of {config.patch} voxels per edge")
     if config.preset != PRESET:
         print("docs/costs.md says how long this preset takes.")
         return None
@@ -45,7 +45,7 @@ def minutes_left(config: Config, step: float) -> float:
 
 
 def step_seconds(config: Config, device: Device, seconds: float) -> float:
-    """Time training steps on random patches for so many seconds; returns the median of a step."""
+    """Time training steps on random patches for `seconds`; returns the median of a step."""
     with torch.random.fork_rng():
         state = new_state(config, device)
         shape = (config.batch, 5, *(config.patch,) * 3)

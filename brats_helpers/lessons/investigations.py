@@ -72,7 +72,7 @@ def check_best_threshold(best_threshold: Callable, patients: Sequence[Patient]) 
     listed = ", ".join(f"{cut:.0f} (Dice {score:.2f})" for cut, score in chosen)
     same = len({cut for cut, _ in chosen}) == 1 < len(chosen)
     return _verdict(chosen, max(gaps) < 0.03, f"The best thresholds differ: {listed}.", {
-        "Your function returns one number for every patient. Search anew for each.": same},
+        "Your function returns one number for every patient. Search again for each.": same},
         f"A better threshold exists. You chose {listed}. Try more candidates.")
 
 

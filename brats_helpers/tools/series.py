@@ -79,7 +79,7 @@ def match_parameters(numbers: Sequence[int], wanted: Mapping[str, object]) -> di
             takers = {str(number): table[name] for number, table in tables.items() if name in table}
             lines.append(f"\n  {name:<18} {next(iter(takers.values()))} "
                          f"(notebook {', '.join(takers)})")
-        raise BratsError(f"no notebook to be run has a parameter {', '.join(unknown)}; "
+        raise BratsError(f"none of these notebooks has a parameter {', '.join(unknown)}; "
                          f"there are:{''.join(lines)}")
     return {number: {k: v for k, v in wanted.items() if k in table}
             for number, table in tables.items()}
@@ -97,8 +97,7 @@ def run_series(preset: str | None = None, source: str | None = None, work: Path 
     if preset:
         preset_of(preset)  # a wrong name fails here, not in notebook 01
     if numbers[0] != 1 and source:
-        raise BratsError("--source is settled by notebook 01: run from it, or leave the option "
-                         "out.")
+        raise BratsError("notebook 01 sets --source: start there, or leave the option out.")
     if clash := sorted({"work", "preset", "source"} & set(parameters or {})):
         options = ", ".join(f"--{name}" for name in clash)
         raise BratsError(f"give {options} instead of -p {clash[0]}.")
@@ -121,7 +120,7 @@ def run_series(preset: str | None = None, source: str | None = None, work: Path 
 
 
 def minutes_left(done: Sequence[int], to_do: Sequence[int], seconds: float) -> str:
-    """Say how long the notebooks `to_do` will take if those `done` took so many seconds."""
+    """Say how long the notebooks `to_do` will take if those `done` took `seconds`."""
     if not done:
         return ""
     shares = [sum(SHARES[number - 1] for number in numbers) for numbers in (done, to_do)]

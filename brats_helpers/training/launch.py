@@ -1,7 +1,7 @@
 """Training on all GPUs of a machine from one call.
 
 torchrun runs in the background; its progress, errors and stop appear in the calling process. If the
-processes do not get together, or one is lost for good, this process trains alone.
+processes do not connect, or one is lost for good, this process trains alone.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def for_all_gpus(config: Config, device: Device, processes: int | None = None) -
     if config.batch >= processes:
         return config
     print(f"{processes} processes share a batch: {processes} patches instead of {config.batch}, "
-          "and fewer steps an epoch.")
+          "and fewer steps per epoch.")
     steps = max(1, config.steps * config.batch // processes)
     return config.with_(batch=processes, steps=steps)
 
@@ -97,8 +97,8 @@ def choose_processes(batch: int, gpus: int) -> int:
     """Count the GPUs that can share the batch equally; prints a line if others stay idle."""
     chosen = max(n for n in range(1, gpus + 1) if batch % n == 0)
     if chosen < gpus:
-        print(f"{chosen} of {gpus} GPUs trains: batch={batch} cannot be shared equally by more. "
-              f"batch={gpus} uses all.")
+        print(f"Training uses {chosen} of {gpus} GPUs: batch={batch} cannot be shared equally by "
+              f"more. batch={gpus} uses all.")
     return chosen
 
 
@@ -172,7 +172,7 @@ def _until_it_ends(child: subprocess.Popen, started: Path) -> Iterator[None]:
             for process in [*psutil.Process(child.pid).children(recursive=True), child]:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
-            raise GroupFailed(f"they were not together after {START_SECONDS} seconds")
+            raise GroupFailed(f"they did not connect within {START_SECONDS} seconds")
         yield
         time.sleep(0.2)
 

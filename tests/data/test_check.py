@@ -323,7 +323,7 @@ def test_intensities_that_would_overflow_are_refused(tmp_path: Path, value: floa
 LISTS = {"a number that is no digit": ({"channel_names": {"\u00b2": "T2"}}, "are numbered"),
          "a label that is no digit": ({"labels": {"edema": "\u00b2"}}, "not say what its labels"),
          "a path that is too long": ({"training": [{"image": "x" * 5000 + ".nii.gz"}]}, "too long"),
-         "a line break in a path": ({"training": [{"image": "x\ny.nii.gz"}]}, "which is no path"),
+         "a line break in a path": ({"training": [{"image": "x\ny.nii.gz"}]}, "is not a path"),
          "a label that is not there": (
              {"training": [{"image": [f"imagesTr/a_000{n}.nii.gz" for n in range(4)],
                             "label": "gone.nii.gz"}]}, "1 file.s. that are not there, .*gone")}

@@ -62,7 +62,7 @@ def test_unknown_parameters_and_numbers_list_the_valid_ones(capsys) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--from", "2", "--source", "x.tar"], "--source is settled by notebook 01"),
+    (["--from", "2", "--source", "x.tar"], "notebook 01 sets --source"),
     (["-p", "work", "x"], "--work instead of -p work")])
 def test_options_that_would_be_ignored_are_refused(arguments: list[str], message: str,
                                                    capsys) -> None:

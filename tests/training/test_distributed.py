@@ -161,7 +161,7 @@ DIES = TROUBLE.format("len(calls) == 2 and os.kill(os.getpid(), signal.SIGKILL)"
 
 @pytest.mark.parametrize(("trouble", "cause", "seconds"), [
     (FAILS, "RuntimeError: no way to rank 0", 180),
-    (HANGS, "they were not together after 8 seconds", 8),
+    (HANGS, "they did not connect within 8 seconds", 8),
     (DIES, "one was killed, perhaps for memory|RuntimeError: .*", 180)],
     ids=["fails", "hangs", "dies"])
 def test_where_a_group_fails_one_process_trains_alone_to_the_same_end(

@@ -94,7 +94,7 @@ def test_a_damaged_patient_is_named_whoever_reads_it(prepared, tmp_path: Path,
                                                      workers: int) -> None:
     (tmp_path / "D.b2nd").write_bytes(prepared[1].read_bytes()[:-1000])
     with pytest.raises(
-        BratsError, match=r"D\.b2nd is damaged .*: run notebook 03 again, which makes it anew\.$"
+        BratsError, match=r"D\.b2nd is damaged .*: run notebook 03 again, which replaces it\.$"
     ) as error:
         list(
             batches(PatchDataset([prepared[0], tmp_path / "D.b2nd"], 16, 0.4, 0), 2, 0, 2, workers)
@@ -149,7 +149,7 @@ def test_a_reading_process_is_deaf_to_ctrl_c_and_missed_when_killed(prepared, tm
     monkeypatch.setattr(training, "batches", lambda *known: batches(*known[:4], 1, *known[5:]))
     monkeypatch.setattr(training, "SAVE_SECONDS", 0)
     with pytest.raises(
-        BratsError, match="a process that reads patches was ended from outside .*memory ran out"
+        BratsError, match="a process that reads patches was killed .*memory ran out"
     ):
         train(CONFIG, prepared[:3], prepared[3:], tmp_path / "c",
               lambda _: reading_processes()[-1].kill(), CPU)
