@@ -128,8 +128,8 @@ def _rows(content: Mapping, index: Path) -> Iterable[tuple[list[Path], Path | No
 
     def place(text: object) -> Path:
         if not isinstance(text, str) or CONTROL.search(text):
-            kind = "path" if isinstance(text, str) else "text"
-            raise NotAList(f"it names a file {text!r}, which is not a {kind}")
+            kind = "a path" if isinstance(text, str) else "text"
+            raise NotAList(f"it names a file {text!r}, which is not {kind}")
         return Path(index.parent, text)
 
     explicit = content.get("dataset")

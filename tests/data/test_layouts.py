@@ -308,7 +308,7 @@ FOREIGN: dict[str, tuple[object, str]] = {
     "no channels": ({"training": GOOD["training"]}, 'has no "modality"'),
     "empty": ({}, "lists no patients"),
     "a table of patients": (GOOD | {"training": {"a": 1}}, "is a dict, not a list"),
-    "a number": (GOOD | {"training": [{"image": 5}]}, "is no text"),
+    "a number": (GOOD | {"training": [{"image": 5}]}, "is not text"),
     "no image": (GOOD | {"training": [{}]}, 'no "image"'),
     "no images": (GOOD | {"training": [{"image": []}]}, "lists no image"),
     "a label of another kind": (GOOD | {"training": [{"image": "B.nii.gz", "label": {}}]}, ""),
