@@ -109,7 +109,7 @@ def test_predict_warns_and_segments_all_the_same(patients: list, tmp_path: Path,
     assert "patient mixed is unlike those" in said and "usual" not in said
     assert [row["case"] for row in done if row["status"] == "done"] == ["mixed", "usual"]
     predict_cases([tmp_path / "in" / "usual"], [tmp_path / "old.pt"], tmp_path / "out")
-    assert "not checked" in capsys.readouterr().out
+    assert "not compared" in capsys.readouterr().out
 
 
 def test_real_patients_are_like_each_other_and_not_when_contrasts_are_mixed_up(real_cases) -> None:

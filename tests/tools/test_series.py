@@ -96,7 +96,7 @@ def test_a_kernel_that_is_killed_is_said(tmp_path: Path, monkeypatch) -> None:
         cells=[nbformat.v4.new_code_cell("import os; os.kill(os.getpid(), 9)")])
     nbformat.write(book, tmp_path / "01_setup.ipynb")
     monkeypatch.setattr(series, "FOLDER", tmp_path)
-    said = "01_setup stopped because its process was killed, most often for want of memory"
+    said = "01_setup stopped because its process was killed, most often because memory ran out"
     with pytest.raises(BratsError, match=said):
         series.execute(1, tmp_path / "out", {})
 
