@@ -133,8 +133,8 @@ checks.check_shape(shape, patient.images)
 from brats_helpers.lessons.plots import pictures
 
 d, h, w = (n // 2 for n in images.shape[1:])
-cuts = {"along z (head)": images[0, d], "along y (front)": images[0, ::-1, h]}
-pictures(cuts | {"along x (side)": images[0, ::-1, :, w]}, synthetic)
+cuts = {"axial, along z": images[0, d], "coronal, along y": images[0, ::-1, h]}
+pictures(cuts | {"sagittal, along x": images[0, ::-1, :, w]}, synthetic)
 
 # %% [markdown]
 # **What if we ignore the affine?** Here is the same patient, saved the way other software might: x grows to the *right*,
@@ -160,8 +160,9 @@ print(f"Dice of a perfect segmentation that was mirrored on the way: {wrong:.2f}
 # %% [markdown]
 # ## 2. Crop to the brain
 #
-# Most of a BraTS volume is 0, because air, scalp and skull were removed (Baid et al. 2021). To find the smallest box around
-# the brain, we ask of every plane whether it contains brain. **Question.** What share of the voxels is left?
+# Most of a BraTS volume is 0, because scalp and skull were removed (Baid et al. 2021) and the air around the head was set
+# to 0. To find the smallest box around the brain, we ask of every plane whether it contains brain. **Question.** What share
+# of the voxels is left?
 
 # %%
 from brats_helpers.data.preprocessing import bounding_box, brain_mask
@@ -217,9 +218,9 @@ checks.check_first_and_last(first_and_stop)
 # ## 3. Normalize
 #
 # Intensities have no unit (notebook 02). So we measure each modality in its own standard deviations from its own mean. This
-# is the **z-score**. It covers the brain alone, because the background would drag the mean down. By hand: take five
-# voxels, 0, 0, 100, 200 and 300, of which the first two are background. The mean of the brain is 200 and its standard
-# deviation is 81.6, so the brain becomes -1.22, 0 and 1.22.
+# is the **z-score**. It covers the brain alone, because the background would drag the mean down. The tumor counts as brain,
+# so a large one moves the mean a little. By hand: take five voxels, 0, 0, 100, 200 and 300, of which the first two are
+# background. The mean of the brain is 200 and its standard deviation is 81.6, so the brain becomes -1.22, 0 and 1.22.
 #
 # ### Exercise 3: the z-score
 #
@@ -313,10 +314,10 @@ print(measured, "becomes", np.abs(measured.astype(np.int64).astype(np.int16)))
 #
 # ## 4. Store
 #
-# The last exercise of notebook 01 showed that the cohort in float32 does not fit into 20 GB. But the published files hold
-# integers. So we keep *those*, compressed without loss: five arrays in one file, the four modalities and the reference. We
-# do not store the z-score or the foreground channel. The device that trains computes both from each patch, with a mean and
-# a standard deviation that are stored as metadata.
+# The last exercise of notebook 01 showed that at 1 mm the cohort in float32 does not fit into 20 GB. At 2 mm, as here, it
+# takes about a tenth. But the published files hold integers. So we keep *those*, compressed without loss: five arrays in
+# one file, the four modalities and the reference. We do not store the z-score or the foreground channel. The device that
+# trains computes both from each patch, with a mean and a standard deviation that are stored as metadata.
 #
 # If `spacing_mm` is larger than the scan's voxels, we merge voxels into larger ones. Doubling the edge leaves an eighth of
 # the voxels, which lets the series run on a laptop. Details smaller than the new voxel are lost. The quick preset works at
@@ -530,7 +531,7 @@ if chosen:  # 4D files are in the Decathlon's format already, and a tar is not r
 # %% [markdown]
 # ## 7. Save and verify
 #
-# One more file records what is in the folder and which scans it came from.
+# One more file records what is in the folder and which scans its contents came from.
 
 # %%
 index = {key: [case.name for case in found] for key, found in cases.items()}
@@ -549,10 +550,11 @@ print("next: 04_architecture needs one patient of them, 05_training_evaluation a
 # - A stored file may be wrong. Compare a sample with the raw files, and break one to test your test.
 #
 # **What surprised us:** a perfect mask scores near 0 if one step ignores the affine, and a published "brain mask" holds
-# hardly any brain of our phantom.
+# hardly any brain of our phantom (of real scans, more).
 #
-# **What a radiologist would look for that this cannot see:** motion, metal artifacts, and a scan taken too early or too late
-# after the contrast agent. After the z-score, the mean and the spread of such scans look normal.
+# **What a radiologist would look for that this cannot see:** motion, susceptibility artifacts from metal or blood, and a
+# scan taken too early or too late after the injection. After the z-score, the mean and the spread of such scans look
+# normal.
 #
 # | term | meaning |
 # |---|---|

@@ -360,20 +360,21 @@ options = {
     "tumor voxels x 3": {"class_weight": 3.0},
     "smoothing 0.1": {"smoothing": 0.1},
 }
-three = ball.expand(1, 3, 32, 32, 32)
-answers = [(level * three - level * (1 - three)) for level in levels]
+three = ((grid - 16).norm(dim=0) <= 8).float().expand(1, 3, 32, 32, 32)
+sure = levels[levels >= 3]
+answers = [(level * three - level * (1 - three)) for level in sure]
 lines = {
-    name: (levels, [losses.region_loss(z, three, **option).item() for z in answers])
+    name: (sure, [losses.region_loss(z, three, **option).item() for z in answers])
     for name, option in options.items()
 }
 curves(
-    {"three regions, all the same ball": lines}, "confidence in the right answer (logit)", "loss"
+    {"three regions, all the same large ball": lines}, "confidence in the right answer (logit)", "loss"
 )
 
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# With smoothing: the target is 0.95 instead of 1, so the curve ends above all others.
+# With smoothing: the target is 0.95 instead of 1, so its curve turns up again. The others keep falling.
 # </details>
 #
 # ### Deep supervision
@@ -426,9 +427,9 @@ def kept_mib(model: torch.nn.Module, x: torch.Tensor, mixed: bool) -> float:
 
 
 # %% [markdown]
-# Out of memory? We start with two patches in fp32 (numbers of 32 bits) and add one remedy after the other. Of the 16-bit
-# numbers, fp16 has more digits and bf16 has the range of fp32. **Question.** Which remedy saves the largest share of what was
-# left?
+# Out of memory? We start with two patches in fp32 (numbers of 32 bits) and add one remedy after the other. Of the two
+# 16-bit formats, fp16 is more precise, and bf16 covers the range of fp32. **Question.** Which remedy saves the largest
+# share of what was left?
 
 # %%
 filters, kept = PRESETS["quick"].filters, {}
@@ -548,8 +549,8 @@ if full_size:
 # %% [markdown]
 # ## 6. Can it learn?
 #
-# The cheapest test of a training is to memorize one patch. If the network cannot, nothing else matters. (This is no
-# result: it was trained on these voxels.)
+# The cheapest test of a training setup is whether the network can memorize one patch. If it cannot, nothing else matters.
+# (This is no result: it was trained on these voxels.)
 
 # %%
 from brats_helpers.data.preprocessing import normalize_batch
@@ -626,9 +627,9 @@ draw_features(maps, synthetic)
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# At the top, on both sides: the skip connection brings the anatomy back. Further down, the channels show the tumor and little
-# else, and at the bottom a few blocks say roughly where it is. The network has seen a single patch, of the patient named above,
-# and it already marks this tumor.
+# At the top, on both sides: the skip connection brings the anatomy back. Further down, the channels show the tumor and
+# little else, and at the bottom a few blocks say roughly where it is. The network has seen a single patch, of the patient
+# named above, and it already marks this tumor, although the core may have holes that a whole tumor never has.
 # </details>
 #
 # ### When it does not learn: the rate
@@ -655,8 +656,9 @@ print({f"{rate:g}": round(sweep[rate][-1], 2) for rate in sorted(sweep)})
 #
 # ## 7. Bring your own architecture
 #
-# Loss, augmentation, inference and evaluation ask one thing of a network: 5 channels in, 3 logits per voxel out. `SegResNet`
-# (Myronenko 2018) is MONAI's version of the winner of BraTS 2018. It adds the skip instead of concatenating it.
+# Loss, augmentation, inference and evaluation ask one thing of a network: 5 channels in, 3 logits per voxel out.
+# `SegResNet` (Myronenko 2018) is MONAI's version of the winner of BraTS 2018. It adds the channels of the skip connection
+# instead of concatenating them.
 #
 # ### Exercise 4: another network
 #
@@ -714,10 +716,11 @@ print("wrote architecture.json\nnext: 05_training_evaluation trains the network 
 # - Dice pulls hard near the decision, and cross-entropy pulls where Dice is flat.
 # - Gradient checkpointing and short numbers save memory. Short numbers round.
 #
-# **What surprised us:** a learning rate of 1 does not break this network, and Dice in fp16 breaks at a tumor of 33 ml.
+# **What surprised us:** a learning rate of 1 does not break this network, and Dice in fp16 breaks at 33,000 voxels, a tumor
+# of 33 ml at 1 mm.
 #
 # **What a radiologist would look for that this network cannot see:** earlier scans, the patient's history and treatment,
-# diffusion and perfusion, and the whole head at once.
+# diffusion and perfusion, the whole brain at once, and what skull-stripping removed.
 #
 # | term | meaning |
 # |---|---|
