@@ -173,8 +173,9 @@ def case_of(one: Group) -> Case:
                       for kind, paths in one.files.items() if len(paths) > 1)
     missing = tuple(m for m in MODALITIES if not one.files.get(m))
     if missing:
-        problem += (f"patient {one.name} in {here} has no file for {', '.join(missing)}; all four "
-                    "modalities are needed: add the file or remove the patient.")
+        problem += (f"patient {one.name} in {here} has no file for {', '.join(missing)}. Training "
+                    "needs all four modalities: add the file or remove the patient. `predict` works "
+                    "without it.")
     images = tuple(one.files[m][0] for m in MODALITIES if one.files.get(m))
     return Case(one.name, images, next(iter(one.files.get("seg", [])), None),
                 problem=problem.strip(), missing=missing)

@@ -73,8 +73,9 @@ def predict_cases(folders: Sequence[Path], checkpoints: Sequence[Path] | None, o
     try_output(out)
     with hold_folder(out):
         remove_leftovers(out)
-        ensemble, table = load_ensemble(checkpoints, tta), Table(out / TABLE)
+        table = Table(out / TABLE)
         cases, failed = find_patients(folders, {out / f"{name}.nii.gz" for name in table.rows})
+        ensemble = load_ensemble(checkpoints, tta)
         if ensemble.takes_incomplete:
             cases = [incomplete(case) for case in cases]
         for row in failed:

@@ -342,3 +342,13 @@ def test_a_patient_given_twice_through_a_link_is_one(checkpoint: Path, tmp_path:
     (tmp_path / "link").symlink_to(folder)
     rows = predict_cases([folder, tmp_path / "link"], [checkpoint], tmp_path / "out")
     assert [row["status"] for row in rows] == [DONE]
+
+
+def test_patients_are_found_before_a_network_is_loaded(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "load_ensemble", lambda *_: pytest.fail("a network was loaded"))
+    (tmp_path / "patients.zip").write_bytes(b"PK")
+    (tmp_path / "empty").mkdir()
+    for name in ("patients.zip", "empty", "nowhere"):
+        with pytest.raises(BratsError, match=name):
+            predict_cases([tmp_path / name], None, tmp_path / "masks")
