@@ -76,9 +76,9 @@ work, device = start(work)
 # %% [markdown]
 # ## 1. The question
 #
-# A glioma is a tumor that grows from the glial cells, the supporting cells of the brain. To plan a treatment and to measure
-# its effect, somebody has to outline what MRI shows of the tumor. (Single tumor cells reach farther than any image shows.)
-# Outlining by hand in three dimensions is slow, and two experts do not draw the same outline (Menze et al. 2015).
+# A glioma is a brain tumor whose cells resemble glial cells, the supporting cells of the brain. To plan a treatment and to
+# measure its effect, somebody has to outline what MRI shows of the tumor. (Single tumor cells reach farther than any image
+# shows.) Outlining by hand in three dimensions is slow, and two experts do not draw the same outline (Menze et al. 2015).
 # **Can a network do it?**
 #
 # Here is a patient with a glioma, and below the outline that somebody would have to draw:
@@ -93,8 +93,9 @@ show_modalities(stranger, synthetic=True)
 
 # %% [markdown]
 # The upper row shows four MRI images of one slice. They share one grid, and the skull was removed. The lower row adds the
-# **reference**, the approved outline. Pictures follow the radiologist's
-# [convention](https://nipy.org/nibabel/neuro_radio_conventions.html): the patient's right (R) is on the left.
+# **reference**: the outline that experts approved or, in a synthetic patient, the one that was built in. Pictures follow
+# the radiologist's [convention](https://nipy.org/nibabel/neuro_radio_conventions.html): the patient's right (R) is on the
+# left.
 #
 # This patient is a **phantom**: a tumor grown by a few rules in the MNI152 template, an average human brain (Fonov et al.
 # 2011). Section 3 says why, and what that leaves out. Now a network draws the outline. Its weights come with this package,
@@ -117,8 +118,9 @@ three_planes(image, {"reference": truth, "prediction": guess}, spacing, "the net
 # At the edges, mostly. Edema fades, and nothing in the image says where it ends.
 # </details>
 #
-# What this network scores on real patients, [another page](../docs/zero_shot.md) tells. In this series you train a smaller one
-# yourself, in minutes. It learns from simpler phantoms. Here is the one who accompanies us through all five notebooks:
+# [Another page](../docs/zero_shot.md) reports how this network does on real patients. In this series you train a smaller
+# one yourself, in minutes. It learns from simpler phantoms. One of them accompanies us through all five notebooks. Here it
+# is:
 
 # %%
 from brats_helpers.basics import config as settings
@@ -149,9 +151,10 @@ series_map(1)
 # ## 2. One patient, four contrasts
 #
 # An MRI scanner can weight its image in different ways, and no single contrast shows the whole tumor. A few words first.
-# The *ventricles* are chambers in the middle of the brain that hold fluid (CSF, cerebrospinal fluid). *Edema* is tissue
-# swollen with water. *Necrotic* tissue is dead. *Gadolinium* is a contrast agent injected into a vein, and T1CE is T1 after
-# that injection. A *voxel* is a pixel in 3D.
+# *T1* and *T2* are two relaxation times of tissue, and an image is weighted by one of them. *FLAIR* is weighted by T2, too,
+# but it suppresses the signal of free fluid. The *ventricles* are chambers in the middle of the brain that hold fluid (CSF,
+# cerebrospinal fluid). *Edema* is tissue swollen with water. *Necrotic* tissue is dead. *Gadolinium* is a contrast agent
+# injected into a vein, and T1CE is T1 after that injection. A *voxel* is a pixel in 3D.
 #
 # | contrast | CSF is | what a radiologist reads from it |
 # |---|---|---|
@@ -237,7 +240,8 @@ draw_outline_task(drawn)
 # <details><summary>Hint</summary>
 #
 # FLAIR shows the whole tumor best. Eight or nine corners are enough. (On real tumors, human raters agreed with a Dice of
-# 0.74 to 0.85, depending on the region: Menze et al. 2015.)
+# 0.74 to 0.85, depending on the region: Menze et al. 2015. Their outlines were three-dimensional and of blurred tumors, so
+# do not compare your score with theirs.)
 # </details>
 
 # %% tags=["exercise"]
@@ -299,8 +303,8 @@ compare_slices(
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# The tissue is the same, but the numbers are not. MRI has no unit (Nyúl and Udupa 1999), so a value that is edema in one
-# patient is healthy tissue in another. Notebook 03 deals with that.
+# The tissue is the same, but the numbers are not. The gray values have no physical unit (Nyúl and Udupa 1999), so a value
+# that is edema in one patient is healthy tissue in another. Notebook 03 deals with that.
 # </details>
 #
 # ### Exercise 3: the best threshold
@@ -457,23 +461,23 @@ print("next: 02_extraction reads both")
 # ## Recap
 #
 # - Each of the four contrasts shows something else of a tumor. Three labels make three nested regions.
-# - MRI has no unit, and compartments overlap, so no single threshold finds a tumor.
+# - Gray values of MRI have no physical unit, and compartments overlap, so no single threshold finds a tumor.
 # - Dice compares two masks, yours as well as a network's.
-# - The default cohort is synthetic. You can learn the craft with it, but it says nothing about real patients.
+# - The default cohort is synthetic. You can learn the craft with it, but a score on it says little about real patients.
 #
-# **What surprised us:** nine corners, read from a picture, give a Dice above 0.9 on a phantom. The hard patients make the
-# task hard, not the average ones.
+# **What surprised us:** nine corners, read from a picture, give a Dice above 0.9 on a phantom.
 #
-# **What a radiologist would look for that these phantoms cannot show:** edema that runs in fingers along white matter and
-# spares the cortex, bleeding, irregular or broken rims, and the shift of the midline. In the first phantom necrosis is dark
-# on FLAIR. In patients it varies, and it is often bright.
+# **What a radiologist would look for that the phantoms of this series cannot show:** edema that runs in fingers along white
+# matter and spares the cortex, bleeding, broken rims, and the shift of the midline. (The phantom at the top is of another,
+# more varied kind.) In the patient who accompanies us necrosis is dark on FLAIR. In real patients it varies and is often
+# bright.
 #
 # | term | meaning |
 # |---|---|
-# | contrast, modality | one way of weighting an MRI image |
+# | contrast, modality | one way of weighting an MRI image; radiologists say sequence |
 # | voxel | a pixel in 3D |
 # | WT, TC, ET | whole tumor, tumor core, enhancing tumor: nested regions |
-# | reference | the outline that experts approved |
+# | reference | the outline that experts approved, or the one built into a phantom |
 # | Dice | twice the overlap of two masks, divided by the sum of their sizes |
 # | phantom | an artificial patient whose true outline is known |
 # | preset | all settings for one kind of machine |

@@ -14,7 +14,7 @@
 # %% [markdown]
 # # 02 Extraction
 #
-# We open an archive, check and count its patients, and split them so that no score can cheat.
+# We open an archive, check and count its patients, and split them so that no score is inflated.
 #
 # **02 of 05** | back: [01 Setup](01_setup.ipynb) | next: [03 Preprocessing](03_preprocessing.ipynb)
 #
@@ -81,7 +81,7 @@ series_map(2)
 #
 # The split is the most important part of this notebook. Ask who has seen slices shuffled and split at random, and which
 # scores that gave. Let the class guess both scores of the copying machine in section 6 before it runs. Common
-# misconceptions: the first voxel is at the origin; labels can be added up; more patients make up for leakage.
+# misconceptions: the first voxel is at the origin; labels are quantities; more patients make up for leakage.
 # </details>
 
 # %% [markdown]
@@ -190,10 +190,10 @@ print(f"first voxel at {corner[:3]} mm, last voxel at {opposite[:3]} mm")
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# At the right, front, bottom corner of the box: every index grows away from it. Radiologists view an axial slice from the
-# feet, so the patient's right is on the left of the picture
-# ([the two conventions](https://nipy.org/nibabel/neuro_radio_conventions.html)). This series draws all
-# slices that way. Look for the letters R and L.
+# At the right, front, bottom corner of the box: every index grows away from it. Radiologists view an axial slice as if from
+# the feet of a patient who lies on the back, so the patient's right is on the left of the picture ([the two
+# conventions](https://nipy.org/nibabel/neuro_radio_conventions.html)). This series draws all slices that way. Look for the
+# letters R and L.
 # </details>
 
 # %% [markdown]
@@ -233,9 +233,9 @@ show_modalities(patient, plane="coronal", synthetic=synthetic)
 # %% [markdown]
 # ### Where it came from: DICOM
 #
-# A scanner writes **DICOM**, usually one file per slice. Every file holds the patient's name, date of birth and hospital.
-# BraTS was converted and anonymized before it was published (Baid et al. 2021). We do the same with this patient's FLAIR
-# and an invented name:
+# A scanner writes **DICOM**, usually one file per slice. Every file of a hospital usually carries the patient's name, date
+# of birth and hospital. BraTS was converted and de-identified before it was published (Baid et al. 2021). We do the same
+# with this patient's FLAIR and an invented name:
 
 # %%
 import pydicom
@@ -266,8 +266,9 @@ print(f"{len(slices)} files became one; text in its header: {words}")
 # %% [markdown]
 # Position, orientation and spacing of the slices became the affine. Nothing else came along: no name, no date. DICOM's
 # millimeters grow to the *left*, the *back* and up, so x and y change their sign on the way, a classic source of mirrored
-# brains. The image itself can identify a person: people have been recognized by the face in a head scan (Schwarz et al.
-# 2019). The brains of BraTS have no skull and no face.
+# brains. A mirrored mask sends a surgeon to the wrong side, and nothing in the array warns of it. The image itself can
+# identify a person: people have been recognized by the face in a head scan (Schwarz et al. 2019). In the scans of BraTS,
+# skull and face have been removed.
 #
 # ### Label 4
 #
@@ -294,9 +295,14 @@ from brats_helpers.data.labels import table_text
 print(table_text())
 
 # %% [markdown]
+# "Refused" means that no class here fits. In the sets after treatment, since 2024, label 4 is the resection cavity, the
+# hole that surgery left. Until 2021 the same number was the enhancing tumor. In the pediatric sets, label 2 is tumor that
+# does not enhance and 3 is a cyst; both become NCR here.
+#
 # **What published code gets wrong.** [NVIDIA's notebook](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
-# names label 1 edema and label 2 non-enhancing tumor in the file that it writes. BraTS says 1 is NCR and 2 is ED (Baid et
-# al. 2021). **Question.** In the pictures of this patient, which compartment is the outermost, and what is its number?
+# names label 1 edema and label 2 non-enhancing tumor in the file that it writes. BraTS says 1 is NCR, which includes tumor
+# that does not enhance, and 2 is ED (Baid et al. 2021). **Question.** In the pictures of this patient, which compartment is
+# the outermost, and what is its number?
 #
 # <details><summary>Answer</summary>
 #
@@ -507,7 +513,7 @@ finish(figure, synthetic, alt="Whole tumor volumes of the training and the valid
 # %% [markdown]
 # ### What if we split visits?
 #
-# `BraTS-GLI-00005-100` and `-101` are one brain, some months apart. Take twenty people with three visits each. **Question.**
+# `BraTS-GLI-00005-100` and `-101` are one patient at two visits. Take twenty people with three visits each. **Question.**
 # If visits are split, how many people end up on both sides?
 
 # %%
