@@ -344,7 +344,7 @@ views = {
     "ET = label 3": upright(raw == 3, patient.affine),
 }
 print(f"Dice of the enhancing tumor: {dice(raw == 3, patient.reference == 3):.1f}")
-pictures({name: view[:, :, at].T for name, view in views.items()}, synthetic)
+pictures({name: view[:, :, at].T for name, view in views.items()}, synthetic, plane="axial")
 
 # %% [markdown]
 # No error, no warning: the class is simply empty. If a prediction is read with the same mistake, both masks are empty, and
@@ -550,7 +550,7 @@ by_slice = rng.random(len(slices)) < 0.2
 by_patient = np.isin([piece.patient for piece in slices], [case.name for case in some[: max(1, len(some) // 4)]])
 for name, held in (("slices shuffled", by_slice), ("patients split", by_patient)):
     print(f"{name:<16} Dice {copying_machine(slices, held):.2f} on {held.sum()} held-out slices")
-pictures(slice_and_neighbor(slices), synthetic)
+pictures(slice_and_neighbor(slices), synthetic, plane="axial")
 
 # %% [markdown]
 # <details><summary>Answer</summary>

@@ -133,13 +133,13 @@ checks.check_shape(shape, patient.images)
 from brats_helpers.lessons.plots import pictures
 
 d, h, w = (n // 2 for n in images.shape[1:])
-cuts = {"axial, along z": images[0, d], "coronal, along y": images[0, ::-1, h]}
-pictures(cuts | {"sagittal, along x": images[0, ::-1, :, w]}, synthetic)
+cuts = {"axial": images[0, d], "coronal": images[0, ::-1, h], "sagittal": images[0, ::-1, :, w]}
+pictures(cuts, synthetic)
 
 # %% [markdown]
 # **What if we ignore the affine?** Here is the same patient, saved the way other software might: x grows to the *right*,
 # and the affine says so. `to_lps` returns the same array as before. Read as a bare array, the patient is mirrored, and
-# nothing complains:
+# nothing complains. The third picture has the letters that its reader believes, and they are wrong:
 
 # %%
 mirrored, to_the_right = patient.images[:, ::-1], patient.affine.copy()
@@ -149,7 +149,7 @@ turned = to_lps(mirrored[0], to_the_right)
 assert np.array_equal(turned, images[0])
 z = int((labels > 0).sum((1, 2)).argmax())
 views = {"scan": images[0, z], "affine read": turned[z], "affine ignored": bare[z]}
-pictures(views, synthetic)
+pictures(views, synthetic, plane="axial")
 
 # %%
 from brats_helpers.evaluation.metrics import dice
@@ -191,7 +191,7 @@ assert cropped.any(0).sum() == images.any(0).sum() and cropped_labels.sum() == l
 # %%
 middle = images.shape[1] // 2
 views = {"whole scan": images[0, middle], "cropped": cropped[0, middle - box[0][0]]}
-pictures(views, synthetic)
+pictures(views, synthetic, plane="axial")
 
 # %% [markdown]
 # ### Exercise 2: first and last
@@ -283,7 +283,7 @@ theirs = (scored[:4] > 0).all(axis=0)
 z = scored.shape[1] // 2
 masks = {"brain, found before": scored[4, z], '"above 0", found after': theirs[z]}
 print(f'"above 0 in every channel" holds {theirs.sum() / within.sum():.1%} of the brain')
-pictures({"FLAIR, z-scored": scored[0, z]} | masks, synthetic)
+pictures({"FLAIR, z-scored": scored[0, z]} | masks, synthetic, plane="axial")
 
 # %% [markdown]
 # <details><summary>Answer</summary>
@@ -406,7 +406,7 @@ assert max(prepared.meta.downsampling) > 1 or (back == patient.reference).all()
 at = int((patient.reference > 0).sum((0, 1)).argmax())
 pair = {"reference": patient.reference[:, :, at].T, "there and back": back[:, :, at].T.astype(np.uint8)}
 differs = (pair["reference"] != pair["there and back"]).astype(float)
-pictures(pair | {"differs": differs}, synthetic)
+pictures(pair | {"differs": differs}, synthetic, plane="axial")
 
 # %% [markdown]
 # ## 5. Quality assurance

@@ -41,7 +41,7 @@
 
 # %% tags=["parameters"]
 work: str = ""  # folder that notebooks 01 to 03 wrote to; empty: the usual place on this machine
-overfit_steps: int = 120  # steps of the sanity check that the network can memorize one patch
+overfit_steps: int = 90  # steps of the sanity check that the network can memorize one patch
 network: str = None  # what notebook 05 trains, "module:Class" from 5 to 3 channels; None: the preset's, the U-Net
 full_size: bool = True  # run the full network once, forward and backward, on its smallest input
 
@@ -609,7 +609,7 @@ views = {
     "network, WT": guess[0, z],
     "network, ET": guess[2, z],
 }
-pictures(views, synthetic, prediction=True)
+pictures(views, synthetic, prediction=True, plane="axial")
 
 # %% [markdown]
 # ### Inside the network

@@ -6,15 +6,14 @@ from collections.abc import Iterator, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from scipy import ndimage
 
-from ..basics.constants import MODALITIES, MODALITY_TITLES, REGION_TITLES, REGIONS
+from ..basics.constants import ERROR_COLORS, MODALITIES, MODALITY_TITLES, REGION_TITLES, REGIONS
 from ..data.cases import Patient
 from ..data.preprocessing import bounding_box, slice_with_most_tumor
 from ..evaluation.metrics import dice, regions
-from .plots import ERROR_LEGEND, agreement, finish, upright, window
+from .plots import add_letters, agreement, finish, tint, upright, window
 
 SEEN_ON = {"WT": "flair", "TC": "t1ce", "ET": "t1ce"}  # the modality that shows a region best
 SMALL_ML = 2.0
@@ -74,21 +73,21 @@ def compare_masks(patient: Patient, mask: np.ndarray, synthetic: bool = False) -
         column[0].set_title(f"{REGION_TITLES[name]} on {MODALITY_TITLES[modality]}", fontsize=10)
     figure.suptitle(f"{patient.name}, each region on its slice with most error", fontsize=10,
                     parse_math=False)
-    return finish(figure, synthetic, ERROR_LEGEND, prediction=True)
+    return finish(figure, synthetic, ERROR_COLORS, prediction=True)
 
 
 def _zoomed(axes: Sequence[plt.Axes], image: np.ndarray, found: np.ndarray,
             truth: np.ndarray) -> None:
     """Draw the part of a slice around a region twice: alone, and with the errors over it."""
     part = _window(found | truth, image.shape)
-    errors = np.ma.masked_equal(agreement(found, truth)[part].T, 0)
-    low, high = window(image)
+    errors = agreement(found, truth)[part].T
+    low, high = window(image)[0], np.percentile(image[part], 99.8)
     for ax in axes:
         ax.imshow(image[part].T, cmap="gray", vmin=low, vmax=high)
+        add_letters(ax, "axial")
         ax.set_axis_off()
-    strength = np.where(errors == 3, 0.35, 0.8)
-    axes[1].imshow(errors, cmap=ListedColormap(["black", *ERROR_LEGEND.values()]), vmin=0, vmax=3,
-                   alpha=strength)
+    gray = np.clip((image[part].T - low) / max(high - low, 1e-9), 0, 1)
+    axes[1].imshow(tint(gray, errors, ERROR_COLORS, np.where(errors == 3, 0.5, 1)))
 
 
 def _window(marked: np.ndarray, shape: Sequence[int]) -> tuple[slice, ...]:

@@ -12,7 +12,7 @@ from matplotlib.path import Path as Polygon
 from ..basics.constants import MODALITIES, MODALITY_TITLES
 from ..data.cases import Patient
 from ..data.preprocessing import slice_with_most_tumor
-from .plots import finish, upright
+from .plots import add_letters, finish, upright
 
 SHOWN = ("flair", "t1ce")
 
@@ -28,6 +28,7 @@ def draw_outline_task(patient: Patient) -> Figure:
         ax.set_xticks(range(0, image.shape[1], 10))
         ax.set_yticks(range(0, image.shape[0], 10))
         ax.grid(color="white", alpha=0.25, lw=0.5)
+        add_letters(ax, "axial")
     return finish(figure, synthetic=True)
 
 

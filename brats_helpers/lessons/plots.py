@@ -12,12 +12,14 @@ from dataclasses import dataclass
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Patch
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from ..basics.constants import (
+    ERROR_COLORS,
     LABEL_COLORS,
     LABEL_NAMES,
     LABEL_SHORT,
@@ -44,8 +46,6 @@ PLANES = {"axial": (2, "RLAP"), "coronal": (1, "RLSI"), "sagittal": (0, "APSI")}
 LETTERS = ((0.03, 0.5, "left", "center"), (0.97, 0.5, "right", "center"),
            (0.5, 0.97, "center", "top"), (0.5, 0.03, "center", "bottom"))
 LABEL_LEGEND = {LABEL_SHORT[n]: color for n, color in LABEL_COLORS.items()}
-# Of a prediction, told apart by the color-blind, and none a color of a label.
-ERROR_LEGEND = {"missed": "#D81B60", "false": "#FFE03D", "correct": "#9AD7F5"}
 INK, BLUE, GRAY = "#333333", "#0072B2", "#999999"
 LINES = (BLUE, "#D55E00", "#009E73", "#CC79A7", INK)  # told apart by the color-blind, too
 
@@ -55,7 +55,7 @@ class SliceStyle:
     """How a slice is drawn: gray levels, and the opacity and palette of what lies over it."""
 
     limits: tuple[float, float] | None = None  # intensities of black and white; None: `window`
-    opacity: float = 0.55
+    opacity: float = 1.0
     legend: Mapping[str, str] | None = None  # name -> color of values 1, 2, 3; None: the labels
 
 
@@ -91,18 +91,18 @@ def draw_slice(ax: Axes, image: np.ndarray, plane: str, index: int,
                spacing: Sequence[float] = (1, 1, 1), labels: np.ndarray | None = None,
                letters: bool = True, style: SliceStyle = SliceStyle()) -> None:
     """Draw one slice of a volume with its labels over it."""
-    axis, marks = PLANES[plane]
+    axis = PLANES[plane][0]
     across, down = (s for a, s in enumerate(spacing) if a != axis)
     low, high = style.limits or window(image)
     shown = cut(image, plane, index)
     ax.imshow(np.where(shown == 0, low, shown), cmap="gray", vmin=low, vmax=high,
               aspect=down / across)
     if labels is not None:
-        colors = ListedColormap(["black", *(style.legend or LABEL_LEGEND).values()])
-        ax.imshow(np.ma.masked_equal(cut(labels, plane, index), 0), cmap=colors, vmin=0, vmax=3,
-                  alpha=style.opacity, aspect=down / across)
-    for mark, (x, y, ha, va) in zip(marks if letters else "", LETTERS, strict=False):
-        ax.text(x, y, mark, transform=ax.transAxes, color="white", fontsize=8, ha=ha, va=va)
+        gray = np.clip((shown - low) / max(high - low, 1e-9), 0, 1)
+        ax.imshow(tint(gray, cut(labels, plane, index), style.legend or LABEL_LEGEND,
+                       style.opacity), aspect=down / across)
+    if letters:
+        add_letters(ax, plane)
     # The outline of the whole brain, so that every slice has one frame.
     outline = image.any(axis).T[::1 if plane == "axial" else -1]
     rows, columns = (np.flatnonzero(outline.any(a)) for a in (1, 0))
@@ -110,6 +110,25 @@ def draw_slice(ax: Axes, image: np.ndarray, plane: str, index: int,
         ax.set(xlim=(columns[0] - 4, columns[-1] + 4), ylim=(rows[-1] + 4, rows[0] - 4))
     ax.set_facecolor("black")
     _hide_frame(ax)
+
+
+def tint(gray: np.ndarray, marks: np.ndarray, legend: Mapping[str, str],
+         opacity: float = 1.0) -> np.ndarray:
+    """Return what to lay over a slice: RGBA, (rows, columns, 4), transparent where marks are 0.
+
+    The mark (1, 2, ...) decides the hue and the gray (0 to 1) the brightness, so that a label has
+    the color of the legend on every modality and the tissue stays visible.
+    """
+    colors = np.array([(0, 0, 0), *map(to_rgb, legend.values())])[np.asarray(marks, int)]
+    shaded = colors * (0.6 + 0.4 * gray[..., None])
+    return np.dstack([shaded, opacity * (np.asarray(marks) > 0)])
+
+
+def add_letters(ax: Axes, plane: str) -> None:
+    """Write at each side of a picture toward which side of the patient it lies."""
+    for mark, (x, y, ha, va) in zip(PLANES[plane][1], LETTERS, strict=True):
+        ax.text(x, y, mark, transform=ax.transAxes, color="white", fontsize=8, ha=ha, va=va,
+                path_effects=[withStroke(linewidth=1.5, foreground="black")])
 
 
 def _hide_frame(ax: Axes) -> None:
@@ -234,20 +253,24 @@ def _plain_log_ticks(ax: Axes, which: str) -> None:
 
 
 def pictures(images: Mapping[str, np.ndarray], synthetic: bool = False,
-             limits: tuple[float, float] | None = None, prediction: bool = False) -> Figure:
+             limits: tuple[float, float] | None = None, prediction: bool = False,
+             plane: str = "") -> Figure:
     """Draw named two-dimensional arrays in a row, from top to bottom.
 
     Arrays of uint8 are labels and get their colors (3 and 4 are both ET); all others are gray.
+    plane: of slices, which get its letters; a picture named after a plane has that plane's.
     """
     figure, axes = plt.subplots(1, len(images), figsize=(min(9.6, 3.2 * len(images)), 3.2),
                                 squeeze=False)
     low, high = limits or (None, None)
-    colors = ListedColormap(["black", *LABEL_COLORS.values()])
     for ax, (name, image) in zip(axes[0], images.items(), strict=True):
         if image.dtype == np.uint8:
-            ax.imshow(np.minimum(image, 3), cmap=colors, vmin=0, vmax=3)
+            ax.imshow(tint(np.ones(image.shape), np.minimum(image, 3), LABEL_LEGEND))
+            ax.set_facecolor("black")
         else:
             ax.imshow(image, cmap="gray", vmin=low, vmax=high)
+        if kind := name if name in PLANES else plane:
+            add_letters(ax, kind)
         ax.set_title(name)
         _hide_frame(ax)
     labeled = any(image.dtype == np.uint8 for image in images.values())
@@ -315,13 +338,13 @@ def three_planes(image: np.ndarray, overlays: Mapping[str, np.ndarray], spacing:
     for row, plane in zip(axes, PLANES, strict=True):
         index = slice_with_most_tumor(first, PLANES[plane][0])
         for ax, (name, labels) in zip(row, shown.items(), strict=True):
-            style = SliceStyle(legend=ERROR_LEGEND if name == "errors" else None)
+            style = SliceStyle(legend=ERROR_COLORS if name == "errors" else None)
             draw_slice(ax, image, plane, index, spacing, labels, style=style)
             if plane == "axial":
                 ax.set_title(name)
         row[0].set_title(f"{plane} {index}", fontsize=9)
     _suptitle(figure, title)
-    legend = LABEL_LEGEND | (ERROR_LEGEND if compared else {})
+    legend = LABEL_LEGEND | (ERROR_COLORS if compared else {})
     return finish(figure, synthetic, legend, prediction="prediction" in overlays)
 
 

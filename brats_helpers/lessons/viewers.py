@@ -24,6 +24,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..basics.constants import (
+    ERROR_COLORS,
     LABEL_COLORS,
     LABEL_SHORT,
     MODALITIES,
@@ -42,7 +43,6 @@ from ..data.preprocessing import (
 )
 from ..evaluation.metrics import counts, dice
 from .plots import (
-    ERROR_LEGEND,
     LABEL_LEGEND,
     SliceStyle,
     agreement,
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from IPython.display import HTML, Code
 
 FLOOR = 30  # gray of the darkest brain; ripples of JPEG around the brain stay below half of it
-ERRORS = SliceStyle(legend=ERROR_LEGEND)
+ERRORS = SliceStyle(legend=ERROR_COLORS)
 
 
 def show_source(*objects: Callable) -> Code:
@@ -181,7 +181,7 @@ def threshold_explorer(patient: Patient, probability: np.ndarray,
         errors = upright(agreement(mask, truth), patient.affine)
         draw_slice(ax, scan, "axial", index.value, spacing, errors, style=ERRORS)
         ax.set_title("WT")
-        image.value = png(finish(figure, synthetic, ERROR_LEGEND, prediction=True))
+        image.value = png(finish(figure, synthetic, ERROR_COLORS, prediction=True))
 
     _redraw(draw, threshold, index)
     return widgets.VBox([threshold, index, line, image])
@@ -219,7 +219,7 @@ def comparison_viewer(rows: Sequence[Mapping], read: Callable[[str], tuple[Patie
             draw_slice(ax, shown["image"], "axial", index.value, shown["spacing"], shown[key],
                        style=style)
             ax.set_title(title)
-        image.value = png(finish(figure, synthetic, LABEL_LEGEND | ERROR_LEGEND, prediction=True))
+        image.value = png(finish(figure, synthetic, LABEL_LEGEND | ERROR_COLORS, prediction=True))
 
     _redraw(choose, who)
     index.observe(lambda _: draw(), "value")

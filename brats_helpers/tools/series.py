@@ -17,12 +17,12 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
-from PIL import Image
+from PIL import Image, ImageColor
 from tqdm import tqdm
 
 from ..basics.config import Config
 from ..basics.config import preset as preset_of
-from ..basics.constants import REGIONS
+from ..basics.constants import ERROR_COLORS, LABEL_COLORS, REGION_COLORS, REGIONS
 from ..basics.device import keep_memory
 from ..basics.errors import BratsError
 from ..basics.files import remove_leftovers, write_file
@@ -40,6 +40,7 @@ PAGE = Path(__file__).with_name("page.html.j2")
 METRICS = {"cases": int, "set": str, "dice": dict.fromkeys(REGIONS, NUMBER),
            "dice_ci95": dict.fromkeys(REGIONS, [NUMBER]), "hd95_mm": dict.fromkeys(REGIONS, NUMBER)}
 SECONDS = "seconds"  # in a committed notebook's metadata: what the stored run took
+KEPT = sorted({*LABEL_COLORS.values(), *REGION_COLORS.values(), *ERROR_COLORS.values()})
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -243,10 +244,16 @@ def regenerate(work: Path) -> None:
 
 
 def smaller_png(picture: str) -> str:
-    """Reduce a PNG in base64 to 256 colors: half of the bytes, and no difference that one sees."""
+    """Reduce a PNG in base64 to 256 colors: half of the bytes, and no difference that one sees.
+
+    The colors of a legend keep their place: few pixels have them, and they would be merged.
+    """
     image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
+    common = image.quantize(256 - len(KEPT), dither=Image.Dither.NONE).getpalette()
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*common, *sum(map(ImageColor.getrgb, KEPT), ())])
     content = io.BytesIO()
-    image.quantize(256, dither=Image.Dither.NONE).save(content, "PNG", optimize=True)
+    image.quantize(palette=palette, dither=Image.Dither.NONE).save(content, "PNG", optimize=True)
     return base64.b64encode(content.getvalue()).decode()
 
 

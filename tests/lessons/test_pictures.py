@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from IPython import get_ipython
 from IPython.core.interactiveshell import InteractiveShell
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_rgb
 from PIL import Image
+from PIL.ImageColor import getrgb
 
-from brats_helpers.basics.constants import LABEL_COLORS
+from brats_helpers.basics.constants import ERROR_COLORS, LABEL_COLORS
 from brats_helpers.data.cases import Patient
 from brats_helpers.data.preprocessing import prepare, slice_with_most_tumor
 from brats_helpers.evaluation.metrics import score_case
@@ -31,6 +32,7 @@ from brats_helpers.lessons.viewers import (
 )
 from brats_helpers.network.unet import level_table
 from brats_helpers.phantoms.kinds import make_patient
+from brats_helpers.tools.series import smaller_png
 
 
 @pytest.fixture(scope="module")
@@ -183,9 +185,9 @@ def test_each_slider_of_the_playground_changes_the_picture(patient: Patient) -> 
 def test_errors_have_colors_that_no_label_has() -> None:
     predicted, truth = np.array([True, True, False, False]), np.array([True, False, True, False])
     kinds = plots.agreement(predicted, truth).tolist()
-    names = [(None, *plots.ERROR_LEGEND)[kind] for kind in kinds]
+    names = [(None, *ERROR_COLORS)[kind] for kind in kinds]
     assert names == ["correct", "false", "missed", None]
-    assert not set(plots.ERROR_LEGEND.values()) & set(LABEL_COLORS.values())
+    assert not set(ERROR_COLORS.values()) & set(LABEL_COLORS.values())
 
 
 def test_errors_stand_beside_reference_and_prediction(patient: Patient) -> None:
@@ -194,9 +196,36 @@ def test_errors_stand_beside_reference_and_prediction(patient: Patient) -> None:
     figure = plots.three_planes(scan, {"reference": truth, "prediction": 0 * truth},
                                 patient.spacing)
     assert [ax.get_title() for ax in figure.axes[1:4]] == ["reference", "prediction", "errors"]
-    drawn = figure.axes[3].images[1]
-    assert set(drawn.get_array().compressed()) == {1}  # all missed
-    assert to_hex(drawn.cmap(drawn.norm(1))) == plots.ERROR_LEGEND["missed"].lower()
+    drawn = figure.axes[3].images[1].get_array()
+    missed = np.array(to_rgb(ERROR_COLORS["missed"]))
+    for pixel in drawn[drawn[..., 3] > 0][:, :3]:  # all missed: one hue, whatever the gray
+        assert 0.6 <= pixel[0] / missed[0] <= 1
+        assert np.allclose(pixel / pixel[0], missed / missed[0])
+
+
+def test_a_label_has_one_color_on_every_modality_and_in_the_stored_legend(patient: Patient) -> None:
+    colors = np.array([to_rgb(color) for color in LABEL_COLORS.values()])
+    figure = plots.show_modalities(patient, "sagittal", synthetic=True)
+    for ax in figure.axes[4:]:
+        overlay = ax.images[1].get_array()
+        hues = overlay[overlay[..., 3] == 1][:, :3]
+        nearest = ((hues / hues.max(1, keepdims=True))[:, None]
+                   - colors / colors.max(1, keepdims=True))
+        assert np.abs(nearest).max(2).min(1).max() < 1e-6 and hues.max(1).min() > 0.3
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    stored = smaller_png(base64.b64encode(buffer.getvalue()).decode())
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(stored))).convert("RGB"))
+    for color in LABEL_COLORS.values():  # a swatch is hundreds of pixels in exactly its color
+        assert (pixels == np.array(getrgb(color))).all(-1).sum() > 200, color
+
+
+def test_slices_in_a_row_have_the_letters_of_their_plane() -> None:
+    image = np.ones((4, 4))
+    figure = plots.pictures({"mine": image, "coronal": image}, plane="axial")
+    assert [[text.get_text() for text in ax.texts] for ax in figure.axes] == [
+        [*"RLAP"], [*"RLSI"]]
+    assert not plots.pictures({"no slice": image}).axes[0].texts
 
 
 def test_a_stored_picture_carries_alt_text(patient: Patient) -> None:
