@@ -647,7 +647,7 @@ print({f"{rate:g}": round(sweep[rate][-1], 2) for rate in sorted(sweep)})
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# 0.0001 is too small: the loss falls only a little. 100 is too large: the loss ends higher than it began.
+# 0.0001 is too small: the loss falls only a little. 100 is too large: the loss ends above that of 0.01.
 # </details>
 #
 # The surprise is the third: a rate of 1 learns *faster* than 0.01. Instance norm undoes any scale of the weights before it,
