@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+import numpy as np
 import papermill
 from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
@@ -252,8 +253,14 @@ def smaller_png(picture: str) -> str:
     common = image.quantize(256 - len(KEPT), dither=Image.Dither.NONE).getpalette()
     palette = Image.new("P", (1, 1))
     palette.putpalette([*common, *sum(map(ImageColor.getrgb, KEPT), ())])
+    reduced = image.quantize(palette=palette, dither=Image.Dither.NONE)
+    pixels, places = np.asarray(image), np.array(reduced)
+    for number, color in enumerate(KEPT, 256 - len(KEPT)):  # Pillow finds only about the nearest
+        places[(pixels == ImageColor.getrgb(color)).all(-1)] = number
+    exact = Image.fromarray(places, "P")
+    exact.putpalette(reduced.getpalette())
     content = io.BytesIO()
-    image.quantize(palette=palette, dither=Image.Dither.NONE).save(content, "PNG", optimize=True)
+    exact.save(content, "PNG", optimize=True)
     return base64.b64encode(content.getvalue()).decode()
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONFIG, CPU
+from conftest import CONFIG, CPU, small_volumes, write_case
 from torch import nn
 
 from brats_helpers.__main__ import main
@@ -99,14 +100,15 @@ def test_a_checkpoint_imports_nothing_until_its_reader_has(module: str, tmp_path
     with pytest.raises(BratsError, match="trust it, import elsewhere first"):
         load_checkpoint(tmp_path / "c.pt", CPU)
     assert module not in sys.modules
-    arguments = ["predict", str(tmp_path), "--checkpoint", str(tmp_path / "c.pt"), "--out",
+    write_case(tmp_path / "P00", "P00", *small_volumes())
+    arguments = ["predict", str(tmp_path / "P00"), "--checkpoint", str(tmp_path / "c.pt"), "--out",
                  str(tmp_path / "masks")]
     assert (
         main(arguments) == 1
         and "--import elsewhere" in capsys.readouterr().err
         and module not in sys.modules
     )
-    # There are no patients.
+    shutil.rmtree(tmp_path / "P00")  # no patient is left
     assert main([*arguments, "--import", module]) == 1 and "trust" not in capsys.readouterr().err
     assert type(load_checkpoint(tmp_path / "c.pt", CPU)[0]).__name__ == "Flat"
 
