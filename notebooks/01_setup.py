@@ -253,8 +253,8 @@ investigations.check_outline(corners, drawn)
 # %% [markdown]
 # ## 3. Patients, real and synthetic
 #
-# The training part of BraTS 2021 has 1,251 patients with glioma. Algorithms drew their outlines, people corrected them by
-# hand, and neuroradiologists approved them (Baid et al. 2021). The download asks for a
+# The training part of BraTS 2021 has 1,251 patients with glioma, scanned before surgery. Algorithms drew their outlines,
+# people corrected them by hand, and neuroradiologists approved them (Baid et al. 2021). The download asks for a
 # [registration](https://www.synapse.org/brats2021), so this series carries a stand-in: the phantoms. Their files, labels
 # and geometry are like those of BraTS, and every picture of them says *synthetic*. They carry names of BraTS 2021, because the
 # names tell how to read the labels (notebook 02), but `BraTS2021_00000` is no person here.

@@ -401,6 +401,8 @@ print("share of the volume: label, averaged, nearest:", *shares)
 pictures(views, limits=(0, 1))
 
 # %% [markdown]
+# (The averaged ring looks lopsided because its center lies at the corner of a block of 4 x 4 x 4 voxels.)
+#
 # ## 4. Memory
 #
 # Parameters need little memory. But autograd, the part of torch that computes gradients, keeps activations for the backward

@@ -158,8 +158,9 @@ finish(figure, synthetic, alt="Dice of WT against the threshold: a line for each
 # Read the line printed above the picture. With seed 0 it is about 0.61, and lower with other seeds ([results](../docs/results.md)).
 # </details>
 #
-# Each gray line is one patient, and the lines peak at different thresholds. The rule fails on phantoms for the same reasons
-# as on patients: shading by the receiver coil (Sled et al. 1998), bright gray matter, dark cores.
+# Each gray line is one patient, and the lines peak at different thresholds. In phantoms and in patients, shading by the
+# receiver coil (Sled et al. 1998), bright gray matter and dark cores mislead the rule. Many older patients also have bright
+# spots in the white matter that are no tumor.
 #
 # ## 2. Augmentation
 #
@@ -190,7 +191,7 @@ finish(figure, synthetic, legend=True)
 # %% [markdown]
 # The label moves with the image, but it takes the value of the nearest voxel. Labels are names: the mean of 1 (necrotic and
 # non-enhancing core) and 3 (enhancing tumor) would be 2, edema. Changes of intensity touch the image alone. (A z-score has
-# its mean at 0, so "brightness 1.3" looks like more contrast.)
+# its mean at 0, so "brightness 1.3" looks like more contrast.) Where a tumor does not enhance, its whole core is label 1.
 
 # %%
 brain = image[4:]
