@@ -84,11 +84,14 @@ work, device = start(work)
 # Here is a patient with a glioma, and below the outline that somebody would have to draw:
 
 # %% tags=["readme"]
+from dataclasses import replace
+
 from brats_helpers.phantoms.kinds import make_patient
 from brats_helpers.lessons.plots import show_modalities, three_planes, upright
 
 stranger_mm = max(1.0, (spacing_mm or 2.0) / 2)  # voxels of 1 mm, unless the series works at coarse ones
 stranger = make_patient(1, 7, stranger_mm, "varied")  # synthetic, whatever the source
+stranger = replace(stranger, name="stranger")  # no patient of the cohort
 show_modalities(stranger, synthetic=True)
 
 # %% [markdown]
@@ -295,10 +298,12 @@ print("same seed, same voxels; another index, another patient")
 
 # %%
 others = [make_patient(config.seed, index, config.spacing_mm) for index in range(1, 5)]
-flair = {p.name: upright(p.images[0], p.affine) for p in others}
-compare_slices(
-    flair, spacing=patient.spacing, synthetic=True, shared_window=True, title="FLAIR, middle slice"
-)
+flair = {}
+for p in others:
+    scan, marks = upright(p.images[0], p.affine), upright(p.reference, p.affine)
+    flair[p.name] = scan[..., [int((marks > 0).sum((0, 1)).argmax())]]
+title = "FLAIR, each patient's slice with most tumor"
+compare_slices(flair, spacing=patient.spacing, synthetic=True, shared_window=True, title=title)
 
 # %% [markdown]
 # <details><summary>Answer</summary>

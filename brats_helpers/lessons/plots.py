@@ -310,7 +310,8 @@ def compare_slices(volumes: Mapping[str, np.ndarray], index: int | None = None,
     first = next(iter(volumes.values()))
     if index is None:
         index = first.shape[2] // 2 if labels is None else slice_with_most_tumor(labels)
-    style = SliceStyle(limits=window(first) if shared_window else None)
+    everything = np.concatenate([volume.ravel() for volume in volumes.values()])
+    style = SliceStyle(limits=window(everything) if shared_window else None)
     columns = min(columns, len(volumes))
     rows, width = -(-len(volumes) // columns), min(3.2, 9.6 / columns)
     figure, axes = plt.subplots(rows, columns, squeeze=False,
