@@ -195,9 +195,8 @@ def _parameter_option(command: argparse.ArgumentParser, what: str) -> None:
 
 
 def _folder_option(command: argparse.ArgumentParser, name: str, folder: str) -> None:
-    what = "the work folder" if name == "--work" else "where to write"
     command.add_argument(name, type=Path, default=Path(folder), metavar="DIR",
-                         help=f"{what} ({folder})")
+                         help=f"the folder to write to ({folder})")
 
 
 def _import_option(command: argparse.ArgumentParser) -> None:

@@ -200,12 +200,13 @@ tumor_3d(labels, brain, patient.spacing, patient.name, synthetic=True)
 import numpy as np
 
 from brats_helpers.basics.constants import MODALITIES
+from brats_helpers.data.preprocessing import slice_with_most_tumor
 from brats_helpers.lessons.plots import compare_slices
 
 quiz = make_patient(config.seed, 2, config.spacing_mm)
 order = [MODALITIES[i] for i in np.random.default_rng(3).permutation(4)]
 shown = [upright(quiz.images[MODALITIES.index(name)], quiz.affine) for name in order]
-at = int((upright(quiz.reference, quiz.affine) > 0).sum((0, 1)).argmax())
+at = slice_with_most_tumor(upright(quiz.reference, quiz.affine))
 compare_slices(dict(zip("ABCD", shown)), index=at, spacing=quiz.spacing, synthetic=True)
 
 # %% [markdown]
@@ -300,8 +301,8 @@ print("same seed, same voxels; another index, another patient")
 others = [make_patient(config.seed, index, config.spacing_mm) for index in range(1, 5)]
 flair = {}
 for p in others:
-    scan, marks = upright(p.images[0], p.affine), upright(p.reference, p.affine)
-    flair[p.name] = scan[..., [int((marks > 0).sum((0, 1)).argmax())]]
+    at = slice_with_most_tumor(upright(p.reference, p.affine))
+    flair[p.name] = upright(p.images[0], p.affine)[..., [at]]
 title = "FLAIR, each patient's slice with most tumor"
 compare_slices(flair, spacing=patient.spacing, synthetic=True, shared_window=True, title=title)
 

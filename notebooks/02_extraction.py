@@ -266,7 +266,7 @@ print(f"{len(slices)} files became one; text in its header: {words}")
 # %% [markdown]
 # Position, orientation and spacing of the slices became the affine. Nothing else came along: no name, no date. DICOM's
 # millimeters grow to the *left*, the *back* and up, so x and y change their sign on the way, a classic source of mirrored
-# brains. A mirrored mask sends a surgeon to the wrong side, and nothing in the array warns of it. The image itself can
+# brains. A mirrored mask can send a surgeon to the wrong side, and nothing in the array warns of it. The image itself can
 # identify a person: people have been recognized by the face in a head scan (Schwarz et al. 2019). In the scans of BraTS,
 # skull and face have been removed.
 #

@@ -314,10 +314,10 @@ print(measured, "becomes", np.abs(measured.astype(np.int64).astype(np.int16)))
 #
 # ## 4. Store
 #
-# The last exercise of notebook 01 showed that at 1 mm the cohort in float32 does not fit into 20 GB. At 2 mm, as here, it
-# takes about a tenth. But the published files hold integers. So we keep *those*, compressed without loss: five arrays in
-# one file, the four modalities and the reference. We do not store the z-score or the foreground channel. The device that
-# trains computes both from each patch, with a mean and a standard deviation that are stored as metadata.
+# The last exercise of notebook 01 showed that at 1 mm the cohort in float32 does not fit into 20 GB. At the 2 mm of the
+# quick preset, it takes about a tenth. But the published files hold integers. So we keep *those*, compressed without loss:
+# five arrays in one file, the four modalities and the reference. We do not store the z-score or the foreground channel. The
+# device that trains computes both from each patch, with a mean and a standard deviation that are stored as metadata.
 #
 # If `spacing_mm` is larger than the scan's voxels, we merge voxels into larger ones. Doubling the edge leaves an eighth of
 # the voxels, which lets the series run on a laptop. Details smaller than the new voxel are lost. The quick preset works at
@@ -550,7 +550,7 @@ print("next: 04_architecture needs one patient of them, 05_training_evaluation a
 # - A stored file may be wrong. Compare a sample with the raw files, and break one to test your test.
 #
 # **What surprised us:** a perfect mask scores near 0 if one step ignores the affine, and a published "brain mask" holds
-# hardly any brain of our phantom (of real scans, more).
+# hardly any brain of our phantom (real scans differ).
 #
 # **What a radiologist would look for that this cannot see:** motion, susceptibility artifacts from metal or blood, and a
 # scan taken too early or too late after the injection. After the z-score, the mean and the spread of such scans look

@@ -430,8 +430,8 @@ def kept_mib(model: torch.nn.Module, x: torch.Tensor, mixed: bool) -> float:
 
 # %% [markdown]
 # Out of memory? We start with two patches in fp32 (numbers of 32 bits) and add one remedy after the other. Of the two
-# 16-bit formats, fp16 is more precise, and bf16 covers the range of fp32. **Question.** Which remedy saves the largest
-# share of what was left? (The patches have an edge of 32. One of 64 keeps eight times as much.)
+# 16-bit formats, fp16 is more precise, and bf16 covers the range of fp32. (The patches have an edge of 32. One of 64 keeps
+# eight times as much.) **Question.** Which remedy saves the largest share of what was left?
 
 # %%
 filters, kept = PRESETS["quick"].filters, {}
@@ -446,7 +446,8 @@ bars(kept, "MiB of activations kept", "MiB")
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Checkpointing: it leaves about a third. The others leave a half, a half and (24 / 32)³ = 42 %.
+# Checkpointing: it leaves about a third. The others leave a half, a half and (24 / 32)³ = 42 %. (On a CPU without bf16,
+# 16-bit activations leave more.)
 # </details>
 #
 # **Mixed precision** stores most activations in 16 bits and rounds them. **Gradient checkpointing** keeps only the input of

@@ -682,8 +682,8 @@ compare_masks(strangers[lowest], answers[lowest], synthetic=True)
 # </details>
 #
 # Nothing was damaged. The network met intensities and shapes that it had never seen: **domain shift**. The picture shows
-# the slices with most error. The next one goes through the tumor of the same stranger. **Question.** What is really there
-# where the network sees tumor, and what did it miss?
+# the slices with most error. The next one goes through the tumor of the same stranger. **Question.** What lies where the
+# network sees tumor, and what did it miss?
 
 # %%
 volumes = (strangers[lowest].images[0], strangers[lowest].reference, answers[lowest])

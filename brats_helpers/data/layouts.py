@@ -174,8 +174,8 @@ def case_of(one: Group) -> Case:
     missing = tuple(m for m in MODALITIES if not one.files.get(m))
     if missing:
         problem += (f"patient {one.name} in {here} has no file for {', '.join(missing)}. Training "
-                    "needs all four modalities: add the file or remove the patient. `predict` works"
-                    " without it.")
+                    "needs all four modalities: add them, or remove the patient. `predict` with "
+                    "the network in the box takes fewer.")
     images = tuple(one.files[m][0] for m in MODALITIES if one.files.get(m))
     return Case(one.name, images, next(iter(one.files.get("seg", [])), None),
                 problem=problem.strip(), missing=missing)

@@ -85,4 +85,3 @@ def verify_prepared(case: Case, path: Path) -> list[str]:
     if patient.reference is not None and not np.array_equal(back[4], patient.reference):
         problems.append("the reference differs")
     return problems
-

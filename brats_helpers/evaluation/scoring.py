@@ -176,4 +176,3 @@ def _score_all(cases: Sequence[Case], model: nn.Module, config: Config, work: Pa
         done[case.name] = {"source": source, "scores": scores}
         write_json(notes, {"tag": tag, "rows": done})
     return [{"name": case.name, **done[case.name]["scores"]} for case in cases]
-

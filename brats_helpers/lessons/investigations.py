@@ -274,5 +274,5 @@ def check_budget(chosen: object, lab: Lab, before: float) -> Verdict:
     if any(mistakes.values()):
         return _verdict(chosen, False, "", mistakes, "")
     after = lab.judge(chosen, "test")
-    return _verdict(chosen, True, f"On the test patients, which chose no plan, the mean Dice went "
-                    f"from {before:.2f} to {after:.2f}.", {}, "")
+    return _verdict(chosen, True, "On the test patients, who had no part in the choice, the mean "
+                    f"Dice went from {before:.2f} to {after:.2f}.", {}, "")

@@ -113,7 +113,7 @@ def draw_slice(ax: Axes, image: np.ndarray, plane: str, index: int,
 
 
 def tint(gray: np.ndarray, marks: np.ndarray, legend: Mapping[str, str],
-         opacity: float = 1.0) -> np.ndarray:
+         opacity: float | np.ndarray = 1.0) -> np.ndarray:
     """Return what to lay over a slice: RGBA, (rows, columns, 4), transparent where marks are 0.
 
     The mark (1, 2, ...) decides the hue and the gray (0 to 1) the brightness, so that a label has

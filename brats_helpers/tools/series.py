@@ -250,17 +250,17 @@ def smaller_png(picture: str) -> str:
     The colors of a legend keep their place: few pixels have them, and they would be merged.
     """
     image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
-    common = image.quantize(256 - len(KEPT), dither=Image.Dither.NONE).getpalette()
-    palette = Image.new("P", (1, 1))
-    palette.putpalette([*common, *sum(map(ImageColor.getrgb, KEPT), ())])
-    reduced = image.quantize(palette=palette, dither=Image.Dither.NONE)
+    common = 256 - len(KEPT)
+    reduced = image.quantize(common, dither=Image.Dither.NONE)
     pixels, places = np.asarray(image), np.array(reduced)
-    for number, color in enumerate(KEPT, 256 - len(KEPT)):  # Pillow finds only about the nearest
-        places[(pixels == ImageColor.getrgb(color)).all(-1)] = number
-    exact = Image.fromarray(places, "P")
-    exact.putpalette(reduced.getpalette())
+    kept = [ImageColor.getrgb(color) for color in KEPT]
+    for number, color in enumerate(kept, common):
+        places[(pixels == color).all(-1)] = number
+    palette = (reduced.getpalette() + [0] * 3 * common)[:3 * common] + [*sum(kept, ())]
+    reduced = Image.fromarray(places)
+    reduced.putpalette(palette)
     content = io.BytesIO()
-    exact.save(content, "PNG", optimize=True)
+    reduced.save(content, "PNG", optimize=True)
     return base64.b64encode(content.getvalue()).decode()
 
 
