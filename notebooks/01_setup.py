@@ -76,10 +76,10 @@ work, device = start(work)
 # %% [markdown]
 # ## 1. The question
 #
-# A glioma is a brain tumor whose cells resemble glial cells, the supporting cells of the brain. To plan a treatment and to
-# measure its effect, somebody has to outline what MRI shows of the tumor. (Single tumor cells reach farther than any image
-# shows.) Outlining by hand in three dimensions is slow, and two experts do not draw the same outline (Menze et al. 2015).
-# **Can a network do it?**
+# A glioma is a brain tumor whose cells resemble glial cells, the supporting cells of the brain. To plan radiotherapy, or
+# to follow the volume of a tumor over time, somebody has to outline what MRI shows of it. (Single tumor cells reach
+# farther than any image shows.) Outlining by hand in three dimensions is slow, and two experts do not draw the same
+# outline (Menze et al. 2015). **Can a network do it?**
 #
 # Here is a patient with a glioma, and below the outline that somebody would have to draw:
 
@@ -96,13 +96,18 @@ show_modalities(stranger, synthetic=True)
 
 # %% [markdown]
 # The upper row shows four MRI images of one slice. They share one grid, and the skull was removed. The lower row adds the
-# **reference**: the outline that experts approved or, in a synthetic patient, the one that was built in. Pictures follow
-# the radiologist's [convention](https://nipy.org/nibabel/neuro_radio_conventions.html): the patient's right (R) is on the
-# left.
+# **reference**: the outline that experts approved or, in a synthetic patient, the one that was built in. It has three
+# parts: swollen tissue, called edema (ED, green), tumor that takes up contrast agent (ET, orange) and the core inside it
+# (NCR, blue). Section 2 says more. Pictures follow the radiologist's
+# [convention](https://nipy.org/nibabel/neuro_radio_conventions.html): the patient's right (R) is on the left. A is the
+# front (anterior), P the back (posterior), S up (superior) and I down (inferior). An *axial* slice lies across the body,
+# a *coronal* one is seen from the front, and a *sagittal* one from the side.
 #
 # This patient is a **phantom**: a tumor grown by a few rules in the MNI152 template, an average human brain (Fonov et al.
-# 2011). Section 3 says why, and what that leaves out. Now a network draws the outline. Its weights come with this package,
-# and it has learned from other phantoms alone, never from a patient. **Question.** Where will it be wrong?
+# 2011). Section 3 says why, and what that leaves out. Now a *network* draws the outline: a function with millions of
+# adjustable numbers, its *weights*. Training adjusts them until its answers for known patients resemble their references.
+# This one comes with the package. It has learned from other phantoms alone, never from a patient. **Question.** Where
+# will it be wrong?
 
 # %%
 from brats_helpers.data.preprocessing import lps_spacing
@@ -118,7 +123,8 @@ three_planes(image, {"reference": truth, "prediction": guess}, spacing, "the net
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# At the edges, mostly. Edema fades, and nothing in the image says where it ends.
+# At the edges, mostly. Edema fades, and nothing in the image says where it ends. (The last column compares the outline of
+# the whole tumor alone. Compare the two before it to find the parts inside that are confused.)
 # </details>
 #
 # [Another page](../docs/zero_shot.md) reports how this network does on real patients. In this series you train a smaller
@@ -154,10 +160,12 @@ series_map(1)
 # ## 2. One patient, four contrasts
 #
 # An MRI scanner can weight its image in different ways, and no single contrast shows the whole tumor. A few words first.
-# *T1* and *T2* are two relaxation times of tissue, and an image is weighted by one of them. *FLAIR* is weighted by T2, too,
-# but it suppresses the signal of free fluid. The *ventricles* are chambers in the middle of the brain that hold fluid (CSF,
-# cerebrospinal fluid). *Edema* is tissue swollen with water. *Necrotic* tissue is dead. *Gadolinium* is a contrast agent
-# injected into a vein, and T1CE is T1 after that injection. A *voxel* is a pixel in 3D.
+# *T1* and *T2* are two relaxation times of tissue, and an image is weighted by one of them. *FLAIR* is weighted by T2,
+# too, but it suppresses the signal of free fluid. The *ventricles* are chambers in the middle of the brain that hold
+# fluid (CSF, cerebrospinal fluid). *Gray matter* is mostly the folded outer layer of the brain, the *cortex*, and *white
+# matter* is the wiring below it. The *blood-brain barrier* keeps most substances inside the vessels. *Edema* is tissue
+# swollen with water. *Necrotic* tissue is dead. *Gadolinium* is a contrast agent injected into a vein, and T1CE is T1
+# after that injection. A *voxel* is a pixel in 3D.
 #
 # | contrast | CSF is | what a radiologist reads from it |
 # |---|---|---|
@@ -183,9 +191,9 @@ series_map(1)
 show_modalities(patient, plane="sagittal", synthetic=True)
 
 # %% [markdown]
-# This is the same brain from the side: A is the front, P is the back. The tumor is a single body. A network that looks at
-# one slice at a time has to find it again in each slice. Our network looks at volumes. The next picture shows the tumor in
-# three dimensions.
+# This is the same brain from the side. The tumor is a single body. A network that looks at one slice at a time has to
+# find it again in each slice. Our network looks at volumes. The next picture shows the tumor in three dimensions. On its
+# left, the brain is transparent; on its right, it is cut open.
 
 # %%
 from brats_helpers.lessons.plots import tumor_3d, upright
@@ -244,8 +252,8 @@ draw_outline_task(drawn)
 # <details><summary>Hint</summary>
 #
 # FLAIR shows the whole tumor best. Eight or nine corners are enough. (On real tumors, human raters agreed with a Dice of
-# 0.74 to 0.85, depending on the region: Menze et al. 2015. Their outlines were three-dimensional and of blurred tumors, so
-# do not compare your score with theirs.)
+# 0.74 to 0.85, depending on the region: Menze et al. 2015. They outlined tumors with blurry borders, in three dimensions,
+# so do not compare your score with theirs.)
 # </details>
 
 # %% tags=["exercise"]
@@ -258,11 +266,11 @@ investigations.check_outline(corners, drawn)
 # ## 3. Patients, real and synthetic
 #
 # The training part of BraTS 2021 has 1,251 patients with glioma, scanned before surgery. Algorithms drew their outlines,
-# people corrected them by hand, and neuroradiologists approved them (Baid et al. 2021). The download asks for a
+# people corrected them by hand, and neuroradiologists approved them (Baid et al. 2021). The download requires
 # [registration](https://www.synapse.org/brats2021), so this series carries a stand-in: the phantoms. Their files, labels
-# and geometry are like those of BraTS, and every picture of them says *synthetic*. They carry names of BraTS 2021, because the
-# names tell how to read the labels (notebook 02), but `BraTS2021_00000` is no person here.
-# A score on phantoms does not tell how well a network does on a real patient. Notebook 05 shows how large that gap is.
+# and geometry are like those of BraTS, and every picture of them says *synthetic*. They carry names of BraTS 2021,
+# because the names tell how to read the labels (notebook 02), but `BraTS2021_00000` is no person here. A score on
+# phantoms does not tell how well a network does on a real patient. Notebook 05 shows how large that gap is.
 #
 # To use real data, give its archive or folder as `source`. Nothing else changes. The source `varied` is synthetic as well,
 # but its patients differ from each other as scanners and tumors do. They are harder to learn and closer to real patients.
@@ -418,9 +426,10 @@ gigabytes = 140 * 175 * 140 * 5 * 4 * 1251 / 1e9  # solution
 checks.check_float_gigabytes(gigabytes, box, 1251)
 
 # %% [markdown]
-# Kaggle keeps 20 GB ([its documentation](https://www.kaggle.com/docs/notebooks)). Here a prepared patient keeps the integers
-# of the published files, compressed without loss. Notebook 03 shows how. This is the budget of this run, from sizes that we
-# measured with this module:
+# Kaggle keeps 20 GB ([its documentation](https://www.kaggle.com/docs/notebooks)). Here a prepared patient keeps the
+# integers of the published files, compressed without loss. Notebook 03 shows how. This is the budget of this run, from
+# sizes that we measured: the unpacked scans (raw), the files of notebook 03 (prepared), and checkpoints and results
+# (other):
 
 # %%
 from brats_helpers.data.cases import find_cases
@@ -442,8 +451,9 @@ from brats_helpers.lessons.plots import bars
 bars(sizes, f"GB that the series will write for {everyone} patients", "GB")
 
 # %% [markdown]
-# And the time? Two seconds of training on random numbers tell what this machine can do. (On a CPU that
-# cannot multiply in bf16, the quick preset learns from smaller patches, in more steps.)
+# And the time? Two seconds of training on random numbers tell what this machine can do. (A *patch* is a cube cut out of a
+# patient, and a *step* adjusts the weights once. On a CPU that cannot multiply in bf16, a short number format, the quick
+# preset learns from smaller patches, in more steps.)
 
 # %%
 from brats_helpers.lessons.forecast import forecast
@@ -466,17 +476,17 @@ print("next: 02_extraction reads both")
 # %% [markdown]
 # ## Recap
 #
-# - Each of the four contrasts shows something else of a tumor. Three labels make three nested regions.
+# - Each of the four contrasts shows a different aspect of a tumor. Three labels make three nested regions.
 # - Gray values of MRI have no physical unit, and compartments overlap, so no single threshold finds a tumor.
 # - Dice compares two masks, yours as well as a network's.
 # - The default cohort is synthetic. You can learn the craft with it, but a score on it says little about real patients.
 #
 # **What surprised us:** nine corners, read from a picture, give a Dice above 0.9 on a phantom.
 #
-# **What a radiologist would look for that the phantoms of this series cannot show:** edema that runs in fingers along white
-# matter and spares the cortex, bleeding, broken rims, and the shift of the midline. (The phantom at the top is of another,
-# more varied kind.) In the patient who accompanies us necrosis is dark on FLAIR. In real patients it varies and is often
-# bright.
+# **What a radiologist would look for that the phantoms of this series cannot show:** edema that runs in fingers along
+# white matter, spares the cortex and stops at the falx (ours may cross it), bleeding, broken rims, and the shift of the
+# midline. (The phantom at the top is of another, more varied kind.) In the patient who accompanies us necrosis is dark on
+# FLAIR. In real patients it varies and is often bright.
 #
 # | term | meaning |
 # |---|---|

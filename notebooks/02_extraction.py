@@ -190,10 +190,10 @@ print(f"first voxel at {corner[:3]} mm, last voxel at {opposite[:3]} mm")
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# At the right, front, bottom corner of the box: every index grows away from it. Radiologists view an axial slice as if from
-# the feet of a patient who lies on the back, so the patient's right is on the left of the picture ([the two
-# conventions](https://nipy.org/nibabel/neuro_radio_conventions.html)). This series draws all slices that way. Look for the
-# letters R and L.
+# At the right, front, bottom corner of the box: every index grows away from it. Radiologists view an axial slice as if
+# from the feet of a patient lying on their back, so the patient's right is on the left of the picture ([the two
+# conventions](https://nipy.org/nibabel/neuro_radio_conventions.html)). This series draws all slices that way. Look for
+# the letters R and L.
 # </details>
 
 # %% [markdown]
@@ -446,8 +446,9 @@ checks.check_tumor_volume(tumor_ml, patient.reference, patient.spacing)
 
 # %% [markdown]
 # The line printed above the picture shows how small a share of the volume is tumor. A network that answers "background"
-# everywhere is right about all the rest. A mean over voxels, such as accuracy or the usual loss of a classifier
-# (cross-entropy, notebook 04), hardly notices the tumor. That is why Dice is added to the loss (Milletari et al. 2016).
+# everywhere is right about all the rest. A mean over voxels, such as accuracy or cross-entropy (notebook 04), hardly
+# notices the tumor. That is why Dice is added to the *loss*, the number that training makes small (Milletari et al.
+# 2016).
 #
 # ### Intensities mean nothing by themselves
 #
@@ -591,7 +592,7 @@ investigations.check_twin(find_twin)
 # %% [markdown]
 # ## 7. Play
 #
-# Click into a slice: the crosshair moves, and the other two planes follow. Then switch the edema off and turn the brain.
+# Click on a slice: the crosshair moves, and the other two planes follow. Then switch the edema off and turn the brain.
 # **Question.** In which plane is the border between rim and edema easiest to see? (The viewer runs in the browser, so it
 # works in an exported page as well.)
 #

@@ -127,12 +127,13 @@ shape = (4, z, y, x)  # solution
 checks.check_shape(shape, patient.images)
 
 # %% [markdown]
-# Is the front still at the front? Here are three slices through the middle of the turned array, one per axis:
+# Is the front still at the front? Here are three slices through the tumor of the turned array, one per axis:
 
 # %%
+from brats_helpers.data.preprocessing import slice_with_most_tumor
 from brats_helpers.lessons.plots import pictures
 
-d, h, w = (n // 2 for n in images.shape[1:])
+d, h, w = (slice_with_most_tumor(labels, axis) for axis in range(3))
 cuts = {"axial": images[0, d], "coronal": images[0, ::-1, h], "sagittal": images[0, ::-1, :, w]}
 pictures(cuts, synthetic)
 
@@ -147,8 +148,7 @@ to_the_right[0] *= -1  # x runs the other way, and the affine says so
 bare = mirrored[0].T  # as if there were no affine
 turned = to_lps(mirrored[0], to_the_right)
 assert np.array_equal(turned, images[0])
-z = int((labels > 0).sum((1, 2)).argmax())
-views = {"scan": images[0, z], "affine read": turned[z], "affine ignored": bare[z]}
+views = {"scan": images[0, d], "affine read": turned[d], "affine ignored": bare[d]}
 pictures(views, synthetic, plane="axial")
 
 # %%
@@ -189,8 +189,7 @@ assert cropped.any(0).sum() == images.any(0).sum() and cropped_labels.sum() == l
 # Here is the same slice before and after:
 
 # %%
-middle = images.shape[1] // 2
-views = {"whole scan": images[0, middle], "cropped": cropped[0, middle - box[0][0]]}
+views = {"whole scan": images[0, d], "cropped": cropped[0, d - box[0][0]]}
 pictures(views, synthetic, plane="axial")
 
 # %% [markdown]
@@ -259,7 +258,7 @@ assert np.allclose(scored[:4, within].std(1), 1, atol=1e-3)
 print(f"five channels {scored.shape}: mean 0 and deviation 1 in the brain, 0 outside")
 
 # %% [markdown]
-# Compare these with the histograms of notebook 02. All four contrasts now share one axis:
+# Compare these with the histograms of notebook 02. All four contrasts now have the same unit:
 
 # %%
 from brats_helpers.lessons.plots import histograms
@@ -280,7 +279,7 @@ histograms(brain_only, cropped_labels.T, "standard deviations", synthetic=synthe
 
 # %%
 theirs = (scored[:4] > 0).all(axis=0)
-z = scored.shape[1] // 2
+z = slice_with_most_tumor(cropped_labels, 0)
 masks = {"brain, found before": scored[4, z], '"above 0", found after': theirs[z]}
 print(f'"above 0 in every channel" holds {theirs.sum() / within.sum():.1%} of the brain')
 pictures({"FLAIR, z-scored": scored[0, z]} | masks, synthetic, plane="axial")
@@ -315,9 +314,10 @@ print(measured, "becomes", np.abs(measured.astype(np.int64).astype(np.int16)))
 # ## 4. Store
 #
 # The last exercise of notebook 01 showed that at 1 mm the cohort in float32 does not fit into 20 GB. At the 2 mm of the
-# quick preset, it takes about a tenth. But the published files hold integers. So we keep *those*, compressed without loss:
-# five arrays in one file, the four modalities and the reference. We do not store the z-score or the foreground channel. The
-# device that trains computes both from each patch, with a mean and a standard deviation that are stored as metadata.
+# quick preset, it takes about a tenth. But the published files hold integers. So we keep *those*, compressed without
+# loss: five arrays in one file, the four modalities and the reference. We do not store the z-score or the foreground
+# channel. The device that trains computes both from each *patch* (a cube cut out of a patient, which training reads at
+# one time), with a mean and a standard deviation that are stored as metadata.
 #
 # If `spacing_mm` is larger than the scan's voxels, we merge voxels into larger ones. Doubling the edge leaves an eighth of
 # the voxels, which lets the series run on a laptop. Details smaller than the new voxel are lost. The quick preset works at
@@ -381,32 +381,34 @@ print(f"stored {volume.shape} as {volume.dtype}; a patch {patch.shape} in {took:
 # %% [markdown]
 # ### There and back
 #
-# A prediction has to return to the scan's own grid. `restore` undoes the crop, the turn and, if the scan was coarsened, the
-# change of voxel size. Without coarsening, restoring must return the reference exactly. **Question.** How much does
-# coarsening cost?
+# A prediction has to return to the scan's own grid. `restore` undoes the crop, the turn and, if the scan was coarsened,
+# the change of voxel size. We try it twice: with the patient as stored, and with a phantom whose voxels of 1 mm we
+# coarsen to 2 mm. **Question.** Which of the two comes back exactly, and what does coarsening cost the other?
 
 # %%
 from brats_helpers.data.preprocessing import restore
+from brats_helpers.phantoms import make_patient
 
-back = restore(prepared.volume[4:], prepared.meta)[0]
-same = dice(back > 0, patient.reference > 0)
-print(f"shape {back.shape}; Dice with the reference, whole tumor: {same:.4f}")
-assert back.shape == patient.reference.shape
-assert max(prepared.meta.downsampling) > 1 or (back == patient.reference).all()
+fine = make_patient(0, 7, 1.0)  # a phantom, whatever the source
+for name, p, stored in (("as stored", patient, prepared), ("coarsened", fine, prepare(fine, 2.0))):
+    back = restore(stored.volume[4:], stored.meta)[0]
+    assert back.shape == p.reference.shape
+    assert max(stored.meta.downsampling) > 1 or (back == p.reference).all()
+    print(f"{name:<9} Dice with the reference, whole tumor: {dice(back > 0, p.reference > 0):.4f}")
 
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Read the Dice above: no network can score much higher at this voxel size. Voxels that differ lie at the border of the
-# tumor. At the scan's own voxel size nothing differs, the Dice is 1, and the third picture below is black. That is so for
-# phantoms of the quick preset. To see a cost, run the series on scans of 1 mm.
+# Read the first Dice: in the quick preset the stored voxels are the scan's own, and every label comes back. The second
+# Dice is the price of 2 mm. No network that works at 2 mm can score much higher on scans of 1 mm. The voxels that differ
+# lie at the border of the tumor and between its parts:
 # </details>
 
 # %%
-at = int((patient.reference > 0).sum((0, 1)).argmax())
-pair = {"reference": patient.reference[:, :, at].T, "there and back": back[:, :, at].T.astype(np.uint8)}
+at = slice_with_most_tumor(fine.reference)
+pair = {"reference": fine.reference[..., at].T, "there and back": back[..., at].T.astype(np.uint8)}
 differs = (pair["reference"] != pair["there and back"]).astype(float)
-pictures(pair | {"differs": differs}, synthetic, plane="axial")
+pictures(pair | {"differs": differs}, synthetic=True, plane="axial")
 
 # %% [markdown]
 # ## 5. Quality assurance
@@ -435,20 +437,20 @@ print("shifted on purpose:", *verify_prepared(sample[0], work / "preprocessed" /
 (work / "preprocessed" / "shifted.b2nd").unlink()
 
 # %% [markdown]
-# Next we look for patients who are unlike the others: a brain that is too small, or a modality with odd contrast (its
+# Next we look for patients who are unlike the others: a brain that is too small, or a modality with an odd *spread* (its
 # standard deviation divided by its mean). A *robust z-score* is the distance from the median in units of the median
 # absolute deviation, scaled to match a standard deviation (Leys et al. 2013). Above 5, a limit that we chose, a patient
-# deserves a look. To show that this check works, we add one made-up patient whose T1CE has three times the usual contrast.
+# deserves a look. To show that this check works, we add one made-up patient whose T1CE has three times the usual spread.
 # **Question.** Does anybody else stand out?
 
 # %%
 features = {"brain's box": [np.prod([b - a for a, b in m.bounding_box]) for m in metas]}
 for i, name in enumerate(("FLAIR", "T1", "T1CE", "T2")):
-    features[f"contrast of {name}"] = [m.std[i] / m.mean[i] for m in metas]
+    features[f"spread of {name}"] = [m.std[i] / m.mean[i] for m in metas]
 shown_names = [m.name for m in metas] + ["made up"]
 for name, values in features.items():
     typical = np.median(values)
-    values.append(3 * typical if name == "contrast of T1CE" else typical)
+    values.append(3 * typical if name == "spread of T1CE" else typical)
 robust = {}
 for name, values in features.items():
     center = np.median(values)
@@ -491,7 +493,6 @@ finish(figure, synthetic, alt="Robust z-scores of all patients, by feature")
 
 # %% tags=["exercise"]
 from brats_helpers.lessons import investigations
-from brats_helpers.phantoms import make_patient
 
 whole = make_patient(0, 7, 2.0)  # a phantom, whatever the source
 broken = investigations.broken_patients(whole)
@@ -539,7 +540,7 @@ index |= {"spacing_mm": config.spacing_mm, "content_hashes": {m.name: m.content_
 write_json(work / "preprocessed" / "dataset.json", index)
 assert all(file.is_file() for file in files.values())
 print(f"wrote {len(files)} files of {total / 1e6:.1f} MB in all, and dataset.json")
-print("next: 04_architecture needs one patient of them, 05_training_evaluation all")
+print("next: 04_architecture needs one of these patients, 05_training_evaluation all of them")
 
 # %% [markdown]
 # ## Recap
@@ -549,8 +550,8 @@ print("next: 04_architecture needs one patient of them, 05_training_evaluation a
 # - Keep the integers of the files, compressed without loss. Do not store what a device can compute.
 # - A stored file may be wrong. Compare a sample with the raw files, and break one to test your test.
 #
-# **What surprised us:** a perfect mask scores near 0 if one step ignores the affine, and a published "brain mask" holds
-# hardly any brain of our phantom (real scans differ).
+# **What surprised us:** a perfect mask scores near 0 if one step ignores the affine, and a published "brain mask" covers
+# hardly any of our phantom's brain (real scans differ).
 #
 # **What a radiologist would look for that this cannot see:** motion, susceptibility artifacts from metal or blood, and a
 # scan taken too early or too late after the injection. After the z-score, the mean and the spread of such scans look

@@ -153,7 +153,8 @@ show_source(unet.UNet)
 # </details>
 
 # %% [markdown]
-# As a picture, with the channels and the edge in voxels:
+# As a picture, with the channels and the edge in voxels. The bars show the memory of each level's outputs, of two
+# convolutions on each side: at the top 4 x 64 x 128³ numbers of 4 bytes.
 
 # %%
 from brats_helpers.lessons.plots import diagram_unet
@@ -177,7 +178,7 @@ bars({row["level"]: row["parameters"] / 1e6 for row in rows}, "million parameter
 #
 # The small ones. A convolution has (inputs x outputs x 27) weights, whatever the size of its volume, and the channels
 # increase toward the bottom. Decoder 5 leads, because it reads the skip connection as well. Memory behaves the other way
-# round (section 4).
+# around, as the bars beside the diagram show.
 # </details>
 #
 # Some pages give this network 31 million parameters. That is nnU-Net's default (Isensee et al. 2021). NVIDIA's [log](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
@@ -192,13 +193,6 @@ assert counts["full"] == sum(row["parameters"] for row in rows) == 50_838_665
 print({name: f"{count:,}" for name, count in counts.items()})
 
 # %% [markdown]
-# **Question.** How many parameters does one convolution from 5 channels to 64 have, with a kernel of 3 x 3 x 3 and a bias?
-#
-# <details><summary>Answer</summary>
-#
-# 5 x 64 x 27 + 64 = 8,704: for each output, one cube of weights per input and one bias.
-# </details>
-#
 # ### What one voxel sees
 #
 # The **receptive field** is the part of the input that can change one output. To measure it, we send a gradient back from
@@ -219,6 +213,10 @@ reach = volume.grad.abs()[0, 0].amax((1, 2))
 measured = int((reach > 0).sum())
 assert measured == level_table((4, 4, 4), 64, in_channels=1)[2]["receptive_field"]
 seen = {f"one voxel at level 2 sees {measured} voxels": {"": (range(64), reach)}}
+for name in ("quick", "full"):
+    p = PRESETS[name]
+    sees = level_table(p.filters, p.patch)[len(p.filters) - 1]["receptive_field"]
+    print(f"{name} network: the bottom sees {sees * p.spacing_mm / 10:.1f} cm, {sees} voxels; a patch has {p.patch}")
 curves(seen, "voxel of the input", "gradient")
 
 # %% [markdown]
@@ -277,7 +275,8 @@ def soft_dice(p: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
 checks.check_soft_dice(soft_dice)
 
 # %% [markdown]
-# The module sums over the whole batch. The loss of a region is 1 - Dice, plus the cross-entropy:
+# The module sums over the whole *batch*, the patches that one step learns from together. The loss of a region is 1 -
+# Dice, plus the cross-entropy:
 
 # %%
 from brats_helpers.network import losses
@@ -374,7 +373,8 @@ curves(
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# With smoothing: the target is 0.95 instead of 1, so its curve turns up again. The others keep falling.
+# With smoothing: the target is 0.95 instead of 1, so its curve turns up again. The others keep falling. (Two of them lie
+# on each other: with hardly a voxel wrong, its weight does not matter.)
 # </details>
 #
 # ### Deep supervision
@@ -405,8 +405,9 @@ pictures(views, limits=(0, 1))
 #
 # ## 4. Memory
 #
-# Parameters need little memory. But autograd, the part of torch that computes gradients, keeps activations for the backward
-# pass: at the top level, 64 × 128³ numbers several times. The next cell counts them (you can skip how).
+# Parameters need little memory. But autograd, the part of torch that computes gradients, keeps *activations*, the numbers
+# that each layer computes, for the *backward pass*, which computes the gradients from the last layer to the first: at the
+# top level, 64 x 128³ numbers several times. The next cell counts them (you can skip how).
 
 
 # %%
@@ -429,9 +430,12 @@ def kept_mib(model: torch.nn.Module, x: torch.Tensor, mixed: bool) -> float:
 
 
 # %% [markdown]
-# Out of memory? We start with two patches in fp32 (numbers of 32 bits) and add one remedy after the other. Of the two
-# 16-bit formats, fp16 is more precise, and bf16 covers the range of fp32. (The patches have an edge of 32. One of 64 keeps
-# eight times as much.) **Question.** Which remedy saves the largest share of what was left?
+# Out of memory? We start with two patches in fp32 (numbers of 32 bits) and add one remedy after the other. **Mixed
+# precision** stores most activations in 16 bits and rounds them. Of the two 16-bit formats, fp16 is more precise, and
+# bf16 covers the range of fp32. **Gradient checkpointing** (not related to a checkpoint file) keeps only the input of
+# each stage and computes the rest again: one more forward pass (Chen et al. 2016), the same gradients
+# ([tested](../tests/network/test_unet.py)). (The patches have an edge of 32. One of 64 keeps eight times as much.)
+# **Question.** Which remedy saves the largest share of what was left?
 
 # %%
 filters, kept = PRESETS["quick"].filters, {}
@@ -450,10 +454,8 @@ bars(kept, "MiB of activations kept", "MiB")
 # 16-bit activations leave more.)
 # </details>
 #
-# **Mixed precision** stores most activations in 16 bits and rounds them. **Gradient checkpointing** keeps only the input of
-# each stage and computes the rest again: one more forward pass (Chen et al. 2016), the same gradients
-# ([tested](../tests/network/test_unet.py)). A smaller batch makes noisier steps, and a smaller patch loses context, so try
-# them last. On a GPU, long trainings are also **compiled**, which on an H200 took 0.6 of the memory and 0.5 of the time
+# A smaller batch makes noisier steps, and a smaller patch loses context, so try them last. On a GPU, long training runs
+# are also **compiled**, which on an H200 cut memory to 0.6 and time to 0.5 of what they were
 # ([measured](../benchmarks/gpu_nvidia_h200.md)).
 #
 # ### What short numbers cannot hold
@@ -478,7 +480,7 @@ infinite = torch.tensor(300.0).half() ** 2
 print("infinity minus infinity:", (infinite - infinite).item())
 
 # %% [markdown]
-# A NaN in the middle of a training often starts here. **Question.** Dice divides sums over voxels. How large may a tumor be
+# A NaN in the middle of training often starts here. **Question.** Dice divides sums over voxels. How large may a tumor be
 # before Dice in fp16 breaks?
 
 # %%
@@ -599,17 +601,18 @@ assert history[-1] < 0.85 * history[0], "the loss must fall: look at the data be
 curves({"one patch, memorized": {"loss": (range(len(history)), history)}}, "step", "loss")
 
 # %% [markdown]
-# What did it learn? Here is its answer next to the reference:
+# What did it learn? Here are its probabilities next to the reference:
 
 # %%
 with torch.inference_mode(), device.autocast():
     guess = torch.sigmoid(model.eval()(image).float())[0].cpu().numpy()
 z = int(target[0, 0].sum((1, 2)).argmax())
-flair, truth = (t.cpu().numpy()[0, 0, z] for t in (image, target))
+truth = target[0, :, z].cpu().numpy()
 views = {
-    "FLAIR": flair,
-    "reference, WT": truth,
+    "FLAIR": image[0, 0, z].cpu().numpy(),
+    "reference, WT": truth[0],
     "network, WT": guess[0, z],
+    "reference, ET": truth[2],
     "network, ET": guess[2, z],
 }
 pictures(views, synthetic, prediction=True, plane="axial")
@@ -617,35 +620,37 @@ pictures(views, synthetic, prediction=True, plane="axial")
 # %% [markdown]
 # ### Inside the network
 #
-# Now our first patient passes through this network: one slice at every level, with the two channels that vary most.
-# **Question.** Where do you still recognize the brain, and where only the place of the tumor?
+# Now our first patient passes through a network that has learned more, the one in the box: one slice at every level, with
+# the two channels that vary most. **Question.** Where do you still recognize the brain, and where only the place of the
+# tumor?
 
 # %%
 from brats_helpers.data.storage import load
 from brats_helpers.lessons.features import draw_features, feature_maps
 
-maps = feature_maps(model, load(files[0]), device)
+maps = feature_maps(box, load(files[0]), device)
 draw_features(maps, synthetic)
 
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# At the top, on both sides: the skip connection brings the anatomy back. Further down, the channels show the tumor and
-# little else, and at the bottom a few blocks say roughly where it is. The network has seen a single patch, of the patient
-# named above, and it already marks this tumor, although the core may have holes that a whole tumor never has.
+# At the top left, where a channel shows the folds of the cortex. The top right has only traces of the brain: the decoder
+# keeps what tells tumor from the rest. Further down, the channels show the tumor and little else, and at the bottom a few
+# blocks say roughly where it is. (Stripes are traces of the transposed convolution.)
 # </details>
 #
 # ### When it does not learn: the rate
 #
-# The first suspect is the learning rate (Goodfellow et al. 2016, section 11.4). We try four on the same patch, each a hundred
-# times the one before. **Question.** Which is too small, and which is too large?
+# The first suspect is the *learning rate*, the factor by which a step moves the weights (Goodfellow et al. 2016, section
+# 11.4). We try four on the same patch, each a hundred times the one before. **Question.** Which is too small, and which
+# is too large?
 
 # %%
 few = overfit_steps // 3
 sweep = {rate: learn(rate, few)[1] for rate in (1e-4, 1.0, 100.0)} | {1e-2: history[:few]}
 lines = {f"rate {rate:g}": (range(few), np.minimum(sweep[rate], 12)) for rate in sorted(sweep)}
-curves({"the same patch (losses above 12 drawn at 12)": lines}, "step", "loss")
 print({f"{rate:g}": round(sweep[rate][-1], 2) for rate in sorted(sweep)})
+curves({"the same patch (losses above 12 drawn at 12)": lines}, "step", "loss")
 
 # %% [markdown]
 # <details><summary>Answer</summary>

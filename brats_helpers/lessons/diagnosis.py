@@ -31,8 +31,10 @@ def diagnose(patient: Patient, mask: np.ndarray) -> list[str]:
 def _findings(patient: Patient, name: str, found: np.ndarray, truth: np.ndarray) -> Iterator[str]:
     ml = float(np.prod(patient.spacing)) / 1000
     missed, false = truth & ~found, found & ~truth
-    yield f"Dice {dice(found, truth):.2f}, {truth.sum() * ml:.1f} ml in the reference,"
-    yield f"{missed.sum() * ml:.1f} ml missed, {false.sum() * ml:.1f} ml false."
+    volumes = [f"{v:.1f}" if v >= 0.05 or not v else f"{v:.2g}"  # a few voxels are not 0.0 ml
+               for v in (ml * mask.sum() for mask in (truth, missed, false))]
+    yield "Dice {:.2f}, {} ml in the reference,".format(dice(found, truth), *volumes[:1])
+    yield "{} ml missed, {} ml false.".format(*volumes[1:])
     if not truth.any():
         yield "The patient has none: every voxel marked is an error." if found.any() else ""
         return

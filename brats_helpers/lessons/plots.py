@@ -178,7 +178,7 @@ def _alt_from_titles(figure: Figure) -> str:
 def series_map(here: int) -> Figure:
     """Draw the five notebooks in order, what each leaves for the next, and the open one."""
     steps = (("01", "setup", "patients"), ("02", "extraction", "checked\ncases"),
-             ("03", "preprocessing", "one file\na patient"), ("04", "architecture", "settings"),
+             ("03", "preprocessing", "one file\nper patient"), ("04", "architecture", "settings"),
              ("05", "training and\nevaluation", ""))
     figure, ax = plt.subplots(figsize=(9.6, 1.1))
     for place, (number, name, gives) in enumerate(steps):
@@ -334,12 +334,13 @@ def three_planes(image: np.ndarray, overlays: Mapping[str, np.ndarray], spacing:
     first, shown = next(iter(overlays.values())), {"": None, **overlays}
     compared = {"reference", "prediction"} <= set(overlays)
     if compared:
-        shown["errors"] = agreement(overlays["prediction"] > 0, overlays["reference"] > 0)
+        wrong = "errors, whole tumor"
+        shown[wrong] = agreement(overlays["prediction"] > 0, overlays["reference"] > 0)
     figure, axes = plt.subplots(3, len(shown), figsize=(2.4 * len(shown), 6.6), squeeze=False)
     for row, plane in zip(axes, PLANES, strict=True):
         index = slice_with_most_tumor(first, PLANES[plane][0])
         for ax, (name, labels) in zip(row, shown.items(), strict=True):
-            style = SliceStyle(legend=ERROR_COLORS if name == "errors" else None)
+            style = SliceStyle(legend=ERROR_COLORS if name.startswith("errors") else None)
             draw_slice(ax, image, plane, index, spacing, labels, style=style)
             if plane == "axial":
                 ax.set_title(name)
@@ -455,7 +456,7 @@ def volume_distribution(rows: Sequence[Mapping], synthetic: bool = False) -> Fig
         ax.plot([median] * 2, [height - 0.32, height + 0.32], color=INK, lw=2)
         ax.text(1.01, height, f"median {median:.0f} ml\nnone in {np.sum(volumes == 0)} of "
                 f"{len(volumes)}", transform=ax.get_yaxis_transform(), va="center", fontsize=8)
-    ax.set(xscale="log", xlabel="volume (ml), one dot a patient", yticks=range(3),
+    ax.set(xscale="log", xlabel="volume (ml), one dot per patient", yticks=range(3),
            yticklabels=[REGION_TITLES[n] for n in REGIONS])
     _plain_log_ticks(ax, "x")
     ax.invert_yaxis()
@@ -503,7 +504,7 @@ def dice_boxplot(rows: Sequence[Mapping], synthetic: bool = False) -> Figure:
     means = {name: values.mean() for name, values in scores.items()}
     ax.set(yticks=range(3), xlim=(low - 0.01 * (1 - low), 1 + 0.01 * (1 - low)),
            yticklabels=[f"{name}\nmean {mean:.3f}" for name, mean in means.items()],
-           xlabel=f"Dice, one dot a patient{begins}")
+           xlabel=f"Dice, one dot per patient{begins}")
     ax.invert_yaxis()
     told = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
     return finish(figure, synthetic, alt=f"Dice of {len(rows)} patients by region; means: {told}")

@@ -94,12 +94,26 @@ def displaced(source: np.ndarray, place: np.ndarray, masses: Sequence[Mass]) -> 
     return source
 
 
-def sample_template(source: np.ndarray) -> Sequence[np.ndarray]:
-    """Sample the template's gray matter, white matter and brain at places in mm, (3, X, Y, Z)."""
+def sample_template(source: np.ndarray) -> np.ndarray:
+    """Sample the template's gray matter, white matter and brain, (3, X, Y, Z), at places in mm."""
     maps, affine = template()
     origin = np.array(TEMPLATE_CENTER_MM, np.float32) - affine[:3, 3]
     voxels = source + origin[:, None, None, None]
-    return [ndimage.map_coordinates(m, voxels, order=1, prefilter=False) for m in maps]
+    # Most places lie outside the head. They stay 0, as they would if we looked.
+    near = np.rint(voxels).astype(np.intp)
+    for index, size in zip(near, maps.shape[1:], strict=True):
+        np.clip(index, 0, size - 1, out=index)
+    head = _head()[tuple(near)]
+    sampled = np.zeros((len(maps), *source.shape[1:]), np.float32)
+    for each, volume in zip(sampled, maps, strict=True):
+        each[head] = ndimage.map_coordinates(volume, voxels[:, head], order=1, prefilter=False)
+    return sampled
+
+
+@lru_cache(maxsize=1)
+def _head() -> np.ndarray:
+    """Mark the template's voxels that are not 0, and their neighbors: (X, Y, Z) bool."""
+    return ndimage.binary_dilation(template()[0].any(0), np.ones((3, 3, 3)))
 
 
 def column(values: Sequence[float]) -> np.ndarray:

@@ -15,7 +15,7 @@ from scipy.stats import norm
 
 from ..basics.constants import ED, ET, NCR
 from ..data.cases import Patient
-from ..data.preprocessing import largest_component
+from ..data.preprocessing import bounding_box, largest_component
 from .anatomy import (
     brats_affine,
     column,
@@ -160,7 +160,7 @@ def _shares(rng: np.random.Generator, tissue: np.ndarray, labels: np.ndarray,
     gray, white, brain = tissue
     partial = [ndimage.gaussian_filter((labels == n).astype(np.float32), 0.7 / spacing_mm)
                for n in (NCR, ED, ET)]
-    depth = ndimage.distance_transform_edt(labels > 0, sampling=spacing_mm)
+    depth = _depth_mm(labels > 0, spacing_mm)
     waves = smooth_noise(rng, brain.shape, 8 / spacing_mm)
     edge = 0.70  # edema is weaker at its edge
     partial[1] *= edge + (1 - edge) * np.clip(depth / 8, 0, 1) + 0.08 * waves
@@ -174,3 +174,12 @@ def _shares(rng: np.random.Generator, tissue: np.ndarray, labels: np.ndarray,
     fluid = np.clip(brain - gray - white, 0, 1)
     total = np.maximum(fluid + gray + white, 1e-3)
     return np.stack([*(healthy * part / total for part in (fluid, gray, white)), *partial])
+
+
+def _depth_mm(mask: np.ndarray, spacing_mm: float) -> np.ndarray:
+    """Measure how deep in a mask its voxels lie; the nearest voxel outside touches its box."""
+    depth = np.zeros(mask.shape)
+    if mask.any():
+        box = tuple(slice(max(0, low - 1), high + 1) for low, high in bounding_box(mask))
+        depth[box] = ndimage.distance_transform_edt(mask[box], sampling=spacing_mm)
+    return depth
