@@ -115,7 +115,7 @@ from brats_helpers.evaluation.prediction import segment
 from brats_helpers.evaluation.pretrained import load_pretrained
 
 box, box_config = load_pretrained(device)
-answer, _ = segment([box], stranger, box_config, device=device)
+answer, _ = segment([box], stranger, box_config, False, device)
 image, truth, guess = (upright(v, stranger.affine) for v in (stranger.images[0], stranger.reference, answer))
 spacing = lps_spacing(stranger.spacing, stranger.affine)
 three_planes(image, {"reference": truth, "prediction": guess}, spacing, "the network in the box", synthetic=True)

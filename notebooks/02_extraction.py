@@ -157,10 +157,10 @@ print(*(listing(one.unused) for one in found.values() if one.unused), sep="\n")
 # %% [markdown]
 # ## 3. Inside one scan
 #
-# **NIfTI** is the research format of neuroimaging: one file is one volume, a header of 348 bytes and the voxels.
-# The most important part of the header is the **affine**, a 4 x 4 matrix that turns voxel indices into millimeters: `x` to
-# the right, `y` to the front, `z` up. (All BraTS brains were registered to one atlas, so these are the atlas's
-# millimeters.)
+# **NIfTI** is the research format of neuroimaging: one file is one volume, a header of 348 bytes and the voxels. The most
+# important part of the header is the **affine**, a 4 x 4 matrix that turns voxel indices into millimeters: `x` to the
+# right, `y` to the front, `z` up. (All BraTS brains were *registered* to one brain, the atlas: moved and scaled to lie on
+# it. So these are the atlas's millimeters.)
 
 # %%
 import nibabel as nib
@@ -295,9 +295,10 @@ from brats_helpers.data.labels import table_text
 print(table_text())
 
 # %% [markdown]
-# "Refused" means that no class here fits. In the sets after treatment, since 2024, label 4 is the resection cavity, the
-# hole that surgery left. Until 2021 the same number was the enhancing tumor. In the pediatric sets, label 2 is tumor that
-# does not enhance and 3 is a cyst; both become NCR here.
+# "Refused" means that no class here fits. (The first row takes 3 for ET as well, because many copies of these sets are
+# renumbered.) In the sets after treatment, since 2024, label 4 is the resection cavity, the hole that surgery left. Until
+# 2021 the same number was the enhancing tumor. In the pediatric sets, label 2 is tumor that does not enhance and 3 is a
+# cyst; both become NCR here.
 #
 # **What published code gets wrong.** [NVIDIA's notebook](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
 # names label 1 edema and label 2 non-enhancing tumor in the file that it writes. BraTS says 1 is NCR, which includes tumor
@@ -426,9 +427,9 @@ print(f"the largest is {max(marked) / min(marked):.0f} times the smallest")
 volume_distribution(labeled, synthetic=synthetic)
 
 # %% [markdown]
-# Tumors differ so much in size that the axis is logarithmic. Two things follow. A random split can put all large tumors
-# on one side. And in a patient without enhancing tumor, a single wrong voxel of ET makes the Dice of that region 0
-# (notebook 05 comes back to this).
+# Tumors differ so much in size that the axis is logarithmic, and a random split can put all large tumors on one side.
+# Some patients have no enhancing tumor at all ("absent"). There, a single wrong voxel of ET makes the Dice of that region
+# 0 (notebook 05).
 #
 # ### Exercise 3: how many milliliters?
 #

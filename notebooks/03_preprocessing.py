@@ -127,7 +127,8 @@ shape = (4, z, y, x)  # solution
 checks.check_shape(shape, patient.images)
 
 # %% [markdown]
-# Is the front still at the front? Here are three slices through the tumor of the turned array, one per axis:
+# Is the front still at the front? Here are three slices through the tumor of the turned array, one per axis. Look for the
+# cerebellum, the finely folded part at the bottom of the sagittal slice: it belongs at the back (P).
 
 # %%
 from brats_helpers.data.preprocessing import slice_with_most_tumor
@@ -343,8 +344,9 @@ megabytes = {name: n / 1e6 for name, n in sizes.items()}
 bars(megabytes, "MB for one patient of this cohort", "", (gray, red, orange, green), notes=notes)
 
 # %% [markdown]
-# The array is stored in compressed blocks (by the library Blosc2, with the fast codec LZ4), so that a training patch can be
-# read without decompressing the rest. We prepare the whole cohort:
+# That is about a seventh of the floats. The published files are as small, but gzip has to be unpacked from the start to
+# reach a patch. Our array is stored in compressed blocks (by the library Blosc2, with the fast codec LZ4), so that a
+# patch can be read without decompressing the rest. We prepare the whole cohort:
 
 # %%
 import time

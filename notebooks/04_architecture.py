@@ -41,7 +41,7 @@
 
 # %% tags=["parameters"]
 work: str = ""  # folder that notebooks 01 to 03 wrote to; empty: the usual place on this machine
-overfit_steps: int = 90  # steps of the sanity check that the network can memorize one patch
+overfit_steps: int = 90  # steps of the sanity check that the network can memorize one batch
 network: str = None  # what notebook 05 trains, "module:Class" from 5 to 3 channels; None: the preset's, the U-Net
 full_size: bool = True  # run the full network once, forward and backward, on its smallest input
 
@@ -554,7 +554,7 @@ if full_size:
 # %% [markdown]
 # ## 6. Can it learn?
 #
-# The cheapest test of a training setup is whether the network can memorize one patch. If it cannot, nothing else matters.
+# The cheapest test of a training setup is whether the network can memorize one batch. If it cannot, nothing else matters.
 # (This is no result: it was trained on these voxels.)
 
 # %%
@@ -563,22 +563,22 @@ from brats_helpers.data.loaders import PatchDataset, batches
 from brats_helpers.network.losses import deep_supervision_loss, labels_to_regions
 from brats_helpers.data.pipeline import prepared_files
 
-edge = min(40, config.patch) if len(config.filters) <= 5 else config.patch
+edge = min(32, config.patch) if len(config.filters) <= 5 else config.patch
 patients = [cohort.by_name[name] for name in cohort.splits["training"]]
 files = list(prepared_files(patients, work / "preprocessed", config.spacing_mm).values())
-batch = next(batches(PatchDataset(files, edge, 1.0, config.seed), 1, 0, 1))
+batch = next(batches(PatchDataset(files, edge, 1.0, config.seed), 2, 0, 1))
 image = normalize_batch(batch["volume"][:, :4], batch["mean"], batch["std"])
 image, target = (
     t.to(device.torch_device) for t in (image, labels_to_regions(batch["volume"][:, 4:]))
 )
-print(f"{batch['name'][0]}: image {tuple(image.shape)}, tumor {target[:, 0].mean():.1%}")
+print(f"{' and '.join(batch['name'])}: images {tuple(image.shape)}, tumor {target[:, 0].mean():.1%}")
 
 # %%
 from tqdm import tqdm
 
 
 def learn(rate: float, steps: int) -> tuple[torch.nn.Module, list[float]]:
-    """The quick network after some steps on this one patch, and its losses."""
+    """The quick network after some steps on this one batch, and its losses."""
     torch.manual_seed(config.seed)
     model = UNet(filters).to(device.torch_device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
@@ -598,10 +598,10 @@ def learn(rate: float, steps: int) -> tuple[torch.nn.Module, list[float]]:
 
 model, history = learn(1e-2, overfit_steps)
 assert history[-1] < 0.85 * history[0], "the loss must fall: look at the data before you train"
-curves({"one patch, memorized": {"loss": (range(len(history)), history)}}, "step", "loss")
+curves({"one batch, memorized": {"loss": (range(len(history)), history)}}, "step", "loss")
 
 # %% [markdown]
-# What did it learn? Here are its probabilities next to the reference:
+# What did it learn? Here are its probabilities for the first patch, next to the reference:
 
 # %%
 with torch.inference_mode(), device.autocast():
@@ -642,7 +642,7 @@ draw_features(maps, synthetic)
 # ### When it does not learn: the rate
 #
 # The first suspect is the *learning rate*, the factor by which a step moves the weights (Goodfellow et al. 2016, section
-# 11.4). We try four on the same patch, each a hundred times the one before. **Question.** Which is too small, and which
+# 11.4). We try four on the same batch, each a hundred times the one before. **Question.** Which is too small, and which
 # is too large?
 
 # %%
@@ -650,7 +650,7 @@ few = overfit_steps // 3
 sweep = {rate: learn(rate, few)[1] for rate in (1e-4, 1.0, 100.0)} | {1e-2: history[:few]}
 lines = {f"rate {rate:g}": (range(few), np.minimum(sweep[rate], 12)) for rate in sorted(sweep)}
 print({f"{rate:g}": round(sweep[rate][-1], 2) for rate in sorted(sweep)})
-curves({"the same patch (losses above 12 drawn at 12)": lines}, "step", "loss")
+curves({"the same batch (losses above 12 drawn at 12)": lines}, "step", "loss")
 
 # %% [markdown]
 # <details><summary>Answer</summary>

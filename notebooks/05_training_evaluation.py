@@ -158,9 +158,10 @@ finish(figure, synthetic, alt="Dice of WT against the threshold: a line for each
 # Read the line printed above the picture. With seed 0 it is about 0.61, and lower with other seeds ([results](../docs/results.md)).
 # </details>
 #
-# Each gray line is one patient, and the lines peak at different thresholds. In phantoms and in patients, shading by the
-# receiver coil (Sled et al. 1998), bright gray matter and dark cores mislead the rule. Many older patients also have bright
-# spots in the white matter that are no tumor.
+# Each gray line is one patient, and the lines peak at different thresholds. Where a line is 0, the largest piece was
+# healthy tissue; a slightly higher threshold cuts it apart. In phantoms and in patients, shading by the receiver
+# coil (Sled et al. 1998), bright gray matter and dark cores mislead the rule. Many older patients also have bright spots
+# in the white matter that are no tumor.
 #
 # ## 2. Augmentation
 #
@@ -221,11 +222,12 @@ compare_slices(shown, index=at, shared_window=True, synthetic=synthetic, columns
 # %% [markdown]
 # ## 3. The schedule
 #
-# The learning rate rises for a few steps, while the averages inside Adam are still empty (Liu et al. 2020). Then it falls
-# along half a cosine (Loshchilov and Hutter 2017). **Text and code differ.** NVIDIA's paper describes 250 steps of warm-up.
-# Its [code](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/nnunet/nn_unet.py) has
-# none, and a cosine of period 4,096, stepped once per *epoch*. **Question.** How far has that rate fallen after all 150
-# epochs?
+# *Adam* scales the step of each weight by running averages of its gradients. The learning rate rises for a few steps,
+# while these averages are still empty (Liu et al. 2020). Then it falls along half a cosine (Loshchilov and Hutter 2017).
+# **Text and code differ.** NVIDIA's paper describes 250 steps of warm-up. Its
+# [code](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/nnunet/nn_unet.py) has
+# none, and half a cosine over 4,096 steps, with one step per *epoch* (its pass through all patients; ours is a fixed
+# number of steps). **Question.** How far has that rate fallen after all 150 epochs?
 
 # %%
 from brats_helpers.training.step import learning_rate as rate
@@ -235,7 +237,7 @@ theirs = 8e-5 + 2.2e-4 * 0.5 * (1 + np.cos(np.pi * np.arange(150) / 4096))  # 3e
 ours = [rate(step, config) / config.learning_rate for step in range(total)]
 lines = {"this run": (np.linspace(0, 1, total), ours), "NVIDIA's code": (np.linspace(0, 1, 150), theirs / theirs[0])}
 print(f"NVIDIA's code: {theirs[0]:.2e} at the start, {theirs[-1]:.2e} after 150 epochs")
-curves({"": lines}, "share of the training", "learning rate / peak")
+curves({"": lines}, "fraction of the training run", "learning rate / peak")
 
 # %% [markdown]
 # <details><summary>Answer</summary>
@@ -246,7 +248,8 @@ curves({"": lines}, "share of the training", "learning rate / peak")
 # %% [markdown]
 # ## 4. Training
 #
-# One step fits on a slide: set the learning rate, forward, loss, backward, clip the gradient, step, average the weights.
+# One step fits on a slide: set the learning rate, forward, loss, backward, *clip* the gradient (shorten it if it is too
+# long), step, and update the **EMA**, a running average of the weights. The EMA is what we validate and save.
 
 # %%
 from brats_helpers.training.step import plain_train_step, train_step
@@ -271,8 +274,8 @@ show_source(train_step)
 # Everything random is a function of the seed and the patch's number. So a run that is killed resumes from `last.pt` and ends
 # with the same weights, to the last bit on a CPU ([tested](../tests/training/test_loop.py)).
 #
-# The next cell trains. Three curves follow, one point per epoch. **Question.** Is the loss still falling at the end? Is the
-# validation Dice still rising?
+# The next cell trains. Three panels follow, with one point per epoch for the loss and the learning rate, and Dice after
+# every second epoch. **Question.** Is the loss still falling at the end? Is the validation Dice still rising?
 
 # %%
 from brats_helpers.lessons.plots import learning_curves
@@ -293,7 +296,7 @@ learning_curves(history)
 # ### A prediction forms
 #
 # Here is our first patient again. The training kept the probabilities of one slice after 0, 25, 100 and all steps.
-# (Trainings of up to 100 steps keep none.) **Question.** What does the network learn first?
+# (Training runs of up to 100 steps keep none.) **Question.** What does the network learn first?
 
 # %%
 from brats_helpers.lessons.features import draw_forming
@@ -336,7 +339,7 @@ for step in range(5):
     ticks.append((begin, read, augmented, forward, time.perf_counter()))
 
 spent = 1000 * np.median(np.diff(ticks), axis=0)
-bars(dict(zip(("read", "augment", "forward", "backward"), spent)), "ms of a step", "ms")
+bars(dict(zip(("read", "augment", "forward", "backward"), spent)), "ms per step", "ms")
 
 # %% [markdown]
 # On a CPU the network takes most of the time.
@@ -364,8 +367,9 @@ print(f"weights untouched; step {state.step}; the rate is now times {state.rate_
 #
 # ## 5. From patches to a brain
 #
-# A brain is larger than the network's window. So windows cover it, each overlapping the next by half, and each voxel's
-# probability is a weighted average. **Question.** What would the sum of the weights look like if all voxels of a window counted the same?
+# A brain is larger than the network's window. So windows cover it, each overlapping the next by at least half, and each
+# voxel's probability is a weighted average. **Question.** What would the sum of the weights look like if all voxels of a
+# window counted the same?
 
 # %%
 from brats_helpers.evaluation.sliding_window import gaussian_weight, window_starts
@@ -452,10 +456,11 @@ checks.check_threshold_chain(labels_from)
 # %% [markdown]
 # ## 6. The verdict
 #
-# The network meets the test patients now, and only once, with the checkpoint that the *validation* patients selected. (Without
-# a test set, the validation patients judge the last checkpoint.) In the table, *IoU* is the volume that two masks share,
-# divided by the volume of both together. *Sensitivity* is the share of the tumor that was found. *Specificity*, the share of
-# the background that was left alone, is near 1 for almost any mask.
+# The network meets the test patients now, and only once, with the checkpoint that the *validation* patients selected.
+# (Without a test set, the validation patients judge the last checkpoint.) In the table, *IoU* is the volume that two
+# masks share, divided by the volume of both together. *Sensitivity* is the share of the tumor that was found.
+# *Specificity*, the share of the background that was left alone, is near 1 for almost any mask. *HD95* is a distance
+# between the two surfaces, in mm.
 #
 # **Question.** What will the network score?
 
@@ -496,9 +501,9 @@ if len(gain) > 1:
 dice_boxplot(rows, synthetic=synthetic)
 
 # %% [markdown]
-# **Dice** counts voxels. **HD95** measures how far apart two surfaces are (the 95th percentile, in mm). A small false island
-# far away hardly changes Dice and ruins HD95. In a patient without ET, a single marked voxel makes Dice 0 and HD95, by the
-# rule of BraTS, 373 mm.
+# **Dice** counts voxels. **HD95** measures how far apart two surfaces are (the 95th percentile, in mm). A false island
+# far away changes Dice little, but it ruins HD95 once it holds more than a twentieth of the predicted surface. In a
+# patient without ET, a single marked voxel makes Dice 0 and HD95, by the rule of BraTS, 373 mm.
 #
 # ### Exercise 3: HD95
 #
@@ -543,8 +548,8 @@ print({kind: sum(scores[kind] for scores in each) for kind in ("found", "missed"
 # %% [markdown]
 # ### The worst patient
 #
-# A mean is not a patient. **Question.** Before you look at the worst one: which region will have failed, and will the
-# network have missed tumor or marked healthy tissue?
+# A mean is not a patient. **Question.** Before you look at the worst one (the lowest mean of the three regions): which
+# region will have failed, and will the network have missed tumor or marked healthy tissue?
 
 # %%
 from brats_helpers.lessons.diagnosis import compare_masks, diagnose
@@ -641,9 +646,10 @@ curves(panels, "probability that it gave (left), threshold on it (right)")
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Look at the left panel. Below the diagonal, the probability of tumor is too high; above it, too low. In our run it is too
-# sure both ways: tumor is more frequent than it says at low probabilities, and less frequent at high ones. This is one
-# patient. Never read such a value as the probability of a diagnosis.
+# Look at the left panel. Below the diagonal, the probability of tumor is too high; above it, too low. In our run it is
+# too sure both ways: tumor is more frequent than it says at low probabilities, and less frequent at high ones. This is
+# one patient. In the right panel, the threshold hardly matters over a wide range, because almost all probabilities are
+# near 0 or 1. Never read such a value as the probability of a diagnosis.
 # </details>
 
 # %% [markdown]
@@ -696,8 +702,9 @@ three_planes(image, views, spacing, f"{strangers[lowest].name}: through its tumo
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Compare both pictures with the milliliters above them. Dura, vessels and the base of the skull enhance in the strangers, as
-# they do in patients, so what is bright on T1CE need not be tumor.
+# In our run it missed the whole core and took it for edema: dead tissue is bright on FLAIR here, and was dark in the
+# training. It marked healthy tissue where shading brightens FLAIR, and along the surface: vessels and remains of the
+# *dura*, the membrane around the brain, are bright on T1CE in the strangers, as they are in patients.
 # </details>
 #
 # On twenty *real* patients, a network trained like this one scores 0.47 for the whole tumor
@@ -727,8 +734,8 @@ for stranger, prepared_stranger, score in zip(strangers, others, falls):
 # brain. A silent check is no proof.
 # </details>
 #
-# The histograms show where the difference is. Each title gives the distance between the two cohorts (Wasserstein's, in
-# standard deviations):
+# The histograms show the three pairs of contrast and compartment that differ most. The number is how far, on average,
+# values have to move to turn one histogram into the other (Wasserstein's distance, in standard deviations):
 
 # %%
 judged = [load(prepared[name]) for name in judged_names[:8]]
@@ -762,9 +769,10 @@ for name, scores in (("network of this notebook", falls), ("network in the box",
 # ### Exercise 5: two minutes
 #
 # Raise the Dice of our network on strangers. The lab has three labeled strangers to learn from, three to practice on, and
-# the four from above as a test. It computes for two minutes. A plan names your levers. `steps` trains on, `"augment": False`
-# leaves out augmentation, `views` averages 4 or 8 mirrored copies, `threshold` is that of WT, and `largest` keeps only the
-# largest piece. `lab.score(plan)` uses the practice patients, and `lab.score(plan, "test")` the test patients.
+# the four from above as a test. It computes for two minutes. A plan names your levers. `steps` continues training for
+# that many steps, `"augment": False` leaves out augmentation, `views` averages 4 or 8 mirrored copies, `threshold` sets
+# the threshold of WT, and `largest` keeps only the largest piece. `lab.score(plan)` uses the practice patients, and
+# `lab.score(plan, "test")` the test patients.
 #
 # <details><summary>Hint</summary>
 #
@@ -781,8 +789,8 @@ best_plan = max(plans, key=lab.score)  # solution
 investigations.check_budget(best_plan, lab, falls.mean())
 
 # %% [markdown]
-# Three practice patients are few. A difference of 0.01 between two plans may be chance, and another three patients may turn
-# it around. That is why the choice is made on them, and the test patients are looked at once.
+# Compare the two scores of your plan. Three practice patients are few: they may be easier than the test patients, and a
+# small difference between plans may be chance. That is why you choose on them, and use the test patients only once.
 
 # %% [markdown]
 # ## 8. Play
@@ -793,7 +801,7 @@ investigations.check_budget(best_plan, lab, falls.mean())
 #
 # <details><summary>Answer</summary>
 #
-# A lower one: the mask grows, misses fewer voxels and marks more falsely.
+# A lower one: the mask grows. It misses fewer tumor voxels and marks more healthy ones.
 # </details>
 
 # %%
@@ -833,12 +841,12 @@ Markdown(write_model_card(card, metrics, config, len(learnt), synthetic, device)
 #
 # - Training resumes exactly, because its randomness depends on the seed and the patch's number alone.
 # - Patients used to select a checkpoint or a plan cannot judge it.
-# - A mean hides single patients. A high score describes patients like those of the training.
+# - A mean hides individual patients. A high score describes patients like the training patients.
 #
 # | term | meaning |
 # |---|---|
 # | checkpoint | a file with the weights and everything needed to go on |
-# | domain shift | new patients differ from those of the training |
+# | domain shift | new patients differ from the training patients |
 # | HD95 | 95th percentile of the distances between two surfaces |
 # | bootstrap | drawing patients again and again, to see how much a mean varies |
 # | calibration | whether a probability means what it says |

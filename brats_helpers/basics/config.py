@@ -42,7 +42,7 @@ class Config:
     filters: tuple[int, ...] = (64, 96, 128, 192, 256, 384, 512)  # of each level
     checkpointing: bool = False  # recompute activations: less memory, a third slower
     # training
-    patch: int = 128  # voxels an edge
+    patch: int = 128  # voxels per edge
     batch: int = 2  # patches a step
     oversample_foreground: float = 0.4  # share of patches centered on a tumor voxel
     epochs: int = 30

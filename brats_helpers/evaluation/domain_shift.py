@@ -27,7 +27,7 @@ def ranges(patients: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
 
 
 def union_of_ranges(trainings: Sequence[Ranges]) -> dict[str, list[float]]:
-    """Join the ranges of several trainings; empty if any of them is."""
+    """Join the ranges of several training runs; empty if any of them is."""
     if not all(trainings):
         return {}
     return {key: [min(t[key][0] for t in trainings), max(t[key][1] for t in trainings)]

@@ -30,7 +30,7 @@ class Ensemble:
     models: Sequence[nn.Module]
     config: Config
     tta: bool
-    seen: dict  # `domain_shift.ranges` of the trainings
+    seen: dict  # `domain_shift.ranges` of the training runs
     device: Device
     tag: str  # changes with the weights and the options
     takes_incomplete: bool  # all networks have learned from patches that lacked modalities

@@ -43,7 +43,7 @@ brain scan.
 **Preprocessing.** Crop to the brain, voxels of {spacing:g} mm, z-score of each modality over the
 brain.
 
-**Hardware.** {device}, {seconds:.0f} s of training; patches of {patch} voxels an edge.
+**Hardware.** {device}, {seconds:.0f} s of training; patches of {patch} voxels per edge.
 
 **Input channels.** {channels}. **Output channels.** {regions}, as probabilities.
 
@@ -54,7 +54,7 @@ brain.
 {results}
 
 **Limits.** {limits}
-The interval covers variation between patients, not between trainings. Check every mask before you
+The interval covers variation between patients, not between training runs. Check every mask before you
 rely on it.
 
 **Determinism.** The same seed gives the same weights, bit for bit, on the same kind of CPU.

@@ -40,7 +40,7 @@ def _findings(patient: Patient, name: str, found: np.ndarray, truth: np.ndarray)
         return
     if truth.sum() * ml < SMALL_ML:
         border = truth & ~ndimage.binary_erosion(truth)
-        yield f"It is small: {border.sum() / truth.sum():.0%} of its voxels lie on its border."
+        yield f"The true region is small: {border.sum() / truth.sum():.0%} of its voxels lie on its border."
     errors = missed | false
     if errors.any():
         distance = np.where(truth, ndimage.distance_transform_edt(truth, patient.spacing),

@@ -454,7 +454,7 @@ def volume_distribution(rows: Sequence[Mapping], synthetic: bool = False) -> Fig
         some, median = volumes[volumes > 0], np.median(volumes)
         ax.scatter(some, height + _spread(some), s=18, alpha=0.6, color=REGION_COLORS[name])
         ax.plot([median] * 2, [height - 0.32, height + 0.32], color=INK, lw=2)
-        ax.text(1.01, height, f"median {median:.0f} ml\nnone in {np.sum(volumes == 0)} of "
+        ax.text(1.01, height, f"median {median:.0f} ml\nabsent in {np.sum(volumes == 0)} of "
                 f"{len(volumes)}", transform=ax.get_yaxis_transform(), va="center", fontsize=8)
     ax.set(xscale="log", xlabel="volume (ml), one dot per patient", yticks=range(3),
            yticklabels=[REGION_TITLES[n] for n in REGIONS])
@@ -536,12 +536,13 @@ def diagram_unet(rows: Sequence[Mapping]) -> Figure:
 def _draw_level(ax: Axes, row: Mapping, level: int, depth: int) -> None:
     """Draw a level: a box on each side, or one at the bottom, and its arrows."""
     y, x = -level, 2.6
-    sides = {0.0: "#B7CBD9"} if level == depth else {-x: "#8CC8EC", x: "#F0C674"}
-    for place, color in sides.items():
+    sides = {0.0: ("encoder", "#B7CBD9")} if level == depth else {
+        -x: ("encoder", "#8CC8EC"), x: ("decoder", "#F0C674")}
+    for place, (side, color) in sides.items():
         ax.add_patch(FancyBboxPatch((place - 0.85, y - 0.22), 1.7, 0.44, color=color,
                                     boxstyle="round,pad=0.03"))
-        ax.text(place, y, f"{row['channels']} x {row['edge']}³", ha="center", va="center",
-                fontsize=9)
+        ax.text(place, y, f"{side} {level}\n{row['channels']} x {row['edge']}³", ha="center",
+                va="center", fontsize=8.5)
     if level == depth:
         return
     inner = x if level + 1 < depth else 0.5  # the arrows to and from the bottom meet in the middle
@@ -555,7 +556,7 @@ def _draw_level(ax: Axes, row: Mapping, level: int, depth: int) -> None:
         ax.text(x - 0.1, y - 0.5, "twice the edge", va="center", ha="right", fontsize=7.5)
     if level < 3:
         _arrow(ax, (x + 0.95, y), (x + 1.3, y))
-        ax.text(x + 1.35, y, f"head {level + 1}\n3 x {row['edge']}³", va="center", fontsize=7.5)
+        ax.text(x + 1.35, y, f"head\n3 x {row['edge']}³", va="center", fontsize=7.5)
 
 
 def _draw_memory(ax: Axes, encoder: Sequence[Mapping]) -> None:
