@@ -453,7 +453,7 @@ bars(sizes, f"GB that the series will write for {everyone} patients", "GB")
 # %% [markdown]
 # And the time? Two seconds of training on random numbers tell what this machine can do. (A *patch* is a cube cut out of a
 # patient, and a *step* adjusts the weights once. On a CPU that cannot multiply in bf16, a short number format, the quick
-# preset learns from smaller patches, in more steps.)
+# preset learns from smaller patches.)
 
 # %%
 from brats_helpers.lessons.forecast import forecast

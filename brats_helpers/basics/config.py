@@ -145,8 +145,8 @@ PRESETS: dict[str, Config] = {
 }
 
 
-# Instead, on a CPU without bf16: smaller patches and more steps, with 0.56 of the voxels.
-PLAIN_CPU = {"quick": {"patch": 48, "epochs": 8}}
+# Instead, on a CPU without bf16: patches with 0.42 of the voxels, and 4 mirrored copies, not 8.
+PLAIN_CPU = {"quick": {"patch": 48, "tta": False}}
 
 
 def preset(name: str, plain_cpu: bool = False) -> Config:
