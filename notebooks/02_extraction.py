@@ -331,7 +331,6 @@ checks.check_to_disk(to_disk)
 
 # %% [markdown]
 # What if you forget this? Here is the reference as it is on disk, and what you find if you look for label 3.
-# (**Dice** measures how well two masks agree: twice the voxels that they share, divided by the sum of their sizes.)
 
 # %%
 from brats_helpers.data.preprocessing import slice_with_most_tumor
@@ -348,8 +347,8 @@ print(f"Dice of the enhancing tumor: {dice(raw == 3, patient.reference == 3):.1f
 pictures({name: view[:, :, at].T for name, view in views.items()}, synthetic, plane="axial")
 
 # %% [markdown]
-# No error, no warning: the class is simply empty. If a prediction is read with the same mistake, both masks are empty, and
-# an evaluation that counts this as agreement reports 1. (Where 3 is on disk already, as in BraTS 2023, nothing is lost.)
+# No error, no warning: the class is simply empty. If a prediction is read with the same mistake, both masks are empty,
+# and an evaluation that counts this as agreement reports 1.
 #
 # ## 4. Check every patient
 #
@@ -594,8 +593,7 @@ investigations.check_twin(find_twin)
 # ## 7. Play
 #
 # Click on a slice: the crosshair moves, and the other two planes follow. Then switch the edema off and turn the brain.
-# **Question.** In which plane is the border between rim and edema easiest to see? (The viewer runs in the browser, so it
-# works in an exported page as well.)
+# **Question.** In which plane is the border between rim and edema easiest to see?
 #
 # <details><summary>Answer</summary>
 #
@@ -637,9 +635,7 @@ print(f"wrote patients.json ({len(everyone)} patients) and splits.json; next: 03
 # | affine | 4 x 4 matrix from voxel indices to millimeters |
 # | LPS, RAS | which way the indices grow: left, posterior, superior; right, anterior, superior |
 # | DICOM, NIfTI | the scanner's files, one per slice; the researcher's file, one per volume |
-# | reference | the approved outline, often called ground truth, though experts differ |
 # | stratified | each group gets its share of small and large tumors |
-# | Dice | how well two masks agree, from 0 to 1 |
 # | fold | one of several groups of patients, each held out in turn |
 # | leakage | something about the patients of the evaluation reaches the training, so that the score is too good |
 #
@@ -650,21 +646,17 @@ print(f"wrote patients.json ({len(everyone)} patients) and splits.json; next: 03
 # - *"labels [5] are not among"*: the reference is not from BraTS; map it first.
 # - *"its affine differs"*: the modalities lie on different grids; register them first.
 # - *The enhancing tumor scores 0, or always 1*: somebody forgot label 4 (section 3 has the picture).
-# - *A score that is too good*: look for leakage (section 6).
 #
 # ## Read on
 #
-# The NIfTI-1 header, https://nifti.nimh.nih.gov/nifti-1. Orientation in nibabel,
-# https://nipy.org/nibabel/coordinate_systems.html. DICOM's geometry, PS3.3 section C.7.6.2,
-# https://dicom.nema.org/medical/dicom/current/output/chtml/part03/sect_C.7.6.2.html. Nyúl and Udupa 1999, *On standardizing the MR
-# image intensity scale*, Magnetic Resonance in Medicine 42. Menze et al. 2015, *The multimodal
-# brain tumor image segmentation benchmark*, https://doi.org/10.1109/TMI.2014.2377694. Kapoor and Narayanan 2023,
-# *Leakage and the reproducibility crisis*,
-# https://doi.org/10.1016/j.patter.2023.100804. Yagis et al. 2021, *Effect of data leakage in brain MRI classification*,
-# https://doi.org/10.1038/s41598-021-01681-w. Schwarz et al. 2019, *Identification of
-# anonymous MRI research participants*, https://doi.org/10.1056/NEJMc1908881. Milletari et al.
-# 2016, *V-Net*, [arXiv:1606.04797](https://arxiv.org/abs/1606.04797). Antonelli et al. 2022, *The Medical Segmentation
-# Decathlon*, https://doi.org/10.1038/s41467-022-30695-9. Baid et al. 2021,
-# [arXiv:2107.02314](https://arxiv.org/abs/2107.02314).
+# The NIfTI-1 header, https://nifti.nimh.nih.gov/nifti-1.  DICOM's geometry, PS3.3 section C.7.6.2,
+# https://dicom.nema.org/medical/dicom/current/output/chtml/part03/sect_C.7.6.2.html. Nyúl and Udupa 1999, *On
+# standardizing the MR image intensity scale*, Magnetic Resonance in Medicine 42. Menze et al. 2015, *The multimodal brain
+# tumor image segmentation benchmark*, https://doi.org/10.1109/TMI.2014.2377694. Kapoor and Narayanan 2023, *Leakage and
+# the reproducibility crisis*, https://doi.org/10.1016/j.patter.2023.100804. Yagis et al. 2021, *Effect of data leakage in
+# brain MRI classification*, https://doi.org/10.1038/s41598-021-01681-w. Schwarz et al. 2019, *Identification of anonymous
+# MRI research participants*, https://doi.org/10.1056/NEJMc1908881. Milletari et al. 2016, *V-Net*,
+# [arXiv:1606.04797](https://arxiv.org/abs/1606.04797). Antonelli et al. 2022, *The Medical Segmentation Decathlon*,
+# https://doi.org/10.1038/s41467-022-30695-9. Baid et al. 2021, [arXiv:2107.02314](https://arxiv.org/abs/2107.02314).
 #
 # **Next:** [03 Preprocessing](03_preprocessing.ipynb) turns scans into what a network reads.

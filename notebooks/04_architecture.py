@@ -181,7 +181,8 @@ bars({row["level"]: row["parameters"] / 1e6 for row in rows}, "million parameter
 # around, as the bars beside the diagram show.
 # </details>
 #
-# Some pages give this network 31 million parameters. That is nnU-Net's default (Isensee et al. 2021). NVIDIA's [log](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
+# Some pages give this network the 31 million parameters of nnU-Net's default (Isensee et al. 2021). NVIDIA's
+# [log](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
 # says 50.8 million, and our count agrees:
 
 # %%
@@ -737,9 +738,7 @@ print("wrote architecture.json\nnext: 05_training_evaluation trains the network 
 # | receptive field | the part of the input that can change one output |
 # | deep supervision | a loss on coarser outputs as well |
 # | logit, sigmoid | the network's unbounded number; the function that turns it into a probability |
-# | cross-entropy | minus the logarithm of the probability given to the right answer |
 # | gradient checkpointing | computing activations twice instead of keeping them |
-# | loss scaling | multiplying the loss so that fp16's gradients do not vanish |
 #
 # ## When it goes wrong
 #

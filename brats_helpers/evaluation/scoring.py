@@ -54,8 +54,8 @@ brain.
 {results}
 
 **Limits.** {limits}
-The interval covers variation between patients, not between training runs. Check every mask before you
-rely on it.
+The interval covers variation between patients, not between training runs. Check every mask before
+you rely on it.
 
 **Determinism.** The same seed gives the same weights, bit for bit, on the same kind of CPU.
 

@@ -33,14 +33,14 @@ def _findings(patient: Patient, name: str, found: np.ndarray, truth: np.ndarray)
     missed, false = truth & ~found, found & ~truth
     volumes = [f"{v:.1f}" if v >= 0.05 or not v else f"{v:.2g}"  # a few voxels are not 0.0 ml
                for v in (ml * mask.sum() for mask in (truth, missed, false))]
-    yield "Dice {:.2f}, {} ml in the reference,".format(dice(found, truth), *volumes[:1])
-    yield "{} ml missed, {} ml false.".format(*volumes[1:])
+    yield (f"Dice {dice(found, truth):.2f}, {volumes[0]} ml in the reference, {volumes[1]} ml "
+           f"missed, {volumes[2]} ml false.")
     if not truth.any():
         yield "The patient has none: every voxel marked is an error." if found.any() else ""
         return
     if truth.sum() * ml < SMALL_ML:
         border = truth & ~ndimage.binary_erosion(truth)
-        yield f"The true region is small: {border.sum() / truth.sum():.0%} of its voxels lie on its border."
+        yield f"It is small: {border.sum() / truth.sum():.0%} of the region lies on its border."
     errors = missed | false
     if errors.any():
         distance = np.where(truth, ndimage.distance_transform_edt(truth, patient.spacing),

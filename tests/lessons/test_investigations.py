@@ -119,6 +119,9 @@ def test_a_diagnosis_names_the_milliliters_and_shows_every_region(patient) -> No
     said = diagnose(patient, mask)
     ml = (patient.reference == 3).sum() * np.prod(patient.spacing) / 1000
     assert f"{ml:.1f} ml missed, 0.0 ml false" in said[2]
+    one = np.argwhere(patient.reference == 1)[0]  # a single voxel is not 0.0 ml
+    mask[tuple(one)] = 3
+    assert f"{np.prod(patient.spacing) / 1000:.2g} ml false" in diagnose(patient, mask)[2]
     assert len(compare_masks(patient, mask, True).axes) == 6
 
 

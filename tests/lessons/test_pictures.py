@@ -195,7 +195,8 @@ def test_errors_stand_beside_reference_and_prediction(patient: Patient) -> None:
     scan = plots.upright(patient.images[0], patient.affine)
     figure = plots.three_planes(scan, {"reference": truth, "prediction": 0 * truth},
                                 patient.spacing)
-    assert [ax.get_title() for ax in figure.axes[1:4]] == ["reference", "prediction", "errors"]
+    titles = [ax.get_title() for ax in figure.axes[1:4]]
+    assert titles == ["reference", "prediction", "errors, whole tumor"]
     drawn = figure.axes[3].images[1].get_array()
     missed = np.array(to_rgb(ERROR_COLORS["missed"]))
     for pixel in drawn[drawn[..., 3] > 0][:, :3]:  # all missed: one hue, whatever the gray
