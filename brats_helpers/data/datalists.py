@@ -1,11 +1,12 @@
-"""Read the patients that a JSON file lists: of the Decathlon, nnU-Net or MONAI.
+"""Read the patients that a JSON file lists: of the Decathlon, nnU-Net or MONAI, and BIDS's labels.
 
 References: medicaldecathlon.com; nnunetv2, documentation/dataset_format.md; MONAI,
-`load_decathlon_datalist`.
+`load_decathlon_datalist`; bids-specification.readthedocs.io, imaging derivatives.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -24,6 +25,7 @@ WANTED = (
 MEANING = ((ET, r"^et$|^at$|(?<!non.)(?<!non)enhanc|gd.enh"),
            (ED, r"edema|oedema|^ed$|snfh|infiltr"), (NCR, r"necro|^ncr|^net|non.?enh|^nc\b"))
 REGION = ((ET, r"enhanc|^et$"), (NCR, r"core|^tc$"), (ED, r"whole|^wt$|all"))
+LEVELS = 5  # folders above a reference in which its table may lie: BIDS's inheritance
 
 
 class NotAList(Exception):
@@ -217,10 +219,35 @@ def labels_of(content: Mapping) -> tuple[tuple[int, int], ...] | None:
     meaning = REGION if any(isinstance(value, list) for value in found.values()) else MEANING
     pairs = []
     for number, names in sorted(by_value.items()):
-        if number:
-            label = next((here for here, pattern in meaning
-                          if any(re.search(pattern, name) for name in names)), None)
-            if label is None or number > 255:
+        if number and names != ["ignore"]:  # nnU-Net's voxels without a truth
+            kinds = [next((here for here, pattern in meaning if re.search(pattern, name)), None)
+                     for name in names]
+            # Regions share numbers, and the innermost gives the meaning; classes do not.
+            label = next((here for here, _ in meaning if here in kinds), None)
+            if label is None or number > 255 or (meaning is MEANING and len(set(kinds)) > 1):
                 return None
             pairs.append((number, label))
     return tuple(pairs) or None
+
+
+def with_bids_table(case: Case) -> tuple[Case, Unused | None]:
+    """Give a BIDS reference the meaning of its numbers that `dseg.tsv` states, beside or above it.
+
+    A reference whose table cannot be read is left out, and returned with the reason.
+    """
+    path = case.reference
+    if not isinstance(path, Path) or not path.name.lower().endswith(("dseg.nii", "dseg.nii.gz")):
+        return case, None
+    places = [path.with_name(NIFTI.sub(".tsv", path.name)),
+              *(folder / "dseg.tsv" for folder in list(path.parents)[:LEVELS])]
+    table = next((place for place in places if place.is_file()), None)
+    if table is None:
+        return case, None
+    with open(table, encoding="utf-8-sig", errors="replace", newline="") as lines:
+        rows = list(csv.DictReader(lines, delimiter="\t"))
+    labels = labels_of({"labels": {f"{row.get('name')}": f"{row.get('index')}" for row in rows}})
+    if labels:
+        return replace(case, labels=labels), None
+    return replace(case, reference=None), Unused(
+        path, f"{table} does not say what its labels mean", "give the table the columns index and "
+        "name, with names such as necrotic core, edema and enhancing tumor")

@@ -13,7 +13,7 @@ from typing import NoReturn
 from ..basics.constants import ARCHIVE_ENDINGS
 from ..basics.errors import BratsError
 from ..basics.files import Packed
-from .datalists import Listed, read_lists
+from .datalists import Listed, read_lists, with_bids_table
 from .layouts import BIDS, FILE_NAME, NIFTI, case_of, group
 from .records import CONTROL, Case, Found, Unused
 from .unused import explain, hint, listing, shorten
@@ -28,6 +28,9 @@ COPIES = {"training", "test", "first"}  # in its folder `cases`
 PHANTOMS = {"BraTS2021_Training_Data.tar", "BraTS2021_Training_Data.json"}  # in its folder `data`
 MASKS = {"predictions.csv", "scores.json"}  # files next to masks that we have written
 EXPORT = ".sources.json"  # a file of the export for nnU-Net
+HIDDEN = ("a hidden file, as a copy that was stopped leaves",
+          "copy it again, or rename it if it is whole")
+UNFINISHED = re.compile(r"\.[^._].*\.nii\b(?!.*\.icloud$)", re.IGNORECASE)
 UNPRINTABLE = ("its name has a line break or another control character", "rename it")
 NOTE = ".unpacked-from.json"  # in a folder: the archive that its files are from
 
@@ -79,8 +82,9 @@ def besides(folder: Path, archives: Sequence[Path]) -> list[Unused]:
 def _found(files: Sequence[Path | Packed], listed: Listed, left: Sequence[Unused]) -> Found:
     rest = [p for p in files if p not in listed.files]
     groups, used = group(rest)
-    cases = [*listed.cases, *map(case_of, groups)]
-    unused = [*left, *listed.unused,
+    described = [with_bids_table(case_of(one)) for one in groups]
+    cases = [*listed.cases, *(case for case, _ in described)]
+    unused = [*left, *listed.unused, *(one for _, one in described if one),
               *filter(None, (explain(p, cases) for p in rest if p not in used))]
     told = [hint(case, unused) for case in cases]
     said = {one for _, ones in told for one in ones}
@@ -145,6 +149,7 @@ def _walk(root: Path) -> tuple[list[Path], list[Unused]]:
             seen.add(here.resolve())
             left += [Unused(here / name, *UNPRINTABLE) for name in folders + names
                      if CONTROL.search(name) and (name in folders or ".nii" in name.lower())]
+            left += [Unused(here / name, *HIDDEN) for name in names if UNFINISHED.match(name)]
             folders[:] = sorted(f for f in folders if not _hidden(f) and not CONTROL.search(f))
             links = [f for f in folders if (here / f).is_symlink()]
             waiting += [here / f for f in links]

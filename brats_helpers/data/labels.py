@@ -1,7 +1,8 @@
 """Tell what the numbers in a reference mean, by data set and year.
 
 Inside the project 1 is the necrotic or non-enhancing core (NCR), 2 edema (ED), 3 enhancing
-tumor (ET). Sources: Baid et al. 2021, arXiv:2107.02314 (BraTS 2017 to 2021); Kazerooni et al.
+tumor (ET). Sources: Menze et al. 2015, doi:10.1109/TMI.2014.2377694 (BraTS 2012 to 2016); Baid et
+al. 2021, arXiv:2107.02314 (BraTS 2017 to 2021); Kazerooni et al.
 2023, arXiv:2305.17033 (PED); LaBella et al. 2023, arXiv:2305.07642 (MEN); Moawad et al. 2023,
 arXiv:2306.00838 (MET); Adewole et al. 2023, arXiv:2305.19369 (SSA); de Verdier et al. 2024,
 arXiv:2405.18368 (GLI after treatment); Antonelli et al. 2022, doi:10.1038/s41467-022-30695-9.
@@ -38,8 +39,10 @@ CAVITY = {4: "after treatment (BraTS 2024) label 4 is the resection cavity; up t
              "was the enhancing tumor"}
 IRRADIATED = {1: "the volume that was irradiated, which is no BraTS region"}
 OLD = {1: NCR, 2: ED, 3: ET, DISK_ET: ET}
+OLDEST = {1: NCR, 2: ED, 3: NCR, DISK_ET: ET}  # 3: the core that does not enhance
 NEW = {1: NCR, 2: ED, 3: ET}
 SCHEMES = (
+    Scheme("BraTS 2012 to 2016", "brats_(2013|tcia|syn|hg|lg)", OLDEST, (0, 1, 2, DISK_ET)),
     Scheme("BraTS-PED 2023 to 2025", "BraTS-PED-", {1: ET, 2: NCR, 3: NCR, 4: ED}, (0, 2, 4, 1)),
     Scheme("BraTS-MEN-RT", "BraTS-MEN-RT-", {}, refused=IRRADIATED),
     Scheme("BraTS-MEN 2023", "BraTS-MEN-", NEW),

@@ -85,8 +85,6 @@ def _bids(folder: Path, match: re.Match) -> tuple[Path, str, str, bool] | None:
         return None
     if kind in ("dseg", "mask"):
         return folder, match["case"], "seg", False
-    if "derivatives" in folder.parts:
-        return None  # a processed copy of a raw scan
     contrast = "t1ce" if kind == "t1w" and "_ce-" in entities else SUFFIXES[kind]
     return folder, match["case"], contrast, False
 
@@ -108,6 +106,7 @@ def group(files: Iterable[Path | Packed]) -> tuple[list[Group], set[Path | Packe
             one = groups.setdefault((folder, name), Group(folder, name, from_folder))
             one.files[kind].append(path)
     found = list(groups.values())
+    _leave_derived(found)
     _merge_halves(found)
     _give_references(found)
     found = [g for g in found if g.modalities]
@@ -124,6 +123,16 @@ def _by_name(groups: Iterable[Group]) -> dict[str, list[Group]]:
     for one in groups:
         by_name[one.name].append(one)
     return by_name
+
+
+def _leave_derived(groups: list[Group]) -> None:
+    """Leave out BIDS's processed copies of a person whose raw scans are there; keep the masks."""
+    derived = [g for g in groups if "derivatives" in g.folder.parts]
+    raw = {g.name for g in groups if g.modalities and g not in derived}
+    for one in derived:
+        if one.name in raw and one.name.startswith("sub-"):
+            for kind in one.modalities:
+                del one.files[kind]
 
 
 def _merge_halves(groups: list[Group]) -> None:

@@ -28,6 +28,7 @@ SETS = {  # name, endings, labels of NCR, ED and ET on disk
     "Brats18_2013_11_1": (OLD, (1, 2, 4)),
     "FeTS22_Training_1": (OLD, (1, 2, 4)),
     "UCSF-PDGM-0004": (OLD, (1, 2, 4)),
+    "brats_2013_pat0001_1": (OLD, (1, 2, 4)),
     "P": (OLD, (1, 2, 4)),
 }
 
@@ -54,6 +55,11 @@ def test_net_and_cystic_core_of_children_are_core(tmp_path: Path) -> None:
         1,
         2,
     }  # 3 core, 4 edema, 2 core
+
+
+def test_label_3_of_the_oldest_sets_is_core_that_does_not_enhance(tmp_path: Path) -> None:
+    write_case(tmp_path, "brats_tcia_pat105_0001", IMAGES, np.array([0, 3, 2, 4], np.uint8)[INSIDE])
+    assert np.array_equal(read_case(find_cases(tmp_path)[0]).reference, INSIDE)
 
 
 @pytest.mark.parametrize(

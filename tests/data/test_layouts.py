@@ -21,6 +21,7 @@ from brats_helpers.data.archive import (
     patients_in,
 )
 from brats_helpers.data.cases import find_cases, read_case
+from brats_helpers.data.datalists import labels_of
 from brats_helpers.data.finding import find
 from brats_helpers.data.sources import resolve_source
 from brats_helpers.phantoms.anatomy import brats_affine
@@ -160,6 +161,7 @@ LEFT = {
     "P/P_dwi.mha": "MetaImage",
     "P/P_t2.nii.gz.part": "has not finished",
     "P/P_t1.nii.gz.dvc": "dvc pull",
+    "P/.P_t2.nii.gz.a8Xk2Q": "a hidden file",
     "P/.P_t1.nii.gz.icloud": "iCloud",
     "P/P_t2 (1).nii.gz": "has a file for t2 already",
     "P/P_GT.nii.gz": "file for the reference already",
@@ -330,13 +332,50 @@ def test_a_foreign_dataset_json_gives_a_sentence(tmp_path: Path, kind: str) -> N
     assert f"{tmp_path / 'dataset.json'}: " in str(error.value) and message in str(error.value)
 
 
-def test_labels_that_a_list_does_not_explain_are_not_used(tmp_path: Path) -> None:
+@pytest.mark.parametrize("labels", [{"a": 1, "b": 2}, {"edema": 1, "necrosis": 1}])
+def test_labels_that_a_list_does_not_explain_are_not_used(tmp_path: Path, labels: dict) -> None:
     nnunet(tmp_path)
     content = json.loads((tmp_path / "dataset.json").read_text())
     (tmp_path / "dataset.json").write_text(
-        json.dumps(content | {"labels": {"background": 0, "a": 1, "b": 2}})
+        json.dumps(content | {"labels": {"background": 0, **labels}})
     )
     found = find(tmp_path)
     assert found.cases[
         0
     ].reference is None and "necrotic core in BraTS and edema in nnU-Net's" in str(found.unused[0])
+
+
+def test_nnunets_ignored_voxels_leave_the_other_labels_their_meaning() -> None:
+    named = {"background": 0, "edema": 1, "necrotic core": 2, "enhancing tumor": 3, "ignore": 4}
+    assert labels_of({"labels": named}) == ((1, 2), (2, 1), (3, 3))
+
+
+BIDS_SCANS = "FLAIR T1w ce-gadolinium_T1w T2w"
+
+
+@pytest.mark.parametrize(("table", "reads"), [
+    ("index\tname\n1\tedema\n2\tnecrosis\n4\tenhancing tumor\n", True),
+    ("index\tname\n1\tblob\n", False)])
+def test_bidss_table_says_what_the_labels_mean(tmp_path: Path, table: str, reads: bool) -> None:
+    scans = " ".join(f"sub-1/anat/sub-1_{end}.nii.gz" for end in BIDS_SCANS.split())
+    put_all(tmp_path, f"{scans} derivatives/m/sub-1/anat/sub-1_dseg.nii.gz")
+    (tmp_path / "derivatives/m/dseg.tsv").write_text(table)
+    found = find(tmp_path)
+    assert [one.path.name for one in found.unused] == ([] if reads else ["sub-1_dseg.nii.gz"])
+    if reads:
+        swapped = np.array([0, 2, 1, 3])[INSIDE]
+        assert np.array_equal(read_case(found.cases[0]).reference, swapped)
+    else:
+        assert found.cases[0].reference is None and "dseg.tsv does not say" in str(found.unused[0])
+
+
+@pytest.mark.parametrize("start", ["", "derivatives/m"])
+def test_bidss_processed_scans_are_read_where_there_are_no_raw_ones(tmp_path: Path,
+                                                                    start: str) -> None:
+    for home in ("sub-1/anat/sub-1", "derivatives/m/sub-1/anat/sub-1",
+                 "derivatives/m/sub-2/anat/sub-2"):
+        put_all(tmp_path, " ".join(f"{home}_{end}.nii.gz" for end in BIDS_SCANS.split()))
+    found = find(tmp_path / start)
+    assert [case.name for case in found.cases] == ["sub-1", "sub-2"]
+    assert ("derivatives" in str(found.cases[0].images[0])) == bool(start)
+    assert len(found.unused) == (0 if start else 1)
