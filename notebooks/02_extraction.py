@@ -295,10 +295,10 @@ from brats_helpers.data.labels import table_text
 print(table_text())
 
 # %% [markdown]
-# "Refused" means that no class here fits. (The first row takes 3 for ET as well, because many copies of these sets are
-# renumbered.) In the sets after treatment, since 2024, label 4 is the resection cavity, the hole that surgery left. Until
-# 2021 the same number was the enhancing tumor. In the pediatric sets, label 2 is tumor that does not enhance and 3 is a
-# cyst; both become NCR here.
+# "Refused" means that no class here fits. (The row of BraTS 2017 to 2021 takes 3 for ET as well, because many copies of
+# these sets are renumbered.) In the sets after treatment, since 2024, label 4 is the resection cavity, the hole that
+# surgery left. Until 2021 the same number was the enhancing tumor. In the pediatric sets, label 2 is tumor that does not
+# enhance and 3 is a cyst; both become NCR here.
 #
 # **What published code gets wrong.** [NVIDIA's notebook](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
 # names label 1 edema and label 2 non-enhancing tumor in the file that it writes. BraTS says 1 is NCR, which includes tumor
