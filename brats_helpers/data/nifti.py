@@ -71,10 +71,7 @@ def open_image(case: Case, path: Path | Packed) -> nib.Nifti1Image:
     except UNREADABLE as error:
         fail(case, path, f"cannot be opened as NIfTI ({error})", "its header is not NIfTI's: "
              "export it again as .nii.gz, or leave this patient out")
-    promised, held = prod(image.shape) * image.get_data_dtype().itemsize, len(content)
-    if promised > held:
-        fail(case, path, f"its header promises {promised:,} bytes of voxels, and it holds {held:,}",
-             "the file is damaged: get it again")
+    _check_size(case, path, image, len(content))
     shape = image.shape
     if len(shape) > 3 and set(shape[3:]) == {1} and not (case.channels and path in case.images):
         stored = image.dataobj  # (X, Y, Z, 1)
@@ -82,6 +79,17 @@ def open_image(case: Case, path: Path | Packed) -> nib.Nifti1Image:
         array = nib.arrayproxy.ArrayProxy(stored.file_like, place)
         image = kind(array, image.affine, image.header, extra={"shape": shape})
     return image
+
+
+def _check_size(case: Case, path: Path | Packed, image: nib.Nifti1Image, held: int) -> None:
+    """Refuse a header that promises more bytes than the file holds, or dimensions below 1."""
+    if min(image.shape, default=1) < 1:
+        fail(case, path, f"its shape is {image.shape}, and every dimension must be 1 or more",
+             "its header is damaged: get the file again")
+    promised = prod(image.shape) * image.get_data_dtype().itemsize
+    if promised > held:
+        fail(case, path, f"its header promises {promised:,} bytes of voxels, and it holds {held:,}",
+             "the file is damaged: get it again")
 
 
 def _refuse_others(case: Case, path: Path | Packed, content: bytes) -> None:
@@ -102,7 +110,7 @@ def check_geometry(case: Case, scans: Sequence[nib.Nifti1Image]) -> None:
     """Refuse scans that do not lie on one axis-aligned grid of plausible voxels in mm."""
     wanted, first = 4 if case.channels else 3, case.images[0]
     for path, scan in zip(case.images, scans, strict=True):
-        if len(scan.shape) != wanted or min(scan.shape) < 1:
+        if len(scan.shape) != wanted:
             several = wanted == 3 and len(scan.shape) > 3
             fail(case, path, f"its shape is {scan.shape}, and {wanted} dimensions are needed",
                  f"it holds {prod(scan.shape[3:])} volumes or colors: save the right one alone"

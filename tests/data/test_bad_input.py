@@ -144,6 +144,9 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "a negative dimension": (header("t2", put(42, short(-5))), "its shape|cannot be opened"),
     "a dimension of zero": (header("t2", put(42, short(0))), "its shape"),
+    **{f"a dimension of {number} in the {kind}": (
+        header(kind, put(42, short(number))), f"its shape is .{number}, .* 1 or more.*damaged")
+        for kind, number in (("flair", -5), ("t2", 0), ("seg", -1))},
     "unknown data type": (header("t2", put(70, short(999))), "cannot be opened as NIfTI"),
     "complex numbers": (change("t2", lambda v, a: (v.astype(np.complex64), a)), "complex"),
     "colors": (header("t2", put(70, short(128) + short(24))), "promises|color"),
