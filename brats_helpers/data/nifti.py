@@ -43,6 +43,7 @@ UNREADABLE = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataEr
 UNITS = {1: ("meters", 1000.0), 3: ("micrometers", 0.001)}  # NIfTI's codes, and mm in one of them
 SMALLEST_MM, LARGEST_MM = 0.2, 20.0  # edges of a voxel
 SAME_GRID = 0.1  # of a voxel: by this two files of one grid may differ
+EQUAL = 1e-3  # relative: float32 keeps a limit no better, and four digits show what exceeds it
 
 
 def fail(case: Case, path: Path | Packed, problem: str, remedy: str) -> NoReturn:
@@ -145,7 +146,7 @@ def check_voxels(case: Case, path: Path | Packed, scan: nib.Nifti1Image) -> None
     if not np.allclose(edges, zooms, rtol=0.01):
         fail(case, path, f"its voxels are {_size(zooms)} mm by the header and {_size(edges)} mm by "
              "the affine", "correct the one that is wrong")
-    if edges.min() < SMALLEST_MM or edges.max() > LARGEST_MM:
+    if edges.min() < SMALLEST_MM * (1 - EQUAL) or edges.max() > LARGEST_MM * (1 + EQUAL):
         fail(case, path, f"its voxels are {_size(edges)} mm, and {SMALLEST_MM} to {LARGEST_MM:g} "
              "mm are plausible", "correct the voxel size in its header, or resample it")
 
@@ -163,9 +164,9 @@ def check_same_grid(case: Case, path: Path | Packed, scan: nib.Nifti1Image, affi
     corners = np.array([(*corner, 1) for corner in product(*((0, n - 1) for n in scan.shape[:3]))])
     moved = float(np.linalg.norm(((scan.affine - affine) @ corners.T)[:3], axis=0).max())
     allowed = SAME_GRID * float(np.linalg.norm(affine[:3, :3], axis=0).min())
-    if not moved <= allowed:  # also where it overflows
-        fail(case, path, f"its affine differs from that of {other} by up to {moved:.3g} mm, and "
-             f"{allowed:.2g} mm, a tenth of a voxel, is allowed", "register it to the same grid")
+    if not moved <= allowed * (1 + EQUAL):  # also where it overflows
+        fail(case, path, f"its affine differs from that of {other} by up to {moved:.4g} mm, and "
+             f"{allowed:.4g} mm, a tenth of a voxel, is allowed", "register it to the same grid")
 
 
 def voxels(case: Case, path: Path | Packed, image: nib.Nifti1Image) -> np.ndarray:

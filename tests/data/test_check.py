@@ -146,12 +146,13 @@ def test_voxels_no_scanner_makes_are_refused_or_named_before_anything_is_allocat
 
 def test_one_grid_is_a_tenth_of_a_voxel_and_more_is_told_in_mm(tmp_path: Path) -> None:
     folder = write_case(tmp_path, "P", PATIENT.images, DISK, PATIENT.affine)
-    for shift, problems in ((0.7, 0), (1.5, 1)):
+    for shift, problems in ((0.7, 0), (0.8, 0), (-0.80004, 0), (0.802, 1), (1.5, 1)):
         moved = PATIENT.affine.copy()
         moved[0, 3] += shift
         nib.save(nib.Nifti1Image(PATIENT.images[3], moved), folder / "P_t2.nii.gz")
         row = check_case(find_cases(tmp_path)[0])
         assert len(row["problems"]) == problems
+        assert shift != 0.802 or "by up to 0.802 mm, and 0.8 mm" in row["problems"][0]
     assert (
         "by up to 1.5 mm" in row["problems"][0]
         and "0.8 mm, a tenth of a voxel" in row["problems"][0]
