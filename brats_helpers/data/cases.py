@@ -26,6 +26,8 @@ from .plausibility import oddities
 from .records import Case, Patient
 
 LARGEST = 1e15  # intensity, so that no sum of squares overflows
+NESTED = ("one volume in which each region is painted over the larger one: first edema's label, "
+          "then the core's, then the enhancing tumor's")
 TWIN = 0.005  # by which numbers of `identity` may differ between copies
 
 
@@ -105,8 +107,7 @@ def read_reference(case: Case, shape: tuple[int, ...], affine: np.ndarray) -> np
         return None
     image = open_image(case, case.reference)
     if image.shape != shape:
-        fail(case, case.reference, f"its shape {image.shape} is not the images' {shape}",
-             "use the reference that was drawn on these images")
+        fail(case, case.reference, *_other_shape(case, image, shape))
     check_same_grid(case, case.reference, image, affine, "the images")
     array = voxels(case, case.reference, image).T  # contiguous: NIfTI's first index runs fastest
     where = np.flatnonzero(array != 0)  # few voxels are marked: handle them alone
@@ -116,6 +117,27 @@ def read_reference(case: Case, shape: tuple[int, ...], affine: np.ndarray) -> np
     labels = np.zeros(array.shape, np.uint8)
     labels.ravel()[where] = convert(case, marked)
     return labels.T
+
+
+def _other_shape(case: Case, image: nib.Nifti1Image, shape: tuple[int, ...]) -> tuple[str, str]:
+    """Say what a reference of another shape is, and what to do: a mask a label, or of others."""
+    if len(image.shape) == 4 and shape in (image.shape[:3], image.shape[1:]):
+        axis = 3 if image.shape[:3] == shape else 0
+        array = voxels(case, case.reference, image)
+        if ((array == 0) | (array == 1)).all():
+            most = array.sum(axis, dtype=np.int64).max()
+            return (f"its shape is {image.shape}: it looks one-hot, a mask of 0 and 1 for each "
+                    f"{'label' if most < 2 else 'region, which overlap'}, and one volume of labels "
+                    "is needed", f"save {_joined(array, axis) if most < 2 else NESTED}")
+    return (f"its shape {image.shape} is not the images' {shape}",
+            "use the reference that was drawn on these images")
+
+
+def _joined(masks: np.ndarray, axis: int) -> str:
+    """Return the expression that joins masks to labels 0, 1, 2 and so on."""
+    whole = masks.any(axis).all()  # then the first mask is the background's
+    return (f"np.argmax(masks, {axis})" if whole else f"np.where(masks.any({axis}), "
+            f"np.argmax(masks, {axis}) + 1, 0)") + ", its numbers changed to the data set's labels"
 
 
 # ---- checking
