@@ -259,7 +259,8 @@ def test_all_archives_of_a_folder_are_read(tmp_path: Path, endings: tuple[str, s
 @pytest.mark.parametrize(
     ("name", "mode"),
     [("x.tar", "w:gz"), ("x.tgz", "w"), ("x.tar.xz", "w:xz"), ("x.zip", "w"),
-     ("x.tar.bz2", "w:bz2"), ("download", "w"), ("x.tar", "zip")],
+     ("x.tar.bz2", "w:bz2"), ("download", "w"), ("x.tar", "zip"), ("x.tbz", "w:bz2"),
+     ("x.tbz2", "w:bz2"), ("x.txz", "w:xz"), ("download", "w:bz2"), ("x.dat", "w:gz")],
 )
 def test_content_decides_and_not_the_ending(tmp_path: Path, name: str, mode: str) -> None:
     folder = write_case(tmp_path / "s", "P", IMAGES, LABELS)
