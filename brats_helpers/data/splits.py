@@ -16,6 +16,7 @@ from ..basics.errors import BratsError
 from .records import shown
 
 COLUMNS = ("patient", "person")  # of the CSV that `read_persons` reads
+WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # the first bytes of .xlsx and .ods, and of .xls
 # What comes after the person in a patient's name, by data set: a visit, a time point or a date.
 VISITS = [re.compile(pattern, re.IGNORECASE) for pattern in (
     r"(BraTS-(?:[A-Z]+-)+\d+)-\d+",  # BraTS-GLI-00005-100
@@ -59,14 +60,7 @@ def read_persons(path: str | Path, names: Sequence[str]) -> dict[str, str]:
     names: all patients of the cohort. BratsError names the line or the column that is wrong.
     """
     path = Path(path).expanduser()
-    try:
-        lines = io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")
-    except OSError as error:
-        raise BratsError(f"the list of persons {path} cannot be read ({error.strerror}): name a "
-                         "CSV with the columns patient and person.") from error
-    except UnicodeDecodeError as error:
-        raise BratsError(f'{path} is not a CSV in UTF-8 ({error.reason}): export it as "CSV '
-                         'UTF-8".') from error
+    lines = _lines_of(path)
     first = lines.readline()
     lines.seek(0)
     reader = csv.reader(lines, delimiter=max(",;\t", key=first.count))
@@ -80,6 +74,22 @@ def read_persons(path: str | Path, names: Sequence[str]) -> dict[str, str]:
                          f"is {first.strip()!r}. Write the header patient,person and separate the "
                          "columns by commas.")
     return _persons_in(path, rows, [header.index(column) for column in COLUMNS], names)
+
+
+def _lines_of(path: Path) -> io.StringIO:
+    """Read the text of a CSV; BratsError if it cannot be read, or is a workbook."""
+    try:
+        content = path.read_bytes()
+        if content.startswith(WORKBOOKS):
+            raise BratsError(f"{path} is an Excel workbook (or another one), whatever its name: "
+                             'open it, and save it as "CSV UTF-8".')
+        return io.StringIO(content.decode("utf-8-sig"), newline="")
+    except OSError as error:
+        raise BratsError(f"the list of persons {path} cannot be read ({error.strerror}): name a "
+                         "CSV with the columns patient and person.") from error
+    except UnicodeDecodeError as error:
+        raise BratsError(f'{path} is not a CSV in UTF-8 ({error.reason}): export it as "CSV '
+                         'UTF-8".') from error
 
 
 def _persons_in(path: Path, rows: Sequence[Sequence[str]], columns: Sequence[int],

@@ -148,6 +148,8 @@ def test_lists_of_persons_are_read(tmp_path: Path, content: bytes) -> None:
      (b"patient,person\nzzz,x\n", "no patient zzz in this cohort. Correct"),
      (b"patient,person\nA11\n", "line 2: it needs a patient and a person"),
      (b"patient,person\nA11,x\nA11,y\n", "line 3: A11 is both x and y"),
+     (b"PK\x03\x04\x14\0", 'is an Excel workbook .*save it as "CSV UTF-8"'),
+     (b"\xd0\xcf\x11\xe0\xa1", "is an Excel workbook"),
      (b"\xff\xfep\0a\0", "not a CSV in UTF-8"),
      (b'patient,person\nA11,"' + b"x" * 200_000, "not a CSV")],
 )
