@@ -239,6 +239,31 @@ def test_what_this_project_wrote_is_not_found_as_input(tmp_path: Path) -> None:
     assert len(found.cases) == 1 and found.unused == []
 
 
+def test_a_channel_that_nnunets_list_does_not_name_is_left_out(tmp_path: Path) -> None:
+    nnunet(tmp_path)
+    put(tmp_path / "imagesTr" / "B_7_0004.nii.gz")
+    found = find(tmp_path)
+    assert [one.path.name for one in found.unused] == ["B_7_0004.nii.gz"]
+    assert "its channel, 4, is not in channel_names" in str(found.unused[0])
+    assert np.array_equal(read_case(found.cases[0]).images, IMAGES)
+    (tmp_path / "imagesTr" / "B_7_0001.nii.gz").unlink()  # T1CE
+    assert "has 3 images in" in (problem := find(tmp_path).cases[0].problem)
+    assert "add t1ce." in problem
+
+
+def test_what_a_list_leaves_out_is_named_as_image_or_reference(tmp_path: Path) -> None:
+    write_case(tmp_path, "P", IMAGES, LABELS)
+    nnunet(tmp_path / "n")
+    put(tmp_path / "n" / "labelsTr" / "B_9.nii.gz")
+    put(tmp_path / "d" / "imagesTr" / "B_050.nii.gz", np.moveaxis(IMAGES, 0, -1))
+    put(tmp_path / "d" / "imagesTs" / "B_051.nii.gz", np.moveaxis(IMAGES, 0, -1))
+    said = "\n".join(map(str, find(tmp_path).unused))
+    assert "B_9.nii.gz: a reference, and no images of B_9 in imagesTr are read" in said
+    assert 'B_050.nii.gz: no dataset.json lists it; add it to the "training" list' in said
+    assert 'B_051.nii.gz: no dataset.json lists it; add it to the "test" list' in said
+    assert "rename" not in said
+
+
 @pytest.mark.parametrize("endings", [("a.tar", "b.tar"), ("a.zip", "b.zip"), ("a.tar.gz", "b.tar")])
 def test_all_archives_of_a_folder_are_read(tmp_path: Path, endings: tuple[str, str]) -> None:
     (tmp_path / "in").mkdir()
