@@ -191,6 +191,14 @@ def test_empty_folders_of_patients_and_folders_named_as_files_are_named(tmp_path
         and "x.nii: a folder with the name of a file" in said
     )
     assert "notes" not in said
+    for number, name in enumerate(("readme.txt", "report.pdf", ".DS_Store", "P_06_flair.txt",
+                                   "deep/v.csv", "s.dcm"), 3):
+        path = tmp_path / f"P_{number:02d}" / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"x")
+    (tmp_path / "notes" / "readme.txt").write_text("x")
+    named = [one.path.name for one in find(tmp_path).unused]
+    assert sorted(named) == ["P_02", "P_03", "P_04", "P_05", "P_06", "P_07", "s.dcm", "x.nii"]
 
 
 @pytest.mark.parametrize(
