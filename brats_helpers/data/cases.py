@@ -28,7 +28,7 @@ from .records import Case, Patient
 LARGEST = 1e15  # intensity, so that no sum of squares overflows
 NESTED = ("one volume in which each region is painted over the larger one: first edema's label, "
           "then the core's, then the enhancing tumor's")
-TWIN = 0.005  # by which numbers of `identity` may differ between copies
+TWIN = 0.02  # by which numbers of `identity` may differ between copies
 
 
 def find_cases(folder: Path) -> list[Case]:
@@ -194,8 +194,8 @@ def file_state(case: Case, path: Path | Packed) -> tuple[int, int]:
 def find_twins(rows: Iterable[Mapping]) -> list[list[str]]:
     """Return groups of patients with the same images, from the rows of `check_case`.
 
-    Copies that were scaled, flipped, compressed again or saved as another type are found, too. They
-    belong on one side of a split.
+    Copies that were scaled, flipped, compressed again or saved as another type, even of 8 bits, are
+    found, too. They belong on one side of a split.
     """
     rows = [row for row in rows if row.get("identity")]
     numbers, groups, grouped = np.array([row["identity"] for row in rows]), [], set()

@@ -225,8 +225,14 @@ def test_twins_are_named_in_the_report(cohort: Path, tmp_path: Path) -> None:
     assert any("P0, P2 have the same scans" in text for text in check_path(cohort, 1).warnings)
 
 
+def eight_bits(images: np.ndarray) -> np.ndarray:
+    """Each modality scaled to 0..255 and rounded down."""
+    return (images / images.max((1, 2, 3), keepdims=True) * 255).astype(np.uint8)
+
+
 COPIES = {"doubled": lambda im: im * 2, "of another type": lambda im: im.astype(np.float32),
-          "flipped": lambda im: im[:, ::-1], "upside down": lambda im: im[..., ::-1]}
+          "of 8 bits": eight_bits, "flipped": lambda im: im[:, ::-1],
+          "upside down": lambda im: im[..., ::-1]}
 
 
 @pytest.mark.parametrize("kind", COPIES)
@@ -243,6 +249,14 @@ def test_different_patients_are_no_twins(real_cases) -> None:
             in ((1, 0), (1, 1), (2, 0))]
     rows = [{"name": str(n), "identity": identity(one.images)} for n, one in enumerate(made)]
     assert find_twins(rows + [check_case(case) for case in real_cases]) == []
+
+
+def test_each_of_thirty_patients_has_one_twin_its_copy_of_8_bits() -> None:
+    made = [make_patient(1, n, 8.0, look).images for look in KINDS for n in range(15)]
+    rows = [{"name": f"{n}{kind}", "identity": identity(change(images))}
+            for kind, change in (("", lambda im: im), (" again", eight_bits))
+            for n, images in enumerate(made)]
+    assert find_twins(rows) == [[str(n), f"{n} again"] for n in range(30)]
 
 
 def test_namesakes_are_reported_and_the_others_checked(cohort: Path, capsys) -> None:
