@@ -20,7 +20,7 @@ from ..basics.errors import BratsError
 from ..basics.files import Packed, atomic_path, write_file
 from .finding import find
 from .fingerprint import identity
-from .labels import convert, refusal, rounded, scheme_of
+from .labels import convert, enhancing, refusal, rounded, scheme_of
 from .nifti import check_geometry, check_same_grid, fail, open_image, voxels
 from .plausibility import oddities
 from .records import Case, Patient
@@ -77,8 +77,8 @@ def read_case(case: Case) -> Patient:
     for n, name in enumerate(MODALITIES):
         if name in case.missing:
             images = np.insert(images, n, 0, axis=0)
-    reference = read_reference(case, images.shape[1:], affine)
-    return Patient(case.name, images, reference, affine, notes)
+    reference, label = _read_labels(case, images.shape[1:], affine)
+    return Patient(case.name, images, reference, affine, notes, label)
 
 
 def incomplete(case: Case) -> Case:
@@ -103,8 +103,14 @@ def _compact(case: Case, path: Path | Packed, array: np.ndarray) -> np.ndarray:
 
 def read_reference(case: Case, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray | None:
     """Read the expert's labels on a grid: 0 to 3, (X, Y, Z) uint8; None without a reference."""
+    return _read_labels(case, shape, affine)[0]
+
+
+def _read_labels(case: Case, shape: tuple[int, ...], affine: np.ndarray
+                 ) -> tuple[np.ndarray | None, int]:
+    """Read a reference, and which number the enhancing tumor has in it (`labels.enhancing`)."""
     if case.reference is None:
-        return None
+        return None, 0
     image = open_image(case, case.reference)
     if image.shape != shape:
         fail(case, case.reference, *_other_shape(case, image, shape))
@@ -112,11 +118,12 @@ def read_reference(case: Case, shape: tuple[int, ...], affine: np.ndarray) -> np
     array = voxels(case, case.reference, image).T  # contiguous: NIfTI's first index runs fastest
     where = np.flatnonzero(array != 0)  # few voxels are marked: handle them alone
     marked = rounded(array.ravel()[where])
-    if wrong := refusal(case, np.unique(marked).tolist()):
+    values = np.unique(marked).tolist()
+    if wrong := refusal(case, values):
         fail(case, case.reference, *wrong)
     labels = np.zeros(array.shape, np.uint8)
     labels.ravel()[where] = convert(case, marked)
-    return labels.T
+    return labels.T, enhancing(case, values)
 
 
 def _other_shape(case: Case, image: nib.Nifti1Image, shape: tuple[int, ...]) -> tuple[str, str]:
@@ -146,11 +153,12 @@ def check_case(case: Case) -> dict:
     """Return a row for the cohort's table.
 
     Keys: name, problems (why it cannot be used), warnings (what is likely wrong), notes, shape,
-    spacing_mm, orientation, dtype, volumes_ml by label, images, reference, identity.
+    spacing_mm, orientation, dtype, volumes_ml by label, images, reference, identity, enhancing (of
+    `records.Patient`).
     """
     row = {"name": case.name, "problems": [], "warnings": [], "notes": [],
            **dict.fromkeys(("shape", "spacing_mm", "orientation", "dtype", "volumes_ml")),
-           "identity": [], "images": [str(p) for p in case.images],
+           "identity": [], "enhancing": 0, "images": [str(p) for p in case.images],
            "reference": str(case.reference) if case.reference else None}
     try:
         patient = read_case(case)
@@ -164,7 +172,7 @@ def check_case(case: Case) -> dict:
     return row | {"shape": patient.images.shape[1:], "orientation": patient.orientation,
                   "volumes_ml": volumes, "spacing_mm": [round(s, 4) for s in patient.spacing],
                   "dtype": str(patient.images.dtype), "identity": identity(patient.images),
-                  **oddities(patient)}
+                  "enhancing": patient.enhancing, **oddities(patient)}
 
 
 def check_cohort(cases: Iterable[Case], jobs: int = -1) -> list[dict]:

@@ -12,6 +12,7 @@ from itertools import combinations
 import numpy as np
 
 from ..basics.constants import LABEL_SHORT, MODALITIES
+from .labels import doubtful
 from .records import Patient
 
 LOOKED_AT = 200_000  # voxels
@@ -206,7 +207,8 @@ def of_cohort(rows: Sequence[Mapping]) -> list[str]:
     labeled = [row["volumes_ml"] for row in rows if row["volumes_ml"] and not row["problems"]]
     if labeled and not any(value for one in labeled for value in one.values()):
         return [f"all {len(labeled)} references are empty: are these the tumors' masks?"]
+    numbers = {row["name"]: row["enhancing"] for row in rows if row.get("enhancing")}
     return [f"label {label} ({name}) occurs in no patient: with these references no network learns "
             "it, and no score of it has a meaning"
             for label, name in LABEL_SHORT.items()
-            if labeled and not any(one[name] for one in labeled)]
+            if labeled and not any(one[name] for one in labeled)] + doubtful(numbers)
