@@ -21,7 +21,14 @@ from ..basics.files import Packed, atomic_path, write_file
 from .finding import find
 from .fingerprint import identity
 from .labels import convert, enhancing, refusal, rounded, scheme_of
-from .nifti import check_geometry, check_same_grid, fail, open_image, voxels
+from .nifti import (
+    check_geometry,
+    check_same_grid,
+    fail,
+    guessed_axes,
+    open_image,
+    voxels,
+)
 from .plausibility import oddities
 from .records import Case, Patient
 
@@ -59,6 +66,7 @@ def read_case(case: Case) -> Patient:
     check_geometry(case, scans)
     notes = tuple(f"{path.name} has the shape {scan.extra['shape']} and is read as {scan.shape}"
                   for path, scan in zip(case.images, scans, strict=True) if scan.extra)
+    notes += guessed_axes(case, scans)
     if case.channels:
         volume = voxels(case, case.images[0], scans[0])
         arrays = [volume[..., c] for c in case.channels]

@@ -133,6 +133,17 @@ def check_geometry(case: Case, scans: Sequence[nib.Nifti1Image]) -> None:
              "resample it to an axis-aligned grid first")
 
 
+def guessed_axes(case: Case, scans: Sequence[nib.Nifti1Image]) -> tuple[str, ...]:
+    """Return a note if headers (both codes 0) do not tell the axes, which nibabel then guesses."""
+    silent = [path.name for path, scan in zip(case.images, scans, strict=True)
+              if not (scan.header["sform_code"] or scan.header["qform_code"])]
+    if not silent:
+        return ()
+    axes = "".join(nib.aff2axcodes(scans[0].affine))
+    return (f"{', '.join(silent)} does not say where left, right and front are (sform_code and "
+            f"qform_code are 0): {axes} is assumed; compare with the source, and write its affine",)
+
+
 def check_voxels(case: Case, path: Path | Packed, scan: nib.Nifti1Image) -> None:
     """Refuse units other than mm, voxels no scanner makes, and a header at odds with the affine."""
     zooms = np.array(scan.header.get_zooms()[:3], float)

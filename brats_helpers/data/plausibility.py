@@ -42,7 +42,8 @@ def oddities(patient: Patient) -> dict[str, list[str]]:
     background = backgrounds(patient.images)
     warnings = [*background.values(), *repeated(patient.images, some)]
     if not some.any(1).all():  # modalities are missing, and the rest compares all four
-        return {"warnings": [f"patient {patient.name}: {text}" for text in warnings]}
+        return {kind: [f"patient {patient.name}: {text}" for text in texts]
+                for kind, texts in (("warnings", warnings), ("notes", patient.notes))}
     problems, sizes = volumes(nonzero, ml, background)
     problems += constant(patient.images, some)
     notes = [*patient.notes, *([] if background else coverage(nonzero)), *_place(patient)]

@@ -18,7 +18,14 @@ from conftest import pack, write_case
 
 from brats_helpers.__main__ import main
 from brats_helpers.basics.errors import BratsError
-from brats_helpers.data.cases import Patient, check_case, find_cases, find_twins, read_case
+from brats_helpers.data.cases import (
+    Patient,
+    check_case,
+    find_cases,
+    find_twins,
+    incomplete,
+    read_case,
+)
 from brats_helpers.data.check import (
     FIELDS,
     check_outputs,
@@ -391,6 +398,24 @@ def test_a_reference_of_other_scans_is_named(tmp_path: Path) -> None:
     elsewhere[:4] = 1
     warnings = oddities(replace(patient, reference=elsewhere))["warnings"]
     assert any("% of its reference lies outside the brain" in text for text in warnings)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_header_that_does_not_tell_the_axes_is_noted_with_what_is_assumed(
+        tmp_path: Path, missing: bool) -> None:
+    folder = write_case(tmp_path, "P1", PATIENT.images, None, PATIENT.affine, suffix=".nii")
+    case = find_cases(folder)[0]
+    assert not any("does not say" in text for text in check_case(case)["notes"])
+    for path in folder.iterdir():
+        content = bytearray(path.read_bytes())
+        content[252:256] = bytes(4)  # qform_code and sform_code
+        path.write_bytes(content)
+    if missing:
+        (folder / "P1_t2.nii").unlink()
+        case = incomplete(find_cases(folder)[0])
+    notes = check_case(case)["notes"]
+    assert any("P1_t1ce.nii" in text and "does not say where left, right and front" in text
+               and "LAS is assumed" in text for text in notes), notes
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
