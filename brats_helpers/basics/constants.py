@@ -39,6 +39,7 @@ REGION_COLORS = {"WT": "#56B4E9", "TC": "#CC79A7", "ET": "#E69F00"}  # WT is mor
 # Of a prediction, told apart by the color-blind, and none a color of a label.
 ERROR_COLORS = {"missed": "#D81B60", "false": "#FFE03D", "correct": "#9AD7F5"}
 
-ARCHIVE_ENDINGS = (".tar", ".tar.gz", ".tgz", ".zip", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+ARCHIVE_ENDINGS = (".tar", ".tar.gz", ".tgz", ".zip", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz",
+                   ".txz")
 
 NOT_FOR_DIAGNOSIS = "for research and teaching, not for diagnosis"  # shown with every prediction

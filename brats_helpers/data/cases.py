@@ -20,13 +20,22 @@ from ..basics.errors import BratsError
 from ..basics.files import Packed, atomic_path, write_file
 from .finding import find
 from .fingerprint import identity
-from .labels import convert, refusal, rounded, scheme_of
-from .nifti import check_geometry, check_same_grid, fail, open_image, voxels
+from .labels import convert, enhancing, refusal, rounded, scheme_of
+from .nifti import (
+    check_geometry,
+    check_same_grid,
+    fail,
+    guessed_axes,
+    open_image,
+    voxels,
+)
 from .plausibility import oddities
 from .records import Case, Patient
 
 LARGEST = 1e15  # intensity, so that no sum of squares overflows
-TWIN = 0.005  # by which numbers of `identity` may differ between copies
+NESTED = ("one volume in which each region is painted over the larger one: first edema's label, "
+          "then the core's, then the enhancing tumor's")
+TWIN = 0.02  # by which numbers of `identity` may differ between copies
 
 
 def find_cases(folder: Path) -> list[Case]:
@@ -57,6 +66,7 @@ def read_case(case: Case) -> Patient:
     check_geometry(case, scans)
     notes = tuple(f"{path.name} has the shape {scan.extra['shape']} and is read as {scan.shape}"
                   for path, scan in zip(case.images, scans, strict=True) if scan.extra)
+    notes += guessed_axes(case, scans)
     if case.channels:
         volume = voxels(case, case.images[0], scans[0])
         arrays = [volume[..., c] for c in case.channels]
@@ -75,8 +85,8 @@ def read_case(case: Case) -> Patient:
     for n, name in enumerate(MODALITIES):
         if name in case.missing:
             images = np.insert(images, n, 0, axis=0)
-    reference = read_reference(case, images.shape[1:], affine)
-    return Patient(case.name, images, reference, affine, notes)
+    reference, label = _read_labels(case, images.shape[1:], affine)
+    return Patient(case.name, images, reference, affine, notes, label)
 
 
 def incomplete(case: Case) -> Case:
@@ -101,21 +111,48 @@ def _compact(case: Case, path: Path | Packed, array: np.ndarray) -> np.ndarray:
 
 def read_reference(case: Case, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray | None:
     """Read the expert's labels on a grid: 0 to 3, (X, Y, Z) uint8; None without a reference."""
+    return _read_labels(case, shape, affine)[0]
+
+
+def _read_labels(case: Case, shape: tuple[int, ...], affine: np.ndarray
+                 ) -> tuple[np.ndarray | None, int]:
+    """Read a reference, and which number the enhancing tumor has in it (`labels.enhancing`)."""
     if case.reference is None:
-        return None
+        return None, 0
     image = open_image(case, case.reference)
     if image.shape != shape:
-        fail(case, case.reference, f"its shape {image.shape} is not the images' {shape}",
-             "use the reference that was drawn on these images")
+        fail(case, case.reference, *_other_shape(case, image, shape))
     check_same_grid(case, case.reference, image, affine, "the images")
     array = voxels(case, case.reference, image).T  # contiguous: NIfTI's first index runs fastest
     where = np.flatnonzero(array != 0)  # few voxels are marked: handle them alone
     marked = rounded(array.ravel()[where])
-    if wrong := refusal(case, np.unique(marked).tolist()):
+    values = np.unique(marked).tolist()
+    if wrong := refusal(case, values):
         fail(case, case.reference, *wrong)
     labels = np.zeros(array.shape, np.uint8)
     labels.ravel()[where] = convert(case, marked)
-    return labels.T
+    return labels.T, enhancing(case, values)
+
+
+def _other_shape(case: Case, image: nib.Nifti1Image, shape: tuple[int, ...]) -> tuple[str, str]:
+    """Say what a reference of another shape is, and what to do: a mask a label, or of others."""
+    if len(image.shape) == 4 and shape in (image.shape[:3], image.shape[1:]):
+        axis = 3 if image.shape[:3] == shape else 0
+        array = voxels(case, case.reference, image)
+        if ((array == 0) | (array == 1)).all():
+            most = array.sum(axis, dtype=np.int64).max()
+            return (f"its shape is {image.shape}: it looks one-hot, a mask of 0 and 1 for each "
+                    f"{'label' if most < 2 else 'region, which overlap'}, and one volume of labels "
+                    "is needed", f"save {_joined(array, axis) if most < 2 else NESTED}")
+    return (f"its shape {image.shape} is not the images' {shape}",
+            "use the reference that was drawn on these images")
+
+
+def _joined(masks: np.ndarray, axis: int) -> str:
+    """Return the expression that joins masks to labels 0, 1, 2 and so on."""
+    whole = masks.any(axis).all()  # then the first mask is the background's
+    return (f"np.argmax(masks, {axis})" if whole else f"np.where(masks.any({axis}), "
+            f"np.argmax(masks, {axis}) + 1, 0)") + ", its numbers changed to the data set's labels"
 
 
 # ---- checking
@@ -124,11 +161,12 @@ def check_case(case: Case) -> dict:
     """Return a row for the cohort's table.
 
     Keys: name, problems (why it cannot be used), warnings (what is likely wrong), notes, shape,
-    spacing_mm, orientation, dtype, volumes_ml by label, images, reference, identity.
+    spacing_mm, orientation, dtype, volumes_ml by label, images, reference, identity, enhancing (of
+    `records.Patient`).
     """
     row = {"name": case.name, "problems": [], "warnings": [], "notes": [],
            **dict.fromkeys(("shape", "spacing_mm", "orientation", "dtype", "volumes_ml")),
-           "identity": [], "images": [str(p) for p in case.images],
+           "identity": [], "enhancing": 0, "images": [str(p) for p in case.images],
            "reference": str(case.reference) if case.reference else None}
     try:
         patient = read_case(case)
@@ -142,7 +180,7 @@ def check_case(case: Case) -> dict:
     return row | {"shape": patient.images.shape[1:], "orientation": patient.orientation,
                   "volumes_ml": volumes, "spacing_mm": [round(s, 4) for s in patient.spacing],
                   "dtype": str(patient.images.dtype), "identity": identity(patient.images),
-                  **oddities(patient)}
+                  "enhancing": patient.enhancing, **oddities(patient)}
 
 
 def check_cohort(cases: Iterable[Case], jobs: int = -1) -> list[dict]:
@@ -172,8 +210,8 @@ def file_state(case: Case, path: Path | Packed) -> tuple[int, int]:
 def find_twins(rows: Iterable[Mapping]) -> list[list[str]]:
     """Return groups of patients with the same images, from the rows of `check_case`.
 
-    Copies that were scaled, flipped, compressed again or saved as another type are found, too. They
-    belong on one side of a split.
+    Copies that were scaled, flipped, compressed again or saved as another type, even of 8 bits, are
+    found, too. They belong on one side of a split.
     """
     rows = [row for row in rows if row.get("identity")]
     numbers, groups, grouped = np.array([row["identity"] for row in rows]), [], set()

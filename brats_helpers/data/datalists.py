@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..basics.constants import ED, ET, MODALITIES, NCR
+from ..basics.files import Packed
 from .labels import MSD_LABELS
 from .layouts import FILE_NAME, NIFTI, SUFFIXES, identify
 from .records import CONTROL, Case, Unused
@@ -65,7 +66,8 @@ def _read_list(index: Path, found: Listed, seen: set) -> None:
         kind = {list: "a list", str: "a text", type(None): "null"}.get(type(content), "a number")
         raise NotAList(f"it holds {kind}, not an object with names")
     channels = _channels(content)
-    rows = list(_rows(content, index)) or list(_nnunet_rows(index.parent))
+    rows = (list(_rows(content, index, len(channels)))
+            or list(_nnunet_rows(index.parent, len(channels))))
     if not rows:
         if channels or index.name.lower() == "dataset.json":
             raise NotAList("it lists no patients")
@@ -125,8 +127,9 @@ def _numbers(values: Iterable) -> bool:
     return all(str(value).isdecimal() for value in values)
 
 
-def _rows(content: Mapping, index: Path) -> Iterable[tuple[list[Path], Path | None]]:
-    """Yield the images and the label of every patient that the file lists."""
+def _rows(content: Mapping, index: Path, count: int
+          ) -> Iterable[tuple[list[Path], Path | None]]:
+    """Yield the images, of `count` channels, and the label of every patient that the file lists."""
 
     def place(text: object) -> Path:
         if not isinstance(text, str) or CONTROL.search(text):
@@ -154,25 +157,35 @@ def _rows(content: Mapping, index: Path) -> Iterable[tuple[list[Path], Path | No
                 raise NotAList(f"it lists {odd[0]}, and files .nii or .nii.gz are needed")
             if len(images) == 1 and not images[0].is_file():  # nnU-Net v1 lists X for X_0000 to 3
                 stem = NIFTI.sub("", images[0].name)
-                images = _numbered(images[0], stem) or images
+                images = _numbered(images[0], stem, count) or images
             yield images, place(label) if label else None
 
 
-def _numbered(path: Path, stem: str) -> list[Path]:
-    """Return nnU-Net's files of a patient, X_0000 and so on, with the ending of `path`."""
+def _numbered(path: Path, stem: str, count: int) -> list[Path]:
+    """Return nnU-Net's files of a patient, X_0000 and so on, with the ending of `path`.
+
+    Of more than `count` channels, those that the list names; 0: all.
+    """
     stem = re.sub(r"([*?[])", r"[\1]", stem)
     ending = NIFTI.search(path.name)[0]
-    return sorted(path.parent.glob(f"{stem}_[0-9][0-9][0-9][0-9]{ending}"))
+    return sorted(file for file in path.parent.glob(f"{stem}_[0-9][0-9][0-9][0-9]{ending}")
+                  if not count or channel_number(file) < count)
 
 
-def _nnunet_rows(folder: Path) -> Iterable[tuple[list[Path], Path | None]]:
+def channel_number(path: Path | Packed) -> int:
+    """Return the number of the channel in nnU-Net's name of a file, X_0003; -1 in another name."""
+    found = re.search(r"_(\d{4})$", NIFTI.sub("", path.name))
+    return int(found[1]) if found else -1
+
+
+def _nnunet_rows(folder: Path, count: int) -> Iterable[tuple[list[Path], Path | None]]:
     for part in ("Tr", "Ts", "Val"):
         for first in sorted((folder / f"images{part}").glob("*_0000.nii*")):
             if not NIFTI.search(first.name):
                 continue
             stem, _, ending = first.name.rpartition("_0000")
             label = folder / f"labels{part}" / f"{stem}{ending}"
-            yield _numbered(first, stem), label if label.is_file() else None
+            yield _numbered(first, stem, count), label if label.is_file() else None
 
 
 def _case(index: Path, images: list[Path], label: Path | None, channels: list[str],
@@ -189,7 +202,7 @@ def _case(index: Path, images: list[Path], label: Path | None, channels: list[st
     if sorted(map(str, kinds)) == sorted(MODALITIES):
         name = by_name[0][1]
     elif channels:
-        kinds = channels
+        kinds = _by_number(images, channels)
     else:
         raise NotAList('it has no "channel_names", and the names of its files do not tell the '
                        "modalities")
@@ -201,6 +214,13 @@ def _case(index: Path, images: list[Path], label: Path | None, channels: list[st
         problem = (f"patient {name} in {images[0].parent} has {len(images)} images in {index}, and "
                    f"four are needed{f': add {missing}' if missing else ''}.")
     return Case(name, ordered, label, problem=problem, labels=labels)
+
+
+def _by_number(images: list[Path], channels: list[str]) -> list[str]:
+    """Return the channel of each image: by nnU-Net's numbers if one is left out, else in order."""
+    numbers = [channel_number(image) for image in images]
+    known = -1 < min(numbers) and max(numbers) < len(channels) and numbers == sorted(set(numbers))
+    return [channels[number] for number in numbers] if known else channels
 
 
 def labels_of(content: Mapping) -> tuple[tuple[int, int], ...] | None:

@@ -210,10 +210,11 @@ def _without_masks(names: Sequence[str]) -> Iterable[str]:
 
 
 def _empty_patients(cases: Sequence[Case], files: Sequence[Path], root: Path) -> Iterator[Unused]:
-    """Yield empty folders that are named like patients' folders and lie next to them."""
+    """Yield folders without a scan that are named like patients' folders and lie next to them."""
     homes = {case.images[0].parent for case in cases if case.images}
     forms = {(home.parent, _form(home.name)) for home in homes if root in home.parents}
-    full = {parent for path in files for parent in path.parents}
+    full = {parent for path in files if NIFTI.search(path.name) or explain(path, cases)
+            for parent in path.parents}
     for parent in sorted({parent for parent, _ in forms}):
         for sub in sorted(parent.iterdir()):
             if (sub.is_dir() and not sub.is_symlink() and sub not in full

@@ -13,7 +13,7 @@ SAMPLED_VOXELS = 60_000  # about, on a grid in the brain's box
 FEWEST_VOXELS = 1000  # of brain among them; with fewer, all voxels are used
 QUANTILES = (0.05, 0.5, 0.95)  # of the z-scores in the brain
 TWIN_VOXELS = 200_000  # about, on a grid in the whole volume
-TWIN_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+TWIN_BANDS = 10  # of equal numbers of voxels, sorted by intensity
 
 
 def scan_fingerprint(volume: np.ndarray, mean: Sequence[float], std: Sequence[float],
@@ -44,21 +44,24 @@ def scan_fingerprint(volume: np.ndarray, mean: Sequence[float], std: Sequence[fl
 
 
 def identity(images: np.ndarray) -> list[float]:
-    """Compute 26 numbers that copies of a patient's images, (4, X, Y, Z), have in common.
+    """Compute 46 numbers that copies of a patient's images, (4, X, Y, Z), have in common.
 
-    They are quantiles of the z-scores in the brain and the modalities' correlations, which a scale,
-    another type and a flip leave as they are. Of 22 real patients, the nearest two differ by 0.19.
+    They are means of the z-scores in the brain, in ten bands from the darkest voxels to the
+    brightest, and the modalities' correlations. A scale, another type and a flip leave them as they
+    are, and to round the voxels to 8 bits moves them by up to 0.013: a mean evens it out, and a
+    quantile would not. Of 12 real patients, the nearest two differ by 0.22.
     """
     step = max(1, round((images[0].size / TWIN_VOXELS) ** (1 / 3)))
     grid = tuple(_mirrored(size, step) for size in images.shape[1:])
     some = images[:, *grid].reshape(len(images), -1)
     inside = some[:, (some != 0).any(0)].astype(np.float64)
-    if inside.shape[1] < 3:
+    if inside.shape[1] < TWIN_BANDS:
         return []
     with np.errstate(invalid="ignore", divide="ignore"):  # a sampled modality may be constant
         z = (inside - inside.mean(1, keepdims=True)) / inside.std(1, keepdims=True)
         r = np.corrcoef(z)[np.triu_indices(len(z), 1)]
-    return np.nan_to_num([*np.quantile(z, TWIN_QUANTILES, axis=1).ravel(), *r]).round(4).tolist()
+    bands = np.array_split(np.sort(z, axis=1), TWIN_BANDS, axis=1)
+    return np.nan_to_num([*np.ravel([band.mean(1) for band in bands]), *r]).round(4).tolist()
 
 
 def _mirrored(size: int, step: int) -> slice:

@@ -23,6 +23,10 @@ ROUNDING = 1e-3  # labels this near to a whole number are that number
 NEW_NAME = re.compile(r"t2f\.nii", re.IGNORECASE)  # FLAIR's ending since BraTS 2023
 MSD_LABELS = {1: ED, 2: NCR, 3: ET}
 
+# Names of data sets in which 4 is the enhancing tumor and 3 is no label, or was the core.
+WITHOUT_3 = re.compile(r"brats(20)?(1\d|2[01])|brats_(2013|tcia)|fets|upenn-gbm|ucsf-pdgm|tcga",
+                       re.IGNORECASE)
+
 
 @dataclass(frozen=True)
 class Scheme:
@@ -103,6 +107,32 @@ def refusal(case: Case, values: list[float]) -> tuple[str, str] | None:
                 "4 the resection cavity", "if the set is of the older kind, change 3 to 1; if of "
                 "the later kind, leave this patient out")
     return None
+
+
+def enhancing(case: Case, values: list[float]) -> int:
+    """Return which label of a reference is the enhancing tumor, where names allow 3 and 4.
+
+    0: the reference has neither, or the data set leaves no doubt.
+    """
+    return next((v for v in (3, DISK_ET) if v in values and scheme_of(case) is SCHEMES[-1]), 0)
+
+
+def doubtful(found: Mapping[str, int]) -> list[str]:
+    """Return a warning for each data set in which label 3 may not be the enhancing tumor.
+
+    found: the number of the enhancing tumor (`enhancing`) by patient.
+    """
+    sets: dict[str, dict[int, list[str]]] = {}
+    for name, label in found.items():
+        match = WITHOUT_3.match(name)
+        of = sets.setdefault(match[0].lower() if match else "", {3: [], DISK_ET: []})
+        of[label].append(name)
+    return [f"label 3 is read as the enhancing tumor in {len(of[3])} patient(s), such as "
+            f"{of[3][0]}, and " + (f"label 4 in {len(of[DISK_ET])}, such as {of[DISK_ET][0]}"
+                                   if of[DISK_ET] else "their data set has 4 for it")
+            + ": nothing is lost if a copy was renumbered; if 3 is the non-enhancing core (BraTS "
+            "2012 to 2016), change it to 1"
+            for known, of in sets.items() if of[3] and (known or of[DISK_ET])]
 
 
 def convert(case: Case, values: np.ndarray) -> np.ndarray:

@@ -43,6 +43,7 @@ UNREADABLE = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataEr
 UNITS = {1: ("meters", 1000.0), 3: ("micrometers", 0.001)}  # NIfTI's codes, and mm in one of them
 SMALLEST_MM, LARGEST_MM = 0.2, 20.0  # edges of a voxel
 SAME_GRID = 0.1  # of a voxel: by this two files of one grid may differ
+EQUAL = 1e-3  # relative: float32 keeps a limit no better, and four digits show what exceeds it
 
 
 def fail(case: Case, path: Path | Packed, problem: str, remedy: str) -> NoReturn:
@@ -71,10 +72,7 @@ def open_image(case: Case, path: Path | Packed) -> nib.Nifti1Image:
     except UNREADABLE as error:
         fail(case, path, f"cannot be opened as NIfTI ({error})", "its header is not NIfTI's: "
              "export it again as .nii.gz, or leave this patient out")
-    promised, held = prod(image.shape) * image.get_data_dtype().itemsize, len(content)
-    if promised > held:
-        fail(case, path, f"its header promises {promised:,} bytes of voxels, and it holds {held:,}",
-             "the file is damaged: get it again")
+    _check_size(case, path, image, len(content))
     shape = image.shape
     if len(shape) > 3 and set(shape[3:]) == {1} and not (case.channels and path in case.images):
         stored = image.dataobj  # (X, Y, Z, 1)
@@ -82,6 +80,17 @@ def open_image(case: Case, path: Path | Packed) -> nib.Nifti1Image:
         array = nib.arrayproxy.ArrayProxy(stored.file_like, place)
         image = kind(array, image.affine, image.header, extra={"shape": shape})
     return image
+
+
+def _check_size(case: Case, path: Path | Packed, image: nib.Nifti1Image, held: int) -> None:
+    """Refuse a header that promises more bytes than the file holds, or dimensions below 1."""
+    if min(image.shape, default=1) < 1:
+        fail(case, path, f"its shape is {image.shape}, and every dimension must be 1 or more",
+             "its header is damaged: get the file again")
+    promised = prod(image.shape) * image.get_data_dtype().itemsize
+    if promised > held:
+        fail(case, path, f"its header promises {promised:,} bytes of voxels, and it holds {held:,}",
+             "the file is damaged: get it again")
 
 
 def _refuse_others(case: Case, path: Path | Packed, content: bytes) -> None:
@@ -102,7 +111,7 @@ def check_geometry(case: Case, scans: Sequence[nib.Nifti1Image]) -> None:
     """Refuse scans that do not lie on one axis-aligned grid of plausible voxels in mm."""
     wanted, first = 4 if case.channels else 3, case.images[0]
     for path, scan in zip(case.images, scans, strict=True):
-        if len(scan.shape) != wanted or min(scan.shape) < 1:
+        if len(scan.shape) != wanted:
             several = wanted == 3 and len(scan.shape) > 3
             fail(case, path, f"its shape is {scan.shape}, and {wanted} dimensions are needed",
                  f"it holds {prod(scan.shape[3:])} volumes or colors: save the right one alone"
@@ -124,6 +133,17 @@ def check_geometry(case: Case, scans: Sequence[nib.Nifti1Image]) -> None:
              "resample it to an axis-aligned grid first")
 
 
+def guessed_axes(case: Case, scans: Sequence[nib.Nifti1Image]) -> tuple[str, ...]:
+    """Return a note if headers (both codes 0) do not tell the axes, which nibabel then guesses."""
+    silent = [path.name for path, scan in zip(case.images, scans, strict=True)
+              if not (scan.header["sform_code"] or scan.header["qform_code"])]
+    if not silent:
+        return ()
+    axes = "".join(nib.aff2axcodes(scans[0].affine))
+    return (f"{', '.join(silent)} does not say where left, right and front are (sform_code and "
+            f"qform_code are 0): {axes} is assumed; compare with the source, and write its affine",)
+
+
 def check_voxels(case: Case, path: Path | Packed, scan: nib.Nifti1Image) -> None:
     """Refuse units other than mm, voxels no scanner makes, and a header at odds with the affine."""
     zooms = np.array(scan.header.get_zooms()[:3], float)
@@ -137,7 +157,7 @@ def check_voxels(case: Case, path: Path | Packed, scan: nib.Nifti1Image) -> None
     if not np.allclose(edges, zooms, rtol=0.01):
         fail(case, path, f"its voxels are {_size(zooms)} mm by the header and {_size(edges)} mm by "
              "the affine", "correct the one that is wrong")
-    if edges.min() < SMALLEST_MM or edges.max() > LARGEST_MM:
+    if edges.min() < SMALLEST_MM * (1 - EQUAL) or edges.max() > LARGEST_MM * (1 + EQUAL):
         fail(case, path, f"its voxels are {_size(edges)} mm, and {SMALLEST_MM} to {LARGEST_MM:g} "
              "mm are plausible", "correct the voxel size in its header, or resample it")
 
@@ -155,9 +175,9 @@ def check_same_grid(case: Case, path: Path | Packed, scan: nib.Nifti1Image, affi
     corners = np.array([(*corner, 1) for corner in product(*((0, n - 1) for n in scan.shape[:3]))])
     moved = float(np.linalg.norm(((scan.affine - affine) @ corners.T)[:3], axis=0).max())
     allowed = SAME_GRID * float(np.linalg.norm(affine[:3, :3], axis=0).min())
-    if not moved <= allowed:  # also where it overflows
-        fail(case, path, f"its affine differs from that of {other} by up to {moved:.3g} mm, and "
-             f"{allowed:.2g} mm, a tenth of a voxel, is allowed", "register it to the same grid")
+    if not moved <= allowed * (1 + EQUAL):  # also where it overflows
+        fail(case, path, f"its affine differs from that of {other} by up to {moved:.4g} mm, and "
+             f"{allowed:.4g} mm, a tenth of a voxel, is allowed", "register it to the same grid")
 
 
 def voxels(case: Case, path: Path | Packed, image: nib.Nifti1Image) -> np.ndarray:

@@ -12,6 +12,7 @@ from itertools import combinations
 import numpy as np
 
 from ..basics.constants import LABEL_SHORT, MODALITIES
+from .labels import doubtful
 from .records import Patient
 
 LOOKED_AT = 200_000  # voxels
@@ -41,7 +42,8 @@ def oddities(patient: Patient) -> dict[str, list[str]]:
     background = backgrounds(patient.images)
     warnings = [*background.values(), *repeated(patient.images, some)]
     if not some.any(1).all():  # modalities are missing, and the rest compares all four
-        return {"warnings": [f"patient {patient.name}: {text}" for text in warnings]}
+        return {kind: [f"patient {patient.name}: {text}" for text in texts]
+                for kind, texts in (("warnings", warnings), ("notes", patient.notes))}
     problems, sizes = volumes(nonzero, ml, background)
     problems += constant(patient.images, some)
     notes = [*patient.notes, *([] if background else coverage(nonzero)), *_place(patient)]
@@ -206,7 +208,8 @@ def of_cohort(rows: Sequence[Mapping]) -> list[str]:
     labeled = [row["volumes_ml"] for row in rows if row["volumes_ml"] and not row["problems"]]
     if labeled and not any(value for one in labeled for value in one.values()):
         return [f"all {len(labeled)} references are empty: are these the tumors' masks?"]
+    numbers = {row["name"]: row["enhancing"] for row in rows if row.get("enhancing")}
     return [f"label {label} ({name}) occurs in no patient: with these references no network learns "
             "it, and no score of it has a meaning"
             for label, name in LABEL_SHORT.items()
-            if labeled and not any(one[name] for one in labeled)]
+            if labeled and not any(one[name] for one in labeled)] + doubtful(numbers)

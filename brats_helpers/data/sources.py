@@ -24,7 +24,7 @@ def is_archive(path: Path) -> bool:
     path = Path(path)
     if path.is_dir():
         return bool(archives_of(path))
-    return path.name.lower().endswith(ENDINGS) or kind_of(path) in ("tar", "zip")
+    return path.name.lower().endswith(ENDINGS) or kind_of(path) in READ
 
 
 def archives_of(path: Path) -> list[Path]:

@@ -6,7 +6,7 @@ import csv
 import difflib
 import io
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,15 +16,20 @@ from ..basics.errors import BratsError
 from .records import shown
 
 COLUMNS = ("patient", "person")  # of the CSV that `read_persons` reads
+WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # the first bytes of .xlsx and .ods, and of .xls
 # What comes after the person in a patient's name, by data set: a visit, a time point or a date.
 VISITS = [re.compile(pattern, re.IGNORECASE) for pattern in (
     r"(BraTS-(?:[A-Z]+-)+\d+)-\d+",  # BraTS-GLI-00005-100
     r"(Brats1[5-9]_.+)_\d+", r"(brats_(?:tcia|2013)_pat\d+)_\d+",  # BraTS 2015 to 2019
-    r"(UCSF-PDGM-\d+)_.+", r"(UPENN-GBM-\d+)_.+", r"(RHUH-\d+)_\d+",
+    r"(UCSF-PDGM-\d+)_.+", r"(UPENN-GBM-\d+)_.+", r"((?:RHUH|UCSD-PTGBM)-\d+)_\d+",
     r"(TCGA-\w\w-\w{4})[-_].+", r"(sub-[A-Z0-9]+)_.+",  # _1996.08.23; _ses-02 of BIDS
     r"(.*\d.*?)[-_](?:(?:19|20)\d\d[-_.]?[01]\d[-_.]?[0-3]\d)",  # any number with a date
-    r"(.*\d.*?)[-_](?:ses|session|visit|timepoint|tp|fu|followup|follow-up|week|month|baseline"
+    r"(.*\d.*?)[-_.](?:ses|session|visit|timepoint|tp|fu|followup|follow-up|week|month|baseline"
     r"|pre-?op|post-?op)[-_]?\w*(?:[-_]\d+)?")]
+# What may be a visit, and is one if other names differ in it alone: p05_pre, p07-V1, p08_scan1.
+REPEATED = re.compile(
+    r"(.*?\d.*?)(?:[-_.](?:(?:pre|post)[a-z]*\d?"
+    r"|(?:v|scan|exam|study|time|day|year)[-_]?\d{1,3}))+", re.IGNORECASE)
 
 
 def person_of(name: str) -> str:
@@ -35,6 +40,18 @@ def person_of(name: str) -> str:
     return next((match[1] for pattern in VISITS if (match := pattern.fullmatch(name))), name)
 
 
+def _by_names(names: Sequence[str]) -> dict[str, str]:
+    """Return the person of each patient as all names together tell, in capitals or not."""
+    persons = {name: person_of(name) for name in names}
+    without = {one: match[1] if (match := REPEATED.fullmatch(one)) else one
+               for one in persons.values()}
+    count = Counter(short.casefold() for short in without.values())
+    chosen = {name: without[one] if count[without[one].casefold()] > 1 else one
+              for name, one in persons.items()}
+    spelled = {one.casefold(): one for one in sorted(chosen.values(), reverse=True)}
+    return {name: spelled[one.casefold()] for name, one in chosen.items()}
+
+
 def find_persons(names: Sequence[str], listed: Mapping[str, str] | None = None,
                  twins: Sequence[Sequence[str]] = ()) -> dict[str, str]:
     """Return the person of each patient.
@@ -43,9 +60,9 @@ def find_persons(names: Sequence[str], listed: Mapping[str, str] | None = None,
     twins: groups of patients with the same scans (`cases.find_twins`); each becomes one person.
     """
     listed = listed or {}
-    known = {person_of(name): person for name, person in listed.items()}
-    persons = {name: listed.get(name) or known.get(person_of(name), person_of(name))
-               for name in names}
+    named = _by_names([*names, *listed])
+    known = {named[name]: person for name, person in listed.items()}
+    persons = {name: listed.get(name) or known.get(named[name], named[name]) for name in names}
     for group in twins:
         same = {persons[name] for name in group if name in persons}
         persons = {name: min(same) if person in same else person
@@ -59,14 +76,7 @@ def read_persons(path: str | Path, names: Sequence[str]) -> dict[str, str]:
     names: all patients of the cohort. BratsError names the line or the column that is wrong.
     """
     path = Path(path).expanduser()
-    try:
-        lines = io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")
-    except OSError as error:
-        raise BratsError(f"the list of persons {path} cannot be read ({error.strerror}): name a "
-                         "CSV with the columns patient and person.") from error
-    except UnicodeDecodeError as error:
-        raise BratsError(f'{path} is not a CSV in UTF-8 ({error.reason}): export it as "CSV '
-                         'UTF-8".') from error
+    lines = _lines_of(path)
     first = lines.readline()
     lines.seek(0)
     reader = csv.reader(lines, delimiter=max(",;\t", key=first.count))
@@ -80,6 +90,22 @@ def read_persons(path: str | Path, names: Sequence[str]) -> dict[str, str]:
                          f"is {first.strip()!r}. Write the header patient,person and separate the "
                          "columns by commas.")
     return _persons_in(path, rows, [header.index(column) for column in COLUMNS], names)
+
+
+def _lines_of(path: Path) -> io.StringIO:
+    """Read the text of a CSV; BratsError if it cannot be read, or is a workbook."""
+    try:
+        content = path.read_bytes()
+        if content.startswith(WORKBOOKS):
+            raise BratsError(f"{path} is an Excel workbook (or another one), whatever its name: "
+                             'open it, and save it as "CSV UTF-8".')
+        return io.StringIO(content.decode("utf-8-sig"), newline="")
+    except OSError as error:
+        raise BratsError(f"the list of persons {path} cannot be read ({error.strerror}): name a "
+                         "CSV with the columns patient and person.") from error
+    except UnicodeDecodeError as error:
+        raise BratsError(f'{path} is not a CSV in UTF-8 ({error.reason}): export it as "CSV '
+                         'UTF-8".') from error
 
 
 def _persons_in(path: Path, rows: Sequence[Sequence[str]], columns: Sequence[int],

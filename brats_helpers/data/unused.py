@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..basics.constants import ARCHIVE_ENDINGS
 from ..basics.files import Packed
+from .datalists import channel_number
 from .layouts import FILE_NAME, NIFTI, OTHER, SUFFIXES, identify
 from .records import Case, Unused
 
@@ -38,9 +39,11 @@ GUESSES = (
     (r"t1", "t1"),
     (r"seg|mask|label|tumou?r|roi\b|gtv|\bgt\b|truth|annot|manual|expert", "seg"))
 SIDECAR = re.compile(r"\.(md5|sha\d*|crc)$", re.IGNORECASE)  # checksums of files
-SERIES = ("in the format ", "another contrast", "named ", "its name ends",
-          "dataset.json does not")  # reasons that are shown once for many files
+SERIES = ("in the format ", "another contrast", "named ", "its name ends", "no dataset.json",
+          "its channel", "dataset.json does not")  # reasons that are shown once for many files
 SHOWN = 20
+LISTED = re.compile(r"(images|labels)(Tr|Ts|Val)")  # folders of nnU-Net and the Decathlon
+LISTS = {"Tr": "training", "Ts": "test", "Val": "validation"}
 
 
 def explain(path: Path | Packed, cases: Sequence[Case]) -> Unused | None:
@@ -139,10 +142,30 @@ def _of_somebody(path: Path | Packed, cases: Sequence[Case], ending: str
     if any(case.name == stem for case in cases):
         return (f"named like patient {stem} alone, as masks of predictions are",
                 f"if it is the reference, rename it to {stem}_seg{ending}")
+    if found := _in_a_lists_folder(path, stem, cases):
+        return found
     if re.search(r"_000\d$", stem):
         return ("named by a channel's number, as nnU-Net's files are, and no dataset.json says "
                 "which channel it is", "add nnU-Net's dataset.json, or rename the files to "
                 "X_flair, X_t1, X_t1ce and X_t2")
+    return None
+
+
+def _in_a_lists_folder(path: Path | Packed, stem: str, cases: Sequence[Case]
+                       ) -> tuple[str, str] | None:
+    """Recognize what a dataset.json leaves out: channels, 4D images, references without images."""
+    place = LISTED.fullmatch(path.parent.name)
+    here = {case.name for case in cases if case.images and case.images[0].parent == path.parent}
+    if not place:
+        return None
+    if place[1] == "labels":
+        return (f"a reference, and no images of {stem} in images{place[2]} are read",
+                f"add them there (the Decathlon's dataset.json must list {stem}), or remove it")
+    if stem[:-5] in here and (number := channel_number(path)) >= 0:
+        return f"its channel, {number}, is not in channel_names of dataset.json", ""
+    if channel_number(path) < 0 and guess_kind(path.name) is None:
+        return ("no dataset.json lists it", f'add it to the "{LISTS[place[2]]}" list of '
+                "dataset.json, with its label if it has one")
     return None
 
 

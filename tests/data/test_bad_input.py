@@ -99,6 +99,11 @@ def short(number: int) -> bytes:
     return np.int16(number).tobytes()
 
 
+def one_hot(labels: np.ndarray, values: tuple[int, ...]) -> np.ndarray:
+    """A mask of 0 and 1 for each of these labels, last."""
+    return (labels[..., None] == values).astype(np.uint8)
+
+
 VALUES = {"half": np.float32(1.5), "NaN": np.float32(np.nan), "minus one": np.float32(-1),
           "seven": np.float32(7), "infinite": np.float32(np.inf), "255": np.float32(255)}
 
@@ -144,6 +149,9 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "a negative dimension": (header("t2", put(42, short(-5))), "its shape|cannot be opened"),
     "a dimension of zero": (header("t2", put(42, short(0))), "its shape"),
+    **{f"a dimension of {number} in the {kind}": (
+        header(kind, put(42, short(number))), f"its shape is .{number}, .* 1 or more.*damaged")
+        for kind, number in (("flair", -5), ("t2", 0), ("seg", -1))},
     "unknown data type": (header("t2", put(70, short(999))), "cannot be opened as NIfTI"),
     "complex numbers": (change("t2", lambda v, a: (v.astype(np.complex64), a)), "complex"),
     "colors": (header("t2", put(70, short(128) + short(24))), "promises|color"),
@@ -183,6 +191,17 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         "affine differs",
     ),
     "reference 4D": (change("seg", lambda v, a: (np.stack([v, v], -1), a)), "is not the images'"),
+    "reference one-hot": (change("seg", lambda v, a: (one_hot(v, (0, 1, 2, 4)), a)),
+                          r"looks one-hot, .* each label, .*save np.argmax.masks, 3., its"),
+    "reference one-hot, no background": (
+        change("seg", lambda v, a: (one_hot(v, (1, 2, 4)), a)),
+        r"looks one-hot, .* each label, .*save np.where.masks.any.3., np.argmax.* . 1, 0.,"),
+    "reference one-hot, channels first": (
+        change("seg", lambda v, a: (np.moveaxis(one_hot(v, (0, 1, 2, 4)), 3, 0), a)),
+        r"looks one-hot, .*save np.argmax.masks, 0.,"),
+    "reference of regions": (
+        change("seg", lambda v, a: (np.stack([v > 0, v == 1], -1).astype(np.uint8), a)),
+        "each region, which overlap, .*painted over the larger one"),
     "reference cut short": (raw("seg", lambda b: b[:60]), "cannot be opened as NIfTI"),
     "label 3 and 4": (change("seg", lambda v, a: (np.where(v == 2, 3, v).astype(np.uint8), a)),
                       "both 3 and 4"),

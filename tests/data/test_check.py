@@ -18,7 +18,14 @@ from conftest import pack, write_case
 
 from brats_helpers.__main__ import main
 from brats_helpers.basics.errors import BratsError
-from brats_helpers.data.cases import Patient, check_case, find_cases, find_twins, read_case
+from brats_helpers.data.cases import (
+    Patient,
+    check_case,
+    find_cases,
+    find_twins,
+    incomplete,
+    read_case,
+)
 from brats_helpers.data.check import (
     FIELDS,
     check_outputs,
@@ -146,12 +153,13 @@ def test_voxels_no_scanner_makes_are_refused_or_named_before_anything_is_allocat
 
 def test_one_grid_is_a_tenth_of_a_voxel_and_more_is_told_in_mm(tmp_path: Path) -> None:
     folder = write_case(tmp_path, "P", PATIENT.images, DISK, PATIENT.affine)
-    for shift, problems in ((0.7, 0), (1.5, 1)):
+    for shift, problems in ((0.7, 0), (0.8, 0), (-0.80004, 0), (0.802, 1), (1.5, 1)):
         moved = PATIENT.affine.copy()
         moved[0, 3] += shift
         nib.save(nib.Nifti1Image(PATIENT.images[3], moved), folder / "P_t2.nii.gz")
         row = check_case(find_cases(tmp_path)[0])
         assert len(row["problems"]) == problems
+        assert shift != 0.802 or "by up to 0.802 mm, and 0.8 mm" in row["problems"][0]
     assert (
         "by up to 1.5 mm" in row["problems"][0]
         and "0.8 mm, a tenth of a voxel" in row["problems"][0]
@@ -224,8 +232,14 @@ def test_twins_are_named_in_the_report(cohort: Path, tmp_path: Path) -> None:
     assert any("P0, P2 have the same scans" in text for text in check_path(cohort, 1).warnings)
 
 
+def eight_bits(images: np.ndarray) -> np.ndarray:
+    """Each modality scaled to 0..255 and rounded down."""
+    return (images / images.max((1, 2, 3), keepdims=True) * 255).astype(np.uint8)
+
+
 COPIES = {"doubled": lambda im: im * 2, "of another type": lambda im: im.astype(np.float32),
-          "flipped": lambda im: im[:, ::-1], "upside down": lambda im: im[..., ::-1]}
+          "of 8 bits": eight_bits, "flipped": lambda im: im[:, ::-1],
+          "upside down": lambda im: im[..., ::-1]}
 
 
 @pytest.mark.parametrize("kind", COPIES)
@@ -242,6 +256,14 @@ def test_different_patients_are_no_twins(real_cases) -> None:
             in ((1, 0), (1, 1), (2, 0))]
     rows = [{"name": str(n), "identity": identity(one.images)} for n, one in enumerate(made)]
     assert find_twins(rows + [check_case(case) for case in real_cases]) == []
+
+
+def test_each_of_thirty_patients_has_one_twin_its_copy_of_8_bits() -> None:
+    made = [make_patient(1, n, 8.0, look).images for look in KINDS for n in range(15)]
+    rows = [{"name": f"{n}{kind}", "identity": identity(change(images))}
+            for kind, change in (("", lambda im: im), (" again", eight_bits))
+            for n, images in enumerate(made)]
+    assert find_twins(rows) == [[str(n), f"{n} again"] for n in range(30)]
 
 
 def test_namesakes_are_reported_and_the_others_checked(cohort: Path, capsys) -> None:
@@ -376,6 +398,24 @@ def test_a_reference_of_other_scans_is_named(tmp_path: Path) -> None:
     elsewhere[:4] = 1
     warnings = oddities(replace(patient, reference=elsewhere))["warnings"]
     assert any("% of its reference lies outside the brain" in text for text in warnings)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_header_that_does_not_tell_the_axes_is_noted_with_what_is_assumed(
+        tmp_path: Path, missing: bool) -> None:
+    folder = write_case(tmp_path, "P1", PATIENT.images, None, PATIENT.affine, suffix=".nii")
+    case = find_cases(folder)[0]
+    assert not any("does not say" in text for text in check_case(case)["notes"])
+    for path in folder.iterdir():
+        content = bytearray(path.read_bytes())
+        content[252:256] = bytes(4)  # qform_code and sform_code
+        path.write_bytes(content)
+    if missing:
+        (folder / "P1_t2.nii").unlink()
+        case = incomplete(find_cases(folder)[0])
+    notes = check_case(case)["notes"]
+    assert any("P1_t1ce.nii" in text and "does not say where left, right and front" in text
+               and "LAS is assumed" in text for text in notes), notes
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

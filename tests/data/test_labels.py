@@ -10,8 +10,9 @@ import pytest
 from conftest import small_volumes, write_case
 
 from brats_helpers.basics.errors import BratsError
-from brats_helpers.data.cases import Case, find_cases, read_case, write_mask
+from brats_helpers.data.cases import Case, check_cohort, find_cases, read_case, write_mask
 from brats_helpers.data.labels import as_written, convert, scheme_of, table_text
+from brats_helpers.data.plausibility import of_cohort
 
 OLD, NEW = ("_flair", "_t1", "_t1ce", "_t2", "_seg"), ("-t2f", "-t1n", "-t1c", "-t2w", "-seg")
 IMAGES, LABELS = small_volumes()
@@ -96,3 +97,19 @@ def test_a_list_of_its_own_comes_before_names() -> None:
     assert as_written(case)[1] == 2 and convert(case, np.array([1, 2, 3])).tolist() == [2, 1,
                                                                                               3]
     assert "4 refused" in table_text() and "1 ET, 2 NCR, 3 NCR, 4 ED" in table_text()
+
+
+def test_label_3_for_4_is_read_and_the_cohort_is_warned_of_once(tmp_path: Path) -> None:
+    for name, number in (("BraTS2021_00001", 3), ("Brats18_2013_2_1", 4), ("UPENN-GBM-00001_11", 4),
+                         ("BraTS-GLI-00001-000", 3), ("A", 3), ("D", 3)):
+        on_disk = np.array([0, 1, 2, number], np.uint8)[INSIDE]
+        write_case(tmp_path, name, IMAGES, on_disk, endings=NEW if "GLI" in name else OLD)
+    rows = check_cohort(find_cases(tmp_path), 1)
+    assert not any(row["problems"] for row in rows)
+    (brats,) = of_cohort(rows)
+    assert "tumor in 1 patient(s), such as BraTS2021_00001, and their data set has 4" in brats
+    for name in ("BraTS2021_00002", "B", "C"):
+        write_case(tmp_path, name, IMAGES, LABELS)
+    own, brats = of_cohort(check_cohort(find_cases(tmp_path), 1))
+    assert "in 2 patient(s), such as A, and label 4 in 2, such as B" in own
+    assert "such as BraTS2021_00001, and label 4 in 1, such as BraTS2021_00002" in brats

@@ -193,6 +193,14 @@ def test_empty_folders_of_patients_and_folders_named_as_files_are_named(tmp_path
         and "x.nii: a folder with the name of a file" in said
     )
     assert "notes" not in said
+    for number, name in enumerate(("readme.txt", "report.pdf", ".DS_Store", "P_06_flair.txt",
+                                   "deep/v.csv", "s.dcm"), 3):
+        path = tmp_path / f"P_{number:02d}" / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"x")
+    (tmp_path / "notes" / "readme.txt").write_text("x")
+    named = [one.path.name for one in find(tmp_path).unused]
+    assert sorted(named) == ["P_02", "P_03", "P_04", "P_05", "P_06", "P_07", "s.dcm", "x.nii"]
 
 
 @pytest.mark.parametrize(
@@ -241,6 +249,31 @@ def test_what_this_project_wrote_is_not_found_as_input(tmp_path: Path) -> None:
     assert len(found.cases) == 1 and found.unused == []
 
 
+def test_a_channel_that_nnunets_list_does_not_name_is_left_out(tmp_path: Path) -> None:
+    nnunet(tmp_path)
+    put(tmp_path / "imagesTr" / "B_7_0004.nii.gz")
+    found = find(tmp_path)
+    assert [one.path.name for one in found.unused] == ["B_7_0004.nii.gz"]
+    assert "its channel, 4, is not in channel_names" in str(found.unused[0])
+    assert np.array_equal(read_case(found.cases[0]).images, IMAGES)
+    (tmp_path / "imagesTr" / "B_7_0001.nii.gz").unlink()  # T1CE
+    assert "has 3 images in" in (problem := find(tmp_path).cases[0].problem)
+    assert "add t1ce." in problem
+
+
+def test_what_a_list_leaves_out_is_named_as_image_or_reference(tmp_path: Path) -> None:
+    write_case(tmp_path, "P", IMAGES, LABELS)
+    nnunet(tmp_path / "n")
+    put(tmp_path / "n" / "labelsTr" / "B_9.nii.gz")
+    put(tmp_path / "d" / "imagesTr" / "B_050.nii.gz", np.moveaxis(IMAGES, 0, -1))
+    put(tmp_path / "d" / "imagesTs" / "B_051.nii.gz", np.moveaxis(IMAGES, 0, -1))
+    said = "\n".join(map(str, find(tmp_path).unused))
+    assert "B_9.nii.gz: a reference, and no images of B_9 in imagesTr are read" in said
+    assert 'B_050.nii.gz: no dataset.json lists it; add it to the "training" list' in said
+    assert 'B_051.nii.gz: no dataset.json lists it; add it to the "test" list' in said
+    assert "rename" not in said
+
+
 @pytest.mark.parametrize("endings", [("a.tar", "b.tar"), ("a.zip", "b.zip"), ("a.tar.gz", "b.tar")])
 def test_all_archives_of_a_folder_are_read(tmp_path: Path, endings: tuple[str, str]) -> None:
     (tmp_path / "in").mkdir()
@@ -261,7 +294,8 @@ def test_all_archives_of_a_folder_are_read(tmp_path: Path, endings: tuple[str, s
 @pytest.mark.parametrize(
     ("name", "mode"),
     [("x.tar", "w:gz"), ("x.tgz", "w"), ("x.tar.xz", "w:xz"), ("x.zip", "w"),
-     ("x.tar.bz2", "w:bz2"), ("download", "w"), ("x.tar", "zip")],
+     ("x.tar.bz2", "w:bz2"), ("download", "w"), ("x.tar", "zip"), ("x.tbz", "w:bz2"),
+     ("x.tbz2", "w:bz2"), ("x.txz", "w:xz"), ("download", "w:bz2"), ("x.dat", "w:gz")],
 )
 def test_content_decides_and_not_the_ending(tmp_path: Path, name: str, mode: str) -> None:
     folder = write_case(tmp_path / "s", "P", IMAGES, LABELS)

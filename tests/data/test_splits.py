@@ -116,6 +116,24 @@ def test_a_name_without_a_visit_is_a_person(name: str) -> None:
     assert person_of(name) == name
 
 
+ONE = ("p05_pre p05_post", "p07-V1 p07-V2", "p08_scan1 p08_scan2 P08_Scan3", "p09 p09_post",
+       "BraTS-GLI-00005-100 brats-gli-00005-101", "sub-01 SUB-01 sub-01_ses-2", "x10.v1 x10_v2_pre "
+       "x10_v2_post", "pt5_day0 pt5_day90", "x11.visit1 x11.visit2",
+       "UCSD-PTGBM-0002_01 UCSD-PTGBM-0002_02")
+SEVERAL = ("site1_001 site1_002", "BRATS_001 BRATS_002", "patient_1 patient_11", "p1_pre p2_post",
+           "p07-V1 p17-V1", "scan_1 scan_2", "case_1 case_2", "p1_t1 p1_t2", "v1 v2")
+
+
+@pytest.mark.parametrize("names", ONE + SEVERAL)
+def test_names_that_differ_in_a_visit_or_in_capitals_alone_are_one_person(names: str) -> None:
+    split = names.split()
+    persons = find_persons([*split, "Q3-V1"])
+    assert len(set(persons.values())) == 1 + (1 if names in ONE else len(split))
+    assert persons["Q3-V1"] == "Q3-V1" and persons == find_persons(["Q3-V1", *split[::-1]])
+    if names in ONE:  # who is listed takes the other visits along
+        assert set(find_persons(split, {split[-1]: "Ann"}).values()) == {"Ann"}
+
+
 def test_twins_and_listed_persons_are_one(tmp_path: Path) -> None:
     names = ["A", "B", "C", "D", "BraTS-GLI-00001-100", "BraTS-GLI-00001-101"]
     persons = find_persons(names, {"A": "Ann", "BraTS-GLI-00001-100": "Ann"},
@@ -148,6 +166,8 @@ def test_lists_of_persons_are_read(tmp_path: Path, content: bytes) -> None:
      (b"patient,person\nzzz,x\n", "no patient zzz in this cohort. Correct"),
      (b"patient,person\nA11\n", "line 2: it needs a patient and a person"),
      (b"patient,person\nA11,x\nA11,y\n", "line 3: A11 is both x and y"),
+     (b"PK\x03\x04\x14\0", 'is an Excel workbook .*save it as "CSV UTF-8"'),
+     (b"\xd0\xcf\x11\xe0\xa1", "is an Excel workbook"),
      (b"\xff\xfep\0a\0", "not a CSV in UTF-8"),
      (b'patient,person\nA11,"' + b"x" * 200_000, "not a CSV")],
 )
