@@ -395,6 +395,8 @@ def test_a_table_never_replaces_a_scan(tmp_path: Path) -> None:
     for name, message in (("a.nii.gz", "name of a scan"), ("file/a.csv", "is not a folder")):
         with pytest.raises(BratsError, match=message):
             check_outputs(tmp_path / name)
+    with pytest.raises(BratsError, match="/dev/full is a device"):
+        check_outputs(Path("/dev/full"))
     with pytest.raises(BratsError, match="was named for two tables"):
         check_outputs(tmp_path / "a", tmp_path / "a")
     with pytest.raises(BratsError, match="cannot be written .*name another place"):
