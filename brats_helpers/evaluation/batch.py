@@ -22,7 +22,7 @@ from joblib.parallel import get_active_backend
 from tqdm import tqdm
 
 from ..basics.errors import BratsError
-from ..basics.files import remove_leftovers, write_file
+from ..basics.files import output_file, remove_leftovers, write_file
 from ..basics.lock import hold_folder
 from ..data.cases import Case, check_cohort, find_cases, incomplete, read_case, write_mask
 from .ensemble import Ensemble, load_ensemble, made_from
@@ -232,6 +232,7 @@ def _ensemble_of_worker(task: Task) -> Ensemble:
 def _segment_one(case: Case, ensemble: Ensemble, out: Path) -> dict:
     begin, warnings, target = time.perf_counter(), [], out / f"{case.name}.nii.gz"
     try:
+        output_file(target)  # before the work
         source, patient = made_from(case, ensemble), read_case(case)
         labels, probabilities = segment(ensemble.models, patient, ensemble.config, ensemble.tta,
                                         ensemble.device, ensemble.seen, warnings.append)

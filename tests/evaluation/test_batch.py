@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import os
 import shutil
 import signal
@@ -22,7 +23,14 @@ from brats_helpers.basics.lock import HELD, hold_folder
 from brats_helpers.evaluation import batch
 from brats_helpers.evaluation.batch import predict_cases, try_output
 from brats_helpers.evaluation.checkpoints import write_checkpoint
-from brats_helpers.evaluation.prediction_table import DONE, FAILED, INCOMPLETE, TABLE, new_row
+from brats_helpers.evaluation.prediction_table import (
+    DONE,
+    FAILED,
+    INCOMPLETE,
+    TABLE,
+    mask_crc,
+    new_row,
+)
 from brats_helpers.network.unet import UNet
 
 CONFIG = Config(preset="quick", filters=(4, 6), patch=8, tta=False, spacing_mm=4.0)
@@ -143,6 +151,26 @@ def test_what_is_kept_and_what_is_made_anew(checkpoint: Path, tmp_path: Path, ca
             and (out / f"{TABLE}.unreadable").read_bytes() == damage
         )
         assert "damaged or not a table of predict" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage", gzip.compress(b"no mask")])
+def test_a_mask_that_cannot_be_read_is_made_again(checkpoint: Path, tmp_path: Path,
+                                                  damage: bytes) -> None:
+    data, mask = cohort(tmp_path / "data", 1), tmp_path / "masks" / "P00.nii.gz"
+    for _ in range(2):
+        rows = predict_cases([data], [checkpoint], mask.parent)
+        assert rows[0]["mask_crc"] == mask_crc(mask) and "kept" not in rows[0]["warnings"]
+        mask.write_bytes(damage)
+
+
+def test_a_folder_with_the_name_of_a_mask_stops_nobody_else(checkpoint: Path, tmp_path: Path
+                                                            ) -> None:
+    data, out = cohort(tmp_path / "data", 2), tmp_path / "masks"
+    (out / "P00.nii.gz").mkdir(parents=True)
+    for overwrite in (False, True):
+        rows = predict_cases([data], [checkpoint], out, overwrite=overwrite)
+        assert [row["status"] for row in rows] == [FAILED, DONE]
+        assert "P00.nii.gz is a folder" in rows[0]["warnings"]
 
 
 def test_an_interrupted_batch_goes_on(checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
