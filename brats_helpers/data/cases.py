@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ..basics.constants import LABEL_SHORT, MODALITIES
 from ..basics.errors import BratsError
 from ..basics.files import Packed, atomic_path, write_file
+from ..basics.jobs import useful
 from .finding import find
 from .fingerprint import identity
 from .labels import convert, refusal, rounded, scheme_of
@@ -148,9 +149,8 @@ def check_case(case: Case) -> dict:
 def check_cohort(cases: Iterable[Case], jobs: int = -1) -> list[dict]:
     """Return `check_case` of every patient, in parallel and in order, with progress."""
     cases = list(cases)
-    if jobs == 0:
-        raise BratsError("jobs=0 cannot work: give 1 or more, or -1 for one process per core.")
-    rows = Parallel(n_jobs=jobs, return_as="generator")(delayed(check_case)(case) for case in cases)
+    pool = Parallel(n_jobs=useful(jobs, len(cases)), return_as="generator")
+    rows = pool(delayed(check_case)(case) for case in cases)
     return list(tqdm(rows, total=len(cases), desc="check", unit="patient"))
 
 

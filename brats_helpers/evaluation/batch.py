@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from ..basics.errors import BratsError
 from ..basics.files import output_file, remove_leftovers, write_file
+from ..basics.jobs import useful
 from ..basics.lock import hold_folder
 from ..data.cases import Case, check_cohort, find_cases, incomplete, read_case, write_mask
 from .ensemble import Ensemble, load_ensemble, made_from
@@ -116,10 +117,10 @@ def find_patients(folders: Sequence[Path], masks: Set[Path]) -> tuple[list[Case]
     """Find the patients in the folders, without their references.
 
     masks: of earlier calls, which are no scans. Also returns a row for each of several folders
-    that holds no patient.
+    that holds no patient, and for each name that several patients have.
     """
     found: dict[str, Case] = {}
-    rows = []
+    rows, namesakes = [], {}
     for folder in folders:
         place = Path(os.path.abspath(Path(folder).expanduser()))  # "." has no name
         try:
@@ -134,13 +135,15 @@ def find_patients(folders: Sequence[Path], masks: Set[Path]) -> tuple[list[Case]
                 continue  # named like a scan, as P_t1.nii.gz of patient P_t1
             before = found.setdefault(case.name, replace(case, reference=None))
             if _real(before) != _real(case):
-                raise BratsError(
+                namesakes[case.name] = (
                     f"two patients are called {case.name} ({before.images[0]} and "
                     f"{case.images[0]}): their masks would overwrite each other. Rename one, or "
                     "call predict twice.")
-    if not found:
-        raise BratsError(f"no patient in {', '.join(map(str, folders))}.")
-    return list(found.values()), rows
+    if len(found) == len(namesakes):
+        raise BratsError(next(iter(namesakes.values()),
+                              f"no patient in {', '.join(map(str, folders))}."))
+    rows += [new_row(name, FAILED, [text]) for name, text in namesakes.items()]
+    return [case for name, case in found.items() if name not in namesakes], rows
 
 
 def _real(case: Case) -> list[str]:
@@ -193,7 +196,7 @@ def _share_out(cases: Sequence[Case], ensemble: Ensemble, task: Task, out: Path,
         yield from (_segment_one(case, ready, out) for case in cases)
         return
     left, alone = {case.name: case for case in cases}, False
-    pool = Parallel(n_jobs=-1 if cluster and jobs == 1 else jobs,
+    pool = Parallel(n_jobs=-1 if cluster and jobs == 1 else useful(jobs, len(cases)),
                     return_as="generator_unordered", batch_size=1)
     while left:
         chosen = list(left.values())[:1 if alone else None]

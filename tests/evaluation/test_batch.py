@@ -17,6 +17,7 @@ from conftest import small_volumes, write_case
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from brats_helpers.__main__ import main
+from brats_helpers.basics import jobs
 from brats_helpers.basics.config import Config
 from brats_helpers.basics.errors import BratsError
 from brats_helpers.basics.lock import HELD, hold_folder
@@ -196,9 +197,16 @@ def test_processes_share_a_cohort(checkpoint: Path, tmp_path: Path) -> None:
     alone = predict_cases([data], [checkpoint], tmp_path / "alone")
     shared = predict_cases([data], [checkpoint], tmp_path / "shared", jobs=2)
     assert [row["mask_crc"] for row in alone] == [row["mask_crc"] for row in shared]
-    for jobs in (0, -2):
-        with pytest.raises(BratsError, match=f"jobs={jobs} cannot work"):
-            predict_cases([data], [checkpoint], tmp_path / "alone", jobs=jobs)
+    for number in (0, -2):
+        with pytest.raises(BratsError, match=f"jobs={number} cannot work"):
+            predict_cases([data], [checkpoint], tmp_path / "alone", jobs=number)
+
+
+def test_no_more_processes_start_than_can_work(monkeypatch) -> None:
+    monkeypatch.setattr(jobs, "cpu_count", lambda: 8)
+    wanted = {(1000, 3): 3, (1000, 1000): 32, (2, 9): 2, (-1, 100): 8, (-1, 3): 3, (-2, 100): 7,
+              (2, 0): 1}
+    assert {key: jobs.useful(*key) for key in wanted} == wanted
 
 
 def _die_for_one(case, task, out: Path) -> dict:
@@ -273,6 +281,11 @@ def test_two_patients_of_one_name_are_named(checkpoint: Path, tmp_path: Path) ->
     with pytest.raises(BratsError, match="two patients are called P00 .*a/P00.* and .*b/P00"):
         predict_cases([cohort(tmp_path / "a", 1), cohort(tmp_path / "b", 1)], [checkpoint],
                       tmp_path / "out")
+    folders = [str(cohort(tmp_path / "a", 2)), str(tmp_path / "b")]
+    out = tmp_path / "out"
+    assert main(["predict", *folders, "--checkpoint", str(checkpoint), "--out", str(out)]) == 3
+    assert [row["status"] for row in table(out).values()] == [FAILED, DONE]
+    assert "two patients are called P00" in table(out)["P00"]["warnings"]
 
 
 def test_the_output_is_tried_before_the_work(tmp_path: Path, monkeypatch, faults) -> None:
