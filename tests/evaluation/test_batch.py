@@ -366,6 +366,15 @@ def test_files_of_others_are_not_lost(checkpoint: Path, tmp_path: Path, capsys) 
         predict_cases([tmp_path / "in"], [checkpoint], out)
 
 
+@pytest.mark.parametrize("command", [["predict", "in", "--out", ""], ["predict", "", "--out", "o"],
+                                     ["check", "in", "--csv", ""], ["run", "--source", ""],
+                                     ["run", "--work", ""], ["train", "--config", ""]])
+def test_an_empty_path_is_not_this_folder(command: list[str], capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(command)
+    assert "the name is empty" in capsys.readouterr().err
+
+
 def test_a_mask_never_replaces_a_scan(checkpoint: Path, tmp_path: Path) -> None:
     images, _ = small_volumes()
     folder = write_case(tmp_path, "flair", images, None)
