@@ -55,6 +55,12 @@ def unstripped(images: np.ndarray) -> None:
     images[1][(images[1] == 0) & ((x / 14.5) ** 2 + (y / 14.5) ** 2 + (z / 9.4) ** 2 < 1)] = 5
 
 
+def cut(images: np.ndarray, slices: int) -> np.ndarray:
+    """Keep T1 above this slice alone."""
+    images[1, ..., :slices] = 0
+    return images
+
+
 ODD = {
     "swapped": (lambda im: im[[3, 1, 2, 0]], "FLAIR and T2 look swapped"),
     "twice": (lambda im: im[[0, 1, 1, 3]], "t1 and t1ce are the same image"),
@@ -65,6 +71,14 @@ ODD = {
     "z-scored": (lambda im: ((im - im[im > 0].mean()) / im[im > 0].std()).astype(np.float32),
                  "flair's background is not 0"),
     "skull": (unstripped, "was t1 skull-stripped"),
+    "mirrored": (lambda im: np.stack([im[0], im[1], im[2, ::-1], im[3]]),
+                 "^patient P: t1ce seems mirrored from left to right: .* Dice of 1.000 after"),
+    "upside down": (lambda im: np.stack([im[0], im[1], im[2], im[3, ..., ::-1]]),
+                    "^patient P: t2 seems mirrored upside down"),
+    "one voxel": (lambda im: cut(im, 17), "t1 covers 0 % .* nearly empty; export it again"),
+    "a third": (lambda im: cut(im, 12), "t1 covers .* nearly empty"),
+    "a part": (lambda im: cut(im, 8), "t1 covers 7. % of .*: was it scanned or exported in part"),
+    "a part of three": (lambda im: cut(np.stack([im[0] * 0, *im[1:]]), 12), "t1 covers .* nearly"),
     "constant": (lambda im: np.stack([im[0], (im[1] != 0).astype(np.int16), im[2], im[3]]),
                  "t1 has one value, 1"),
 }
@@ -92,6 +106,13 @@ def test_exchanged_contrasts_are_named(said: str) -> None:
         assert not any("swapped" in said for said in good["warnings"] + good["notes"])
         odd = oddities(replace(PATIENT, images=images[EXCHANGED[said]]))
         assert any(said in one for one in odd["warnings"] + odd["notes"]), odd
+
+
+def test_a_tumor_that_is_brighter_in_t1_tells_that_t1_and_t1ce_are_swapped() -> None:
+    for exchanged, count in (([0, 1, 2, 3], 0), ([0, 2, 1, 3], 1)):
+        odd = oddities(replace(PATIENT, images=PATIENT.images[exchanged]))["warnings"]
+        said = [text for text in odd if "T1 and T1CE may be swapped: the enhancing tumor" in text]
+        assert len(said) == len(odd) == count
 
 
 def test_negative_scans_are_named_as_inverted_or_normalized() -> None:
