@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures.process import BrokenProcessPool
+
 from joblib import cpu_count
 from joblib.parallel import get_active_backend
 
@@ -18,3 +21,15 @@ def useful(jobs: int, tasks: int) -> int:
         return jobs
     wanted = jobs if jobs > 0 else cpu_count() + 1 + jobs
     return max(1, min(wanted, tasks, MOST * cpu_count()))
+
+
+def deaths() -> tuple[type[BaseException], ...]:
+    """Return the errors that joblib's backends raise when a worker has died."""
+    distributed = sys.modules.get("distributed.scheduler")
+    return (BrokenProcessPool, *([distributed.KilledWorker] if distributed else []))
+
+
+def killed(error: BaseException) -> str:
+    """Say why a patient has no result, after a worker died that had nothing else to do."""
+    return (f"its process was killed ({type(error).__name__}), most often because memory ran out: "
+            "try again with --jobs 1")

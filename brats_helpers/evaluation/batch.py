@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence, Set
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +21,7 @@ from tqdm import tqdm
 
 from ..basics.errors import BratsError
 from ..basics.files import output_file, remove_leftovers, write_file
-from ..basics.jobs import useful
+from ..basics.jobs import deaths, killed, useful
 from ..basics.lock import hold_folder
 from ..data.cases import Case, check_cohort, find_cases, incomplete, read_case, write_mask
 from .ensemble import Ensemble, load_ensemble, made_from
@@ -204,21 +202,13 @@ def _share_out(cases: Sequence[Case], ensemble: Ensemble, task: Task, out: Path,
             for row in pool(delayed(_segment_in_worker)(case, task, out) for case in chosen):
                 del left[row["case"]]
                 yield row
-        except _deaths() as error:
+        except deaths() as error:
             if alone:
                 del left[chosen[0].name]
-                yield new_row(chosen[0].name, FAILED, [
-                    f"its process was killed ({type(error).__name__}), most often because "
-                    "memory ran out: try again with --jobs 1"])
+                yield new_row(chosen[0].name, FAILED, [killed(error)])
                 continue
             alone = len(left) == len(chosen)  # nobody finished: find out who kills the process
             tqdm.write(f"WARNING: a process was killed; going on with {len(left)} patient(s).")
-
-
-def _deaths() -> tuple[type[BaseException], ...]:
-    """Return the errors that joblib's backends raise when a worker has died."""
-    distributed = sys.modules.get("distributed.scheduler")
-    return (BrokenProcessPool, *([distributed.KilledWorker] if distributed else []))
 
 
 def _segment_in_worker(case: Case, task: Task, out: Path) -> dict:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
+import signal
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +20,8 @@ from conftest import pack, write_case
 
 from brats_helpers.__main__ import main
 from brats_helpers.basics.errors import BratsError
-from brats_helpers.data.cases import Patient, check_case, find_cases, find_twins, read_case
+from brats_helpers.data import cases
+from brats_helpers.data.cases import Case, Patient, check_case, find_cases, find_twins, read_case
 from brats_helpers.data.check import (
     FIELDS,
     check_outputs,
@@ -228,6 +231,22 @@ def test_check_prints_a_table_and_writes_it_as_csv_and_html(cohort: Path, tmp_pa
     page = (tmp_path / "c.html").read_text()
     assert "P0_&lt;b&gt;.nii.gz" in page and "<b>.nii" not in page
     assert "P1_t2.nii.gz" in problems_text(check_path(cohort, 1).rows)
+
+
+def _die_for_one(case: Case) -> dict:
+    if case.name == "P1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return check_case(case)
+
+
+def test_a_worker_of_the_check_that_dies_costs_one_row(cohort: Path, monkeypatch) -> None:
+    shutil.copytree(cohort / "P0", cohort / "P2")
+    for path in (cohort / "P2").iterdir():
+        path.rename(path.with_name(path.name.replace("P0", "P2")))
+    monkeypatch.setattr(cases, "check_case", _die_for_one)
+    rows = check_path(cohort, 2).rows
+    assert [bool(row["problems"]) for row in rows] == [False, True, False]
+    assert "patient P1: its process was killed" in rows[1]["problems"][0]
 
 
 def test_check_says_why_there_is_nothing_to_check(tmp_path: Path, capsys) -> None:

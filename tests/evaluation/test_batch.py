@@ -224,7 +224,7 @@ def test_a_worker_that_dies_loses_nothing(checkpoint: Path, tmp_path: Path, monk
     }
     assert [rows[f"P{i:02d}"]["status"] for i in range(3)] == [DONE, FAILED, DONE]
     assert "its process was killed" in rows["P01"]["warnings"]
-    assert issubclass(TerminatedWorkerError, batch._deaths())
+    assert issubclass(TerminatedWorkerError, jobs.deaths())
     faults("killed workers")
 
 
