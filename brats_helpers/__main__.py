@@ -8,6 +8,7 @@ import importlib
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -88,9 +89,9 @@ def parser() -> argparse.ArgumentParser:
 def _check_command(commands: argparse._SubParsersAction, shown: Mapping[str, object]) -> None:
     check = commands.add_parser("check", help="check a folder or an archive of patients",
                                 epilog=CHECK_EXAMPLES, **shown)
-    check.add_argument("path", type=Path, metavar="PATH", help="a folder or an archive")
-    check.add_argument("--csv", type=Path, metavar="FILE", help="write the table here, as CSV")
-    check.add_argument("--html", type=Path, metavar="FILE", help="write it as a web page")
+    check.add_argument("path", type=path_of, metavar="PATH", help="a folder or an archive")
+    check.add_argument("--csv", type=path_of, metavar="FILE", help="write the table here, as CSV")
+    check.add_argument("--html", type=path_of, metavar="FILE", help="write it as a web page")
     check.add_argument("--jobs", type=int, default=-1, metavar="N",
                        help="processes (-1: one per core)")
 
@@ -99,7 +100,7 @@ def _train_command(commands: argparse._SubParsersAction, shown: Mapping[str, obj
     train = commands.add_parser("train", help="train without a notebook, on one GPU or many",
                                 epilog=TRAIN_EXAMPLES, **shown)
     _folder_option(train, "--work", "runs/quick")
-    train.add_argument("--config", type=Path, metavar="FILE",
+    train.add_argument("--config", type=path_of, metavar="FILE",
                        help="settings as JSON (DIR/config.json)")
     _parameter_option(train, "change a setting")
     train.add_argument("--everyone", action="store_true",
@@ -111,12 +112,12 @@ def _train_command(commands: argparse._SubParsersAction, shown: Mapping[str, obj
 def _predict_command(commands: argparse._SubParsersAction, shown: Mapping[str, object]) -> None:
     predict = commands.add_parser("predict", help="segment patients",
                                   epilog=PREDICT_EXAMPLES, **shown)
-    predict.add_argument("cases", nargs="+", type=Path, metavar="CASE_DIR",
+    predict.add_argument("cases", nargs="+", type=path_of, metavar="CASE_DIR",
                          help="a folder of one or of many patients")
-    predict.add_argument("--checkpoint", type=Path, action="append", metavar="FILE",
+    predict.add_argument("--checkpoint", type=path_of, action="append", metavar="FILE",
                          help="a trained network; several are averaged (the network in the box, "
                               "which learned from phantoms alone)")
-    predict.add_argument("--out", type=Path, required=True, metavar="DIR",
+    predict.add_argument("--out", type=path_of, required=True, metavar="DIR",
                          help="the folder for <case>.nii.gz and predictions.csv")
     _import_option(predict)
     predict.add_argument("--tta", action="store_true",
@@ -139,9 +140,9 @@ def _tool_commands(commands: argparse._SubParsersAction) -> None:
 
     export = commands.add_parser("export",
                                  help="write a trained network as a MONAI bundle and as ONNX")
-    export.add_argument("--checkpoint", type=Path, required=True, metavar="FILE",
+    export.add_argument("--checkpoint", type=path_of, required=True, metavar="FILE",
                         help="a trained network")
-    export.add_argument("--out", type=Path, required=True, metavar="DIR",
+    export.add_argument("--out", type=path_of, required=True, metavar="DIR",
                         help="where bundle/ and model.onnx are written")
     _import_option(export)
     export.add_argument("--only", choices=("bundle", "onnx"),
@@ -177,9 +178,9 @@ def _sweep_command(commands: argparse._SubParsersAction, shown: Mapping[str, obj
 
 def _series_options(command: argparse.ArgumentParser, work: str) -> None:
     command.add_argument("--preset", choices=sorted(PRESETS), help="sizes and settings (quick)")
-    command.add_argument("--source",
+    command.add_argument("--source", type=_named,
                          help="an archive or folder of BraTS patients, or 'phantom', or 'varied'")
-    command.add_argument("--work", type=Path, metavar="DIR", help=f"the work folder {work}")
+    command.add_argument("--work", type=path_of, metavar="DIR", help=f"the work folder {work}")
     _parameter_option(command, "set a notebook's parameter")
     _precision_option(command)
 
@@ -195,8 +196,19 @@ def _parameter_option(command: argparse.ArgumentParser, what: str) -> None:
 
 
 def _folder_option(command: argparse.ArgumentParser, name: str, folder: str) -> None:
-    command.add_argument(name, type=Path, default=Path(folder), metavar="DIR",
+    command.add_argument(name, type=path_of, default=Path(folder), metavar="DIR",
                          help=f"the folder to write to ({folder})")
+
+
+def path_of(text: str) -> Path:
+    """Return the path; an empty text, as of a shell's unset variable, would be this folder."""
+    return Path(_named(text))
+
+
+def _named(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty; is a variable of the shell not set?")
+    return text
 
 
 def _import_option(command: argparse.ArgumentParser) -> None:
@@ -213,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ["BRATS_PRECISION"] = options.precision  # notebooks and workers inherit it
     try:
         for module in getattr(options, "imports", []):
-            importlib.import_module(module)
+            _import(module)
         return COMMANDS[options.command](options)
     except BratsError as error:
         print(f"\n{error}", file=sys.stderr)
@@ -229,6 +241,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger("asyncio").disabled = True
         print("\nStopped. The same command goes on from here.", file=sys.stderr)
         return 130
+
+
+def _import(name: str) -> None:
+    """Import a user's module; BratsError says what it lacks, or how to name it."""
+    example = re.sub(r"\W+", ".", name.removesuffix(".py")).strip(".") or "networks"
+    here = (f"for a file of your own, run this where {example.replace('.', '/')}.py is, or put its "
+            "folder into the environment variable PYTHONPATH")
+    if not all(part.isidentifier() for part in name.split(".")) or name.endswith(".py"):
+        raise BratsError(f"--import {name!r} is not the name of a module: write --import "
+                         f"{example}; {here}.")
+    try:
+        importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # the module is the user's, and may raise anything
+        missing = isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}.")
+        advice = here if missing else "correct the module, or install what it needs"
+        raise BratsError(f"--import {name} failed ({type(error).__name__}: {error}): {advice}."
+                         ) from error
 
 
 def _run(options: argparse.Namespace) -> int:

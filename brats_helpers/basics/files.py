@@ -12,7 +12,7 @@ import tempfile
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -32,15 +32,35 @@ GZIP_HEADER = 31  # zlib's `wbits` for a stream with gzip's header and checksum
 LARGEST_GUESS = 2**28  # bytes to allocate at most for the size that a .gz file claims
 
 
+def output_file(path: Path) -> Path:
+    """Return where a file is to be written, past links; BratsError if no file can replace it."""
+    path = Path(path)
+    if path.is_dir():
+        raise BratsError(f"{path} is a folder, and a file is written there: move it away, or name "
+                         "another place.")
+    if path.exists() and (not path.is_file() or _is_printed_to(path)):
+        raise BratsError(f"{path} is a device, a pipe or the file that is printed to, and would be "
+                         "replaced: name a file of its own.")
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def _is_printed_to(path: Path) -> bool:
+    """Tell whether the standard output or error goes to this file, as with /dev/stdout > file."""
+    with suppress(OSError):  # a process may have closed them
+        return any(os.path.samestat(path.stat(), os.fstat(number)) for number in (1, 2))
+    return False
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; it replaces `path` when the block succeeds.
 
     It keeps the suffixes, by which nibabel chooses the format, and is removed on failure.
-    BratsError if the disk is full or the folder may not be written.
+    BratsError if the disk is full, the folder may not be written, or `path` is no regular file.
     """
     path, temporary = Path(path), None
     try:
+        path = output_file(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=temporary_prefix(),
                                         suffix="".join(path.suffixes[-2:]),

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ..basics.constants import LABEL_SHORT, MODALITIES
 from ..basics.errors import BratsError
 from ..basics.files import Packed, atomic_path, write_file
+from ..basics.jobs import deaths, killed, useful
 from .finding import find
 from .fingerprint import identity
 from .labels import convert, enhancing, refusal, rounded, scheme_of
@@ -164,32 +165,49 @@ def check_case(case: Case) -> dict:
     spacing_mm, orientation, dtype, volumes_ml by label, images, reference, identity, enhancing (of
     `records.Patient`).
     """
-    row = {"name": case.name, "problems": [], "warnings": [], "notes": [],
-           **dict.fromkeys(("shape", "spacing_mm", "orientation", "dtype", "volumes_ml")),
-           "identity": [], "enhancing": 0, "images": [str(p) for p in case.images],
-           "reference": str(case.reference) if case.reference else None}
     try:
         patient = read_case(case)
     except BratsError as error:
-        return row | {"problems": [str(error)]}
+        return _row(case, str(error))
     volumes = None
     if patient.reference is not None:
         counts = np.bincount(patient.reference.ravel(), minlength=4)
         ml = counts * np.prod(patient.spacing) / 1000
         volumes = {name: round(float(ml[label]), 3) for label, name in LABEL_SHORT.items()}
-    return row | {"shape": patient.images.shape[1:], "orientation": patient.orientation,
-                  "volumes_ml": volumes, "spacing_mm": [round(s, 4) for s in patient.spacing],
-                  "dtype": str(patient.images.dtype), "identity": identity(patient.images),
-                  "enhancing": patient.enhancing, **oddities(patient)}
+    return _row(case) | {
+        "shape": patient.images.shape[1:], "orientation": patient.orientation,
+        "volumes_ml": volumes, "spacing_mm": [round(s, 4) for s in patient.spacing],
+        "dtype": str(patient.images.dtype), "identity": identity(patient.images),
+        "enhancing": patient.enhancing, **oddities(patient)}
+
+
+def _row(case: Case, *problems: str) -> dict:
+    return {"name": case.name, "problems": list(problems), "warnings": [], "notes": [],
+            **dict.fromkeys(("shape", "spacing_mm", "orientation", "dtype", "volumes_ml")),
+            "identity": [], "enhancing": 0, "images": [str(p) for p in case.images],
+            "reference": str(case.reference) if case.reference else None}
 
 
 def check_cohort(cases: Iterable[Case], jobs: int = -1) -> list[dict]:
-    """Return `check_case` of every patient, in parallel and in order, with progress."""
-    cases = list(cases)
-    if jobs == 0:
-        raise BratsError("jobs=0 cannot work: give 1 or more, or -1 for one process per core.")
-    rows = Parallel(n_jobs=jobs, return_as="generator")(delayed(check_case)(case) for case in cases)
-    return list(tqdm(rows, total=len(cases), desc="check", unit="patient"))
+    """Return `check_case` of every patient, in parallel and in order, with progress.
+
+    After a process dies, the others go on.
+    """
+    cases, rows, alone = list(cases), [], False
+    pool = Parallel(n_jobs=useful(jobs, len(cases)), return_as="generator")
+    with tqdm(total=len(cases), desc="check", unit="patient") as progress:
+        while len(rows) < len(cases):
+            before = len(rows)
+            try:
+                for row in pool(map(delayed(check_case), cases[before:][:1 if alone else None])):
+                    rows.append(row)
+                    progress.update()
+            except deaths() as error:
+                if alone:
+                    rows.append(_row(cases[before],
+                                     f"patient {cases[before].name}: {killed(error)}"))
+                alone = True  # find out who kills the process
+    return rows
 
 
 def file_state(case: Case, path: Path | Packed) -> tuple[int, int]:

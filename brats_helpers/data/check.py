@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 
 from ..basics.errors import BratsError
-from ..basics.files import read_json, write_file
+from ..basics.files import output_file, read_json, write_file
 from .archive import extract, find_patients, readable_in_place
 from .cases import check_cohort, find_twins
 from .finding import besides
@@ -207,8 +207,7 @@ def check_outputs(*paths: Path | None) -> None:
     if len(set(given)) < len(given):
         raise BratsError(f"{given[0]} was named for two tables: give each its own name.")
     for path in given:
-        if path.is_dir():
-            raise BratsError(f"{path} is a folder: give the name of a file.")
+        output_file(path)
         if NIFTI.search(path.name):
             raise BratsError(f"{path} has the name of a scan: give another name for the table.")
         if above := [p for p in path.parents if p.is_file()]:

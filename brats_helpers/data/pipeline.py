@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ..basics.constants import MODALITIES
 from ..basics.errors import BratsError
 from ..basics.files import remove_leftovers
+from ..basics.jobs import useful
 from .cases import Case, file_state, read_case
 from .preprocessing import brain_mask, prepare, restore
 from .storage import FORMAT, Meta, load, save
@@ -46,7 +47,7 @@ def preprocess_cohort(cases: Sequence[Case], folder: Path, spacing_mm: float,
     """Prepare all patients in parallel, with progress; up-to-date files are kept."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
-    metas = Parallel(n_jobs=jobs, return_as="generator")(
+    metas = Parallel(n_jobs=useful(jobs, len(cases)), return_as="generator")(
         delayed(preprocess_case)(case, folder, spacing_mm) for case in cases)
     return list(tqdm(metas, total=len(cases), desc="preprocess", unit="patient"))
 

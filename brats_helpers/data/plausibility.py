@@ -11,7 +11,7 @@ from itertools import combinations
 
 import numpy as np
 
-from ..basics.constants import LABEL_SHORT, MODALITIES
+from ..basics.constants import ET, LABEL_SHORT, MODALITIES
 from .labels import doubtful
 from .records import Patient
 
@@ -21,13 +21,19 @@ LARGEST_ML, LARGE_ML, SMALL_ML = 20_000, 2_500, 300
 NOT_STRIPPED = 1.3  # times the other modalities' voxels that are not 0
 ALIKE = 0.995  # correlation of two contrasts; T1 and T1CE of one patient stay under 0.95
 DARK, BRIGHT = 0.10, 0.98  # quantiles: fluid is dark in T1; what is brightest in T2, and in FLAIR
-BRIGHTEST = 0.995  # the quantile of vessels and rims that take up contrast agent
+BRIGHTEST = 0.999  # the quantile of vessels and rims that take up contrast agent
 SWAPPED = 0.4  # standard deviations by which FLAIR and T2 must look like each other
 UNLIKE = 0.25  # of a correlation: by so much T1 and T1CE are the most alike in every good patient
-BRIGHTER = 1.0  # standard deviations by which the brightest of T1 may exceed those of T1CE
+# Standard deviations by which T1 may exceed T1CE in its brightest voxels and in the enhancing
+# tumor; in every good patient, it stays 1.1 below and 0.1 above.
+BRIGHTER = 1.0
 NEGATIVE = 0.2  # of the brain
 FEW_VOXELS = 20
 COVERED = 0.95  # of the brain, by each modality
+EMPTY, PARTIAL = 0.5, 0.8  # of what the other modalities cover; good patients have 0.96 or more
+FITS, FITS_BETTER = 0.95, 0.01  # Dice of a flipped brain; good patients' is 0.01 below the stored
+AXES = {**dict.fromkeys("LR", "from left to right"), **dict.fromkeys("AP", "from front to back"),
+        **dict.fromkeys("IS", "upside down")}
 OUTSIDE = 0.1  # of a reference
 FAR = 1.25  # half edges of the volume, its middle from the origin
 FLAIR, T1, T1CE, T2 = range(4)
@@ -37,23 +43,32 @@ def oddities(patient: Patient) -> dict[str, list[str]]:
     """Return `problems`, `warnings` and `notes` about a patient, as sentences."""
     step = max(1, round((patient.images[0].size / LOOKED_AT) ** (1 / 3)))
     some = patient.images[:, ::step, ::step, ::step].reshape(len(MODALITIES), -1)
-    nonzero, inside = some != 0, some[:, (some != 0).all(0)].astype(np.float64)
+    nonzero = some != 0
     ml = np.prod(patient.spacing) * patient.images[0].size / some.shape[1] / 1000  # each
     background = backgrounds(patient.images)
+    scanned = patient.images.any((1, 2, 3))
+    problems, partial = parts({name: mask for name, mask, there in
+                               zip(MODALITIES, nonzero, scanned, strict=True)
+                               if there and name not in background})
     warnings = [*background.values(), *repeated(patient.images, some)]
-    if not some.any(1).all():  # modalities are missing, and the rest compares all four
-        return {kind: [f"patient {patient.name}: {text}" for text in texts]
-                for kind, texts in (("warnings", warnings), ("notes", patient.notes))}
-    problems, sizes = volumes(nonzero, ml, background)
-    problems += constant(patient.images, some)
+    if not scanned.all() or problems:  # the rest compares all four
+        return _of(patient, {"problems": problems, "warnings": [*warnings, *partial],
+                             "notes": patient.notes})
+    implausible, sizes = volumes(nonzero, ml, background)
+    problems = implausible + constant(patient.images, some)
     notes = [*patient.notes, *([] if background else coverage(nonzero)), *_place(patient)]
     if not warnings:
         warnings, negative = below_zero(some)
-        exchanged, doubtful = ([], []) if warnings else swapped(inside)
-        warnings, notes = [*warnings, *exchanged], [*notes, *negative, *doubtful]
-    found = {"problems": problems,
-             "warnings": [*warnings, *sizes, *outside(patient, step, nonzero)],
-             "notes": [*notes, *_reference(patient)]}
+        warnings += mirrored(patient, step, nonzero)
+        exchanged = [] if warnings else swapped(some, nonzero.all(0), enhancing(patient, step))
+        warnings, notes = [*warnings, *exchanged], [*notes, *negative]
+    return _of(patient, {"problems": problems,
+                         "warnings": [*warnings, *partial, *sizes,
+                                      *outside(patient, step, nonzero)],
+                         "notes": [*notes, *_reference(patient)]})
+
+
+def _of(patient: Patient, found: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     return {kind: [f"patient {patient.name}: {text}" for text in texts]
             for kind, texts in found.items()}
 
@@ -135,23 +150,35 @@ def below_zero(some: np.ndarray) -> tuple[list[str], list[str]]:
     return warnings, notes
 
 
-def swapped(inside: np.ndarray) -> tuple[list[str], list[str]]:
-    """Return warnings and notes about exchanged modalities, from the brain's voxels, (4, n)."""
+def swapped(some: np.ndarray, brain: np.ndarray, enhancing: np.ndarray) -> list[str]:
+    """Return warnings about exchanged modalities, (4, n); brain, enhancing: which voxels, (n,)."""
+    inside = some[:, brain].astype(np.float64)
     if inside.shape[1] < 1000 or not inside.std(1).all():
-        return [], []
+        return []
     z = (inside - inside.mean(1, keepdims=True)) / inside.std(1, keepdims=True)
     if _flair_is_t2(z):
         return ["FLAIR and T2 look swapped: fluid is bright in flair and dark in t2; exchange the "
-                "two files"], []
+                "two files"]
     r = np.corrcoef(z)
     pair, alike = max((("T1 and T2", r[T1CE, T2]), ("T1CE and T2", r[T1, T2])), key=lambda p: p[1])
     if alike > r[T1, T1CE] + UNLIKE:
         return [f"{pair} look swapped: t1 and t1ce should be more alike than either is to t2; "
-                "exchange the two files"], []
-    brightest = np.quantile(z, BRIGHTEST, axis=1)
-    if brightest[T1] > brightest[T1CE] + BRIGHTER:
-        return [], ["T1 and T1CE may be swapped: t1 has the brighter vessels or rim; look at both"]
-    return [], []
+                "exchange the two files"]
+    t1, t1ce = z[T1, enhancing[brain]], z[T1CE, enhancing[brain]]
+    if t1.size >= FEW_VOXELS and (more := t1.mean() - t1ce.mean()) > BRIGHTER:
+        return [f"T1 and T1CE may be swapped: the enhancing tumor (label 3) is {more:.1f} standard "
+                "deviations brighter in t1 than in t1ce; exchange the two files"]
+    t1, t1ce = np.quantile(z[[T1, T1CE]], BRIGHTEST, axis=1)
+    if t1 > t1ce + BRIGHTER:
+        return [f"T1 and T1CE may be swapped: the brightest vessels or rim reach {t1:.1f} standard "
+                f"deviations in t1 and {t1ce:.1f} in t1ce; look at both"]
+    return []
+
+
+def enhancing(patient: Patient, step: int) -> np.ndarray:
+    """Tell which voxels of the grid the reference calls enhancing tumor, (n,); none without one."""
+    labels = patient.images[0] if patient.reference is None else patient.reference
+    return (labels[::step, ::step, ::step].ravel() == ET) & (patient.reference is not None)
 
 
 def _flair_is_t2(z: np.ndarray) -> bool:
@@ -161,6 +188,42 @@ def _flair_is_t2(z: np.ndarray) -> bool:
     brightest = (z[FLAIR][z[T2] >= np.quantile(z[T2], BRIGHT)].mean()
                  - z[T2][z[FLAIR] >= np.quantile(z[FLAIR], BRIGHT)].mean())
     return max(fluid) < -SWAPPED and brightest > SWAPPED
+
+
+def mirrored(patient: Patient, step: int, nonzero: np.ndarray) -> list[str]:
+    """Return a sentence for each modality whose brain, (4, n), fits the others after a flip."""
+    found = []
+    for name, image, mask in zip(MODALITIES, patient.images, nonzero, strict=True):
+        others = nonzero.sum(0) - mask >= 2  # of three
+        flips = {}
+        for axis, letter in enumerate(patient.orientation):
+            flipped = np.flip(image, axis)[::step, ::step, ::step].ravel() != 0
+            flips[AXES[letter]] = _dice(flipped, others)
+        way, best = max(flips.items(), key=lambda item: item[1])
+        if best > max(FITS, (stored := _dice(mask, others)) + FITS_BETTER):
+            found.append(f"{name} seems mirrored {way}: its brain fits that of the others with a "
+                         f"Dice of {best:.3f} after a flip and {stored:.3f} as stored; export it "
+                         "again, with the axes of the others")
+    return found
+
+
+def _dice(one: np.ndarray, other: np.ndarray) -> float:
+    return 2 * np.count_nonzero(one & other) / max(1, np.count_nonzero(one) + other.sum())
+
+
+def parts(masks: Mapping[str, np.ndarray]) -> tuple[list[str], list[str]]:
+    """Return problems and warnings about modalities that cover less than the others, (n,) bool."""
+    problems, warnings = [], []
+    for name, mask in masks.items():
+        others = [np.count_nonzero(other) for key, other in masks.items() if key != name]
+        share = np.count_nonzero(mask) / max(1, np.median(others)) if others else 1
+        said = f"{name} covers {100 * share:.0f} % of what the other contrasts cover"
+        if share < EMPTY:
+            problems.append(f"{said}: it is nearly empty; export it again, or remove its file (the "
+                            "network in the box works with fewer contrasts)")
+        elif share < PARTIAL:
+            warnings.append(f"{said}: was it scanned or exported in part? Look at it")
+    return problems, warnings
 
 
 def coverage(nonzero: np.ndarray) -> list[str]:

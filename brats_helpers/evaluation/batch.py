@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence, Set
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +20,8 @@ from joblib.parallel import get_active_backend
 from tqdm import tqdm
 
 from ..basics.errors import BratsError
-from ..basics.files import remove_leftovers, write_file
+from ..basics.files import output_file, remove_leftovers, write_file
+from ..basics.jobs import deaths, killed, useful
 from ..basics.lock import hold_folder
 from ..data.cases import Case, check_cohort, find_cases, incomplete, read_case, write_mask
 from .ensemble import Ensemble, load_ensemble, made_from
@@ -116,10 +115,10 @@ def find_patients(folders: Sequence[Path], masks: Set[Path]) -> tuple[list[Case]
     """Find the patients in the folders, without their references.
 
     masks: of earlier calls, which are no scans. Also returns a row for each of several folders
-    that holds no patient.
+    that holds no patient, and for each name that several patients have.
     """
     found: dict[str, Case] = {}
-    rows = []
+    rows, namesakes = [], {}
     for folder in folders:
         place = Path(os.path.abspath(Path(folder).expanduser()))  # "." has no name
         try:
@@ -134,13 +133,15 @@ def find_patients(folders: Sequence[Path], masks: Set[Path]) -> tuple[list[Case]
                 continue  # named like a scan, as P_t1.nii.gz of patient P_t1
             before = found.setdefault(case.name, replace(case, reference=None))
             if _real(before) != _real(case):
-                raise BratsError(
+                namesakes[case.name] = (
                     f"two patients are called {case.name} ({before.images[0]} and "
                     f"{case.images[0]}): their masks would overwrite each other. Rename one, or "
                     "call predict twice.")
-    if not found:
-        raise BratsError(f"no patient in {', '.join(map(str, folders))}.")
-    return list(found.values()), rows
+    if len(found) == len(namesakes):
+        raise BratsError(next(iter(namesakes.values()),
+                              f"no patient in {', '.join(map(str, folders))}."))
+    rows += [new_row(name, FAILED, [text]) for name, text in namesakes.items()]
+    return [case for name, case in found.items() if name not in namesakes], rows
 
 
 def _real(case: Case) -> list[str]:
@@ -193,7 +194,7 @@ def _share_out(cases: Sequence[Case], ensemble: Ensemble, task: Task, out: Path,
         yield from (_segment_one(case, ready, out) for case in cases)
         return
     left, alone = {case.name: case for case in cases}, False
-    pool = Parallel(n_jobs=-1 if cluster and jobs == 1 else jobs,
+    pool = Parallel(n_jobs=-1 if cluster and jobs == 1 else useful(jobs, len(cases)),
                     return_as="generator_unordered", batch_size=1)
     while left:
         chosen = list(left.values())[:1 if alone else None]
@@ -201,21 +202,13 @@ def _share_out(cases: Sequence[Case], ensemble: Ensemble, task: Task, out: Path,
             for row in pool(delayed(_segment_in_worker)(case, task, out) for case in chosen):
                 del left[row["case"]]
                 yield row
-        except _deaths() as error:
+        except deaths() as error:
             if alone:
                 del left[chosen[0].name]
-                yield new_row(chosen[0].name, FAILED, [
-                    f"its process was killed ({type(error).__name__}), most often because "
-                    "memory ran out: try again with --jobs 1"])
+                yield new_row(chosen[0].name, FAILED, [killed(error)])
                 continue
             alone = len(left) == len(chosen)  # nobody finished: find out who kills the process
             tqdm.write(f"WARNING: a process was killed; going on with {len(left)} patient(s).")
-
-
-def _deaths() -> tuple[type[BaseException], ...]:
-    """Return the errors that joblib's backends raise when a worker has died."""
-    distributed = sys.modules.get("distributed.scheduler")
-    return (BrokenProcessPool, *([distributed.KilledWorker] if distributed else []))
 
 
 def _segment_in_worker(case: Case, task: Task, out: Path) -> dict:
@@ -232,6 +225,7 @@ def _ensemble_of_worker(task: Task) -> Ensemble:
 def _segment_one(case: Case, ensemble: Ensemble, out: Path) -> dict:
     begin, warnings, target = time.perf_counter(), [], out / f"{case.name}.nii.gz"
     try:
+        output_file(target)  # before the work
         source, patient = made_from(case, ensemble), read_case(case)
         labels, probabilities = segment(ensemble.models, patient, ensemble.config, ensemble.tta,
                                         ensemble.device, ensemble.seen, warnings.append)

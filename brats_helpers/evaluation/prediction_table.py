@@ -12,8 +12,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..basics.errors import BratsError
-from ..basics.files import gunzip, write_file
-from ..data.cases import Case
+from ..basics.files import gunzip, output_file, write_file
+from ..data.nifti import open_image, voxels
+from ..data.records import Case
 
 TABLE = "predictions.csv"
 VOLUMES = ("WT_ml", "TC_ml", "ET_ml")
@@ -28,6 +29,7 @@ class Table:
 
     def __init__(self, path: Path) -> None:
         self.path, self.rows, self.lost = path, {}, False
+        output_file(path)  # reading a pipe would wait forever
         try:
             with open(path, encoding="utf-8-sig", newline="") as file:
                 found = list(csv.DictReader(file))
@@ -38,8 +40,6 @@ class Table:
         if found and set(COLUMNS) - NEWER <= set(found[0]):
             self.rows = {row["case"]: {name: row.get(name) or "" for name in COLUMNS}
                          for row in found if row["case"]}
-        elif path.is_dir():
-            raise BratsError(f"{path} is a folder, and the table is written there: move it away.")
         elif path.stat().st_size:
             aside = path.with_name(f"{TABLE}.unreadable")
             os.replace(path, aside)
@@ -49,12 +49,15 @@ class Table:
 
     def keeps(self, case: Case, source: str) -> bool:
         """Tell whether the mask stays: it was made from the same, or somebody corrected it."""
-        row = self.rows.get(case.name, {})
-        crc = mask_crc(self.path.parent / f"{case.name}.nii.gz")
-        if row.get("status") != DONE or not crc:
+        row, mask = self.rows.get(case.name, {}), self.path.parent / f"{case.name}.nii.gz"
+        if row.get("status") != DONE or not mask.is_file():
             return False
-        if crc == row["mask_crc"]:
+        if mask_crc(mask) == row["mask_crc"] != "":
             return source == row["made_from"] != ""
+        try:
+            voxels(case, mask, open_image(case, mask))
+        except BratsError:  # cut short or empty: nobody's correction
+            return False
         row["warnings"] = ("the mask was changed after it was written, and is kept; --overwrite "
                            "makes it again")
         tqdm.write(f"WARNING: {case.name}: {row['warnings']}.")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
+import signal
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +20,9 @@ from conftest import pack, write_case
 
 from brats_helpers.__main__ import main
 from brats_helpers.basics.errors import BratsError
+from brats_helpers.data import cases
 from brats_helpers.data.cases import (
+    Case,
     Patient,
     check_case,
     find_cases,
@@ -62,6 +66,12 @@ def unstripped(images: np.ndarray) -> None:
     images[1][(images[1] == 0) & ((x / 14.5) ** 2 + (y / 14.5) ** 2 + (z / 9.4) ** 2 < 1)] = 5
 
 
+def cut(images: np.ndarray, slices: int) -> np.ndarray:
+    """Keep T1 above this slice alone."""
+    images[1, ..., :slices] = 0
+    return images
+
+
 ODD = {
     "swapped": (lambda im: im[[3, 1, 2, 0]], "FLAIR and T2 look swapped"),
     "twice": (lambda im: im[[0, 1, 1, 3]], "t1 and t1ce are the same image"),
@@ -72,6 +82,14 @@ ODD = {
     "z-scored": (lambda im: ((im - im[im > 0].mean()) / im[im > 0].std()).astype(np.float32),
                  "flair's background is not 0"),
     "skull": (unstripped, "was t1 skull-stripped"),
+    "mirrored": (lambda im: np.stack([im[0], im[1], im[2, ::-1], im[3]]),
+                 "^patient P: t1ce seems mirrored from left to right: .* Dice of 1.000 after"),
+    "upside down": (lambda im: np.stack([im[0], im[1], im[2], im[3, ..., ::-1]]),
+                    "^patient P: t2 seems mirrored upside down"),
+    "one voxel": (lambda im: cut(im, 17), "t1 covers 0 % .* nearly empty; export it again"),
+    "a third": (lambda im: cut(im, 12), "t1 covers .* nearly empty"),
+    "a part": (lambda im: cut(im, 8), "t1 covers 7. % of .*: was it scanned or exported in part"),
+    "a part of three": (lambda im: cut(np.stack([im[0] * 0, *im[1:]]), 12), "t1 covers .* nearly"),
     "constant": (lambda im: np.stack([im[0], (im[1] != 0).astype(np.int16), im[2], im[3]]),
                  "t1 has one value, 1"),
 }
@@ -99,6 +117,13 @@ def test_exchanged_contrasts_are_named(said: str) -> None:
         assert not any("swapped" in said for said in good["warnings"] + good["notes"])
         odd = oddities(replace(PATIENT, images=images[EXCHANGED[said]]))
         assert any(said in one for one in odd["warnings"] + odd["notes"]), odd
+
+
+def test_a_tumor_that_is_brighter_in_t1_tells_that_t1_and_t1ce_are_swapped() -> None:
+    for exchanged, count in (([0, 1, 2, 3], 0), ([0, 2, 1, 3], 1)):
+        odd = oddities(replace(PATIENT, images=PATIENT.images[exchanged]))["warnings"]
+        said = [text for text in odd if "T1 and T1CE may be swapped: the enhancing tumor" in text]
+        assert len(said) == len(odd) == count
 
 
 def test_negative_scans_are_named_as_inverted_or_normalized() -> None:
@@ -215,6 +240,22 @@ def test_check_prints_a_table_and_writes_it_as_csv_and_html(cohort: Path, tmp_pa
     page = (tmp_path / "c.html").read_text()
     assert "P0_&lt;b&gt;.nii.gz" in page and "<b>.nii" not in page
     assert "P1_t2.nii.gz" in problems_text(check_path(cohort, 1).rows)
+
+
+def _die_for_one(case: Case) -> dict:
+    if case.name == "P1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return check_case(case)
+
+
+def test_a_worker_of_the_check_that_dies_costs_one_row(cohort: Path, monkeypatch) -> None:
+    shutil.copytree(cohort / "P0", cohort / "P2")
+    for path in (cohort / "P2").iterdir():
+        path.rename(path.with_name(path.name.replace("P0", "P2")))
+    monkeypatch.setattr(cases, "check_case", _die_for_one)
+    rows = check_path(cohort, 2).rows
+    assert [bool(row["problems"]) for row in rows] == [False, True, False]
+    assert "patient P1: its process was killed" in rows[1]["problems"][0]
 
 
 def test_check_says_why_there_is_nothing_to_check(tmp_path: Path, capsys) -> None:
@@ -435,6 +476,8 @@ def test_a_table_never_replaces_a_scan(tmp_path: Path) -> None:
     for name, message in (("a.nii.gz", "name of a scan"), ("file/a.csv", "is not a folder")):
         with pytest.raises(BratsError, match=message):
             check_outputs(tmp_path / name)
+    with pytest.raises(BratsError, match="/dev/full is a device"):
+        check_outputs(Path("/dev/full"))
     with pytest.raises(BratsError, match="was named for two tables"):
         check_outputs(tmp_path / "a", tmp_path / "a")
     with pytest.raises(BratsError, match="cannot be written .*name another place"):

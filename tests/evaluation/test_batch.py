@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import os
 import shutil
 import signal
@@ -16,13 +17,21 @@ from conftest import small_volumes, write_case
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from brats_helpers.__main__ import main
+from brats_helpers.basics import jobs
 from brats_helpers.basics.config import Config
 from brats_helpers.basics.errors import BratsError
 from brats_helpers.basics.lock import HELD, hold_folder
 from brats_helpers.evaluation import batch
 from brats_helpers.evaluation.batch import predict_cases, try_output
 from brats_helpers.evaluation.checkpoints import write_checkpoint
-from brats_helpers.evaluation.prediction_table import DONE, FAILED, INCOMPLETE, TABLE, new_row
+from brats_helpers.evaluation.prediction_table import (
+    DONE,
+    FAILED,
+    INCOMPLETE,
+    TABLE,
+    mask_crc,
+    new_row,
+)
 from brats_helpers.network.unet import UNet
 
 CONFIG = Config(preset="quick", filters=(4, 6), patch=8, tta=False, spacing_mm=4.0)
@@ -145,6 +154,26 @@ def test_what_is_kept_and_what_is_made_anew(checkpoint: Path, tmp_path: Path, ca
         assert "damaged or not a table of predict" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("damage", [b"", b"garbage", gzip.compress(b"no mask")])
+def test_a_mask_that_cannot_be_read_is_made_again(checkpoint: Path, tmp_path: Path,
+                                                  damage: bytes) -> None:
+    data, mask = cohort(tmp_path / "data", 1), tmp_path / "masks" / "P00.nii.gz"
+    for _ in range(2):
+        rows = predict_cases([data], [checkpoint], mask.parent)
+        assert rows[0]["mask_crc"] == mask_crc(mask) and "kept" not in rows[0]["warnings"]
+        mask.write_bytes(damage)
+
+
+def test_a_folder_with_the_name_of_a_mask_stops_nobody_else(checkpoint: Path, tmp_path: Path
+                                                            ) -> None:
+    data, out = cohort(tmp_path / "data", 2), tmp_path / "masks"
+    (out / "P00.nii.gz").mkdir(parents=True)
+    for overwrite in (False, True):
+        rows = predict_cases([data], [checkpoint], out, overwrite=overwrite)
+        assert [row["status"] for row in rows] == [FAILED, DONE]
+        assert "P00.nii.gz is a folder" in rows[0]["warnings"]
+
+
 def test_an_interrupted_batch_goes_on(checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
     data, out, real = cohort(tmp_path / "data", 3), tmp_path / "masks", batch._segment_one
 
@@ -168,9 +197,16 @@ def test_processes_share_a_cohort(checkpoint: Path, tmp_path: Path) -> None:
     alone = predict_cases([data], [checkpoint], tmp_path / "alone")
     shared = predict_cases([data], [checkpoint], tmp_path / "shared", jobs=2)
     assert [row["mask_crc"] for row in alone] == [row["mask_crc"] for row in shared]
-    for jobs in (0, -2):
-        with pytest.raises(BratsError, match=f"jobs={jobs} cannot work"):
-            predict_cases([data], [checkpoint], tmp_path / "alone", jobs=jobs)
+    for number in (0, -2):
+        with pytest.raises(BratsError, match=f"jobs={number} cannot work"):
+            predict_cases([data], [checkpoint], tmp_path / "alone", jobs=number)
+
+
+def test_no_more_processes_start_than_can_work(monkeypatch) -> None:
+    monkeypatch.setattr(jobs, "cpu_count", lambda: 8)
+    wanted = {(1000, 3): 3, (1000, 1000): 32, (2, 9): 2, (-1, 100): 8, (-1, 3): 3, (-2, 100): 7,
+              (2, 0): 1}
+    assert {key: jobs.useful(*key) for key in wanted} == wanted
 
 
 def _die_for_one(case, task, out: Path) -> dict:
@@ -188,7 +224,7 @@ def test_a_worker_that_dies_loses_nothing(checkpoint: Path, tmp_path: Path, monk
     }
     assert [rows[f"P{i:02d}"]["status"] for i in range(3)] == [DONE, FAILED, DONE]
     assert "its process was killed" in rows["P01"]["warnings"]
-    assert issubclass(TerminatedWorkerError, batch._deaths())
+    assert issubclass(TerminatedWorkerError, jobs.deaths())
     faults("killed workers")
 
 
@@ -245,6 +281,11 @@ def test_two_patients_of_one_name_are_named(checkpoint: Path, tmp_path: Path) ->
     with pytest.raises(BratsError, match="two patients are called P00 .*a/P00.* and .*b/P00"):
         predict_cases([cohort(tmp_path / "a", 1), cohort(tmp_path / "b", 1)], [checkpoint],
                       tmp_path / "out")
+    folders = [str(cohort(tmp_path / "a", 2)), str(tmp_path / "b")]
+    out = tmp_path / "out"
+    assert main(["predict", *folders, "--checkpoint", str(checkpoint), "--out", str(out)]) == 3
+    assert [row["status"] for row in table(out).values()] == [FAILED, DONE]
+    assert "two patients are called P00" in table(out)["P00"]["warnings"]
 
 
 def test_the_output_is_tried_before_the_work(tmp_path: Path, monkeypatch, faults) -> None:
@@ -323,6 +364,15 @@ def test_files_of_others_are_not_lost(checkpoint: Path, tmp_path: Path, capsys) 
     (out / TABLE).mkdir()
     with pytest.raises(BratsError, match="is a folder.*move it away"):
         predict_cases([tmp_path / "in"], [checkpoint], out)
+
+
+@pytest.mark.parametrize("command", [["predict", "in", "--out", ""], ["predict", "", "--out", "o"],
+                                     ["check", "in", "--csv", ""], ["run", "--source", ""],
+                                     ["run", "--work", ""], ["train", "--config", ""]])
+def test_an_empty_path_is_not_this_folder(command: list[str], capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(command)
+    assert "the name is empty" in capsys.readouterr().err
 
 
 def test_a_mask_never_replaces_a_scan(checkpoint: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -141,3 +142,20 @@ def test_networks_that_do_not_fit_are_explained_before_training(name: str, messa
 def test_a_patch_that_a_network_cannot_take_is_said_at_once() -> None:
     with pytest.raises(BratsError, match="SwinUNETR cannot take a patch of 16.*multiple of 32"):
         build_network(CONFIG.with_(network="monai.networks.nets:SwinUNETR"), CPU)
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("no.such.module", "No module named 'no'.*for a file of your own.*no/such/module.py"),
+    ("../x.py", "not the name of a module: write --import x; .*PYTHONPATH"),
+    ("", "not the name of a module"),
+    ("broken", "failed .ValueError: odd.: correct the module"),
+    ("leaves", "failed .SystemExit: 3.: correct"),
+    ("needs", "No module named 'elsewhere_2'.: correct the module, or install what it needs")])
+def test_a_module_that_cannot_be_imported_is_named(name: str, said: str, tmp_path: Path,
+                                                   monkeypatch, capsys) -> None:
+    for module, text in (("broken", "raise ValueError('odd')"), ("leaves", "raise SystemExit(3)"),
+                         ("needs", "import elsewhere_2")):
+        (tmp_path / f"{module}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["predict", "in", "--out", str(tmp_path / "out"), "--import", name]) == 1
+    assert re.search(f"--import '?{name}.*{said}", capsys.readouterr().err)

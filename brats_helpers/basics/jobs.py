@@ -1,0 +1,35 @@
+"""Choose how many processes share a piece of work."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures.process import BrokenProcessPool
+
+from joblib import cpu_count
+from joblib.parallel import get_active_backend
+
+from .errors import BratsError
+
+MOST = 4  # processes per core; joblib starts as many as it is told, however little there is to do
+
+
+def useful(jobs: int, tasks: int) -> int:
+    """Return the processes to start for `jobs` (-1: one per core); Dask counts its own workers."""
+    if jobs == 0:
+        raise BratsError("jobs=0 cannot work: give 1 or more, or -1 for one process per core.")
+    if "Dask" in type(get_active_backend()[0]).__name__:
+        return jobs
+    wanted = jobs if jobs > 0 else cpu_count() + 1 + jobs
+    return max(1, min(wanted, tasks, MOST * cpu_count()))
+
+
+def deaths() -> tuple[type[BaseException], ...]:
+    """Return the errors that joblib's backends raise when a worker has died."""
+    distributed = sys.modules.get("distributed.scheduler")
+    return (BrokenProcessPool, *([distributed.KilledWorker] if distributed else []))
+
+
+def killed(error: BaseException) -> str:
+    """Say why a patient has no result, after a worker died that had nothing else to do."""
+    return (f"its process was killed ({type(error).__name__}), most often because memory ran out: "
+            "try again with --jobs 1")
