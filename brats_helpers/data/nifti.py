@@ -11,6 +11,7 @@ from typing import NoReturn
 import nibabel as nib
 import numpy as np
 
+from ..basics.constants import LARGEST_MM, SMALLEST_MM
 from ..basics.errors import BratsError
 from ..basics.files import Packed, gunzip
 from .records import Case
@@ -41,7 +42,6 @@ OTHERS = {  # the first bytes of files that are something else, and what to do
 UNREADABLE = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError,
               nib.wrapstruct.WrapStructError, ValueError, OverflowError)
 UNITS = {1: ("meters", 1000.0), 3: ("micrometers", 0.001)}  # NIfTI's codes, and mm in one of them
-SMALLEST_MM, LARGEST_MM = 0.2, 20.0  # edges of a voxel
 SAME_GRID = 0.1  # of a voxel: by this two files of one grid may differ
 
 

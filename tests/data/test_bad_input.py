@@ -354,7 +354,10 @@ def test_a_checkpoint_runs_nothing(tmp_path: Path, faults) -> None:
      ("patients", 0), ("batch", 0), ("epochs", -1), ("steps", 0), ("learning_rate", 0),
      ("clip", -1), ("validate_every", 0), ("test_patients", -1), ("warmup", -5),
      ("weight_decay", -1), ("on_nan", "ignore"), ("seed", -1), ("steps", 2.5), ("epochs", "abc"),
-     ("batch", True), ("learning_rate", "fast"), ("tta", "yes"), ("network", 3)],
+     ("batch", True), ("learning_rate", "fast"), ("tta", "yes"), ("network", 3),
+     ("patch", 1_000_000), ("spacing_mm", 1e-6), ("spacing_mm", 1e6), ("spacing_mm", float("nan")),
+     ("overlap", 0.999999), ("batch", 10**9), ("steps", 10**12), ("epochs", 10**12),
+     ("learning_rate", float("inf")), ("seed", 10**30), ("validation", 1e-320)],
 )
 def test_settings_that_cannot_work_are_refused_by_name(name: str, value: object, faults) -> None:
     with pytest.raises(BratsError, match=f"{name}={value!r} cannot work: it must be"):
