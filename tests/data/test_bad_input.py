@@ -99,6 +99,16 @@ def short(number: int) -> bytes:
     return np.int16(number).tobytes()
 
 
+def zeros(shape: tuple[int, ...], edges: tuple[float, ...] = (1, 1, 1)) -> bytes:
+    """A compressed header and zeros; of many voxels, only the first and no end."""
+    head = nib.Nifti1Header()
+    head.set_data_shape(shape)
+    head.set_sform(np.diag([*edges, 1]), 1)
+    head.set_zooms(edges)
+    head["magic"], head["vox_offset"] = b"n+1", 352
+    return gzip.compress(head.binaryblock + bytes(4 + min(4 * int(np.prod(shape)), 2**20)))
+
+
 VALUES = {"half": np.float32(1.5), "NaN": np.float32(np.nan), "minus one": np.float32(-1),
           "seven": np.float32(7), "infinite": np.float32(np.inf), "255": np.float32(255)}
 
@@ -142,6 +152,12 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda f: [header(k, put(42, short(32767) * 3))(f) for k in ("flair", "t1", "t1ce", "t2")],
         "promises",
     ),
+    "too many voxels": (lambda f: (f / "P_t2.nii.gz").write_bytes(zeros((1300, 1300, 1300))),
+                        "1300 x 1300 x 1300 voxels, and a scan of a head has at most 268,435,456"),
+    "longer than a head": (
+        lambda f: [(f / f"P_{k}.nii.gz").write_bytes(zeros((2, 2, 251), (4, 4, 4)))
+                   for k in ("flair", "t1", "t1ce", "t2")],
+        "its volume measures 8 x 8 x 1004 mm, and a scan of a head at most 1,000 mm"),
     "a negative dimension": (header("t2", put(42, short(-5))), "its shape|cannot be opened"),
     "a dimension of zero": (header("t2", put(42, short(0))), "its shape"),
     "unknown data type": (header("t2", put(70, short(999))), "cannot be opened as NIfTI"),
