@@ -192,6 +192,16 @@ def test_unsafe_members_are_refused_before_anything_is_written(
     faults("hostile archives")
 
 
+def test_names_with_the_slash_of_windows_are_paths(cohort: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "w.zip", "w") as archive:
+        archive.writestr("data\\P1\\", b"")  # a folder
+        for path in sorted(cohort.rglob("*.nii.gz")):
+            archive.writestr(f"data\\{path.parent.name}\\{path.name}", path.read_bytes())
+    members = list_archive(tmp_path / "w.zip")
+    assert len(members) == 10 and members[0].name == "data/P1/P1_flair.nii.gz"
+    assert [row["name"] for row in check_path(tmp_path / "w.zip", 1).rows] == ["P1", "P2"]
+
+
 def test_an_archive_of_archives_is_named(cohort: Path, tmp_path: Path) -> None:
     inner = pack(cohort, tmp_path / "inner.zip")
     with zipfile.ZipFile(tmp_path / "outer.zip", "w") as outer:
