@@ -50,7 +50,8 @@ def find(folder: Path) -> Found:
     found.unused.extend(_empty_patients(found.cases, files, folder))
     if not found.cases:
         packed = [p for p in files if p.name.lower().endswith(ARCHIVE_ENDINGS)]
-        also = (f" There is an archive in it, {packed[0].name}: give that as the source."
+        also = (f" There is an archive in it, {packed[0].name}: give that as the source of "
+                "`check` or `run`; for `predict`, unpack it, and give the folder."
                 if packed else "")
         raise _nobody(folder, also, found)
     return found

@@ -23,6 +23,7 @@ from brats_helpers.data.cases import check_case, find_cases, read_case
 from brats_helpers.data.pipeline import preprocess_cohort
 from brats_helpers.data.preprocessing import prepare, restore
 from brats_helpers.data.splits import make_splits
+from brats_helpers.evaluation.batch import predict_cases
 from brats_helpers.evaluation.checkpoints import load_checkpoint, write_checkpoint
 from brats_helpers.network.unet import UNet
 
@@ -246,6 +247,8 @@ def test_cohorts_of_none_of_one_and_of_namesakes(tmp_path: Path, faults) -> None
     (tmp_path / "nested" / "inner.tar").write_bytes(b"")
     with pytest.raises(BratsError, match="no patient in .*inner.tar: give that as the source"):
         find_cases(tmp_path / "nested")
+    with pytest.raises(BratsError, match="(?s)for `predict`, unpack it, .*inner.tar: .* to `check`"):
+        predict_cases([tmp_path / "nested"], None, tmp_path / "masks")
     write_case(tmp_path / "a", "P", *small_volumes())
     with pytest.raises(BratsError, match=r"1 patient\(s\).*at least two"):
         make_splits([case.name for case in find_cases(tmp_path / "a")], [1.0], 0)
