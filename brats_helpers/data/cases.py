@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from .plausibility import oddities
 from .records import Case, Patient
 
 LARGEST = 1e15  # intensity, so that no sum of squares overflows
+KILLED = ("not checked, because its process was killed, most often because memory ran out: free "
+          "memory or take a computer with more, and check again.")
 TWIN = 0.005  # by which numbers of `identity` may differ between copies
 
 
@@ -126,32 +129,56 @@ def check_case(case: Case) -> dict:
     Keys: name, problems (why it cannot be used), warnings (what is likely wrong), notes, shape,
     spacing_mm, orientation, dtype, volumes_ml by label, images, reference, identity.
     """
-    row = {"name": case.name, "problems": [], "warnings": [], "notes": [],
-           **dict.fromkeys(("shape", "spacing_mm", "orientation", "dtype", "volumes_ml")),
-           "identity": [], "images": [str(p) for p in case.images],
-           "reference": str(case.reference) if case.reference else None}
     try:
         patient = read_case(case)
     except BratsError as error:
-        return row | {"problems": [str(error)]}
+        return _row(case, str(error))
     volumes = None
     if patient.reference is not None:
         counts = np.bincount(patient.reference.ravel(), minlength=4)
         ml = counts * np.prod(patient.spacing) / 1000
         volumes = {name: round(float(ml[label]), 3) for label, name in LABEL_SHORT.items()}
-    return row | {"shape": patient.images.shape[1:], "orientation": patient.orientation,
-                  "volumes_ml": volumes, "spacing_mm": [round(s, 4) for s in patient.spacing],
-                  "dtype": str(patient.images.dtype), "identity": identity(patient.images),
-                  **oddities(patient)}
+    return _row(case) | {"shape": patient.images.shape[1:], "orientation": patient.orientation,
+                         "volumes_ml": volumes,
+                         "spacing_mm": [round(s, 4) for s in patient.spacing],
+                         "dtype": str(patient.images.dtype), "identity": identity(patient.images),
+                         **oddities(patient)}
+
+
+def _row(case: Case, *problems: str) -> dict:
+    return {"name": case.name, "problems": list(problems), "warnings": [], "notes": [],
+            **dict.fromkeys(("shape", "spacing_mm", "orientation", "dtype", "volumes_ml")),
+            "identity": [], "images": [str(p) for p in case.images],
+            "reference": str(case.reference) if case.reference else None}
 
 
 def check_cohort(cases: Iterable[Case], jobs: int = -1) -> list[dict]:
-    """Return `check_case` of every patient, in parallel and in order, with progress."""
-    cases = list(cases)
+    """Return `check_case` of every patient, in parallel and in order, with progress.
+
+    After a process is killed, as where memory ends, the others go on one at a time. A patient whose
+    own process is killed has this as a problem.
+    """
+    cases, rows, alone = list(cases), [], False
     if jobs == 0:
         raise BratsError("jobs=0 cannot work: give 1 or more, or -1 for one process per core.")
-    rows = Parallel(n_jobs=jobs, return_as="generator")(delayed(check_case)(case) for case in cases)
-    return list(tqdm(rows, total=len(cases), desc="check", unit="patient"))
+    with tqdm(total=len(cases), desc="check", unit="patient") as progress:
+        while len(rows) < len(cases):
+            chosen = cases[len(rows):][:1 if alone else None]
+            try:
+                for row in Parallel(n_jobs=jobs, return_as="generator")(
+                        delayed(check_case)(case) for case in chosen):
+                    rows.append(row)
+                    progress.update()
+            except BrokenProcessPool:
+                if alone:
+                    rows.append(_row(chosen[0], f"patient {chosen[0].name}: {KILLED}"))
+                    progress.update()
+                else:
+                    tqdm.write("WARNING: a process of the check was killed, most often because "
+                               "memory ran out: going on with one patient at a time (--jobs sets "
+                               "how many).")
+                alone = True
+    return rows
 
 
 def file_state(case: Case, path: Path | Packed) -> tuple[int, int]:

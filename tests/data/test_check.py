@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +15,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import pack, write_case
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from brats_helpers.__main__ import main
 from brats_helpers.basics.errors import BratsError
+from brats_helpers.data import cases
 from brats_helpers.data.cases import Patient, check_case, find_cases, find_twins, read_case
 from brats_helpers.data.check import (
     FIELDS,
@@ -207,6 +209,32 @@ def test_check_prints_a_table_and_writes_it_as_csv_and_html(cohort: Path, tmp_pa
     page = (tmp_path / "c.html").read_text()
     assert "P0_&lt;b&gt;.nii.gz" in page and "<b>.nii" not in page
     assert "P1_t2.nii.gz" in problems_text(check_path(cohort, 1).rows)
+
+
+class Dying:
+    """Stands for joblib's Parallel where the process of P1 is killed."""
+
+    def __init__(self, **_: object) -> None:
+        pass
+
+    def __call__(self, tasks: Iterable[tuple]) -> Iterator[dict]:
+        for function, arguments, _ in tasks:
+            if arguments[0].name == "P1":
+                raise TerminatedWorkerError
+            yield function(*arguments)
+
+
+def test_a_killed_process_is_the_problem_of_one_patient(cohort: Path, monkeypatch, capsys,
+                                                        faults) -> None:
+    made = make_patient(0, 2, 8.0)
+    write_case(cohort, "P2", made.images, None, made.affine)
+    monkeypatch.setattr(cases, "Parallel", Dying)
+    assert main(["check", str(cohort), "--jobs", "2"]) == 1
+    said = capsys.readouterr().out
+    assert "P0       ok" in said and "P2       ok" in said and "1 with a problem" in said
+    assert "P1       problem" in said and "not checked, because its process was killed" in said
+    assert "memory ran out: going on with one patient at a time (--jobs" in said
+    faults("killed workers")
 
 
 def test_check_says_why_there_is_nothing_to_check(tmp_path: Path, capsys) -> None:
