@@ -406,6 +406,13 @@ def test_a_reference_of_other_scans_is_named(tmp_path: Path) -> None:
     assert any("% of its reference lies outside the brain" in text for text in warnings)
 
 
+def test_a_reference_that_fills_the_brain_is_named() -> None:
+    brain = (PATIENT.images != 0).any(0)
+    warnings = oddities(replace(PATIENT, reference=brain.astype(np.uint8) * 2))["warnings"]
+    assert warnings == ["patient " + PATIENT.name + ": its reference marks 100 % of the brain as "
+                        "tumor, and at most 60 % are plausible: is it a mask of the brain?"]
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_an_affine_without_numbers_is_not_called_another_grid(
         tmp_path: Path, value: float) -> None:
