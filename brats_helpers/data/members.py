@@ -99,6 +99,18 @@ def list_archive(path: Path) -> list[Member]:
     return members
 
 
+def why_broken(path: Path) -> str:
+    """Say why an archive cannot be read or is refused, after reading all of it; else nothing."""
+    try:
+        with open_archive(path) as archive:
+            checked_members(path, archive, LIMITS)
+            if isinstance(archive, zipfile.ZipFile) and (damaged := archive.testzip()):
+                raise zipfile.BadZipFile(f"{damaged} does not match its checksum")
+    except BratsError as error:
+        return str(error)
+    return ""
+
+
 def checked_members(path: Path, archive: Archive, limits: Limits) -> list[Member]:
     """List an archive's files; BratsError if it is cut short, too large, nested or unsafe."""
     members, total, size = [], 0, path.stat().st_size
