@@ -23,7 +23,8 @@ from brats_helpers.basics.device import Device
 from brats_helpers.basics.errors import BratsError
 from brats_helpers.basics.files import atomic_path
 from brats_helpers.data.archive import extract
-from brats_helpers.data.cases import Patient, find_cases, write_mask
+from brats_helpers.data.cases import Patient, find_cases, read_case, write_mask
+from brats_helpers.data.check import check_path
 from brats_helpers.data.pipeline import preprocess_cohort
 from brats_helpers.data.preprocessing import prepare
 from brats_helpers.data.storage import save
@@ -191,6 +192,22 @@ def test_what_may_not_be_read_is_named_and_not_left_out(nobody: Path, faults) ->
         preprocess_cohort(find_cases(nobody / "raw")[:1], nobody / "out", 1.0, 1)
     (nobody / "raw" / "B").chmod(0)
     with pytest.raises(BratsError, match="raw/B cannot be read .Permission denied.: allow it"):
+        read_case(find_cases(nobody / "raw")[1])
+    faults("locked folders", 2)
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o444])
+def test_a_folder_that_may_not_be_read_stops_nobody_else(nobody: Path, mode: int, faults) -> None:
+    for name in ("A", "B", "C"):
+        write_case(nobody / "raw", name, *small_volumes())
+    (nobody / "raw" / "B").chmod(mode)
+    report = check_path(nobody / "raw", 1)
+    said = [row["problems"] for row in report.rows]
+    assert said[0] == said[2] == [] and report.unused == []
+    assert said[1] == [f"patient B: {nobody}/raw/B cannot be read (Permission denied): allow it "
+                       "(chmod), or move it away."]
+    (nobody / "raw").chmod(mode)
+    with pytest.raises(BratsError, match="raw cannot be read .Permission denied.: allow it"):
         find_cases(nobody / "raw")
     faults("locked folders", 2)
 

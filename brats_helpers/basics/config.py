@@ -13,6 +13,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import get_type_hints
 
+from .constants import LARGEST_MM, SMALLEST_MM
 from .errors import BratsError
 from .files import read_json, write_json
 
@@ -21,6 +22,16 @@ FORMER_NAMES = {"foreground": "oversample_foreground"}  # in files of earlier ve
 DROPPED = ("pretrain",)  # settings that only earlier versions had
 KINDS = {int: (Integral, "a whole number"), float: (Real, "a number"),
          bool: (bool, "true or false"), str: (str, "text")}
+# Least and most of each setting. A file from elsewhere may hold any number, and beyond these limits
+# memory ends, or a run never does.
+LIMITS = {
+    "seed": (0, 2**32 - 1), "spacing_mm": (SMALLEST_MM, LARGEST_MM), "patients": (1, 100_000),
+    "test_patients": (0, 100_000), "validation": (0.001, 0.999), "folds": (2, 100_000),
+    "batch": (1, 1024), "oversample_foreground": (0, 1), "epochs": (1, 1_000_000),
+    "steps": (1, 1_000_000), "learning_rate": (1e-15, 10), "warmup": (0, 1_000_000_000),
+    "weight_decay": (0, 10), "modality_dropout": (0, 1), "validate_every": (1, 1_000_000),
+    "overlap": (0, 0.9)}
+LARGEST_PATCH, MOST_FILTERS, MOST_LEVELS = 512, 1024, 9  # the brain of BraTS fits into 240
 
 
 @dataclass(frozen=True)
@@ -66,10 +77,11 @@ class Config:
             value, (kind, wanted) = getattr(self, name), KINDS.get(annotation, (object, ""))
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
                 raise BratsError(f"{name}={value!r} cannot work: it must be {wanted}.")
-        if not self.filters or not all(isinstance(n, Integral) and 0 < n < 2**16
-                                       for n in self.filters):
-            raise BratsError(f"filters={self.filters!r} cannot work: it must list a whole number "
-                             "above 0 for each level.")
+        if not 0 < len(self.filters) <= MOST_LEVELS or not all(
+                isinstance(n, Integral) and 0 < n <= MOST_FILTERS for n in self.filters):
+            raise BratsError(f"filters={self.filters!r} cannot work: it must list 1 to "
+                             f"{MOST_LEVELS} whole numbers from 1 to {MOST_FILTERS}, one for each "
+                             "level.")
         for name, holds, wanted in self._rules():
             if not holds:
                 raise BratsError(
@@ -80,26 +92,19 @@ class Config:
         ours = self.network == OWN_NETWORK  # another network checks its own rules
         depth = 2 ** (len(self.filters) - 1) if ours else 1
         return [
-            ("patch", self.patch % depth == 0 and self.patch >= 2 * depth,
-             f"a multiple of {depth}, at least {2 * depth}: {len(self.filters)} levels halve it "
-             f"{len(self.filters) - 1} times, and instance norm needs more than one voxel at the "
-             "bottom"),
+            ("patch", self.patch % depth == 0 and 2 * depth <= self.patch <= LARGEST_PATCH,
+             f"a multiple of {depth}, {2 * depth} to {LARGEST_PATCH}: {len(self.filters)} levels "
+             f"halve it {len(self.filters) - 1} times, and instance norm needs more than one voxel "
+             "at the bottom"),
             ("network", ours or bool(re.fullmatch(r"[\w.]+:\w+", self.network)),
              f"'{OWN_NETWORK}', or 'module:Class'"),
-            ("validation", 0 < self.validation < 1, "between 0 and 1"),
-            ("folds", self.folds >= 2, "2 or more"),
             ("fold", -1 <= self.fold < self.folds,
              f"-1 (the 80/20 split) or 0 to {self.folds - 1}"),
-            ("oversample_foreground", 0 <= self.oversample_foreground <= 1, "between 0 and 1"),
-            ("overlap", 0 <= self.overlap < 1, "at least 0 and below 1"),
             ("on_nan", self.on_nan in ("stop", "halve"), "'stop' or 'halve'"),
             ("ema", 0 <= self.ema < 1, "at least 0 and below 1"),
-            ("modality_dropout", 0 <= self.modality_dropout <= 1, "between 0 and 1"),
-            *((name, getattr(self, name) > 0, "above 0") for name in
-              ("spacing_mm", "patients", "batch", "epochs", "steps", "learning_rate", "clip",
-               "validate_every")),
-            *((name, getattr(self, name) >= 0, "0 or more") for name in
-              ("seed", "test_patients", "warmup", "weight_decay")),
+            ("clip", self.clip > 0, "above 0"),
+            *((name, least <= getattr(self, name) <= most, f"{least:,} to {most:,}")
+              for name, (least, most) in LIMITS.items()),
         ]
 
     def with_(self, **changes: object) -> Config:

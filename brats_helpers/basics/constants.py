@@ -23,6 +23,7 @@ REGIONS = {"WT": (NCR, ED, ET), "TC": (NCR, ET), "ET": (ET,)}
 REGION_TITLES = {"WT": "whole tumor", "TC": "tumor core", "ET": "enhancing tumor"}
 
 BRATS_SHAPE = (240, 240, 155)  # voxels of 1 mm, x y z
+SMALLEST_MM, LARGEST_MM = 0.2, 20.0  # plausible edges of a voxel
 ORIENTATION = ("L", "P", "S")  # the directions in which BraTS's indices grow
 
 # Post-processing, from probabilities to labels.

@@ -6,8 +6,9 @@ import csv
 import io
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from .archive import extract, find_patients, readable_in_place
 from .cases import check_cohort, find_twins
 from .finding import besides
 from .layouts import NIFTI
-from .members import list_archive
+from .members import list_archive, why_broken
 from .plausibility import of_cohort
 from .records import Found, Unused, shown
 from .sources import archives_of, is_archive, kind_of, resolve_source
@@ -61,20 +62,48 @@ class Report:
 def check_path(path: Path, jobs: int = -1) -> Report:
     """Find and check all patients in a folder or archive.
 
-    A compressed archive is unpacked into a temporary folder.
+    A compressed archive is unpacked into a temporary folder. Where some archives of a folder are
+    broken, the others are checked.
     """
     place = _source(path)
+    try:
+        return _check_place(path, place, jobs)
+    except BratsError:
+        archives = archives_of(place) if place.is_dir() else []
+        broken = {one: problem for one in archives if (problem := why_broken(one))}
+        if not 0 < len(broken) < len(archives):
+            raise
+    left = [Unused(one, f"not checked: {problem.rstrip('.')}", "the other archives were checked")
+            for one, problem in broken.items()]
+    with _temporary(place) as folder:
+        for one in archives:
+            if one not in broken:
+                link = Path(folder) / one.relative_to(place)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(one)
+        report = replace(check_path(Path(folder), jobs), place=place)
+        return _as_in(report, folder, [*left, *_besides(path)])
+
+
+def _check_place(path: Path, place: Path, jobs: int) -> Report:
     if is_archive(place) and not readable_in_place(place):
-        with tempfile.TemporaryDirectory(prefix="brats-check-") as folder:
+        with _temporary(place) as folder:
             extract(place, Path(folder))
-            try:
-                report = check_found(find_patients(Path(folder)), place, jobs)
-            except BratsError as error:
-                raise BratsError(str(error).replace(folder, str(place))) from error
+            report = check_found(find_patients(Path(folder)), place, jobs)
             return _as_in(report, folder, _besides(path))
     found = find_patients(place)
     extra = _besides(path) if place.is_file() else []
     return check_found(Found(found.cases, found.unused + extra), place, jobs)
+
+
+@contextmanager
+def _temporary(place: Path) -> Iterator[str]:
+    """Yield a temporary folder, which errors call by the name of the place."""
+    with tempfile.TemporaryDirectory(prefix="brats-check-") as folder:
+        try:
+            yield folder
+        except BratsError as error:
+            raise BratsError(str(error).replace(folder, str(place))) from error
 
 
 def _source(path: Path) -> Path:

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 from ..basics.constants import ARCHIVE_ENDINGS
 from ..basics.errors import BratsError
@@ -48,12 +47,18 @@ def find(folder: Path) -> Found:
                              "folder.")
         there = "" if folder.exists() else "is not there, and "
         raise BratsError(f"{folder} {there}is not a folder: give one that holds {WANTED}.")
-    files, left = _walk(folder)
-    found = _found(files, read_lists(files), left)
-    found.unused.extend(_empty_patients(found.cases, files, folder))
+    files, left, closed = _walk(folder)
+    # Without a row of their own, these patients would be lost without a word.
+    barred = [Case(os.path.relpath(path, folder), (path,), None, problem=f"patient "
+                   f"{os.path.relpath(path, folder)}: {path} {': '.join(said)}.")
+              for path, said in closed.items()]
+    found = _found(files, read_lists(files), left, barred)
+    found.unused.extend(one for one in _empty_patients(found.cases, files, folder)
+                        if one.path not in closed)
     if not found.cases:
         packed = [p for p in files if p.name.lower().endswith(ARCHIVE_ENDINGS)]
-        also = (f" There is an archive in it, {packed[0].name}: give that as the source."
+        also = (f" There is an archive in it, {packed[0].name}: give that as the source of "
+                "`check` or `run`; for `predict`, unpack it, and give the folder."
                 if packed else "")
         raise _nobody(folder, also, found)
     return found
@@ -75,11 +80,13 @@ def _nobody(place: Path, also: str, found: Found) -> BratsError:
 
 def besides(folder: Path, archives: Sequence[Path]) -> list[Unused]:
     """Return what is not used in a folder of archives, besides these."""
-    files, left = _walk(folder)
+    files, left, closed = _walk(folder)
+    left += [Unused(path, *said) for path, said in closed.items()]
     return shorten([*left, *filter(None, (explain(p, []) for p in files if p not in archives))])
 
 
-def _found(files: Sequence[Path | Packed], listed: Listed, left: Sequence[Unused]) -> Found:
+def _found(files: Sequence[Path | Packed], listed: Listed, left: Sequence[Unused],
+           barred: Sequence[Case] = ()) -> Found:
     rest = [p for p in files if p not in listed.files]
     groups, used = group(rest)
     described = [with_bids_table(case_of(one)) for one in groups]
@@ -89,7 +96,7 @@ def _found(files: Sequence[Path | Packed], listed: Listed, left: Sequence[Unused
     told = [hint(case, unused) for case in cases]
     said = {one for _, ones in told for one in ones}
     cases, repeated = _without_copies(sorted((case for case, _ in told), key=lambda c: c.name))
-    cases = sorted(_namesakes(cases), key=lambda c: c.name)
+    cases = sorted(_namesakes([*cases, *barred]), key=lambda c: c.name)
     return Found(cases, shorten([*(one for one in unused if one not in said), *repeated]))
 
 
@@ -133,17 +140,20 @@ def _same_files(a: Case, b: Case) -> bool:
     return a.images[0].archive != b.images[0].archive and ours == theirs
 
 
-def _walk(root: Path) -> tuple[list[Path], list[Unused]]:
-    """Return all files below a folder, sorted, and the links and folders that cannot be used."""
-    files, left, seen, waiting = [], [], set(), [root]
+def _walk(root: Path) -> tuple[list[Path], list[Unused], dict[Path, tuple[str, str]]]:
+    """Return all files below a folder, sorted, and the links and folders that cannot be used.
+
+    Folders that may not be read come by themselves, with the reason and the remedy.
+    """
+    files, left, seen, waiting, closed = [], [], set(), [root], []
     while waiting:
         start, *waiting = waiting
         if start.resolve() in seen:
             left.append(Unused(start, f"a link to {start.resolve()}, which is read already"))
             continue
-        for place, folders, names in os.walk(start, onerror=_stop):
+        for place, folders, names in os.walk(start, onerror=closed.append):
             here = Path(place)
-            if here.resolve() in seen:
+            if here.resolve() in seen or not _may_enter(place, closed):
                 folders.clear()
                 continue
             seen.add(here.resolve())
@@ -165,13 +175,27 @@ def _walk(root: Path) -> tuple[list[Path], list[Unused]]:
     left += [Unused(folder, "a folder with the name of a file, and no scan in it",
                     "put the file in its place")
              for folder in sorted(seen - full) if NIFTI.search(folder.name)]
-    return files, left
+    return files, left, _explained(root, closed)
 
 
-def _stop(error: OSError) -> NoReturn:
-    # A folder that may not be read would lose its patients without a word.
-    raise BratsError(f"{error.filename} cannot be read ({error.strerror}): allow it (chmod), or "
-                     "move it away.")
+def _may_enter(place: str, closed: list[OSError]) -> bool:
+    """Tell whether the files in a folder may be opened, not only listed; else note the error."""
+    try:
+        os.stat(os.path.join(place, "."))
+    except OSError as error:
+        error.filename = place
+        closed.append(error)
+        return False
+    return True
+
+
+def _explained(root: Path, closed: Sequence[OSError]) -> dict[Path, tuple[str, str]]:
+    """Say why a folder may not be read, and what to do; BratsError if it is the root."""
+    said = {Path(error.filename): (f"cannot be read ({error.strerror})",
+                                   "allow it (chmod), or move it away") for error in closed}
+    if root in said:
+        raise BratsError(f"{root} {': '.join(said[root])}.")
+    return said
 
 
 def _broken(path: Path) -> Unused:

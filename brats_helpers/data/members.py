@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from ..basics.constants import ARCHIVE_ENDINGS as ENDINGS
@@ -57,8 +57,8 @@ class Member:
 
     @property
     def path(self) -> PurePosixPath:
-        """Return the name as a path, whichever slash it has."""
-        return PurePosixPath(self.name.replace("\\", "/"))
+        """Return the name as a path."""
+        return PurePosixPath(self.name)
 
 
 @contextmanager
@@ -99,6 +99,18 @@ def list_archive(path: Path) -> list[Member]:
     return members
 
 
+def why_broken(path: Path) -> str:
+    """Say why an archive cannot be read or is refused, after reading all of it; else nothing."""
+    try:
+        with open_archive(path) as archive:
+            checked_members(path, archive, LIMITS)
+            if isinstance(archive, zipfile.ZipFile) and (damaged := archive.testzip()):
+                raise zipfile.BadZipFile(f"{damaged} does not match its checksum")
+    except BratsError as error:
+        return str(error)
+    return ""
+
+
 def checked_members(path: Path, archive: Archive, limits: Limits) -> list[Member]:
     """List an archive's files; BratsError if it is cut short, too large, nested or unsafe."""
     members, total, size = [], 0, path.stat().st_size
@@ -126,12 +138,14 @@ def checked_members(path: Path, archive: Archive, limits: Limits) -> list[Member
 
 
 def _walk(archive: Archive) -> Iterator[Member]:
+    """Yield all members but folders, with slashes in their names: Windows may write backslashes."""
     if isinstance(archive, zipfile.ZipFile):
         # The high bits hold the Unix file type: 0 unknown, 8 a file.
-        yield from (Member(i.filename, i.file_size, i.external_attr >> 28 in (0, 8), i)
-                    for i in archive.infolist() if not i.filename.endswith("/"))
+        found = (Member(i.filename, i.file_size, i.external_attr >> 28 in (0, 8), i)
+                 for i in archive.infolist() if not i.filename.endswith(("/", "\\")))
     else:
-        yield from (Member(i.name, i.size, i.isfile(), i) for i in archive if not i.isdir())
+        found = (Member(i.name, i.size, i.isfile(), i) for i in archive if not i.isdir())
+    yield from (replace(member, name=member.name.replace("\\", "/")) for member in found)
 
 
 def _litter(name: str) -> bool:

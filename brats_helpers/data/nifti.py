@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import zlib
 from collections.abc import Sequence
 from itertools import product
 from math import prod
@@ -11,8 +13,9 @@ from typing import NoReturn
 import nibabel as nib
 import numpy as np
 
+from ..basics.constants import LARGEST_MM, SMALLEST_MM
 from ..basics.errors import BratsError
-from ..basics.files import Packed, gunzip
+from ..basics.files import GZIP_HEADER, Packed, gunzip
 from .records import Case
 
 GZIP = b"\x1f\x8b"  # the first bytes of a .gz file
@@ -41,7 +44,8 @@ OTHERS = {  # the first bytes of files that are something else, and what to do
 UNREADABLE = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError,
               nib.wrapstruct.WrapStructError, ValueError, OverflowError)
 UNITS = {1: ("meters", 1000.0), 3: ("micrometers", 0.001)}  # NIfTI's codes, and mm in one of them
-SMALLEST_MM, LARGEST_MM = 0.2, 20.0  # edges of a voxel
+LARGEST_VOXELS = 2**28  # of a volume, 645 along each edge
+LONGEST_MM = 1000  # edge of a volume
 SAME_GRID = 0.1  # of a voxel: by this two files of one grid may differ
 EQUAL = 1e-3  # relative: float32 keeps a limit no better, and four digits show what exceeds it
 
@@ -58,6 +62,7 @@ def open_image(case: Case, path: Path | Packed) -> nib.Nifti1Image:
     """
     content = b""
     try:
+        _refuse_huge(case, path)
         content = path.read_bytes()
         _refuse_others(case, path, content)
         for _ in range(3):  # some files are compressed twice
@@ -91,6 +96,29 @@ def _check_size(case: Case, path: Path | Packed, image: nib.Nifti1Image, held: i
     if promised > held:
         fail(case, path, f"its header promises {promised:,} bytes of voxels, and it holds {held:,}",
              "the file is damaged: get it again")
+
+
+def _refuse_huge(case: Case, path: Path | Packed) -> None:
+    """Refuse more voxels than a scan of a head has, by the header alone.
+
+    Zeros compress to a thousandth, so a small file may need more memory than there is.
+    """
+    place, offset = (path.archive, path.offset) if isinstance(path, Packed) else (path, 0)
+    with open(place, "rb") as file:
+        file.seek(offset)
+        start = file.read(1 << 16)
+    shape = ()
+    with contextlib.suppress(zlib.error, *UNREADABLE):  # `open_image` names what is damaged
+        for _ in range(3):
+            if start.startswith(GZIP):
+                start = zlib.decompressobj(GZIP_HEADER).decompress(start, 1 << 15)
+        kind = nib.Nifti2Header if start[:4] in NIFTI2 else nib.Nifti1Header
+        header = kind(start[:kind.template_dtype.itemsize], check=False)
+        shape = header.get_data_shape() if header["magic"].item().startswith(b"n") else ()
+    if prod(shape[:3]) > LARGEST_VOXELS or prod(shape) > 4 * LARGEST_VOXELS:
+        fail(case, path, f"its header promises {' x '.join(map(str, shape))} voxels, and a scan "
+             f"of a head has at most {LARGEST_VOXELS:,}", "if the header is right, resample it to "
+             "1 mm; if not, get the file again")
 
 
 def _refuse_others(case: Case, path: Path | Packed, content: bytes) -> None:
@@ -160,6 +188,9 @@ def check_voxels(case: Case, path: Path | Packed, scan: nib.Nifti1Image) -> None
     if edges.min() < SMALLEST_MM * (1 - EQUAL) or edges.max() > LARGEST_MM * (1 + EQUAL):
         fail(case, path, f"its voxels are {_size(edges)} mm, and {SMALLEST_MM} to {LARGEST_MM:g} "
              "mm are plausible", "correct the voxel size in its header, or resample it")
+    if (lengths := edges * scan.shape[:3]).max() > LONGEST_MM:
+        fail(case, path, f"its volume measures {_size(lengths)} mm, and a scan of a head at most "
+             f"{LONGEST_MM:,} mm", "correct the voxel size in its header, or crop it")
 
 
 def _size(edges: np.ndarray) -> str:

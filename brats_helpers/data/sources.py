@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import os
 import zlib
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def archives_of(path: Path) -> list[Path]:
     """Return the archive itself, or those of a folder without scans of its own; else nothing."""
     if not path.is_dir():
         return [path]
-    files = [p for p in sorted(path.rglob("*")) if p.is_file() and not any(
+    # os.path: a folder that may not be read hides its files from this, and `find` names it.
+    files = [p for p in sorted(path.rglob("*")) if os.path.isfile(p) and not any(
         part.startswith((".", "__MACOSX")) for part in p.relative_to(path).parts)]
     if any(NIFTI.search(p.name) or p.name == "dataset.json" for p in files):
         return []

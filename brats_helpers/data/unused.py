@@ -77,7 +77,7 @@ def _not_an_image(name: str) -> tuple[str, str] | None:
         return "one part of a split archive", "join the parts and unpack them"
     if name.endswith(ARCHIVE_ENDINGS):
         return ("an archive next to patients, which is not read",
-                "unpack it, or give it as a source of its own")
+                "unpack it here, or give it to `check` or `run` as a source of its own")
     for ending, title in UNREAD_ARCHIVES.items():
         if name.endswith(ending):
             return f"{title}, which is not read here", READABLE

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import pack, small_volumes, write_case
 
+from brats_helpers.__main__ import main
 from brats_helpers.basics.errors import BratsError
 from brats_helpers.basics.files import Packed
 from brats_helpers.data.archive import (
@@ -190,6 +191,33 @@ def test_unsafe_members_are_refused_before_anything_is_written(
         extract(tmp_path / "a.tar", tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*"))
     faults("hostile archives")
+
+
+def test_names_with_the_slash_of_windows_are_paths(cohort: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "w.zip", "w") as archive:
+        archive.writestr("data\\P1\\", b"")  # a folder
+        for path in sorted(cohort.rglob("*.nii.gz")):
+            archive.writestr(f"data\\{path.parent.name}\\{path.name}", path.read_bytes())
+    members = list_archive(tmp_path / "w.zip")
+    assert len(members) == 10 and members[0].name == "data/P1/P1_flair.nii.gz"
+    assert [row["name"] for row in check_path(tmp_path / "w.zip", 1).rows] == ["P1", "P2"]
+
+
+@pytest.mark.parametrize("names", [("a.tar", "b.tar", "c.tar"), ("a.tar.gz", "b.zip", "c.zip")])
+def test_a_broken_archive_among_others_is_named_and_the_others_are_checked(
+        tmp_path: Path, names: tuple[str, ...], capsys) -> None:
+    for number, name in enumerate(names):
+        raw = write_case(tmp_path / f"P{number}", f"P{number}", *small_volumes(number)).parent
+        (tmp_path / "in").mkdir(exist_ok=True)
+        pack(raw, tmp_path / "in" / name)
+    content = bytearray((tmp_path / "in" / names[2]).read_bytes())
+    content[2000:2100] = bytes(100)  # a zip's list is at its end and still whole
+    (tmp_path / "in" / names[2]).write_bytes(content[:5000] if ".tar" in names[2] else content)
+    assert main(["check", str(tmp_path / "in"), "--jobs", "1"]) == 1
+    said = capsys.readouterr().out
+    assert f"2 patient(s) in {tmp_path / 'in'}, " in said and "brats-check" not in said
+    assert f"{tmp_path / 'in' / names[2]}: not checked: " in said
+    assert "P0 " in said and "P1 " in said and "get it again" in said
 
 
 def test_an_archive_of_archives_is_named(cohort: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from brats_helpers.data.cases import check_case, find_cases, read_case
 from brats_helpers.data.pipeline import preprocess_cohort
 from brats_helpers.data.preprocessing import prepare, restore
 from brats_helpers.data.splits import make_splits
+from brats_helpers.evaluation.batch import predict_cases
 from brats_helpers.evaluation.checkpoints import load_checkpoint, write_checkpoint
 from brats_helpers.network.unet import UNet
 
@@ -104,6 +105,16 @@ def one_hot(labels: np.ndarray, values: tuple[int, ...]) -> np.ndarray:
     return (labels[..., None] == values).astype(np.uint8)
 
 
+def zeros(shape: tuple[int, ...], edges: tuple[float, ...] = (1, 1, 1)) -> bytes:
+    """A compressed header and zeros; of many voxels, only the first and no end."""
+    head = nib.Nifti1Header()
+    head.set_data_shape(shape)
+    head.set_sform(np.diag([*edges, 1]), 1)
+    head.set_zooms(edges)
+    head["magic"], head["vox_offset"] = b"n+1", 352
+    return gzip.compress(head.binaryblock + bytes(4 + min(4 * int(np.prod(shape)), 2**20)))
+
+
 VALUES = {"half": np.float32(1.5), "NaN": np.float32(np.nan), "minus one": np.float32(-1),
           "seven": np.float32(7), "infinite": np.float32(np.inf), "255": np.float32(255)}
 
@@ -147,6 +158,12 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda f: [header(k, put(42, short(32767) * 3))(f) for k in ("flair", "t1", "t1ce", "t2")],
         "promises",
     ),
+    "too many voxels": (lambda f: (f / "P_t2.nii.gz").write_bytes(zeros((1300, 1300, 1300))),
+                        "1300 x 1300 x 1300 voxels, and a scan of a head has at most 268,435,456"),
+    "longer than a head": (
+        lambda f: [(f / f"P_{k}.nii.gz").write_bytes(zeros((2, 2, 251), (4, 4, 4)))
+                   for k in ("flair", "t1", "t1ce", "t2")],
+        "its volume measures 8 x 8 x 1004 mm, and a scan of a head at most 1,000 mm"),
     "a negative dimension": (header("t2", put(42, short(-5))), "its shape|cannot be opened"),
     "a dimension of zero": (header("t2", put(42, short(0))), "its shape"),
     **{f"a dimension of {number} in the {kind}": (
@@ -249,6 +266,8 @@ def test_cohorts_of_none_of_one_and_of_namesakes(tmp_path: Path, faults) -> None
     (tmp_path / "nested" / "inner.tar").write_bytes(b"")
     with pytest.raises(BratsError, match="no patient in .*inner.tar: give that as the source"):
         find_cases(tmp_path / "nested")
+    with pytest.raises(BratsError, match="(?s)for `predict`, unpack it, .*tar: .* to `check`"):
+        predict_cases([tmp_path / "nested"], None, tmp_path / "masks")
     write_case(tmp_path / "a", "P", *small_volumes())
     with pytest.raises(BratsError, match=r"1 patient\(s\).*at least two"):
         make_splits([case.name for case in find_cases(tmp_path / "a")], [1.0], 0)
@@ -373,7 +392,10 @@ def test_a_checkpoint_runs_nothing(tmp_path: Path, faults) -> None:
      ("patients", 0), ("batch", 0), ("epochs", -1), ("steps", 0), ("learning_rate", 0),
      ("clip", -1), ("validate_every", 0), ("test_patients", -1), ("warmup", -5),
      ("weight_decay", -1), ("on_nan", "ignore"), ("seed", -1), ("steps", 2.5), ("epochs", "abc"),
-     ("batch", True), ("learning_rate", "fast"), ("tta", "yes"), ("network", 3)],
+     ("batch", True), ("learning_rate", "fast"), ("tta", "yes"), ("network", 3),
+     ("patch", 1_000_000), ("spacing_mm", 1e-6), ("spacing_mm", 1e6), ("spacing_mm", float("nan")),
+     ("overlap", 0.999999), ("batch", 10**9), ("steps", 10**12), ("epochs", 10**12),
+     ("learning_rate", float("inf")), ("seed", 10**30), ("validation", 1e-320)],
 )
 def test_settings_that_cannot_work_are_refused_by_name(name: str, value: object, faults) -> None:
     with pytest.raises(BratsError, match=f"{name}={value!r} cannot work: it must be"):

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shutil
-import signal
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +15,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import pack, write_case
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from brats_helpers.__main__ import main
 from brats_helpers.basics.errors import BratsError
 from brats_helpers.data import cases
 from brats_helpers.data.cases import (
-    Case,
     Patient,
     check_case,
     find_cases,
@@ -242,20 +240,29 @@ def test_check_prints_a_table_and_writes_it_as_csv_and_html(cohort: Path, tmp_pa
     assert "P1_t2.nii.gz" in problems_text(check_path(cohort, 1).rows)
 
 
-def _die_for_one(case: Case) -> dict:
-    if case.name == "P1":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return check_case(case)
+class Dying:
+    """Stands for joblib's Parallel where the process of P1 is killed."""
+
+    def __init__(self, **_: object) -> None:
+        pass
+
+    def __call__(self, tasks: Iterable[tuple]) -> Iterator[dict]:
+        for function, arguments, _ in tasks:
+            if arguments[0].name == "P1":
+                raise TerminatedWorkerError
+            yield function(*arguments)
 
 
-def test_a_worker_of_the_check_that_dies_costs_one_row(cohort: Path, monkeypatch) -> None:
-    shutil.copytree(cohort / "P0", cohort / "P2")
-    for path in (cohort / "P2").iterdir():
-        path.rename(path.with_name(path.name.replace("P0", "P2")))
-    monkeypatch.setattr(cases, "check_case", _die_for_one)
-    rows = check_path(cohort, 2).rows
-    assert [bool(row["problems"]) for row in rows] == [False, True, False]
-    assert "patient P1: its process was killed" in rows[1]["problems"][0]
+def test_a_killed_process_is_the_problem_of_one_patient(cohort: Path, monkeypatch, capsys,
+                                                        faults) -> None:
+    made = make_patient(0, 2, 8.0)
+    write_case(cohort, "P2", made.images, None, made.affine)
+    monkeypatch.setattr(cases, "Parallel", Dying)
+    assert main(["check", str(cohort), "--jobs", "2"]) == 1
+    said = capsys.readouterr().out
+    assert "P0       ok" in said and "P2       ok" in said and "1 with a problem" in said
+    assert "P1       problem" in said and "patient P1: its process was killed" in said
+    faults("killed workers")
 
 
 def test_check_says_why_there_is_nothing_to_check(tmp_path: Path, capsys) -> None:
@@ -457,6 +464,13 @@ def test_a_header_that_does_not_tell_the_axes_is_noted_with_what_is_assumed(
     notes = check_case(case)["notes"]
     assert any("P1_t1ce.nii" in text and "does not say where left, right and front" in text
                and "LAS is assumed" in text for text in notes), notes
+
+
+def test_a_reference_that_fills_the_brain_is_named() -> None:
+    brain = (PATIENT.images != 0).any(0)
+    warnings = oddities(replace(PATIENT, reference=brain.astype(np.uint8) * 2))["warnings"]
+    assert warnings == ["patient " + PATIENT.name + ": its reference marks 100 % of the brain as "
+                        "tumor, and at most 60 % are plausible: is it a mask of the brain?"]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
