@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,12 @@ def preprocess_cohort(cases: Sequence[Case], folder: Path, spacing_mm: float,
     remove_leftovers(folder)
     metas = Parallel(n_jobs=useful(jobs, len(cases)), return_as="generator")(
         delayed(preprocess_case)(case, folder, spacing_mm) for case in cases)
-    return list(tqdm(metas, total=len(cases), desc="preprocess", unit="patient"))
+    try:
+        return list(tqdm(metas, total=len(cases), desc="preprocess", unit="patient"))
+    except BrokenProcessPool as error:
+        raise BratsError("a process of the preprocessing was killed, most often because memory ran "
+                         f"out. What is finished is kept in {folder}: run it again, with fewer "
+                         "processes (jobs).") from error
 
 
 def prepared_files(cases: Sequence[Case], folder: Path, spacing_mm: float) -> dict[str, Path]:

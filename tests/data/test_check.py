@@ -261,7 +261,7 @@ def test_a_killed_process_is_the_problem_of_one_patient(cohort: Path, monkeypatc
     assert main(["check", str(cohort), "--jobs", "2"]) == 1
     said = capsys.readouterr().out
     assert "P0       ok" in said and "P2       ok" in said and "1 with a problem" in said
-    assert "P1       problem" in said and "patient P1: its process was killed" in said
+    assert "P1       problem" in said and "its process was killed" in said
     faults("killed workers")
 
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import tempfile
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brats_helpers.basics.errors import BratsError
+from brats_helpers.data import pipeline
 from brats_helpers.data.cases import Patient, find_cases, read_case
 from brats_helpers.data.pipeline import prepared_files, preprocess_cohort, verify_prepared
 from brats_helpers.data.preprocessing import (
@@ -214,6 +216,15 @@ def test_a_cohort_is_prepared_once_and_again_where_the_files_changed(tmp_path: P
     assert set(prepared_files(cases, tmp_path / "out", 1.0)) == {"A", "B"}
     with pytest.raises(BratsError, match="another voxel size"):
         prepared_files(cases, tmp_path / "out", 2.0)
+
+
+def test_a_killed_process_is_told_with_what_to_do(small_case, tmp_path: Path, monkeypatch) -> None:
+    def die(*_: object) -> None:
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(pipeline, "preprocess_case", die)
+    with pytest.raises(BratsError, match="memory ran out.* kept in .*out: run it again, with f"):
+        preprocess_cohort([small_case], tmp_path / "out", 1.0, jobs=1)
 
 
 def test_real_scans_there_and_back(real_cases, tmp_path: Path) -> None:
