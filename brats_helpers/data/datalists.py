@@ -83,6 +83,9 @@ def _read_list(index: Path, found: Listed, seen: set) -> None:
             case = _case(index, images, label if label and label.is_file() else None, channels,
                          labels or ())
             found.files |= {*images, *filter(None, [label])}
+            if not case.problem:
+                found.unused += [Unused(image, "another contrast, which is not needed")
+                                 for image in images if image not in case.images]
             if case.images not in seen:
                 seen.add(case.images)
                 found.cases.append(_without_doubtful(case, found, index))
@@ -103,8 +106,8 @@ def _without_doubtful(case: Case, found: Listed, index: Path) -> Case:
     return replace(case, reference=None)
 
 
-def _channels(content: Mapping) -> list[str]:
-    """Return the modality of each channel; an empty list if the file does not say."""
+def _channels(content: Mapping) -> list[str | None]:
+    """Return the modality of each channel, None of another; an empty list if it does not say."""
     named = content.get("channel_names", content.get("modality"))
     if named is None:
         return []
@@ -118,7 +121,8 @@ def _channels(content: Mapping) -> list[str]:
         raise NotAList(f"its channels are numbered {list(named)}, not 0, 1, 2, 3")
     names = [str(named[key]) for key in sorted(named, key=int)]
     kinds = [SUFFIXES.get(re.sub(r"[\s-]+", "_", name.strip().lower())) for name in names]
-    if sorted(map(str, kinds)) != sorted(MODALITIES):
+    kinds = [kind if kind in MODALITIES else None for kind in kinds]
+    if sorted(filter(None, kinds)) != sorted(MODALITIES):
         raise NotAList(f"its channels are {names}; FLAIR, T1w, t1gd and T2w are needed")
     return kinds
 
@@ -188,7 +192,7 @@ def _nnunet_rows(folder: Path, count: int) -> Iterable[tuple[list[Path], Path | 
             yield _numbered(first, stem, count), label if label.is_file() else None
 
 
-def _case(index: Path, images: list[Path], label: Path | None, channels: list[str],
+def _case(index: Path, images: list[Path], label: Path | None, channels: list[str | None],
           labels: tuple) -> Case:
     name = re.sub(r"_0000$", "", NIFTI.sub("", images[0].name))
     if len(images) == 1:
@@ -209,14 +213,14 @@ def _case(index: Path, images: list[Path], label: Path | None, channels: list[st
     ordered = tuple(image for m in MODALITIES for kind, image in zip(kinds, images, strict=False)
                     if kind == m)
     problem = ""
-    if len(images) != len(MODALITIES):
+    if len(images) != len(kinds) or len(ordered) != len(MODALITIES):
         missing = ", ".join(m for m in MODALITIES if m not in kinds[:len(images)])
         problem = (f"patient {name} in {images[0].parent} has {len(images)} images in {index}, and "
                    f"four are needed{f': add {missing}' if missing else ''}.")
     return Case(name, ordered, label, problem=problem, labels=labels)
 
 
-def _by_number(images: list[Path], channels: list[str]) -> list[str]:
+def _by_number(images: list[Path], channels: list[str | None]) -> list[str]:
     """Return the channel of each image: by nnU-Net's numbers if one is left out, else in order."""
     numbers = [channel_number(image) for image in images]
     known = -1 < min(numbers) and max(numbers) < len(channels) and numbers == sorted(set(numbers))

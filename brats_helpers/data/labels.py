@@ -24,7 +24,7 @@ NEW_NAME = re.compile(r"t2f\.nii", re.IGNORECASE)  # FLAIR's ending since BraTS 
 MSD_LABELS = {1: ED, 2: NCR, 3: ET}
 
 # Names of data sets in which 4 is the enhancing tumor and 3 is no label, or was the core.
-WITHOUT_3 = re.compile(r"brats(20)?(1\d|2[01])|brats_(2013|tcia)|fets|upenn-gbm|ucsf-pdgm|tcga",
+WITHOUT_3 = re.compile(r"brats(20)?(1\d|2[01])|fets|upenn-gbm|ucsf-pdgm|tcga",
                        re.IGNORECASE)
 
 

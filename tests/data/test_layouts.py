@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -413,3 +414,22 @@ def test_bidss_processed_scans_are_read_where_there_are_no_raw_ones(tmp_path: Pa
     assert [case.name for case in found.cases] == ["sub-1", "sub-2"]
     assert ("derivatives" in str(found.cases[0].images[0])) == bool(start)
     assert len(found.unused) == (0 if start else 1)
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_a_list_with_a_fifth_contrast_gives_the_four(tmp_path: Path, single: bool) -> None:
+    nnunet(tmp_path)
+    put(tmp_path / "imagesTr" / "B_7_0004.nii.gz")
+    content = json.loads((tmp_path / "dataset.json").read_text())
+    content["channel_names"]["4"] = "ADC"
+    if single:  # the Decathlon's way: one file of all channels
+        volumes = [nib.load(file) for file in sorted((tmp_path / "imagesTr").iterdir())]
+        stacked = np.stack([np.asarray(volume.dataobj) for volume in volumes], -1)
+        shutil.rmtree(tmp_path / "imagesTr")
+        (tmp_path / "imagesTr").mkdir()
+        nib.Nifti1Image(stacked, volumes[0].affine).to_filename(tmp_path / "imagesTr/B_7.nii.gz")
+        content["training"] = [{"image": "imagesTr/B_7.nii.gz", "label": "labelsTr/B_7.nii.gz"}]
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    found = find(tmp_path)
+    assert np.array_equal(read_case(found.cases[0]).images, IMAGES)
+    assert [one.path.name for one in found.unused] == ([] if single else ["B_7_0004.nii.gz"])
