@@ -21,7 +21,7 @@ HELD_OUT = PATIENTS // FOLDS + 1  # validated on after each epoch
 RESULTS, TIMED = (Path(__file__).with_name(name)
                   for name in ("results.json", "gpu_nvidia_h200.json"))
 # the full network on 128 x 64 x 64, forward and backward, two cores: notebook 04's output
-QUARTER_SECONDS = 8.4
+QUARTER_SECONDS = 28.8
 A100_EPOCH = 173.0  # s for 1,000 patches and 251 validation patients: NVIDIA's BraTS21 notebook
 PUBLISHED = {"V100": 11.38, "A100": 24.61}  # patches a second: its README, November 2022
 
@@ -105,7 +105,7 @@ def table() -> str:
     lines = ["| machine | an epoch of 1,000 patches, s | one fold, 30 epochs, h | five folds of "
              "150 epochs, GPU hours | a patient by five networks, 8 views, s | GPU memory |",
              "|---|---|---|---|---|---|",
-             f"| CPU, two cores with bf16 | {cpu[0]:,.0f} (computed, from a measured patch) | "
+             f"| CPU, two cores without bf16 | {cpu[0]:,.0f} (computed, from a measured patch) | "
              f"{cpu[1]:,.0f} | {cpu[2]:,.0f} on the CPU | not computed | none |",
              *(row(name, gpu) for name, gpu in GPUS.items()), "",
              f"Before that, each needs {PATIENTS * seconds / 60:.1f} minutes of one core to "

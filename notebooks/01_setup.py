@@ -22,7 +22,7 @@
 # |---|---|
 # | reads | nothing, or the archive or folder of BraTS patients that you name as `source` |
 # | writes | `config.json`, `cohort.json` and, for the synthetic cohort, `data/*.tar` in the work folder |
-# | takes | 1 minute on two CPU cores (quick preset, [measured](../docs/costs.md)); about 40 minutes to read and to do the exercises |
+# | takes | 2 minutes on two CPU cores (quick preset, [measured](../docs/costs.md)); about 40 minutes to read and to do the exercises |
 
 # %% [markdown]
 # ## By the end you can

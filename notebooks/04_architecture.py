@@ -22,7 +22,7 @@
 # |---|---|
 # | reads | `config.json` and one prepared patient |
 # | writes | `architecture.json` in the work folder |
-# | takes | 1 minute on two CPU cores (quick preset, [measured](../docs/costs.md)); about 60 minutes to read and to do the exercises |
+# | takes | 2 minutes on two CPU cores (quick preset, [measured](../docs/costs.md)); about 60 minutes to read and to do the exercises |
 
 # %% [markdown]
 # ## By the end you can

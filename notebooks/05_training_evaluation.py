@@ -22,7 +22,7 @@
 # |---|---|
 # | reads | `config.json`, `patients.json`, `splits.json`, `preprocessed/` |
 # | writes | `checkpoints/last.pt`, `checkpoints/best.pt`, `predictions/<patient>.nii.gz`, `metrics.json` |
-# | takes | 6 minutes on two CPU cores (quick preset, [measured](../docs/costs.md)); about 1 hour to read and to do the exercises |
+# | takes | 9 minutes on two CPU cores (quick preset, [measured](../docs/costs.md)); about 1 hour to read and to do the exercises |
 
 # %% [markdown]
 # ## By the end you can
