@@ -33,7 +33,8 @@
 # - **calculate** the disk space that you need before you download;
 # - **rerun** the series with other settings from the command line.
 #
-# You need Python and NumPy. You do not need to know MRI or deep learning.
+# You need Python and NumPy. You do not need to know MRI. From notebook 04 on, it helps to have met convolutions and
+# gradients.
 
 # %% [markdown]
 # ## Parameters
@@ -179,7 +180,8 @@ series_map(1)
 # scores three nested regions: the whole tumor **WT** (all three labels), the tumor core **TC** (NCR and ET), and ET (Menze et
 # al. 2015; Baid et al. 2021).
 #
-# **Question.** In the picture above, which compartment is bright on T1CE only? What can FLAIR alone not tell you?
+# **Question.** In the picture of our patient (`BraTS2021_00000`, end of section 1), which compartment is bright on T1CE
+# only? What can FLAIR alone not tell you?
 #
 # <details><summary>Answer</summary>
 #
@@ -192,8 +194,9 @@ show_modalities(patient, plane="sagittal", synthetic=True)
 
 # %% [markdown]
 # This is the same brain from the side. The tumor is a single body. A network that looks at one slice at a time has to
-# find it again in each slice. Our network looks at volumes. The next picture shows the tumor in three dimensions. On its
-# left, the brain is transparent; on its right, it is cut open.
+# find it again in each slice. Our network looks at volumes. The next picture shows the tumor in three dimensions. On the
+# left, the tumor is drawn through the surface of the brain, and orange shows where the rim comes near it. On the right,
+# everything above one axial slice of the tumor is cut away.
 
 # %%
 from brats_helpers.lessons.plots import tumor_3d, upright
@@ -269,8 +272,8 @@ investigations.check_outline(corners, drawn)
 # people corrected them by hand, and neuroradiologists approved them (Baid et al. 2021). The download requires
 # [registration](https://www.synapse.org/brats2021), so this series carries a stand-in: the phantoms. Their files, labels
 # and geometry are like those of BraTS, and every picture of them says *synthetic*. They carry names of BraTS 2021,
-# because the names tell how to read the labels (notebook 02), but `BraTS2021_00000` is no person here. A score on
-# phantoms does not tell how well a network does on a real patient. Notebook 05 shows how large that gap is.
+# because the name determines how the labels are read (notebook 02), but here `BraTS2021_00000` is not a real person. A
+# score on phantoms does not tell how well a network does on a real patient. Notebook 05 shows how large that gap is.
 #
 # To use real data, give its archive or folder as `source`. Nothing else changes. The source `varied` is synthetic as well,
 # but its patients differ from each other as scanners and tumors do. They are harder to learn and closer to real patients.
@@ -373,7 +376,7 @@ for name, version in package_versions().items():
     print(f"{name:<12} {version}")
 
 # %% [markdown]
-# The module that these notebooks import is small enough to find your way around. Its own docstring is the map:
+# The package that these notebooks import is small enough to read. Its own docstring is the map:
 
 # %%
 import brats_helpers
@@ -408,8 +411,8 @@ except BratsError as error:
 # %% [markdown]
 # ## 5. Will it fit?
 #
-# Notebook 03 stores five arrays for every patient: the four contrasts and the reference, cropped to a box around the brain.
-# A usual box has 140 x 175 x 140 voxels of 1 mm.
+# Notebook 03 stores five arrays for every patient: the four contrasts and the reference, cropped to a box around the
+# brain. A typical box has 140 x 175 x 140 voxels of 1 mm.
 #
 # ### Exercise 4: the bill
 #
@@ -485,8 +488,8 @@ print("next: 02_extraction reads both")
 #
 # **What a radiologist would look for that the phantoms of this series cannot show:** edema that runs in fingers along
 # white matter, spares the cortex and stops at the falx (ours may cross it), bleeding, broken rims, and the shift of the
-# midline. (The phantom at the top is of another, more varied kind.) In the patient who accompanies us necrosis is dark on
-# FLAIR. In real patients it varies and is often bright.
+# midline. (The phantom at the top is of another, more varied kind.) In our example patient, necrosis is dark on FLAIR. In
+# real patients it varies and is often bright.
 #
 # | term | meaning |
 # |---|---|

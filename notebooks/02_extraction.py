@@ -233,9 +233,9 @@ show_modalities(patient, plane="coronal", synthetic=synthetic)
 # %% [markdown]
 # ### Where it came from: DICOM
 #
-# A scanner writes **DICOM**, usually one file per slice. Every file of a hospital usually carries the patient's name, date
-# of birth and hospital. BraTS was converted and de-identified before it was published (Baid et al. 2021). We do the same
-# with this patient's FLAIR and an invented name:
+# A scanner writes **DICOM**, usually one file per slice. In a hospital, each of these files usually carries the patient's
+# name, the date of birth and the name of the hospital. BraTS was converted and de-identified before it was published
+# (Baid et al. 2021). To try that, we write this patient's FLAIR as DICOM with an invented name, and convert it back:
 
 # %%
 import pydicom
@@ -452,7 +452,8 @@ checks.check_tumor_volume(tumor_ml, patient.reference, patient.spacing)
 #
 # ### Intensities mean nothing by themselves
 #
-# MRI has no unit. The axes below are this scanner's own scales, and the next scanner has others (Nyúl and Udupa 1999).
+# MRI intensities have no unit. The axes below are the arbitrary scales of this (here: simulated) scanner, and the next
+# one has others (Nyúl and Udupa 1999).
 
 # %%
 from brats_helpers.lessons.plots import histograms
@@ -633,7 +634,7 @@ print(f"wrote patients.json ({len(everyone)} patients) and splits.json; next: 03
 # | term | meaning |
 # |---|---|
 # | affine | 4 x 4 matrix from voxel indices to millimeters |
-# | LPS, RAS | which way the indices grow: left, posterior, superior; right, anterior, superior |
+# | LPS | the indices grow to the left, to the back (posterior) and up (superior) |
 # | DICOM, NIfTI | the scanner's files, one per slice; the researcher's file, one per volume |
 # | stratified | each group gets its share of small and large tumors |
 # | fold | one of several groups of patients, each held out in turn |

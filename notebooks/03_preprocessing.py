@@ -315,10 +315,11 @@ print(measured, "becomes", np.abs(measured.astype(np.int64).astype(np.int16)))
 # ## 4. Store
 #
 # The last exercise of notebook 01 showed that at 1 mm the cohort in float32 does not fit into 20 GB. At the 2 mm of the
-# quick preset, it takes about a tenth. But the published files hold integers. So we keep *those*, compressed without
-# loss: five arrays in one file, the four modalities and the reference. We do not store the z-score or the foreground
-# channel. The device that trains computes both from each *patch* (a cube cut out of a patient, which training reads at
-# one time), with a mean and a standard deviation that are stored as metadata.
+# quick preset, it takes about a tenth, because the phantoms' box is smaller as well. But the published files hold
+# integers. So we keep *those*, compressed without loss: five arrays in one file, the four modalities and the reference.
+# We do not store the z-score or the foreground channel. The device that trains computes both from each *patch* (a cube
+# cut out of a patient, which training reads at one time), with a mean and a standard deviation that are stored as
+# metadata.
 #
 # If `spacing_mm` is larger than the scan's voxels, we merge voxels into larger ones. Doubling the edge leaves an eighth of
 # the voxels, which lets the series run on a laptop. Details smaller than the new voxel are lost. The quick preset works at
@@ -361,7 +362,7 @@ total = sum(file.stat().st_size for file in files.values())
 print(f"{len(files)} patients, {total / 1e6:.1f} MB, {total / 1e6 / len(files):.2f} MB each")
 
 # %% [markdown]
-# Here is one patch from the middle of one of these files, decompressed as we read it:
+# We read one patch from inside one of these files and time it:
 
 # %%
 volume, meta = open_volume(files[patient.name])
@@ -483,9 +484,9 @@ finish(figure, synthetic, alt="Robust z-scores of all patients, by feature")
 # %% [markdown]
 # ### Exercise 4: repair three patients
 #
-# Practitioners often spend more time on this than on networks. Three copies of a patient were damaged. One has the labels
-# as they are on disk. In one the background of T1 is not 0. In one FLAIR and T2 are swapped. Repair each. `broken` maps
-# the fault to (images, labels), and images have the order FLAIR, T1, T1CE, T2.
+# Practitioners often spend more time on this than on networks. Three copies of a patient were damaged. In the first, the
+# labels are as they are on disk. In the second, the background of T1 is not 0. In the third, FLAIR and T2 are swapped.
+# Repair each. `broken` maps the fault to (images, labels), and images have the order FLAIR, T1, T1CE, T2.
 #
 # <details><summary>Hint</summary>
 #
@@ -511,9 +512,11 @@ investigations.check_repairs(repaired, whole)
 # ## 6. For other tools
 #
 # We write the same cohort in the formats of nnU-Net v2 and MONAI. The images are listed where they are, not copied. The
-# references are written again with 3 for ET, because nnU-Net needs
-# [consecutive labels](https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_format.md). WT, TC and ET are declared as
-# regions, because they overlap. (The *Decathlon* is a public set of ten segmentation tasks. MONAI reads its list of patients.)
+# references are written again with 3 for ET, because nnU-Net needs [consecutive
+# labels](https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_format.md). WT, TC and ET are declared as
+# regions, because they overlap. (The *Decathlon* is a public set of ten segmentation tasks. MONAI reads its list of
+# patients. nnU-Net gets all training patients and our split; MONAI's list keeps those to learn from apart from those to
+# validate on.)
 
 # %%
 import json

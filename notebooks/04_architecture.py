@@ -104,9 +104,9 @@ show_source(unet.ConvNormAct, unet.Stage)
 # ## 2. The network
 #
 # The **encoder** is the way down. Each level halves every edge, which leaves an eighth of the voxels, and computes more
-# channels. The **decoder** is the way back up. A transposed convolution doubles every edge, and the encoder's output of the
-# same size is concatenated: the **skip connection**. The path down finds out *what* is there, and the skip remembers *where*.
-# A *head* is the last convolution. It turns channels into scores.
+# channels. The **decoder** is the way back up. A transposed convolution doubles every edge, and the encoder's output of
+# the same size is concatenated: the **skip connection**. The path down finds out *what* is there, and the skip remembers
+# *where*. A *head* is the last convolution. It turns channels into scores, the *logits* (section 3).
 #
 # ### Exercise 1: the forward pass
 #
@@ -153,8 +153,9 @@ show_source(unet.UNet)
 # </details>
 
 # %% [markdown]
-# As a picture, with the channels and the edge in voxels. The bars show the memory of each level's outputs, of two
-# convolutions on each side: at the top 4 x 64 x 128³ numbers of 4 bytes.
+# Here is the full network, with the channels and the edge in voxels. (The quick one has the upper part of this shape: 4
+# levels of 8 to 64 channels.) The bars show the memory of each level's outputs, of two convolutions on each side: at the
+# top 4 x 64 x 128³ numbers of 4 bytes.
 
 # %%
 from brats_helpers.lessons.plots import diagram_unet
@@ -221,8 +222,8 @@ for name in ("quick", "full"):
 curves(seen, "voxel of the input", "gradient")
 
 # %% [markdown]
-# The middle counts most, because many paths lead there. A voxel at the border of a patch has only half of its context, so
-# notebook 05 lets windows overlap.
+# The middle counts most, because many paths lead there. (On a CPU without bf16, the quick network's patch has 48.) A
+# voxel at the border of a patch has only half of its context, so notebook 05 lets windows overlap.
 #
 # ### Exercise 2: how far does it see?
 #
@@ -259,7 +260,8 @@ checks.check_receptive_field(receptive_field)
 #
 # ### Exercise 3: soft Dice
 #
-# Write it for tensors. Two empty masks agree, so return 1 for them: add a small number above and below the fraction line.
+# Write it for tensors. Two empty masks agree, so return 1 for them: add a small number to both the numerator and the
+# denominator.
 #
 # <details><summary>Hint</summary>
 #
@@ -350,8 +352,9 @@ print(f"in a batch with a patch that is right: {both.item():.3f}")
 #
 # ### Weights and smoothing
 #
-# Three options are off by default: a weight for each region, a weight for tumor voxels in the cross-entropy, and label
-# smoothing. **Question.** With which of them does it cost to be *too* sure of the right answer?
+# Three options are off by default: a weight for each region, a weight for tumor voxels in the cross-entropy, and *label
+# smoothing*, which moves the targets of the cross-entropy from 0 and 1 a little toward each other. **Question.** With
+# which of them does it cost to be *too* sure of the right answer?
 
 # %%
 options = {
@@ -407,8 +410,9 @@ pictures(views, limits=(0, 1))
 # ## 4. Memory
 #
 # Parameters need little memory. But autograd, the part of torch that computes gradients, keeps *activations*, the numbers
-# that each layer computes, for the *backward pass*, which computes the gradients from the last layer to the first: at the
-# top level, 64 x 128³ numbers several times. The next cell counts them (you can skip how).
+# that each layer computes, for the *backward pass*, which computes the gradients from the last layer to the first: in the
+# full network, several arrays of 64 x 128³ numbers at the top level alone. The next cell defines a function that measures
+# them (you can skip how). Then we apply it to the quick network.
 
 
 # %%
@@ -456,8 +460,8 @@ bars(kept, "MiB of activations kept", "MiB")
 # </details>
 #
 # A smaller batch makes noisier steps, and a smaller patch loses context, so try them last. On a GPU, long training runs
-# are also **compiled**, which on an H200 cut memory to 0.6 and time to 0.5 of what they were
-# ([measured](../benchmarks/gpu_nvidia_h200.md)).
+# are also **compiled**: torch fuses several layers into one GPU program. On an H200, this cut memory to 0.6 and time to
+# 0.5 of what they were ([measured](../benchmarks/gpu_nvidia_h200.md)).
 #
 # ### What short numbers cannot hold
 #
@@ -665,9 +669,9 @@ curves({"the same batch (losses above 12 drawn at 12)": lines}, "step", "loss")
 #
 # ## 7. Bring your own architecture
 #
-# Loss, augmentation, inference and evaluation ask one thing of a network: 5 channels in, 3 logits per voxel out.
-# `SegResNet` (Myronenko 2018) is MONAI's version of the winner of BraTS 2018. It adds the channels of the skip connection
-# instead of concatenating them.
+# The loss, the augmentation (the random changes of notebook 05), the prediction of a whole brain and the evaluation ask
+# one thing of a network: 5 channels in, 3 logits per voxel out. `SegResNet` (Myronenko 2018) is MONAI's version of the
+# winner of BraTS 2018. It adds the channels of the skip connection instead of concatenating them.
 #
 # ### Exercise 4: another network
 #

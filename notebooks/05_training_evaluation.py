@@ -158,10 +158,10 @@ finish(figure, synthetic, alt="Dice of WT against the threshold: a line for each
 # Read the line printed above the picture. With seed 0 it is about 0.61, and lower with other seeds ([results](../docs/results.md)).
 # </details>
 #
-# Each gray line is one patient, and the lines peak at different thresholds. Where a line is 0, the largest piece was
-# healthy tissue; a slightly higher threshold cuts it apart. In phantoms and in patients, shading by the receiver
-# coil (Sled et al. 1998), bright gray matter and dark cores mislead the rule. Many older patients also have bright spots
-# in the white matter that are no tumor.
+# Each gray line is one patient, and the lines peak at different thresholds. Where a line drops to 0 and rises again, the
+# largest piece was healthy tissue; a slightly higher threshold cuts it apart. At the right end, too little of the tumor
+# is bright enough. In phantoms and in patients, shading by the receiver coil (Sled et al. 1998), bright gray matter and
+# dark cores mislead the rule. Many older patients also have bright spots in the white matter that are no tumor.
 #
 # ## 2. Augmentation
 #
@@ -502,8 +502,9 @@ dice_boxplot(rows, synthetic=synthetic)
 
 # %% [markdown]
 # **Dice** counts voxels. **HD95** measures how far apart two surfaces are (the 95th percentile, in mm). A false island
-# far away changes Dice little, but it ruins HD95 once it holds more than a twentieth of the predicted surface. In a
-# patient without ET, a single marked voxel makes Dice 0 and HD95, by the rule of BraTS, 373 mm.
+# far away changes Dice little, but it ruins HD95 once it holds more than a twentieth of the predicted surface. In our
+# run, WT has a good Dice and a high HD95 for that reason. In a patient without ET, a single marked voxel makes Dice 0 and
+# HD95, by the rule of BraTS, 373 mm.
 #
 # ### Exercise 3: HD95
 #
@@ -571,7 +572,8 @@ for line in diagnose(worst_patient, worst_mask):
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Read the three lines above. In our run the network missed a part of the whole tumor, at its border.
+# Read the three lines above. In our run all three regions fail alike, along their borders: the whole tumor is drawn too
+# small, and the core and the enhancing tumor too large.
 # </details>
 #
 # Dice is relative to size, and a doctor may care about milliliters. Is the patient with the most *missed volume* the same
@@ -646,10 +648,10 @@ curves(panels, "probability that it gave (left), threshold on it (right)")
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Look at the left panel. Below the diagonal, the probability of tumor is too high; above it, too low. In our run it is
-# too sure both ways: tumor is more frequent than it says at low probabilities, and less frequent at high ones. This is
-# one patient. In the right panel, the threshold hardly matters over a wide range, because almost all probabilities are
-# near 0 or 1. Never read such a value as the probability of a diagnosis.
+# Look at the left panel. Below the diagonal, the probability of tumor is too high; above it, too low. In our run the
+# curve stays near the diagonal and crosses it, so this network is not clearly overconfident. This is one patient. In the
+# right panel, the threshold hardly matters over a wide range, because almost all probabilities are near 0 or 1. Never
+# read such a value as the probability of a diagnosis.
 # </details>
 
 # %% [markdown]
@@ -702,9 +704,9 @@ three_planes(image, views, spacing, f"{strangers[lowest].name}: through its tumo
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# In our run it missed the whole core and took it for edema: dead tissue is bright on FLAIR here, and was dark in the
-# training. It marked healthy tissue where shading brightens FLAIR, and along the surface: vessels and remains of the
-# *dura*, the membrane around the brain, are bright on T1CE in the strangers, as they are in patients.
+# In our run it missed the whole core and took it for edema. The core of this tumor hardly enhances and is gray to bright
+# on FLAIR, while cores were dark in the training. It marked healthy tissue in patches, and along the surface: vessels and
+# remains of the *dura*, the membrane around the brain, are bright on T1CE in the strangers, as they are in patients.
 # </details>
 #
 # On twenty *real* patients, a network trained like this one scores 0.47 for the whole tumor
@@ -730,8 +732,8 @@ for stranger, prepared_stranger, score in zip(strangers, others, falls):
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# "0 warning(s)" next to a low Dice is the limit of this check. A tumor that looks different hardly moves the statistics of a
-# brain. A silent check is no proof.
+# "0 warning(s)" next to a low Dice is the limit of this check. The statistics are those of the whole brain. Neither a
+# tumor that looks different nor thin bright vessels move them much. A silent check is no proof.
 # </details>
 #
 # The histograms show the three pairs of contrast and compartment that differ most. The number is how far, on average,
@@ -762,22 +764,24 @@ for name, scores in (("network of this notebook", falls), ("network in the box",
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# From these. The series does that by itself for fewer than 40 real patients. Do not expect much of four: in one measured draw
-# they added nothing ([what we know](../docs/zero_shot.md), and what the network in the box scores on real patients).
+# From these. The series does that by itself for fewer than 40 real patients. Do not expect much from four patients. The
+# one time we measured this, with four picked at random, they added nothing ([what we know](../docs/zero_shot.md), and
+# what the network in the box scores on real patients). In the table, ET counts little: one of the four strangers has a
+# single voxel of it, which lowers both means.
 # </details>
 #
 # ### Exercise 5: two minutes
 #
 # Raise the Dice of our network on strangers. The lab has three labeled strangers to learn from, three to practice on, and
-# the four from above as a test. It computes for two minutes. A plan names your levers. `steps` continues training for
-# that many steps, `"augment": False` leaves out augmentation, `views` averages 4 or 8 mirrored copies, `threshold` sets
-# the threshold of WT, and `largest` keeps only the largest piece. `lab.score(plan)` uses the practice patients, and
-# `lab.score(plan, "test")` the test patients.
+# the four from above as a test. You have two minutes of computing time. A plan is a dictionary of settings. `steps`
+# continues training for that many steps, `"augment": False` leaves out augmentation, `views` averages 4 or 8 mirrored
+# copies, `threshold` sets the threshold of WT, and `largest` keeps only the largest piece. `lab.score(plan)` uses the
+# practice patients, and `lab.score(plan, "test")` the test patients.
 #
 # <details><summary>Hint</summary>
 #
-# Score `{"steps": 40}` and `{"steps": 40, "largest": True}`, and choose. What you choose on the test patients, you tune to
-# them.
+# Score `{"steps": 40}` and `{"steps": 40, "largest": True}`, and choose. A plan that you choose on the test patients is
+# tuned to them.
 # </details>
 
 # %% tags=["exercise"]
@@ -831,7 +835,8 @@ card = work / "checkpoints" / "MODEL_CARD.md"
 Markdown(write_model_card(card, metrics, config, len(learnt), synthetic, device))
 
 # %% [markdown]
-# To segment a patient without a reference (use `last.pt` for your own cohort):
+# To segment a patient without a reference, use `best.pt`, which the validation patients selected. (If your cohort has no
+# test set, the scores above are those of `last.pt`. Then use that file.)
 #
 # `python -m brats_helpers predict CASE_FOLDER --checkpoint runs/quick/checkpoints/best.pt --out masks --tta`
 #

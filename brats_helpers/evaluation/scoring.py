@@ -35,8 +35,8 @@ CARD = """# Model card: brain tumor segmentation, {checkpoint}
 
 **{warning}.** This is not a medical device and is not approved for clinical use.
 
-**Overview.** {network} with {parameters:,} parameters. It outlines {regions} in a
-brain scan.
+**Overview.** {network} with {parameters:,} parameters. In a brain scan, it outlines
+three regions: {regions}.
 
 **Data.** Trained on {training_cases} {data}; preset {preset}, seed {seed}.
 
