@@ -71,3 +71,16 @@ def test_the_lists_of_tests_name_tests_that_exist() -> None:
                 if not list((ROOT / "tests").rglob(f"test_{test}.py"))]
     quick = (ROOT / "tests" / "quick.txt").read_text().splitlines()[2:]  # after -k and its value
     assert quick and not [path for path in quick if not (ROOT / path).is_file()]
+
+
+def test_links_of_the_guides_lead_to_pages_of_the_site() -> None:
+    """`make site` is strict, and it is not a part of this suite."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"),
+             *ROOT.glob("benchmarks/*.md")]
+    links = [(page, link.split("#")[0]) for page in pages
+             for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+             if not link.startswith(("http", "#", "mailto"))]
+    shown = (".md", ".ipynb", ".png", ".gif", ".svg", ".json", "LICENSE")
+    assert len(links) > 50
+    assert [(page.name, link) for page, link in links
+            if not link.endswith(shown) or not (page.parent / link).is_file()] == []
