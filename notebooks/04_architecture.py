@@ -157,7 +157,7 @@ show_source(unet.UNet)
 # levels of 8 to 64 channels.) The bars show the memory of each level's outputs, of two convolutions on each side: at the
 # top 4 x 64 x 128³ numbers of 4 bytes.
 
-# %%
+# %% tags=["readme"]
 from brats_helpers.lessons.plots import diagram_unet
 from brats_helpers.network.unet import UNet, count_parameters, layers_in_use, level_table
 

@@ -6,6 +6,7 @@ References: medicaldecathlon.com; nnunetv2, documentation/dataset_format.md; MON
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import re
@@ -26,7 +27,7 @@ WANTED = (
 MEANING = ((ET, r"^et$|^at$|(?<!non.)(?<!non)enhanc|gd.enh"),
            (ED, r"edema|oedema|^ed$|snfh|infiltr"), (NCR, r"necro|^ncr|^net|non.?enh|^nc\b"))
 REGION = ((ET, r"enhanc|^et$"), (NCR, r"core|^tc$"), (ED, r"whole|^wt$|all"))
-LEVELS = 5  # folders above a reference in which its table may lie: BIDS's inheritance
+BIDS_FOLDER = re.compile(r"(sub|ses)-.+|anat", re.IGNORECASE)  # below a data set's own folder
 
 
 class NotAList(Exception):
@@ -220,7 +221,7 @@ def _case(index: Path, images: list[Path], label: Path | None, channels: list[st
     return Case(name, ordered, label, problem=problem, labels=labels)
 
 
-def _by_number(images: list[Path], channels: list[str | None]) -> list[str]:
+def _by_number(images: list[Path], channels: list[str | None]) -> list[str | None]:
     """Return the channel of each image: by nnU-Net's numbers if one is left out, else in order."""
     numbers = [channel_number(image) for image in images]
     known = -1 < min(numbers) and max(numbers) < len(channels) and numbers == sorted(set(numbers))
@@ -262,15 +263,18 @@ def with_bids_table(case: Case) -> tuple[Case, Unused | None]:
     path = case.reference
     if not isinstance(path, Path) or not path.name.lower().endswith(("dseg.nii", "dseg.nii.gz")):
         return case, None
-    places = [path.with_name(NIFTI.sub(".tsv", path.name)),
-              *(folder / "dseg.tsv" for folder in list(path.parents)[:LEVELS])]
+    home = next(f for f in path.parents if not BIDS_FOLDER.fullmatch(f.name))  # of the data set
+    above = list(path.parents)[:1 + list(path.parents).index(home)]
+    places = [path.with_name(NIFTI.sub(".tsv", path.name)), *(f / "dseg.tsv" for f in above)]
     table = next((place for place in places if place.is_file()), None)
     if table is None:
         return case, None
-    with open(table, encoding="utf-8-sig", errors="replace", newline="") as lines:
-        rows = list(csv.DictReader(lines, delimiter="\t"))
-    labels = labels_of({"labels": {f"{row.get('name')}": f"{row.get('index')}" for row in rows}})
-    if labels:
+    named = {}
+    with (contextlib.suppress(OSError, csv.Error),  # a foreign file may be anything
+          open(table, encoding="utf-8-sig", errors="replace", newline="") as lines):
+        named = {str(row.get("name")): str(row.get("index"))
+                 for row in csv.DictReader(lines, delimiter="\t")}
+    if labels := labels_of({"labels": named}):
         return replace(case, labels=labels), None
     return replace(case, reference=None), Unused(
         path, f"{table} does not say what its labels mean", "give the table the columns index and "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from tqdm import tqdm
 from ..basics.constants import MODALITIES
 from ..basics.errors import BratsError
 from ..basics.files import remove_leftovers
-from ..basics.jobs import useful
+from ..basics.jobs import deaths, useful
 from .cases import Case, file_state, read_case
 from .preprocessing import brain_mask, prepare, restore
 from .storage import FORMAT, Meta, load, save
@@ -52,7 +51,7 @@ def preprocess_cohort(cases: Sequence[Case], folder: Path, spacing_mm: float,
         delayed(preprocess_case)(case, folder, spacing_mm) for case in cases)
     try:
         return list(tqdm(metas, total=len(cases), desc="preprocess", unit="patient"))
-    except BrokenProcessPool as error:
+    except deaths() as error:
         raise BratsError("a process of the preprocessing was killed, most often because memory ran "
                          f"out. What is finished is kept in {folder}: run it again, with fewer "
                          "processes (jobs).") from error

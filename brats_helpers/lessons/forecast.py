@@ -10,15 +10,14 @@ import time
 
 import torch
 
-from ..basics.config import Config
+from ..basics.config import PRESETS, Config
 from ..basics.device import Device
 from ..training.state import new_state
 from ..training.step import train_step
 
 PRESET = "quick"  # the one that a measurement of seconds can forecast
 OTHER_SECONDS = 80.0  # of notebooks 02 to 05 that depend little on the network: files and pictures
-OTHER_STEPS = 300  # validation, evaluation and notebook 04, in training steps with PATCH
-PATCH = 64
+OTHER_STEPS = 300  # validation, evaluation and notebook 04, in training steps with bf16
 
 
 def forecast(config: Config, device: Device, seconds: float = 2.0) -> float | None:
@@ -43,7 +42,7 @@ def forecast(config: Config, device: Device, seconds: float = 2.0) -> float | No
 def minutes_left(config: Config, step: float) -> float:
     """Estimate the minutes of notebooks 02 to 05 from the seconds of a training step."""
     # Smaller windows overlap more: their number grows faster than their voxels shrink.
-    other = OTHER_STEPS * (PATCH / config.patch) ** 4
+    other = OTHER_STEPS * (PRESETS[PRESET].patch / config.patch) ** 4
     return (OTHER_SECONDS + step * (config.epochs * config.steps + other)) / 60
 
 

@@ -41,6 +41,7 @@ from ..data.preprocessing import (
 from .compare_cohorts import distances, scores_of
 from .surfaces import camera, render
 
+ERRORS = "errors, whole tumor"  # the title of their column
 # Letters at the left, right, top and bottom of each plane's picture, and how they are aligned.
 PLANES = {"axial": (2, "RLAP"), "coronal": (1, "RLSI"), "sagittal": (0, "APSI")}
 LETTERS = ((0.03, 0.5, "left", "center"), (0.97, 0.5, "right", "center"),
@@ -334,13 +335,12 @@ def three_planes(image: np.ndarray, overlays: Mapping[str, np.ndarray], spacing:
     first, shown = next(iter(overlays.values())), {"": None, **overlays}
     compared = {"reference", "prediction"} <= set(overlays)
     if compared:
-        wrong = "errors, whole tumor"
-        shown[wrong] = agreement(overlays["prediction"] > 0, overlays["reference"] > 0)
+        shown[ERRORS] = agreement(overlays["prediction"] > 0, overlays["reference"] > 0)
     figure, axes = plt.subplots(3, len(shown), figsize=(2.4 * len(shown), 6.6), squeeze=False)
     for row, plane in zip(axes, PLANES, strict=True):
         index = slice_with_most_tumor(first, PLANES[plane][0])
         for ax, (name, labels) in zip(row, shown.items(), strict=True):
-            style = SliceStyle(legend=ERROR_COLORS if name.startswith("errors") else None)
+            style = SliceStyle(legend=ERROR_COLORS if name == ERRORS else None)
             draw_slice(ax, image, plane, index, spacing, labels, style=style)
             if plane == "axial":
                 ax.set_title(name)

@@ -390,18 +390,27 @@ BIDS_SCANS = "FLAIR T1w ce-gadolinium_T1w T2w"
 
 @pytest.mark.parametrize(("table", "reads"), [
     ("index\tname\n1\tedema\n2\tnecrosis\n4\tenhancing tumor\n", True),
-    ("index\tname\n1\tblob\n", False)])
+    ("index\tname\n1\tblob\n", False), (f"index\tname\n1\t{'x' * 200_000}\n", False),
+    ("", False), ("\0", False)])
 def test_bidss_table_says_what_the_labels_mean(tmp_path: Path, table: str, reads: bool) -> None:
     scans = " ".join(f"sub-1/anat/sub-1_{end}.nii.gz" for end in BIDS_SCANS.split())
-    put_all(tmp_path, f"{scans} derivatives/m/sub-1/anat/sub-1_dseg.nii.gz")
-    (tmp_path / "derivatives/m/dseg.tsv").write_text(table)
-    found = find(tmp_path)
+    put_all(tmp_path / "set", f"{scans} derivatives/m/sub-1/anat/sub-1_dseg.nii.gz")
+    (tmp_path / "set/derivatives/m/dseg.tsv").write_text(table)
+    found = find(tmp_path / "set")
     assert [one.path.name for one in found.unused] == ([] if reads else ["sub-1_dseg.nii.gz"])
     if reads:
         swapped = np.array([0, 2, 1, 3])[INSIDE]
         assert np.array_equal(read_case(found.cases[0]).reference, swapped)
     else:
         assert found.cases[0].reference is None and "dseg.tsv does not say" in str(found.unused[0])
+
+
+def test_a_table_above_the_data_set_is_not_its_own(tmp_path: Path) -> None:
+    scans = " ".join(f"sub-1/anat/sub-1_{end}.nii.gz" for end in (*BIDS_SCANS.split(), "dseg"))
+    put_all(tmp_path / "set", scans)
+    (tmp_path / "dseg.tsv").write_text("index\tname\n1\tedema\n")
+    case, = find(tmp_path / "set").cases
+    assert case.reference and not case.labels
 
 
 @pytest.mark.parametrize("start", ["", "derivatives/m"])

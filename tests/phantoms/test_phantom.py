@@ -6,16 +6,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from brats_helpers.basics.constants import ED, ET, NCR
 from brats_helpers.data.archive import extract, list_archive
 from brats_helpers.data.cases import find_cases, read_case
 from brats_helpers.data.preprocessing import brain_mask, normalize, statistics
 from brats_helpers.evaluation.metrics import threshold_baseline
-from brats_helpers.phantoms.anatomy import brats_affine
+from brats_helpers.phantoms.anatomy import (
+    TEMPLATE_CENTER_MM,
+    brats_affine,
+    coordinates_mm,
+    sample_template,
+    template,
+)
 from brats_helpers.phantoms.archive import TEST, TRAINING, build_cohort
 from brats_helpers.phantoms.kinds import make_patient
-from brats_helpers.phantoms.plain import plan_lesions
+from brats_helpers.phantoms.plain import _depth_mm, plan_lesions
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +120,26 @@ def test_varied_patients_differ_more_than_the_plain_ones_and_still_show_their_tu
     first, _ = build_cohort(tmp_path, 0, 1, 0, 8.0, jobs=1)
     content = first.read_bytes()
     assert build_cohort(tmp_path, 0, 1, 0, 8.0, jobs=1, kind="varied")[0].read_bytes() != content
+
+
+@pytest.mark.parametrize("stretch", [1.0, 0.3, 1.7])  # of the places: 0.3 is all inside the head
+def test_places_outside_the_head_are_what_they_would_be_if_sampled(stretch: float) -> None:
+    noise = np.random.default_rng(0).normal(0, 5, (3, 30, 30, 19)).astype(np.float32)
+    source = stretch * coordinates_mm(8.0) + noise
+    maps, affine = template()
+    origin = np.array(TEMPLATE_CENTER_MM, np.float32) - affine[:3, 3]
+    voxels = source + origin[:, None, None, None]
+    obvious = [ndimage.map_coordinates(m, voxels, order=1, prefilter=False) for m in maps]
+    assert np.array_equal(sample_template(source), obvious)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.97])
+def test_depth_in_a_box_is_depth_in_the_volume(share: float) -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        mask = np.zeros((14, 11, 9), bool)
+        low = rng.integers(0, 6, 3)
+        mask[tuple(slice(a, a + n) for a, n in zip(low, rng.integers(2, 9, 3), strict=True))] = True
+        mask &= rng.random(mask.shape) < share
+        whole = ndimage.distance_transform_edt(mask, sampling=2.0)
+        assert np.array_equal(_depth_mm(mask, 2.0), whole)
