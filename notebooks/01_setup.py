@@ -223,8 +223,8 @@ compare_slices(dict(zip("ABCD", shown)), index=at, spacing=quiz.spacing, synthet
 # %% [markdown]
 # ### Exercise 1: read the contrasts
 #
-# Name A, B, C and D. (All exercises work like this one: replace the solution or the blank with your answer, run the cell,
-# and read what the check says. Nothing later depends on it.)
+# Name A, B, C and D. (In every exercise, replace the solution or the blank with your answer, run the cell, and read what
+# the check says. Nothing later depends on it.)
 #
 # <details><summary>Hint</summary>
 #
@@ -430,9 +430,9 @@ checks.check_float_gigabytes(gigabytes, box, 1251)
 
 # %% [markdown]
 # Kaggle keeps 20 GB ([its documentation](https://www.kaggle.com/docs/notebooks)). Here a prepared patient keeps the
-# integers of the published files, compressed without loss. Notebook 03 shows how. This is the budget of this run, from
-# sizes that we measured: the unpacked scans (raw), the files of notebook 03 (prepared), and checkpoints and results
-# (other):
+# integers of the published files, compressed without loss. Notebook 03 shows how. Here is the budget of this run, from
+# sizes that we measured. *Raw* is the unpacked scans, *prepared* the files of notebook 03, and *other* the checkpoints
+# and results.
 
 # %%
 from brats_helpers.data.cases import find_cases
@@ -487,9 +487,9 @@ print("next: 02_extraction reads both")
 # **What surprised us:** nine corners, read from a picture, give a Dice above 0.9 on a phantom.
 #
 # **What a radiologist would look for that the phantoms of this series cannot show:** edema that runs in fingers along
-# white matter, spares the cortex and stops at the falx (ours may cross it), bleeding, broken rims, and the shift of the
-# midline. (The phantom at the top is of another, more varied kind.) In our example patient, necrosis is dark on FLAIR. In
-# real patients it varies and is often bright.
+# white matter and spares the cortex, bleeding, broken rims, and the shift of the midline. Edema also stops at the falx, a
+# fold of dura between the hemispheres, and ours may cross it. (The phantom at the top is of another, more varied kind.)
+# In our example patient, necrosis is dark on FLAIR. In real patients it varies and is often bright.
 #
 # | term | meaning |
 # |---|---|

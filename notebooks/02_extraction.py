@@ -295,10 +295,9 @@ from brats_helpers.data.labels import table_text
 print(table_text())
 
 # %% [markdown]
-# "Refused" means that no class here fits. (The row of BraTS 2017 to 2021 takes 3 for ET as well, because many copies of
-# these sets are renumbered.) In the sets after treatment, since 2024, label 4 is the resection cavity, the hole that
-# surgery left. Until 2021 the same number was the enhancing tumor. In the pediatric sets, label 2 is tumor that does not
-# enhance and 3 is a cyst; both become NCR here.
+# "Refused" means that no class here fits. The row of BraTS 2017 to 2021 also takes 3 for ET, because many copies of these
+# sets are renumbered. Since 2024, label 4 in the sets after treatment is the resection cavity, the hole that surgery
+# left. In the pediatric sets, label 2 is tumor that does not enhance and 3 is a cyst. Both become NCR here.
 #
 # **What published code gets wrong.** [NVIDIA's notebook](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
 # names label 1 edema and label 2 non-enhancing tumor in the file that it writes. BraTS says 1 is NCR, which includes tumor
@@ -395,8 +394,8 @@ if not first.channels:
         print(check_case(find_cases(Path(folder))[0])["problems"][0].replace(folder, "..."))
 
 # %% [markdown]
-# Never train on a damaged patient, and never leave one out silently. The series stops here, names the patients and lets
-# you decide. With `on_error="skip"` it goes on without them, and the results say who was left out.
+# Never train on a damaged patient, and never leave one out silently. The series stops here and names the patients. With
+# `on_error="skip"` it goes on without them, and the results say who was left out.
 
 # %%
 from brats_helpers.data.check import problems_text

@@ -154,8 +154,8 @@ show_source(unet.UNet)
 
 # %% [markdown]
 # Here is the full network, with the channels and the edge in voxels. (The quick one has the upper part of this shape: 4
-# levels of 8 to 64 channels.) The bars show the memory of each level's outputs, of two convolutions on each side: at the
-# top 4 x 64 x 128³ numbers of 4 bytes.
+# levels of 8 to 64 channels.) The bars show how much memory the outputs of each level take. The top has two convolutions
+# on each side, so it keeps 4 x 64 x 128³ numbers of 4 bytes.
 
 # %% tags=["readme"]
 from brats_helpers.lessons.plots import diagram_unet
@@ -352,9 +352,9 @@ print(f"in a batch with a patch that is right: {both.item():.3f}")
 #
 # ### Weights and smoothing
 #
-# Three options are off by default: a weight for each region, a weight for tumor voxels in the cross-entropy, and *label
-# smoothing*, which moves the targets of the cross-entropy from 0 and 1 a little toward each other. **Question.** With
-# which of them does it cost to be *too* sure of the right answer?
+# Three options are off by default. Two are weights, one for each region and one for tumor voxels in the cross-entropy.
+# The third is *label smoothing*, which moves the targets of the cross-entropy from 0 and 1 a little toward each other.
+# **Question.** With which of them does it cost to be *too* sure of the right answer?
 
 # %%
 options = {
@@ -409,10 +409,10 @@ pictures(views, limits=(0, 1))
 #
 # ## 4. Memory
 #
-# Parameters need little memory. But autograd, the part of torch that computes gradients, keeps *activations*, the numbers
-# that each layer computes, for the *backward pass*, which computes the gradients from the last layer to the first: in the
-# full network, several arrays of 64 x 128³ numbers at the top level alone. The next cell defines a function that measures
-# them (you can skip how). Then we apply it to the quick network.
+# Parameters need little memory. But autograd, the part of torch that computes gradients, keeps the *activations*, the
+# numbers that each layer computes. The *backward pass* needs them to compute the gradients, from the last layer to the
+# first. In the full network, the top level alone keeps several arrays of 64 x 128³ numbers. The next cell defines a
+# function that measures them (you can skip how). Then we apply it to the quick network.
 
 
 # %%
@@ -460,8 +460,8 @@ bars(kept, "MiB of activations kept", "MiB")
 # </details>
 #
 # A smaller batch makes noisier steps, and a smaller patch loses context, so try them last. On a GPU, long training runs
-# are also **compiled**: torch fuses several layers into one GPU program. On an H200, this cut memory to 0.6 and time to
-# 0.5 of what they were ([measured](../benchmarks/gpu_nvidia_h200.md)).
+# are also **compiled**: torch fuses several layers into one GPU program. On an H200, this took 0.6 times the memory and
+# half the time ([measured](../benchmarks/gpu_nvidia_h200.md)).
 #
 # ### What short numbers cannot hold
 #

@@ -528,8 +528,8 @@ checks.check_hd95(hausdorff_95)
 # %% [markdown]
 # ### Lesion by lesion
 #
-# Dice hardly notices a second, small tumor. Since 2023, BraTS scores every lesion by itself. A lesion is a connected piece
-# of the mask; pieces of the reference that lie a few voxels apart count as one ([its
+# Dice hardly notices a second, small tumor. Since 2023, BraTS scores every lesion by itself. A lesion is a connected
+# piece of the mask. Pieces of the reference that lie a few voxels apart count as one ([its
 # code](https://github.com/rachitsaluja/BraTS-2023-Metrics)). A missed or false one scores 0:
 
 # %%
