@@ -215,15 +215,14 @@ reach = volume.grad.abs()[0, 0].amax((1, 2))
 measured = int((reach > 0).sum())
 assert measured == level_table((4, 4, 4), 64, in_channels=1)[2]["receptive_field"]
 seen = {f"one voxel at level 2 sees {measured} voxels": {"": (range(64), reach)}}
-for name in ("quick", "full"):
-    p = PRESETS[name]
+for name, p in {"this run's": config, "full": PRESETS["full"]}.items():
     sees = level_table(p.filters, p.patch)[len(p.filters) - 1]["receptive_field"]
     print(f"{name} network: the bottom sees {sees * p.spacing_mm / 10:.1f} cm, {sees} voxels; a patch has {p.patch}")
 curves(seen, "voxel of the input", "gradient")
 
 # %% [markdown]
-# The middle counts most, because many paths lead there. (On a CPU without bf16, the quick network's patch has 48.) A
-# voxel at the border of a patch has only half of its context, so notebook 05 lets windows overlap.
+# The middle counts most, because many paths lead there. A voxel at the border of a patch has only half of its context, so
+# notebook 05 lets windows overlap.
 #
 # ### Exercise 2: how far does it see?
 #
