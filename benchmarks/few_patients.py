@@ -59,7 +59,7 @@ def measure(folders: Iterable[Path], number: int, seed: int, steps: int) -> dict
 def table(results: Sequence[Mapping], before: Mapping[str, Mapping]) -> str:
     """Return Markdown: Dice of the patients not learned from, after and before learning."""
     lines = ["| patients learned from | draw | tested on | " + " | ".join(REGIONS)
-             + " | mean | gain (95 % interval) |", "|--:|--:|--:|--:|--:|--:|--:|---|"]
+             + " | mean | gain (95% interval) |", "|--:|--:|--:|--:|--:|--:|--:|---|"]
     for result in results:
         after = np.array([row["dice"] for row in result["scores"].values()])
         earlier = np.array([before[name]["dice"] for name in result["scores"]])

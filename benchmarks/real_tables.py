@@ -50,7 +50,7 @@ def patients_table(found: Scores) -> str:
 
 def means_table(found: Scores) -> str:
     """Return Markdown with each system's means next to ours on the patients that both segmented."""
-    lines = ["| seed | system | patients | Dice | mean | ours on the same | ours above it (95 % "
+    lines = ["| seed | system | patients | Dice | mean | ours on the same | ours above it (95% "
              "interval) | HD95, mm | lesion-wise Dice |", "|--:|---|--:|--:|--:|--:|---|--:|--:|"]
     for (seed, system), mine in found.items():
         beside = found.get((seed, "ours"), {})

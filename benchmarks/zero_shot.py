@@ -119,7 +119,7 @@ def leave_one_out(rows: Mapping[str, dict]) -> tuple[float, int, int, int, int]:
 
 
 def summary_table(results: Mapping[str, dict]) -> str:
-    """Return a row for each network: mean Dice with 95 % intervals over all patients."""
+    """Return a row for each network: mean Dice with 95% intervals over all patients."""
     lines = ["| network | patients | " + " | ".join(REGIONS) + " |", "|---|--:|---|---|---|"]
     box = results.get(BOX, {})
     parts = {f"{BOX}, BraTS {year}": {name: row for name, row in box.items() if mark in name}

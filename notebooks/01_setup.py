@@ -54,7 +54,8 @@ test_patients: int = None  # phantoms for the last evaluation alone; None: the p
 spacing_mm: float = None  # voxel size that the network works at, in mm; None: the preset's
 
 # %%
-# On Colab only: clone the repository. `start`, below, installs what Colab lacks and changes no package of Colab.
+# On Colab only: clone the repository. (`python -m brats_helpers address` writes its address here.) `start`, below, installs
+# what Colab lacks, and changes no package of Colab.
 import os
 from subprocess import run
 
@@ -80,7 +81,8 @@ work, device = start(work)
 # A glioma is a brain tumor whose cells resemble glial cells, the supporting cells of the brain. To plan radiotherapy, or
 # to follow the volume of a tumor over time, somebody has to outline what MRI shows of it. (Single tumor cells reach
 # farther than any image shows.) Outlining by hand in three dimensions is slow, and two experts do not draw the same
-# outline (Menze et al. 2015). **Can a network do it?**
+# outline (Menze et al. 2015). **Can a network do it?** BraTS, the yearly *Brain Tumor Segmentation* challenge, asks that,
+# and publishes the data to find out.
 #
 # Here is a patient with a glioma, and below the outline that somebody would have to draw:
 
@@ -99,13 +101,13 @@ show_modalities(stranger, synthetic=True)
 # The upper row shows four MRI images of one slice. They share one grid, and the skull was removed. The lower row adds the
 # **reference**: the outline that experts approved or, in a synthetic patient, the one that was built in. It has three
 # parts: swollen tissue, called edema (ED, green), tumor that takes up contrast agent (ET, orange) and the core inside it
-# (NCR, blue). Section 2 says more. Pictures follow the radiologist's
+# (NCR, blue). (The bright line around the brain on T1CE is what is left of the *dura*, the membrane that covers it.) Pictures follow the radiologist's
 # [convention](https://nipy.org/nibabel/neuro_radio_conventions.html): the patient's right (R) is on the left. A is the
 # front (anterior), P the back (posterior), S up (superior) and I down (inferior). An *axial* slice lies across the body,
 # a *coronal* one is seen from the front, and a *sagittal* one from the side.
 #
 # This patient is a **phantom**: a tumor grown by a few rules in the MNI152 template, an average human brain (Fonov et al.
-# 2011). Section 3 says why, and what that leaves out. Now a *network* draws the outline: a function with millions of
+# 2011). Now a *network* draws the outline: a function with millions of
 # adjustable numbers, its *weights*. Training adjusts them until its answers for known patients resemble their references.
 # This one comes with the package. It has learned from other phantoms alone, never from a patient. **Question.** Where
 # will it be wrong?
@@ -129,8 +131,7 @@ three_planes(image, {"reference": truth, "prediction": guess}, spacing, "the net
 # </details>
 #
 # [Another page](../docs/zero_shot.md) reports how this network does on real patients. In this series you train a smaller
-# one yourself, in minutes. It learns from simpler phantoms. One of them accompanies us through all five notebooks. Here it
-# is:
+# one yourself, in minutes, from simpler phantoms. One of them accompanies us through all five notebooks:
 
 # %%
 from brats_helpers.basics import config as settings
@@ -153,19 +154,18 @@ series_map(1)
 # <details><summary>For teachers</summary>
 #
 # Plan two hours for 01 and 02. Common misconceptions: each contrast shows a different organ; the outline is a measurement
-# and not an opinion; a synthetic result says something about patients. Let the class do exercise 1 in pairs and compare
+# and not an opinion; a synthetic result says something about patients. Let the class do exercise 2 in pairs and compare
 # their scores. The differences between two people are the best introduction to Dice.
 # </details>
 
 # %% [markdown]
 # ## 2. One patient, four contrasts
 #
-# An MRI scanner can weight its image in different ways, and no single contrast shows the whole tumor. A few words first.
+# An MRI scanner can weight its image in different ways, and no single contrast shows all parts of a tumor. A few words first.
 # *T1* and *T2* are two relaxation times of tissue, and an image is weighted by one of them. *FLAIR* is weighted by T2,
 # too, but it suppresses the signal of free fluid. The *ventricles* are chambers in the middle of the brain that hold
 # fluid (CSF, cerebrospinal fluid). *Gray matter* is mostly the folded outer layer of the brain, the *cortex*, and *white
-# matter* is the wiring below it. The *blood-brain barrier* keeps most substances inside the vessels. *Edema* is tissue
-# swollen with water. *Necrotic* tissue is dead. *Gadolinium* is a contrast agent injected into a vein, and T1CE is T1
+# matter* is the wiring below it. The *blood-brain barrier* keeps most substances inside the vessels.  *Necrotic* tissue is dead. *Gadolinium* is a contrast agent injected into a vein, and T1CE is T1
 # after that injection. A *voxel* is a pixel in 3D.
 #
 # | contrast | CSF is | what a radiologist reads from it |
@@ -194,9 +194,9 @@ show_modalities(patient, plane="sagittal", synthetic=True)
 
 # %% [markdown]
 # This is the same brain from the side. The tumor is a single body. A network that looks at one slice at a time has to
-# find it again in each slice. Our network looks at volumes. The next picture shows the tumor in three dimensions. On the
-# left, the tumor is drawn through the surface of the brain, and orange shows where the rim comes near it. On the right,
-# everything above one axial slice of the tumor is cut away.
+# find it again in each slice. Our network looks at volumes. In the next picture, on the left, the tumor shows through the
+# surface of the brain, and orange marks where the rim comes close to it. On the right, the tumor alone is cut open along an
+# axial slice.
 
 # %%
 from brats_helpers.lessons.plots import tumor_3d, upright
@@ -255,8 +255,7 @@ draw_outline_task(drawn)
 # <details><summary>Hint</summary>
 #
 # FLAIR shows the whole tumor best. Eight or nine corners are enough. (On real tumors, human raters agreed with a Dice of
-# 0.74 to 0.85, depending on the region: Menze et al. 2015. They outlined tumors with blurry borders, in three dimensions,
-# so do not compare your score with theirs.)
+# 0.74 to 0.85, depending on the region: Menze et al. 2015. Their tumors were harder than this phantom.)
 # </details>
 
 # %% tags=["exercise"]
@@ -273,10 +272,10 @@ investigations.check_outline(corners, drawn)
 # [registration](https://www.synapse.org/brats2021), so this series carries a stand-in: the phantoms. Their files, labels
 # and geometry are like those of BraTS, and every picture of them says *synthetic*. They carry names of BraTS 2021,
 # because the name determines how the labels are read (notebook 02), but here `BraTS2021_00000` is not a real person. A
-# score on phantoms does not tell how well a network does on a real patient. Notebook 05 shows how large that gap is.
+# score on phantoms does not tell how well a network does on a real patient.
 #
-# To use real data, give its archive or folder as `source`. Nothing else changes. The source `varied` is synthetic as well,
-# but its patients differ from each other as scanners and tumors do. They are harder to learn and closer to real patients.
+# To use real data, give its archive or folder as `source`. Nothing else changes. The source `varied` is synthetic, too,
+# but its patients are harder to learn and closer to real ones.
 
 # %%
 from brats_helpers.data.archive import is_archive, list_archive, summarize
@@ -295,7 +294,7 @@ print(training, test, sep="\n")
 # %% [markdown]
 # ### The same seed gives the same patient
 #
-# We check reproducibility: the same numbers give the same voxels, and another index gives another patient.
+# And another index gives another patient:
 
 # %%
 again, other = (make_patient(config.seed, index, config.spacing_mm) for index in (0, 1))
@@ -348,7 +347,7 @@ def best_threshold(image: np.ndarray, tumor: np.ndarray) -> float:
 investigations.check_best_threshold(best_threshold, others)
 
 # %% [markdown]
-# A histogram of one patient shows a second problem: the compartments overlap. Each curve is scaled to its own compartment.
+# A histogram of one patient shows a second problem: tumor and healthy brain overlap. Each curve is scaled to its own part.
 # **Question.** Could a threshold on a single contrast find the edema?
 
 # %%
@@ -360,7 +359,7 @@ histograms(patient.images, patient.reference, "intensity", synthetic=True)
 # <details><summary>Answer</summary>
 #
 # Not well. On every contrast, the values of edema overlap with those of healthy brain, and there is far more healthy brain
-# than edema, which these scaled curves hide. Even a small overlap then means many false voxels. Notebook 05 measures how far
+# than edema, which these scaled curves hide. Notebook 05 measures how far
 # a threshold gets. The network has to beat that number.
 # </details>
 #
@@ -385,8 +384,8 @@ print(brats_helpers.__doc__)
 
 # %% [markdown]
 # One frozen dataclass (its values cannot change) holds every setting that decides a result. It is written into every
-# *checkpoint*, a file with the weights of a network, so that the network can always be rebuilt. You do not need to know
-# these settings yet. Notebooks 04 and 05 explain each when they need it. A **preset** is a choice of all settings for one
+# *checkpoint*, a file with the weights of a network, so that the network can always be rebuilt. Notebooks
+# 04 and 05 explain each setting when they need it. A **preset** is a choice of all settings for one
 # kind of machine. The parameters at the top change single settings:
 
 # %%
@@ -398,7 +397,7 @@ config
 # and its [*code*](https://github.com/NVIDIA/DeepLearningExamples/tree/master/PyTorch/Segmentation/nnUNet) disagree in places.
 # Where they do, we say which we follow.
 #
-# A setting that cannot work is refused at once, with the reason:
+# A setting that cannot work is refused at once, with the reason (notebook 04 explains its words):
 
 # %%
 from brats_helpers.basics.errors import BratsError
@@ -430,7 +429,7 @@ checks.check_float_gigabytes(gigabytes, box, 1251)
 
 # %% [markdown]
 # Kaggle keeps 20 GB ([its documentation](https://www.kaggle.com/docs/notebooks)). Here a prepared patient keeps the
-# integers of the published files, compressed without loss. Notebook 03 shows how. Here is the budget of this run, from
+# integers of the published files, compressed without loss. Here is the budget of this run, from
 # sizes that we measured. *Raw* is the unpacked scans, *prepared* the files of notebook 03, and *other* the checkpoints
 # and results.
 
@@ -455,7 +454,7 @@ bars(sizes, f"GB that the series will write for {everyone} patients", "GB")
 
 # %% [markdown]
 # And the time? Two seconds of training on random numbers tell what this machine can do. (A *patch* is a cube cut out of a
-# patient, and a *step* adjusts the weights once. On a CPU that cannot multiply in bf16, a short number format, the quick
+# scan, and a *step* adjusts the weights once. On a CPU that cannot multiply in bf16, a short number format, the quick
 # preset learns from smaller patches.)
 
 # %%
@@ -480,15 +479,15 @@ print("next: 02_extraction reads both")
 # ## Recap
 #
 # - Each of the four contrasts shows a different aspect of a tumor. Three labels make three nested regions.
-# - Gray values of MRI have no physical unit, and compartments overlap, so no single threshold finds a tumor.
+# - Gray values of MRI have no physical unit, and tumor overlaps with healthy brain, so no single threshold finds it.
 # - Dice compares two masks, yours as well as a network's.
 # - The default cohort is synthetic. You can learn the craft with it, but a score on it says little about real patients.
 #
 # **What surprised us:** nine corners, read from a picture, give a Dice above 0.9 on a phantom.
 #
 # **What a radiologist would look for that the phantoms of this series cannot show:** edema that runs in fingers along
-# white matter and spares the cortex, bleeding, broken rims, and the shift of the midline. Edema also stops at the falx, a
-# fold of dura between the hemispheres, and ours may cross it. (The phantom at the top is of another, more varied kind.)
+# white matter and spares the cortex, bleeding, broken rims, and the shift of the midline. Tumor and edema also stop at the
+# falx, the fold of dura between the hemispheres. Ours may cross it, as in the first picture.
 # In our example patient, necrosis is dark on FLAIR. In real patients it varies and is often bright.
 #
 # | term | meaning |

@@ -31,7 +31,7 @@
 # - **check** a cohort before you trust it;
 # - **split** patients so that nothing leaks from training into evaluation, and recognize a score that leaked.
 #
-# You need notebook 01. How a network works does not matter yet.
+# You need notebook 01.
 
 # %% [markdown]
 # ## Parameters
@@ -45,7 +45,8 @@ on_error: str = "raise"  # a patient with a problem: "raise" stops here, "skip" 
 persons: str = ""  # a CSV with the columns patient and person, if the names do not tell who came twice
 
 # %%
-# On Colab only: clone the repository. `start`, below, installs what Colab lacks and changes no package of Colab.
+# On Colab only: clone the repository. (`python -m brats_helpers address` writes its address here.) `start`, below, installs
+# what Colab lacks, and changes no package of Colab.
 import os
 from subprocess import run
 
@@ -80,7 +81,7 @@ series_map(2)
 # <details><summary>For teachers</summary>
 #
 # The split is the most important part of this notebook. Ask who has seen slices shuffled and split at random, and which
-# scores that gave. Let the class guess both scores of the copying machine in section 6 before it runs. Common
+# scores that gave. Common
 # misconceptions: the first voxel is at the origin; labels are quantities; more patients make up for leakage.
 # </details>
 
@@ -99,10 +100,8 @@ from brats_helpers.data.archive import extract, is_archive, list_archive, summar
 places = [Path(cohort[key]) for key in ("training", "test") if cohort[key]]
 for archive in filter(is_archive, places):
     files = list_archive(archive)
-    counted = summarize(files)
-    size = sum(row["mb"] for row in counted)
-    print(f"{archive.name}: {len(files)} files, {len(counted)} patients, {size:.1f} MB")
-    print("  ", files[0].name, f"{files[0].size:,} bytes")
+    size = sum(file.size for file in files) / 1e6
+    print(f"{archive.name}: {len(files)} files, {len(summarize(files))} patients, {size:.1f} MB; first {files[0].name}")
 
 # %% [markdown]
 # <details><summary>Answer</summary>
@@ -136,7 +135,7 @@ with tempfile.TemporaryDirectory() as folder:
 #
 # Each file is written under a temporary name and renamed when it is complete. A file of the right size is skipped. So you
 # can stop the cell below at any moment and run it again. If the source is a folder, it is used in place, without a second
-# copy. With `unpack=False`, a plain tar is not unpacked either: each file is one run of bytes in it and is read there.
+# copy. With `unpack=False`, a plain tar is not unpacked either, and each scan is read straight from it.
 
 # %%
 from brats_helpers.data.archive import find_patients, readable_in_place
@@ -159,11 +158,12 @@ print(*(listing(one.unused) for one in found.values() if one.unused), sep="\n")
 #
 # **NIfTI** is the research format of neuroimaging: one file is one volume, a header of 348 bytes and the voxels. The most
 # important part of the header is the **affine**, a 4 x 4 matrix that turns voxel indices into millimeters: `x` to the
-# right, `y` to the front, `z` up. (All BraTS brains were *registered* to one brain, the atlas: moved and scaled to lie on
-# it. So these are the atlas's millimeters.)
+# right, `y` to the front, `z` up. (All BraTS brains were *registered* to one brain, the atlas: turned and shifted to lie
+# on it. So these are the atlas's millimeters.)
 
 # %%
 import nibabel as nib
+import numpy as np
 
 from brats_helpers.data.cases import check_case, find_cases, on_disk
 
@@ -195,8 +195,7 @@ print(f"first voxel at {corner[:3]} mm, last voxel at {opposite[:3]} mm")
 # conventions](https://nipy.org/nibabel/neuro_radio_conventions.html)). This series draws all slices that way. Look for
 # the letters R and L.
 # </details>
-
-# %% [markdown]
+#
 # ### Exercise 1: from index to millimeter
 #
 # Where, in mm, is the voxel with the indices (10, 20, 30)? Give three numbers.
@@ -213,21 +212,17 @@ position = (scan.affine @ [10, 20, 30, 1])[:3]  # solution
 checks.check_position(position, scan.affine, (10, 20, 30))
 
 # %% [markdown]
-# Here is the patient, in the plane that radiologists call axial:
+# Here is the patient, in the plane that radiologists call axial. Then the same voxels, cut along the coronal plane and seen
+# from the front:
 
 # %%
-import numpy as np
+from IPython.display import display
 
 from brats_helpers.data.cases import read_case
 from brats_helpers.lessons.plots import show_modalities
 
 patient = read_case(first)
-show_modalities(patient, synthetic=synthetic)
-
-# %% [markdown]
-# The same voxels, cut along another axis: the coronal plane, seen from the front.
-
-# %%
+display(show_modalities(patient, synthetic=synthetic))
 show_modalities(patient, plane="coronal", synthetic=synthetic)
 
 # %% [markdown]
@@ -297,7 +292,8 @@ print(table_text())
 # %% [markdown]
 # "Refused" means that no class here fits. The row of BraTS 2017 to 2021 also takes 3 for ET, because many copies of these
 # sets are renumbered. Since 2024, label 4 in the sets after treatment is the resection cavity, the hole that surgery
-# left. In the pediatric sets, label 2 is tumor that does not enhance and 3 is a cyst. Both become NCR here.
+# left. In the pediatric sets, label 2 is tumor that does not enhance and 3 is a cyst. Both become NCR here. (The set of 2023
+# may number them 1 NCR, 2 ED, 3 ET. If no patient has a 4, a warning says so.)
 #
 # **What published code gets wrong.** [NVIDIA's notebook](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
 # names label 1 edema and label 2 non-enhancing tumor in the file that it writes. BraTS says 1 is NCR, which includes tumor
@@ -306,7 +302,7 @@ print(table_text())
 #
 # <details><summary>Answer</summary>
 #
-# The edema, label 2 in BraTS. The Medical Segmentation Decathlon, another public set of the same tumors, uses 1 for edema
+# The edema, label 2 in BraTS. The first task of the Medical Segmentation Decathlon has the same tumors, and uses 1 for edema
 # and 2 for non-enhancing tumor (Antonelli et al. 2022). NVIDIA's names fit that set, so they may come from there.
 # </details>
 #
@@ -352,7 +348,7 @@ pictures({name: view[:, :, at].T for name, view in views.items()}, synthetic, pl
 # ## 4. Check every patient
 #
 # A cohort of a thousand patients has surprises: a file cut short, a modality on another grid, an unknown label. We read each
-# patient once, completely. Every problem becomes a sentence in a list, and no training stops in the middle of the night.
+# patient once, completely. Every problem becomes a sentence in a list.
 
 # %%
 from brats_helpers.data.cases import check_cohort
@@ -364,7 +360,7 @@ problems = [(row["name"], problem) for row in checked for problem in row["proble
 warnings = [text for row in checked for text in row["warnings"]] + of_cohort(checked)
 alone = [row["name"] for row in checked if not row["reference"]]
 print(f"{len(checked)} patients checked, {len(problems)} problem(s)")
-print(f"{len(alone)} without a reference, left to `predict`", *alone)
+print(f"{len(alone)} without a reference, so not used here (`brats_helpers predict` segments them)", *alone)
 for name, problem in problems:
     print(f"  {name}: {problem}")
 print(*(f"WARNING: {text}" for text in warnings), sep="\n")
@@ -419,7 +415,7 @@ whole = {row["name"]: sum(row["volumes_ml"].values()) for row in labeled}
 volumes = {row["name"]: whole[row["name"]] for row in sound["training"] if row["volumes_ml"]}
 boxes = [np.prod(row["shape"]) * np.prod(row["spacing_mm"]) / 1000 for row in labeled]
 share = np.median([100 * whole[row["name"]] / ml for row, ml in zip(labeled, boxes)])
-print(f"tumor: {share:.1f} % of the volume in the median patient")
+print(f"tumor: {share:.1f}% of the voxels of the median scan, air included")
 marked = [ml for ml in whole.values() if ml]
 print(f"the largest is {max(marked) / min(marked):.0f} times the smallest")
 volume_distribution(labeled, synthetic=synthetic)
@@ -444,7 +440,7 @@ tumor_ml = np.count_nonzero(patient.reference) * np.prod(patient.spacing) / 1000
 checks.check_tumor_volume(tumor_ml, patient.reference, patient.spacing)
 
 # %% [markdown]
-# The line printed above the picture shows how small a share of the volume is tumor. A network that answers "background"
+# The line printed above the picture shows how small a share of the voxels is tumor. A network that answers "background"
 # everywhere is right about all the rest. A mean over voxels, such as accuracy or cross-entropy (notebook 04), hardly
 # notices the tumor. That is why Dice is added to the *loss*, the number that training makes small (Milletari et al.
 # 2016).
@@ -492,7 +488,7 @@ print("persons with several scans:", splits["persons"] or "none")
 # %% [markdown]
 # The split is *stratified* by size: we sort the patients by tumor volume, and from every five neighbors we hold one out at
 # random. So both groups have small and large tumors. The **folds** are made in the same way, for a *cross-validation*,
-# which trains once per fold and holds that fold out. By default we train once. The two groups below should look alike.
+# which trains once per fold and holds that fold out. The two groups below should look alike.
 
 # %%
 import matplotlib.pyplot as plt
@@ -519,8 +515,7 @@ finish(figure, synthetic, alt="Whole tumor volumes of the training and the valid
 
 # %%
 visits = [f"BraTS-GLI-{n:05d}-{visit}" for n in range(20) for visit in (100, 101, 102)]
-alone = {name: name for name in visits}
-for title, who in (("by visit", alone), ("by person", find_persons(visits))):
+for title, who in (("by visit", {name: name for name in visits}), ("by person", find_persons(visits))):
     split = make_splits(visits, [1.0] * len(visits), config.seed, persons=who)
     sides = [{name.rsplit("-", 1)[0] for name in split[side]} for side in ("training", "validation")]
     print(f"{title}: {len(sides[0] & sides[1])} of 20 people on both sides")
@@ -627,7 +622,7 @@ print(f"wrote patients.json ({len(everyone)} patients) and splits.json; next: 03
 #
 # **What surprised us:** a machine that only copies gets a splendid Dice if slices are shuffled.
 #
-# **What a radiologist would check that this cannot see:** whether the scan is from before or after surgery, whether all
+# **What a radiologist would check that these checks cannot see:** whether the scan is from before or after surgery, whether all
 # four contrasts are from one day, and whether the outline follows the convention that your study needs.
 #
 # | term | meaning |
@@ -645,17 +640,15 @@ print(f"wrote patients.json ({len(everyone)} patients) and splits.json; next: 03
 # - *"no file for t2"*: the patient is incomplete; add the file, or remove the folder.
 # - *"labels [5] are not among"*: the reference is not from BraTS; map it first.
 # - *"its affine differs"*: the modalities lie on different grids; register them first.
-# - *The enhancing tumor scores 0, or always 1*: somebody forgot label 4 (section 3 has the picture).
+# - *The enhancing tumor scores 0, or always 1*: somebody forgot label 4 (section 3).
 #
 # ## Read on
 #
 # The NIfTI-1 header, https://nifti.nimh.nih.gov/nifti-1.  DICOM's geometry, PS3.3 section C.7.6.2,
 # https://dicom.nema.org/medical/dicom/current/output/chtml/part03/sect_C.7.6.2.html. Nyúl and Udupa 1999, *On
-# standardizing the MR image intensity scale*, Magnetic Resonance in Medicine 42. Menze et al. 2015, *The multimodal brain
-# tumor image segmentation benchmark*, https://doi.org/10.1109/TMI.2014.2377694. Kapoor and Narayanan 2023, *Leakage and
-# the reproducibility crisis*, https://doi.org/10.1016/j.patter.2023.100804. Yagis et al. 2021, *Effect of data leakage in
-# brain MRI classification*, https://doi.org/10.1038/s41598-021-01681-w. Schwarz et al. 2019, *Identification of anonymous
-# MRI research participants*, https://doi.org/10.1056/NEJMc1908881. Milletari et al. 2016, *V-Net*,
+# standardizing the MR image intensity scale*, Magnetic Resonance in Medicine 42. Yagis et al. 2021, *Effect of data leakage
+# in brain MRI classification*, https://doi.org/10.1038/s41598-021-01681-w. Schwarz et al. 2019, *Identification of
+# anonymous MRI research participants*, https://doi.org/10.1056/NEJMc1908881. Milletari et al. 2016, *V-Net*,
 # [arXiv:1606.04797](https://arxiv.org/abs/1606.04797). Antonelli et al. 2022, *The Medical Segmentation Decathlon*,
 # https://doi.org/10.1038/s41467-022-30695-9. Baid et al. 2021, [arXiv:2107.02314](https://arxiv.org/abs/2107.02314).
 #

@@ -44,7 +44,8 @@ work: str = ""  # folder that notebooks 01 and 02 wrote to; empty: the usual pla
 jobs: int = -1  # processes; -1: one per core
 
 # %%
-# On Colab only: clone the repository. `start`, below, installs what Colab lacks and changes no package of Colab.
+# On Colab only: clone the repository. (`python -m brats_helpers address` writes its address here.) `start`, below, installs
+# what Colab lacks, and changes no package of Colab.
 import os
 from subprocess import run
 
@@ -290,12 +291,12 @@ pictures({"FLAIR, z-scored": scored[0, z]} | masks, synthetic, plane="axial")
 #
 # It shows voxels that are brighter than average in every modality, which is no anatomical region at all. A large part of
 # the brain lies below its mean. The network then trains with a fifth channel that no longer means what its name says. (The
-# same function normalizes once more afterward.) The percentage above belongs to this patient. Phantoms lack the noise of
-# real scans, so on real patients it differs.
+# same function normalizes once more afterward.) The percentage above belongs to this patient. Phantoms are simpler
+# than real scans, so on real patients it differs.
 # </details>
 #
-# Before that, its [notebook](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
-# applies `abs(int16(x))` to the voxels, so that a negative or overflowing intensity becomes a plausible one. **Question.**
+# Before its preprocessing, NVIDIA's [notebook](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
+# applies `abs(int16(x))` to the voxels, which turns a negative or overflowing intensity into a plausible one. **Question.**
 # What does 40,000 become?
 
 # %%
@@ -315,10 +316,10 @@ print(measured, "becomes", np.abs(measured.astype(np.int64).astype(np.int16)))
 # ## 4. Store
 #
 # The last exercise of notebook 01 showed that at 1 mm the cohort in float32 does not fit into 20 GB. At the 2 mm of the
-# quick preset, it takes about a tenth, because the phantoms' box is smaller as well. But the published files hold
+# quick preset, the same patients take about a tenth: an eighth of the voxels, and the phantoms' box is smaller as well. But the published files hold
 # integers. So we keep *those*, compressed without loss: five arrays in one file, the four modalities and the reference.
 # We do not store the z-score or the foreground channel. The device that trains computes both from each *patch* (a cube
-# cut out of a patient, which training reads at one time), with a mean and a standard deviation that are stored as
+# cut out of a scan, which training reads at one time), with a mean and a standard deviation that are stored as
 # metadata.
 #
 # If `spacing_mm` is larger than the scan's voxels, we merge voxels into larger ones. Doubling the edge leaves an eighth of
@@ -336,7 +337,7 @@ path = work / "preprocessed" / "example.b2nd"
 save(prepared, path)
 voxels, stored = prepared.volume.size, path.stat().st_size
 case = cohort.by_name[patient.name]
-raw = sum(file_state(case, scan)[0] for scan in case.images)
+raw = sum(file_state(case, scan)[0] for scan in (*case.images, case.reference))
 path.unlink()
 sizes = {"raw .nii.gz": raw, "float32": voxels * 4, "int16": voxels * 2, "int16, LZ4": stored}
 notes = [f"{n / 1e6:.1f} MB; times 1,251: {1.251 * n / 1e6:.1f} GB" for n in sizes.values()]
@@ -376,8 +377,8 @@ print(f"stored {volume.shape} as {volume.dtype}; a patch {patch.shape} in {took:
 # <details><summary>For engineers: why is a block eight rows of one modality, through all slices?</summary>
 #
 # A block is decompressed as a whole. Larger blocks read more than the patch needs, and less of it is still in the
-# processor's cache when we copy the patch's part. A patch touches fewer small cubes, but they cut its rows into short
-# pieces, and copying those can take longer than decompressing them. Smaller blocks also compress worse. We measured it:
+# processor's cache when we copy the patch's part. With blocks that are small cubes, less is decompressed in
+# vain, but they cut the rows of the patch into short pieces. Copying those can take longer than decompressing them. Smaller blocks also compress worse. We measured it:
 # see `benchmarks/README.md`.
 # </details>
 
@@ -558,7 +559,7 @@ print("next: 04_architecture needs one of these patients, 05_training_evaluation
 # **What surprised us:** a perfect mask scores near 0 if one step ignores the affine, and a published "brain mask" covers
 # hardly any of our phantom's brain (real scans differ).
 #
-# **What a radiologist would look for that this cannot see:** motion, susceptibility artifacts from metal or blood, and a
+# **What a radiologist would look for that our tests cannot see:** motion, susceptibility artifacts from metal or blood, and a
 # scan taken too early or too late after the injection. After the z-score, the mean and the spread of such scans look
 # normal.
 #

@@ -34,7 +34,7 @@
 # - **test** that a network can learn before you train it for hours;
 # - **replace** it with one of your own.
 #
-# You need notebook 03, and you should know convolutions and gradients.
+# You need notebook 03, convolutions and gradients.
 
 # %% [markdown]
 # ## Parameters
@@ -42,11 +42,12 @@
 # %% tags=["parameters"]
 work: str = ""  # folder that notebooks 01 to 03 wrote to; empty: the usual place on this machine
 overfit_steps: int = 90  # steps of the sanity check that the network can memorize one batch
-network: str = None  # what notebook 05 trains, "module:Class" from 5 to 3 channels; None: the preset's, the U-Net
+network: str = None  # for section 7, "module:Class" from 5 to 3 channels; to train it, set it in notebook 05, too
 full_size: bool = True  # run the full network once, forward and backward, on its smallest input
 
 # %%
-# On Colab only: clone the repository. `start`, below, installs what Colab lacks and changes no package of Colab.
+# On Colab only: clone the repository. (`python -m brats_helpers address` writes its address here.) `start`, below, installs
+# what Colab lacks, and changes no package of Colab.
 import os
 from subprocess import run
 
@@ -83,16 +84,17 @@ series_map(4)
 # %% [markdown]
 # <details><summary>For teachers</summary>
 #
-# Draw the U on the board before anyone scrolls, and let the class fill in the sizes. Spend ten minutes on the gradient
-# pictures in section 3. Common misconceptions: most parameters sit where most voxels are; the skip connection adds.
+# Draw the U on the board before anyone scrolls, and let the class fill in the sizes. Common misconceptions: most parameters sit where most voxels are; the skip connection adds.
 # </details>
 
 # %% [markdown]
 # ## 1. The bricks
 #
 # A **convolution** of 3 x 3 x 3 looks at a voxel and its 26 neighbors. Its *stride* is how many voxels it moves at a time. A
-# *channel* is one of the volumes that a layer computes. **Instance norm** gives each channel of each patch mean 0 and standard
-# deviation 1, so that a bright scan cannot dominate. **LeakyReLU** passes a small share of negative values. Two blocks of these three form a *stage*, and a *level* is one resolution of the network:
+# *channel* is one of the volumes that a layer computes. **Instance norm** gives each channel of each patch mean 0 and
+# standard deviation 1, so that a bright scan cannot dominate. Then it applies a factor and a shift that it learns. (torch
+# calls them *affine*; notebook 02's matrix is something else.) **LeakyReLU** leaves positive values as they are and
+# multiplies negative ones by 0.01. Two blocks of these three form a *stage*, and a *level* is one resolution of the network:
 
 # %%
 from brats_helpers.network import unet
@@ -116,8 +118,7 @@ show_source(unet.ConvNormAct, unet.Stage)
 #
 # <details><summary>Hint</summary>
 #
-# A list is a stack: `append` saves, `pop()` returns the last one saved. `torch.cat((a, b), dim=1)` joins channels. Two
-# loops and a return statement are enough.
+# A list is a stack: `append` saves, `pop()` returns the last one saved. `torch.cat((a, b), dim=1)` joins channels.
 # </details>
 
 
@@ -140,7 +141,8 @@ def forward(net: unet.UNet, x: torch.Tensor) -> torch.Tensor:
 investigations.check_forward(forward)
 
 # %% [markdown]
-# The module's version does the same, for any number of levels. In training it also returns coarser outputs. **Question.**
+# The module's version does the same, for any number of levels. In training it also returns coarser
+# outputs from two more heads (section 3). It calls the bottom *bottleneck*. **Question.**
 # Where does it pop the bottom off the stack, and why?
 
 # %%
@@ -153,8 +155,7 @@ show_source(unet.UNet)
 # </details>
 
 # %% [markdown]
-# Here is the full network, with the channels and the edge in voxels. (The quick one has the upper part of this shape: 4
-# levels of 8 to 64 channels.) The bars show how much memory the outputs of each level take. The top has two convolutions
+# Here is the full network, with the channels and the edge in voxels. The bars show how much memory the outputs of each level take. The top has two convolutions
 # on each side, so it keeps 4 x 64 x 128³ numbers of 4 bytes.
 
 # %% tags=["readme"]
@@ -346,38 +347,7 @@ print(f"in a batch with a patch that is right: {both.item():.3f}")
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Alone, the loss is 1: nothing overlaps, however small the mistake. Over the whole batch, the same mistake costs little.
-# </details>
-#
-# ### Weights and smoothing
-#
-# Three options are off by default. Two are weights, one for each region and one for tumor voxels in the cross-entropy.
-# The third is *label smoothing*, which moves the targets of the cross-entropy from 0 and 1 a little toward each other.
-# **Question.** With which of them does it cost to be *too* sure of the right answer?
-
-# %%
-options = {
-    "plain": {},
-    "regions 1, 1, 2": {"region_weights": (1, 1, 2)},
-    "tumor voxels x 3": {"class_weight": 3.0},
-    "smoothing 0.1": {"smoothing": 0.1},
-}
-three = ((grid - 16).norm(dim=0) <= 8).float().expand(1, 3, 32, 32, 32)
-sure = levels[levels >= 3]
-answers = [(level * three - level * (1 - three)) for level in sure]
-lines = {
-    name: (sure, [losses.region_loss(z, three, **option).item() for z in answers])
-    for name, option in options.items()
-}
-curves(
-    {"three regions, all the same large ball": lines}, "confidence in the right answer (logit)", "loss"
-)
-
-# %% [markdown]
-# <details><summary>Answer</summary>
-#
-# With smoothing: the target is 0.95 instead of 1, so its curve turns up again. The others keep falling. (Two of them lie
-# on each other: with hardly a voxel wrong, its weight does not matter.)
+# Alone, the loss is 1: nothing overlaps, however small the mistake. Over the whole batch, it costs little.
 # </details>
 #
 # ### Deep supervision
@@ -404,44 +374,25 @@ print("share of the volume: label, averaged, nearest:", *shares)
 pictures(views, limits=(0, 1))
 
 # %% [markdown]
-# (The averaged ring looks lopsided because its center lies at the corner of a block of 4 x 4 x 4 voxels.)
+# (The averaged ring looks lopsided because its center is half a voxel away from the corner of a block.)
 #
 # ## 4. Memory
 #
 # Parameters need little memory. But autograd, the part of torch that computes gradients, keeps the *activations*, the
 # numbers that each layer computes. The *backward pass* needs them to compute the gradients, from the last layer to the
-# first. In the full network, the top level alone keeps several arrays of 64 x 128³ numbers. The next cell defines a
-# function that measures them (you can skip how). Then we apply it to the quick network.
-
-
-# %%
-def kept_mib(model: torch.nn.Module, x: torch.Tensor, mixed: bool) -> float:
-    """MiB that autograd keeps between the forward and the backward pass, each tensor counted once."""
-    seen: dict[int, int] = {}
-    own = {p.data_ptr() for p in model.parameters()}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.data_ptr() not in own:
-            seen[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with (
-        torch.autograd.graph.saved_tensors_hooks(note, lambda t: t),
-        torch.autocast("cpu", torch.bfloat16, enabled=mixed),
-    ):
-        model(x)
-    return sum(seen.values()) / 2**20
-
-
-# %% [markdown]
+# first. In the full network, the top level alone keeps several arrays of 64 x 128³ numbers. We count what the quick network
+# keeps.
+#
 # Out of memory? We start with two patches in fp32 (numbers of 32 bits) and add one remedy after the other. **Mixed
 # precision** stores most activations in 16 bits and rounds them. Of the two 16-bit formats, fp16 is more precise, and
 # bf16 covers the range of fp32. **Gradient checkpointing** (not related to a checkpoint file) keeps only the input of
 # each stage and computes the rest again: one more forward pass (Chen et al. 2016), the same gradients
-# ([tested](../tests/network/test_unet.py)). (The patches have an edge of 32. One of 64 keeps eight times as much.)
+# ([tested](../tests/network/test_unet.py)).
 # **Question.** Which remedy saves the largest share of what was left?
 
 # %%
+from brats_helpers.lessons.memory import kept_mib
+
 filters, kept = PRESETS["quick"].filters, {}
 model, again = UNet(filters).train(), UNet(filters, checkpointing=True).train()
 remedies = {"two patches, fp32": (model, 2, 32, False), "16-bit activations": (model, 2, 32, True)}
@@ -454,52 +405,35 @@ bars(kept, "MiB of activations kept", "MiB")
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Checkpointing: it leaves about a third. The others leave a half, a half and (24 / 32)³ = 42 %. (On a CPU without bf16,
+# Checkpointing: it leaves about a third. The others leave a half, a half and (24 / 32)³ = 42%. (On a CPU without bf16,
 # 16-bit activations leave more.)
 # </details>
 #
-# A smaller batch makes noisier steps, and a smaller patch loses context, so try them last. On a GPU, long training runs
-# are also **compiled**: torch fuses several layers into one GPU program. On an H200, this took 0.6 times the memory and
-# half the time ([measured](../benchmarks/gpu_nvidia_h200.md)).
+# A smaller batch makes noisier steps, and a smaller patch loses context. Try them last.
 #
 # ### What short numbers cannot hold
 #
-# The largest fp16 number is 65,504. Beyond it is infinity, and infinity minus infinity is not a number (NaN). Gradients below
-# 6e-8 become 0. **Loss scaling** multiplies the loss, and so every gradient, by a large number before the backward pass, and
-# divides by it again in fp32 (Micikevicius et al. 2018):
+# The largest fp16 number is 65,504. Beyond it is infinity, and infinity divided by infinity is not a number (NaN).
+# Gradients below about 3e-8 become 0. **Loss scaling** multiplies the loss, and so every gradient, by a large number before the
+# backward pass, and divides by it again in fp32 (Micikevicius et al. 2018). **Question.** Dice divides sums over voxels.
+# How large may a tumor be before Dice in fp16 breaks?
 
 # %%
-tiny = torch.tensor(1e-8)
-scaled = (tiny * 2**16).half()
-print(
-    "300 squared in fp16:",
-    torch.tensor(300.0).half() ** 2,
-    "in bf16:",
-    torch.tensor(300.0).bfloat16() ** 2,
-)
-print(
-    f"a gradient of 1e-8 in fp16: {tiny.half().item()}; scaled, then unscaled: {scaled.float().item() / 2**16:.1e}"
-)
-infinite = torch.tensor(300.0).half() ** 2
-print("infinity minus infinity:", (infinite - infinite).item())
-
-# %% [markdown]
-# A NaN in the middle of training often starts here. **Question.** Dice divides sums over voxels. How large may a tumor be
-# before Dice in fp16 breaks?
-
-# %%
+large, tiny = torch.tensor(300.0), torch.tensor(1e-8)
+unscaled = (tiny * 2**16).half().float() / 2**16
+print("300 squared in fp16:", large.half() ** 2, "in bf16:", large.bfloat16() ** 2)
+print(f"a gradient of 1e-8 in fp16: {tiny.half().item()}; scaled, then unscaled: {unscaled.item():.1e}")
 for voxels in (10_000, 32_000, 33_000, 48_000):
-    scores = []
-    for dtype in (torch.float32, torch.float16):
-        inside = torch.tensor(voxels, dtype=dtype)  # a perfect prediction: overlap and sums equal the tumor's size
-        scores.append(f"{(2 * inside / (inside + inside)).item():.3f}")
-    print(f"perfect prediction of {voxels:6,} voxels: Dice {scores[0]} in fp32, {scores[1]} in fp16")
+    sizes = [torch.tensor(voxels, dtype=dtype) for dtype in (torch.float32, torch.float16)]
+    in_fp32, in_fp16 = [(2 * size / (size + size)).item() for size in sizes]  # overlap and both sizes are equal
+    print(f"perfect prediction of {voxels:6,} voxels: Dice {in_fp32:.3f} in fp32, {in_fp16:.3f} in fp16")
 
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
 # About 32,750 voxels. Beyond that, the sum of two sizes exceeds 65,504, and infinity is divided by infinity. At 1 mm those
-# are 33 ml, less than many tumors of notebook 02. So `region_loss` above converts to fp32 first.
+# are 33 ml, less than many tumors of notebook 02. So `region_loss` above converts to fp32 first. A NaN in the middle of
+# training often starts like this.
 # </details>
 #
 # ## 5. Against another implementation
@@ -509,12 +443,10 @@ for voxels in (10_000, 32_000, 33_000, 48_000):
 # %%
 from monai.networks.nets import DynUNet
 
+shape = {"kernel_size": [3] * 3, "strides": [1, 2, 2], "upsample_kernel_size": [2, 2], "filters": (8, 16, 32)}
 theirs = DynUNet(
     *(3, 5, 3),  # dimensions, channels in and out
-    kernel_size=[3] * 3,
-    strides=[1, 2, 2],
-    upsample_kernel_size=[2, 2],
-    filters=(8, 16, 32),
+    **shape,
     trans_bias=True,
     norm_name=("INSTANCE", {"affine": True}),
     act_name=("leakyrelu", {"negative_slope": 0.01}),
@@ -526,16 +458,6 @@ with torch.inference_mode():
         b.load_state_dict(a.state_dict())
     torch.testing.assert_close(ours(x), theirs(x), atol=1e-4, rtol=1e-4)
     print(f"largest difference {(ours(x) - theirs(x)).abs().max():.1e}")
-
-# %% [markdown]
-# The same class loads the **network in the box**, whose weights come with the package. It has twice the channels of the quick
-# network. Notebook 01 showed what it does.
-
-# %%
-from brats_helpers.evaluation.pretrained import load_pretrained
-
-box, box_config = load_pretrained(device)
-print(f"{type(box).__name__}, channels {box_config.filters}, {sum(p.numel() for p in box.parameters()):,} weights")
 
 # %% [markdown]
 # The full network is heavy for a CPU, but it runs. Seven levels halve the input six times, and the norm at the bottom needs
@@ -559,7 +481,7 @@ if full_size:
 # ## 6. Can it learn?
 #
 # The cheapest test of a training setup is whether the network can memorize one batch. If it cannot, nothing else matters.
-# (This is no result: it was trained on these voxels.)
+# (Success is not a result: the network was trained on these voxels.)
 
 # %%
 from brats_helpers.data.preprocessing import normalize_batch
@@ -624,22 +546,24 @@ pictures(views, synthetic, prediction=True, plane="axial")
 # %% [markdown]
 # ### Inside the network
 #
-# Now our first patient passes through a network that has learned more, the one in the box: one slice at every level, with
-# the two channels that vary most. **Question.** Where do you still recognize the brain, and where only the place of the
+# Now our first patient passes through a network that has learned more, the **network in the box** of notebook 01. The same
+# class loads its weights. We see one slice at every level, with the two channels that vary most. **Question.** Where do you still recognize the brain, and where only the place of the
 # tumor?
 
 # %%
 from brats_helpers.data.storage import load
+from brats_helpers.evaluation.pretrained import load_pretrained
 from brats_helpers.lessons.features import draw_features, feature_maps
 
+box, box_config = load_pretrained(device)
+print(f"{type(box).__name__}, channels {box_config.filters}, {count_parameters(box):,} weights")
 maps = feature_maps(box, load(files[0]), device)
 draw_features(maps, synthetic)
 
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# At the top left, where a channel shows the folds of the cortex. The top right has only traces of the brain: the decoder
-# keeps what tells tumor from the rest. Further down, the channels show the tumor and little else, and at the bottom a few
+# In encoder 0, where a channel shows the folds of the cortex. Decoder 0 has only traces of the brain: the decoder keeps what tells tumor from the rest. Further down, the channels show the tumor and little else, and at the bottom a few
 # blocks say roughly where it is. (Stripes are traces of the transposed convolution.)
 # </details>
 #
@@ -659,12 +583,11 @@ curves({"the same batch (losses above 12 drawn at 12)": lines}, "step", "loss")
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# 0.0001 is too small: the loss falls only a little. 100 is too large: the loss ends above that of 0.01.
+# 0.0001 is too small: the loss falls only a little. 100 is too large: the loss jumps off the scale and ends above its start.
 # </details>
 #
 # The surprise is the third: a rate of 1 learns *faster* than 0.01. Instance norm undoes any scale of the weights before it,
-# so this network survives rates that would destroy one without norms. Do not train with such a rate: new patches are another
-# matter.
+# so this network survives rates that would destroy one without norms.
 #
 # ## 7. Bring your own architecture
 #
@@ -675,7 +598,7 @@ curves({"the same batch (losses above 12 drawn at 12)": lines}, "step", "loss")
 # ### Exercise 4: another network
 #
 # Return MONAI's `SegResNet` for our data, with `init_filters=8`. It also takes `spatial_dims`, `in_channels` and
-# `out_channels`. Guess first: does it have more parameters than the quick U-Net, or fewer?
+# `out_channels`.
 #
 # <details><summary>Hint</summary>
 #
@@ -694,7 +617,7 @@ def own_network() -> torch.nn.Module:
 checks.check_own_network(own_network)
 
 # %% [markdown]
-# Notebook 05 builds such a class from its name, as we do here:
+# Notebook 05 builds such a class from its name:
 
 # %%
 from brats_helpers.evaluation.build import build_network
@@ -711,7 +634,7 @@ print(f"{count_parameters(other):,} parameters; the quick U-Net has {counts['qui
 #
 # ## 8. Save
 #
-# We keep these facts for the record. Notebook 05 builds the network from `config.json`.
+# Notebook 05 builds the network from `config.json`.
 
 # %%
 facts = {"network": config.network, "filters": config.filters}
@@ -726,7 +649,7 @@ print("wrote architecture.json\nnext: 05_training_evaluation trains the network 
 # - Two loops and a stack run a U-Net: encoder, decoder, skip connections.
 # - Parameters are at the bottom, memory is at the top.
 # - Dice pulls hard near the decision, and cross-entropy pulls where Dice is flat.
-# - Gradient checkpointing and short numbers save memory. Short numbers round.
+# - Gradient checkpointing and short numbers save memory.
 #
 # **What surprised us:** a learning rate of 1 does not break this network, and Dice in fp16 breaks at 33,000 voxels, a tumor
 # of 33 ml at 1 mm.

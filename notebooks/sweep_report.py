@@ -73,7 +73,7 @@ curves({"loss on training patches": loss}, "epoch")
 # ## Compared in pairs
 #
 # Against the run with the highest mean: the difference of the mean Dice of each patient that both were judged on, with
-# its 95 % bootstrap interval. An interval that holds 0 says that these patients do not tell the two apart. (The best of
+# its 95% bootstrap interval. An interval that holds 0 says that these patients do not tell the two apart. (The best of
 # many runs is also the luckiest: a winner of a large grid needs new patients.)
 
 

@@ -32,9 +32,12 @@ from brats_helpers.phantoms.kinds import make_patient
 SIDE_BY_SIDE = "PYTEST_XDIST_WORKER" in os.environ
 torch.set_num_threads(1 if SIDE_BY_SIDE else 2)
 if SIDE_BY_SIDE:
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["OMP_NUM_THREADS"] = os.environ["LOKY_MAX_CPU_COUNT"] = "1"
 NOTEBOOKS = ("test_series", "test_sweep", "test_kaggle", "test_editions")
 CPU = Device("cpu", "test", 1.0, torch.float32)
+# the parameters of a series that is run whole, but small
+SMOKE = {"patients": 6, "test_patients": 2, "spacing_mm": 4.0, "epochs": 1, "steps": 3, "patch": 32,
+         "overfit_steps": 15, "full_size": False}
 CONFIG = Config(preset="quick", filters=(4, 6, 8), patch=16, batch=2, epochs=3, steps=4, warmup=2,
                 learning_rate=2e-3,
                 ema=0.9, spacing_mm=8.0)

@@ -45,9 +45,11 @@ IRRADIATED = {1: "the volume that was irradiated, which is no BraTS region"}
 OLD = {1: NCR, 2: ED, 3: ET, DISK_ET: ET}
 OLDEST = {1: NCR, 2: ED, 3: NCR, DISK_ET: ET}  # 3: the core that does not enhance
 NEW = {1: NCR, 2: ED, 3: ET}
+PEDIATRIC = Scheme("BraTS-PED 2023 to 2025", "BraTS-PED-", {1: ET, 2: NCR, 3: NCR, 4: ED},
+                   (0, 2, 4, 1))
 SCHEMES = (
     Scheme("BraTS 2012 to 2016", "brats_(2013|tcia|syn|hg|lg)", OLDEST, (0, 1, 2, DISK_ET)),
-    Scheme("BraTS-PED 2023 to 2025", "BraTS-PED-", {1: ET, 2: NCR, 3: NCR, 4: ED}, (0, 2, 4, 1)),
+    PEDIATRIC,
     Scheme("BraTS-MEN-RT", "BraTS-MEN-RT-", {}, refused=IRRADIATED),
     Scheme("BraTS-MEN 2023", "BraTS-MEN-", NEW),
     Scheme("BraTS-MET 2023 to 2025", "BraTS-MET-", NEW, refused=CAVITY),
@@ -110,29 +112,41 @@ def refusal(case: Case, values: list[float]) -> tuple[str, str] | None:
 
 
 def enhancing(case: Case, values: list[float]) -> int:
-    """Return which label of a reference is the enhancing tumor, where names allow 3 and 4.
+    """Return which label of a reference is the enhancing tumor, where names allow two readings.
 
-    0: the reference has neither, or the data set leaves no doubt.
+    0: the reference has none of them, or the data set leaves no doubt. In BraTS-PED, 4 stands for
+    a reference with label 4, which is numbered as since 2024, and 1 for one without.
     """
+    if scheme_of(case) is PEDIATRIC:
+        return DISK_ET if DISK_ET in values else int(any(values))
     return next((v for v in (3, DISK_ET) if v in values and scheme_of(case) is SCHEMES[-1]), 0)
 
 
 def doubtful(found: Mapping[str, int]) -> list[str]:
-    """Return a warning for each data set in which label 3 may not be the enhancing tumor.
+    """Return a warning for each data set in which another label may be the enhancing tumor.
 
     found: the number of the enhancing tumor (`enhancing`) by patient.
     """
+    children = {name: label for name, label in found.items()
+                if re.match(PEDIATRIC.names, name, re.IGNORECASE)}
     sets: dict[str, dict[int, list[str]]] = {}
-    for name, label in found.items():
+    for name in found.keys() - children:
         match = WITHOUT_3.match(name)
         of = sets.setdefault(match[0].lower() if match else "", {3: [], DISK_ET: []})
-        of[label].append(name)
-    return [f"label 3 is read as the enhancing tumor in {len(of[3])} patient(s), such as "
-            f"{of[3][0]}, and " + (f"label 4 in {len(of[DISK_ET])}, such as {of[DISK_ET][0]}"
-                                   if of[DISK_ET] else "their data set has 4 for it")
-            + ": nothing is lost if a copy was renumbered; if 3 is the non-enhancing core (BraTS "
-            "2012 to 2016), change it to 1"
-            for known, of in sets.items() if of[3] and (known or of[DISK_ET])]
+        of[found[name]].append(name)
+    warnings = [f"label 3 is read as the enhancing tumor in {len(of[3])} patient(s), such as "
+                f"{min(of[3])}, and " + (f"label 4 in {len(of[DISK_ET])}, such as "
+                                         f"{min(of[DISK_ET])}" if of[DISK_ET]
+                                         else "their data set has 4 for it")
+                + ": nothing is lost if a copy was renumbered; if 3 is the non-enhancing core "
+                "(BraTS 2012 to 2016), change it to 1"
+                for known, of in sorted(sets.items()) if of[3] and (known or of[DISK_ET])]
+    if children and DISK_ET not in children.values():
+        warnings.append(f"no pediatric reference has label 4 ({len(children)} patient(s), such as "
+                        f"{min(children)}), and they are read as numbered since 2024: 1 ET, 2 and "
+                        "3 NCR. If they are from 2023, 1 may be NCR, 2 ED and 3 ET: then change 1 "
+                        "to 2, 2 to 4 and 3 to 1")
+    return warnings
 
 
 def convert(case: Case, values: np.ndarray) -> np.ndarray:

@@ -143,10 +143,10 @@ def below_zero(some: np.ndarray) -> tuple[list[str], list[str]]:
     for name, values in zip(MODALITIES, some[:, (some != 0).any(0)], strict=True):
         share = np.count_nonzero(values < 0) / max(1, values.size)
         if share > 1 - NEGATIVE / 2:
-            warnings.append(f"{name} is negative in {100 * share:.0f} % of the brain: is it "
+            warnings.append(f"{name} is negative in {100 * share:.0f}% of the brain: is it "
                             "inverted? Export it again, with 0 for air")
         elif share > NEGATIVE:
-            notes.append(f"{name} is negative in {100 * share:.0f} % of the brain: it seems to be "
+            notes.append(f"{name} is negative in {100 * share:.0f}% of the brain: it seems to be "
                          "normalized already")
     return warnings, notes
 
@@ -218,7 +218,7 @@ def parts(masks: Mapping[str, np.ndarray]) -> tuple[list[str], list[str]]:
     for name, mask in masks.items():
         others = [np.count_nonzero(other) for key, other in masks.items() if key != name]
         share = np.count_nonzero(mask) / max(1, np.median(others)) if others else 1
-        said = f"{name} covers {100 * share:.0f} % of what the other contrasts cover"
+        said = f"{name} covers {100 * share:.0f}% of what the other contrasts cover"
         if share < EMPTY:
             problems.append(f"{said}: it is nearly empty; export it again, or remove its file (the "
                             "network in the box works with fewer contrasts)")
@@ -230,7 +230,7 @@ def parts(masks: Mapping[str, np.ndarray]) -> tuple[list[str], list[str]]:
 def coverage(nonzero: np.ndarray) -> list[str]:
     """Return a note for each modality that lacks a part of the brain, (4, n) bool."""
     whole = max(1, int(nonzero.any(0).sum()))
-    return [f"{name} covers {100 * mask.sum() / whole:.0f} % of the brain"
+    return [f"{name} covers {100 * mask.sum() / whole:.0f}% of the brain"
             for name, mask in zip(MODALITIES, nonzero, strict=True) if mask.sum() < COVERED * whole]
 
 
@@ -255,10 +255,10 @@ def outside(patient: Patient, step: int, nonzero: np.ndarray) -> list[str]:
     marked, brain = patient.reference[::step, ::step, ::step].ravel() > 0, nonzero.any(0)
     share = np.count_nonzero(marked & ~brain) / max(1, np.count_nonzero(marked))
     filled = np.count_nonzero(marked & brain) / max(1, np.count_nonzero(brain))
-    said = [f"{100 * share:.0f} % of its reference lies outside the brain: was it drawn on these "
+    said = [f"{100 * share:.0f}% of its reference lies outside the brain: was it drawn on these "
             "scans?"] if share > OUTSIDE else []
-    return said + ([f"its reference marks {100 * filled:.0f} % of the brain as tumor, and at most "
-                    f"{100 * LARGEST_TUMOR:.0f} % are plausible: is it a mask of the brain?"]
+    return said + ([f"its reference marks {100 * filled:.0f}% of the brain as tumor, and at most "
+                    f"{100 * LARGEST_TUMOR:.0f}% are plausible: is it a mask of the brain?"]
                    if filled > LARGEST_TUMOR else [])
 
 

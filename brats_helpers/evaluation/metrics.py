@@ -139,18 +139,8 @@ def _dilate(mask: np.ndarray) -> np.ndarray:
     return ndimage.binary_dilation(mask, ndimage.generate_binary_structure(3, 2), LESION_DILATION)
 
 
-def calibration(probability: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute mean probability and observed frequency in ten bins; empty bins are left out."""
-    index = np.minimum((probability * 10).astype(int), 9)
-    number = np.bincount(index)
-    used = number > 0
-    predicted, observed = (np.bincount(index, weights)[used] / number[used]
-                           for weights in (probability, truth))
-    return predicted, observed
-
-
 def bootstrap_ci(values: Sequence[float]) -> tuple[float, float, float]:
-    """Compute the mean of two or more values and its 95 % interval, from 2,000 resamples."""
+    """Compute the mean of two or more values and its 95% interval, from 2,000 resamples."""
     values = np.asarray(values, float)
     if np.ptp(values) == 0:
         return float(values.mean()), float(values.min()), float(values.max())

@@ -49,7 +49,7 @@ brain.
 
 **Performance** on {cases} {which} patients that were not used for training:
 
-| region | Dice (95 % interval) | HD95, mm |
+| region | Dice (95% interval) | HD95, mm |
 |---|---|---|
 {results}
 

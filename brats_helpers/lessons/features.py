@@ -15,7 +15,7 @@ from ..basics.constants import MODALITIES
 from ..basics.device import Device
 from ..data.preprocessing import Prepared, network_input, slice_with_most_tumor
 from ..network.unet import UNet
-from .plots import finish, window
+from .plots import add_letters, finish, window
 
 SLAB = 32  # slices that the network gets, the shown one in the middle
 SHOWN = 2  # channels of a level
@@ -60,6 +60,7 @@ def draw_features(maps: Mapping[str, np.ndarray], synthetic: bool = False) -> Fi
         ax.set_axis_off()
     flair = maps["input"][FLAIR]
     _show(axes[0, 0], np.where(maps["input"][-1] > 0, flair, flair.min()), "input\nFLAIR")
+    add_letters(axes[0, 0], "axial")
     _show(axes[0, -1], maps["output"][0], "output\nprobability of WT", (0, 1))
     for level in range(levels):
         bottom = level == levels - 1  # in the middle, where both sides meet
@@ -96,6 +97,7 @@ def draw_forming(prepared: Prepared, found: Mapping[int, np.ndarray],
     low, high = window(flair)
     axes[0, 0].imshow(np.where(flair == 0, low, flair), cmap="gray", vmin=low, vmax=high)
     axes[0, 0].set_title("FLAIR and reference")
+    add_letters(axes[0, 0], "axial")
     for ax, (step, probabilities) in zip(axes[0, 1:], found.items(), strict=True):
         drawn = ax.imshow(probabilities[0] * (flair != 0), cmap="magma", vmin=0, vmax=1)
         ax.set_title(f"after {step} steps")

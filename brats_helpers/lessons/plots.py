@@ -82,9 +82,13 @@ def cut(volume: np.ndarray, plane: str, index: int) -> np.ndarray:
 
 
 def window(image: np.ndarray) -> tuple[float, float]:
-    """Return the 0.5th and the 99.5th percentile of what is not background."""
+    """Return the darkest and the brightest value to draw, without outliers or background.
+
+    A scan without negative values starts at half its dark end, or white matter on T2 were black.
+    """
     inside = image[image != 0]
     low, high = np.percentile(inside, [0.5, 99.5]) if inside.size else (0.0, 1.0)
+    low = low / 2 if low > 0 else low
     return (low, high) if low < high else (0.0, high)  # a mask has one value
 
 
@@ -179,7 +183,7 @@ def _alt_from_titles(figure: Figure) -> str:
 def series_map(here: int) -> Figure:
     """Draw the five notebooks in order, what each leaves for the next, and the open one."""
     steps = (("01", "setup", "patients"), ("02", "extraction", "checked\ncases"),
-             ("03", "preprocessing", "one file\nper patient"), ("04", "architecture", "settings"),
+             ("03", "preprocessing", "one file\nper patient"), ("04", "architecture", "ideas"),
              ("05", "training and\nevaluation", ""))
     figure, ax = plt.subplots(figsize=(9.6, 1.1))
     for place, (number, name, gives) in enumerate(steps):
@@ -239,7 +243,8 @@ def curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[flo
         elif ax.get_ylim()[0] > 0:  # from zero, so that a small change looks small
             ax.set_ylim(0, 1.05 * ax.get_ylim()[1])
         if len(lines) > 1:
-            ax.legend(fontsize=8)
+            beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(panels) == 1 else {}
+            ax.legend(fontsize=8, **beside)
     axes[0, 0].set_ylabel(ylabel)
     return finish(figure, False)
 
@@ -301,16 +306,14 @@ def _suptitle(figure: Figure, title: str) -> None:
 
 
 def compare_slices(volumes: Mapping[str, np.ndarray], index: int | None = None,
-                   labels: np.ndarray | None = None, spacing: Sequence[float] = (1, 1, 1),
-                   synthetic: bool = False, title: str = "", shared_window: bool = False,
-                   columns: int = 4, prediction: bool = False) -> Figure:
-    """Draw an axial slice of each named volume, with the same labels over all, or with none.
+                   labels: Mapping[str, np.ndarray] | None = None,
+                   spacing: Sequence[float] = (1, 1, 1), synthetic: bool = False, title: str = "",
+                   shared_window: bool = False, columns: int = 4, letters: bool = True) -> Figure:
+    """Draw an axial slice of each named volume, with the labels of the same name over it.
 
-    prediction: whether one of the volumes is a network's.
+    index: of the slice; without one, that with most tumor, or the middle one without labels.
+    letters: R, L, A and P at the edges.
     """
-    first = next(iter(volumes.values()))
-    if index is None:
-        index = first.shape[2] // 2 if labels is None else slice_with_most_tumor(labels)
     everything = np.concatenate([volume.ravel() for volume in volumes.values()])
     style = SliceStyle(limits=window(everything) if shared_window else None)
     columns = min(columns, len(volumes))
@@ -318,12 +321,15 @@ def compare_slices(volumes: Mapping[str, np.ndarray], index: int | None = None,
     figure, axes = plt.subplots(rows, columns, squeeze=False,
                                 figsize=(width * columns, 1.08 * width * rows))
     for ax, (name, volume) in zip(axes.flat, volumes.items(), strict=False):
-        draw_slice(ax, volume, "axial", index, spacing, labels, style=style)
+        own = labels and labels[name]
+        middle = volume.shape[2] // 2 if own is None else slice_with_most_tumor(own)
+        draw_slice(ax, volume, "axial", middle if index is None else index, spacing, own, letters,
+                   style)
         ax.set_title(name)
     for ax in axes.flat[len(volumes):]:
         ax.set_axis_off()
     _suptitle(figure, title)
-    return finish(figure, synthetic, labels is not None, prediction)
+    return finish(figure, synthetic, labels is not None)
 
 
 def three_planes(image: np.ndarray, overlays: Mapping[str, np.ndarray], spacing: Sequence[float],
@@ -410,7 +416,9 @@ def histograms(images: np.ndarray, labels: np.ndarray | None, unit: str,
     brain = (images != 0).any(0)
     healthy = brain if labels is None else brain & (labels == 0)
     for ax, modality, image in zip(axes, MODALITIES, images, strict=True):
-        bins = np.linspace(*np.percentile(image[brain], [0.2, 99.8]), 60)
+        parts = [healthy] + ([labels == n for n in LABEL_COLORS] if labels is not None else [])
+        ends = [np.percentile(image[part], [0.2, 99.8]) for part in parts if part.any()]
+        bins = np.linspace(np.min(ends), np.max(ends), 60)
         ax.hist(image[healthy], bins, density=True, color=GRAY, alpha=0.5, label="brain")
         for n, color in LABEL_COLORS.items() if labels is not None else ():
             if (labels == n).any():
@@ -432,10 +440,11 @@ def two_cohorts(here: Sequence[Prepared], there: Sequence[Prepared], names: Sequ
     apart = {(compartment, n): far for compartment, row in table.items()
              for n, far in enumerate(row.values()) if np.isfinite(far)}
     labels = {name: label for label, name in enumerate(table)}
-    figure, axes = plt.subplots(1, 3, figsize=(9.6, 2.6), sharex=True)
-    bins = np.linspace(-3, 6, 46)
+    figure, axes = plt.subplots(1, 3, figsize=(9.6, 2.6))
     for ax, (compartment, n) in zip(axes, sorted(apart, key=apart.get)[::-1], strict=False):
         other, own = (scores_of(cohort, labels[compartment])[n] for cohort in (there, here))
+        ends = np.percentile(other, [0.2, 99.8]), np.percentile(own, [0.2, 99.8])
+        bins = np.linspace(np.min(ends), np.max(ends), 46)
         ax.hist(other, bins, density=True, color="#BBBBBB", label=names[1])
         ax.hist(own, bins, density=True, histtype="step", color=BLUE, lw=1.5, label=names[0])
         title = list(MODALITY_TITLES.values())[n]
@@ -485,6 +494,19 @@ def learning_curves(history: Sequence[Mapping]) -> Figure:
     middle.set(title="validation Dice", xlabel="epoch", ylim=(0, 1))
     middle.legend(loc="lower right")
     return finish(figure, False)
+
+
+def baseline_curves(thresholds: np.ndarray, scores: np.ndarray, synthetic: bool) -> Figure:
+    """Draw Dice of WT against the threshold for each patient, (patients, thresholds), and its mean.
+
+    Takes the scores of `metrics.threshold_baseline`.
+    """
+    figure, ax = plt.subplots(figsize=(6, 2.4))
+    ax.plot(thresholds, scores.T, color="#BBBBBB", lw=0.8)
+    ax.plot(thresholds, scores.mean(0), color=LINES[0], lw=2)
+    ax.set(xlabel="threshold on z-scored FLAIR", ylabel="Dice of WT; blue: mean", ylim=(0, 1))
+    return finish(figure, synthetic, alt="Dice of WT against the threshold: a line for each "
+                                         "patient, and their mean")
 
 
 def dice_boxplot(rows: Sequence[Mapping], synthetic: bool = False) -> Figure:
@@ -567,6 +589,6 @@ def _draw_memory(ax: Axes, encoder: Sequence[Mapping]) -> None:
     shares = [f"{part / sum(mib):.0%}" if part > 0.005 * sum(mib) else "< 1%" for part in mib]
     notes = [f"{text} MiB, {share}" for text, share in zip(same_digits(mib), shares, strict=True)]
     ax.bar_label(drawn, notes, padding=3, fontsize=8)
-    ax.set(title="memory of a patch's feature maps", xlim=(0, 1.9 * max(mib)), xticks=[])
+    ax.set(title="memory of each level's outputs, one patch", xlim=(0, 1.9 * max(mib)), xticks=[])
     ax.spines[:].set_visible(False)
     ax.tick_params(left=False, labelleft=False)

@@ -305,5 +305,5 @@ def throughput(history: Sequence[dict]) -> str:
     if "gpu/memory_gib" in load:
         parts.append(f"{load['gpu/memory_gib']:.1f} GiB of GPU memory at most")
     if "gpu/percent_busy" in load:
-        parts.append(f"GPU {load['gpu/percent_busy']:.0f} % busy")
+        parts.append(f"GPU {load['gpu/percent_busy']:.0f}% busy")
     return ", ".join(parts)

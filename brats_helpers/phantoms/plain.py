@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from ..basics.constants import ED, ET, NCR
 from ..data.cases import Patient
@@ -76,7 +76,7 @@ def plan_lesions(rng: np.random.Generator, rank: float) -> list[Lesion]:
     lesions = []
     for n in range(1 + (rng.random() < 0.14)):
         size = rng.random() if n else rank
-        radius = float(np.clip(13 * np.exp(0.5 * norm.ppf(size)), 4.5, 27)) * (0.65 if n else 1)
+        radius = float(np.clip(13 * np.exp(0.5 * ndtri(size)), 4.5, 27)) * (0.65 if n else 1)
         radius = min(radius, 14.0) if kind == "ET only" else max(
             radius, 12.0 if kind == "no ET" else 4.5)
         ring = rng.uniform(0.20, 0.38) * radius + 1.8

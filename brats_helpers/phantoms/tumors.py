@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from ..basics.constants import ED, ET, NCR
 from .anatomy import Tissue, column
@@ -31,7 +31,7 @@ class Tumor:
 def plan(rng: np.random.Generator, rank: float) -> list[Tumor]:
     """Draw a main tumor of the size that `rank` gives it, from 0 to 1, and its satellites."""
     kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
-    radius = float(np.clip(16.5 * np.exp(0.45 * norm.ppf(np.clip(rank, 0.01, 0.99))), 5, 36))
+    radius = float(np.clip(16.5 * np.exp(0.45 * ndtri(np.clip(rank, 0.01, 0.99))), 5, 36))
     if kind == "solid":
         radius = min(0.8 * radius, 20)
     side = rng.choice([-1, 1])

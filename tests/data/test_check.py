@@ -84,7 +84,7 @@ ODD = {
                  "^patient P: t1ce seems mirrored from left to right: .* Dice of 1.000 after"),
     "upside down": (lambda im: np.stack([im[0], im[1], im[2], im[3, ..., ::-1]]),
                     "^patient P: t2 seems mirrored upside down"),
-    "one voxel": (lambda im: cut(im, 17), "t1 covers 0 % .* nearly empty; export it again"),
+    "one voxel": (lambda im: cut(im, 17), "t1 covers 0% .* nearly empty; export it again"),
     "a third": (lambda im: cut(im, 12), "t1 covers .* nearly empty"),
     "a part": (lambda im: cut(im, 8), "t1 covers 7. % of .*: was it scanned or exported in part"),
     "a part of three": (lambda im: cut(np.stack([im[0] * 0, *im[1:]]), 12), "t1 covers .* nearly"),
@@ -125,7 +125,7 @@ def test_a_tumor_that_is_brighter_in_t1_tells_that_t1_and_t1ce_are_swapped() -> 
 
 
 def test_negative_scans_are_named_as_inverted_or_normalized() -> None:
-    for edit, kind, said in ((lambda im: -im, "warnings", "negative in 100 % .* inverted"),
+    for edit, kind, said in ((lambda im: -im, "warnings", "negative in 100% .* inverted"),
                              (lambda im: np.where(im, im - np.int16(np.median(im[im > 0])), 0),
                               "notes", "normalized already")):
         odd = oddities(changed(lambda im, edit=edit: np.stack([im[0], edit(im[1]), *im[2:]])))
@@ -469,8 +469,8 @@ def test_a_header_that_does_not_tell_the_axes_is_noted_with_what_is_assumed(
 def test_a_reference_that_fills_the_brain_is_named() -> None:
     brain = (PATIENT.images != 0).any(0)
     warnings = oddities(replace(PATIENT, reference=brain.astype(np.uint8) * 2))["warnings"]
-    assert warnings == ["patient " + PATIENT.name + ": its reference marks 100 % of the brain as "
-                        "tumor, and at most 60 % are plausible: is it a mask of the brain?"]
+    assert warnings == ["patient " + PATIENT.name + ": its reference marks 100% of the brain as "
+                        "tumor, and at most 60% are plausible: is it a mask of the brain?"]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -113,3 +113,12 @@ def test_label_3_for_4_is_read_and_the_cohort_is_warned_of_once(tmp_path: Path) 
     own, brats = of_cohort(check_cohort(find_cases(tmp_path), 1))
     assert "in 2 patient(s), such as A, and label 4 in 2, such as B" in own
     assert "such as BraTS2021_00001, and label 4 in 1, such as BraTS2021_00002" in brats
+
+
+def test_pediatric_references_without_label_4_bring_a_warning(tmp_path: Path) -> None:
+    for number in range(2):
+        write_case(tmp_path, f"BraTS-PED-0000{number}-000", IMAGES, LABELS % 4, endings=NEW)
+    (said,) = [text for text in of_cohort(check_cohort(find_cases(tmp_path), 1)) if "2023" in text]
+    assert "(2 patient(s), such as BraTS-PED-00000-000)" in said and "1 may be NCR, 2 ED" in said
+    write_case(tmp_path, "BraTS-PED-00002-000", IMAGES, LABELS, endings=NEW)
+    assert not [text for text in of_cohort(check_cohort(find_cases(tmp_path), 1)) if "2023" in text]

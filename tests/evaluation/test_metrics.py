@@ -12,7 +12,6 @@ from scipy import ndimage
 from brats_helpers.basics.constants import HD95_EMPTY_MM
 from brats_helpers.evaluation.metrics import (
     bootstrap_ci,
-    calibration,
     dice,
     distances_mm,
     hd95,
@@ -88,12 +87,3 @@ def test_baseline_finds_a_bright_ball_and_ignores_a_second_one() -> None:
     reference = np.zeros((20, 20, 20), np.uint8)
     reference[3:9, 3:9, 3:9] = 2
     assert threshold_baseline([image], [reference], [1, 9]).tolist() == [[1.0, 0.0]]
-
-
-def test_calibration_of_a_network_that_knows_and_of_one_that_boasts() -> None:
-    rng = np.random.default_rng(0)
-    p = rng.uniform(0, 1, 200_000)
-    said, was = calibration(p, rng.uniform(0, 1, p.size) < p)
-    assert len(said) == 10 and np.allclose(said, was, atol=0.01)
-    said, was = calibration(np.array([0.95, 0.99, 1.0, 0.02]), np.array([True, False, True, False]))
-    assert np.allclose(said, [0.02, 0.98]) and np.allclose(was, [0, 2 / 3])

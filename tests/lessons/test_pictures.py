@@ -66,8 +66,9 @@ def test_every_figure_draws_and_says_synthetic(patient: Patient) -> None:
     figures = [
         plots.show_modalities(patient, synthetic=True),
         plots.show_modalities(patient, "sagittal", synthetic=True),
-        plots.compare_slices({"a": patient.images[0], "b": patient.images[1]}, labels=labels,
-                             synthetic=True),
+        plots.compare_slices({"a": patient.images[0], "b": patient.images[1]},
+                             labels={"a": labels, "b": labels[::-1]}, synthetic=True),
+        plots.baseline_curves(np.linspace(0, 1, 4), np.random.rand(3, 4), synthetic=True),
         plots.three_planes(patient.images[0], {"reference": labels}, patient.spacing,
                            synthetic=True),
         plots.tumor_3d(labels, patient.images[0] > 0, patient.spacing, synthetic=True),
@@ -77,10 +78,8 @@ def test_every_figure_draws_and_says_synthetic(patient: Patient) -> None:
         figure.canvas.draw()
         assert any(text.get_text().endswith("synthetic") for text in figure.texts)
     overlays = {"reference": labels, "prediction": labels}
-    predicted = [plots.three_planes(patient.images[0], overlays, patient.spacing),
-                 plots.compare_slices({"a": patient.images[0]}, prediction=True)]
-    for figure in predicted:
-        assert "not for diagnosis" in " ".join(text.get_text() for text in figure.texts)
+    predicted = plots.three_planes(patient.images[0], overlays, patient.spacing)
+    assert "not for diagnosis" in " ".join(text.get_text() for text in predicted.texts)
     first = {"epoch": 1, "step": 5, "loss": 1.0, "learning_rate": 1e-3, "dice": None,
              "seconds": 2.0}
     history = [first, first | {"epoch": 2, "step": 9, "dice": {"WT": 0.5, "TC": 0.4, "ET": 0.3}}]

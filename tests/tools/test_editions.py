@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import SMOKE
 
 from brats_helpers.lessons.checks import Verdict
 from brats_helpers.tools import editions, series
@@ -57,10 +58,8 @@ def test_every_exercise_is_blank_with_its_solution_folded_away(written: Path, na
 
 def test_a_student_who_leaves_every_blank_comes_to_the_end(written: Path, tmp_path: Path,
                                                            monkeypatch) -> None:
-    settings = {"patients": 6, "test_patients": 2, "spacing_mm": 4.0, "epochs": 1, "steps": 3,
-                "patch": 32, "overfit_steps": 40, "full_size": False}
     monkeypatch.setattr(series, "FOLDER", written / "student")
-    work = series.run_series(work=tmp_path / "work", parameters=settings)
+    work = series.run_series(work=tmp_path / "work", parameters=SMOKE)
     for name in NAMES:
         cells = nbformat.read(work / "notebooks" / f"{name}.ipynb", 4).cells
         said = [out.data["text/plain"] for c in cells if "exercise" in c.metadata.get("tags", [])

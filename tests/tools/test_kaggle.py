@@ -25,7 +25,7 @@ from brats_helpers.tools import kaggle, series
 
 HELPERS = "brats-step-by-step-helpers"
 SMOKE = {"preset": "quick", "spacing_mm": 4.0, "epochs": 1, "steps": 3, "patch": 32,
-         "overfit_steps": 40, "full_size": False, "pretrained": False}
+         "overfit_steps": 15, "full_size": False, "pretrained": False}
 # The real client, which knows only Kaggle's own address, is given another.
 PUSH = """import sys, kagglesdk.kaggle_env as env
 env._env_to_endpoint[env.KaggleEnv.PROD] = sys.argv[1]

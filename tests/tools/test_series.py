@@ -15,7 +15,7 @@ import nbformat
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import small_volumes, write_case
+from conftest import SMOKE, small_volumes, write_case
 
 from brats_helpers.__main__ import main
 from brats_helpers.basics.errors import BratsError
@@ -23,8 +23,6 @@ from brats_helpers.data.cohort import read_cohort
 from brats_helpers.phantoms.kinds import make_patient
 from brats_helpers.tools import series
 
-SMOKE = {"patients": 6, "test_patients": 2, "spacing_mm": 4.0, "epochs": 1, "steps": 3, "patch": 32,
-         "overfit_steps": 40, "full_size": False}
 COARSE = {"spacing_mm": 6.0}  # notebook 01 shows phantoms of this size beside the user's patients
 
 
@@ -189,8 +187,8 @@ def test_all_five_notebooks_run_and_the_second_time_reuse(tmp_path: Path) -> Non
                     reason="BRATS_REAL_DATA is not set: no real scans to test on")
 def test_real_patients_go_through_all_five(tmp_path: Path) -> None:
     work = series.run_series(source=os.environ["BRATS_REAL_DATA"], work=tmp_path / "work",
-                             parameters={"spacing_mm": 4.0, "epochs": 1, "steps": 3, "patch": 32,
-                                         "overfit_steps": 40, "full_size": False, "tta": False})
+                             parameters={"tta": False, **{name: value for name, value
+                                         in SMOKE.items() if "patients" not in name}})
     metrics = json.loads((work / "metrics.json").read_text())
     assert metrics["set"] == "validation"
     assert metrics["checkpoint"] == "last.pt"

@@ -86,8 +86,8 @@ def same(history: list[dict], work: Path,
     """Assert that a training has the curve and the weights of the one that was whole.
 
     They cannot be equal: sums in another order differ by float error, and Adam, which divides by
-    the size of a gradient, turns one near 0 into a whole step. Measured: losses 5e-6, weights 0.9 %
-    of the distance to their start. Another order of patches in one process: 2e-7 and 0.2 %.
+    the size of a gradient, turns one near 0 into a whole step. Measured: losses 5e-6, weights 0.9%
+    of the distance to their start. Another order of patches in one process: 2e-7 and 0.2%.
     """
     for mine, other in zip(history, whole[0], strict=True):
         assert (mine["step"], mine["learning_rate"]) == (other["step"], other["learning_rate"])
