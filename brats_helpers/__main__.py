@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import importlib
 import io
 import logging
@@ -216,8 +217,21 @@ def _import_option(command: argparse.ArgumentParser) -> None:
                          help="your module that defines the checkpoint's network; may be repeated")
 
 
+def _stop(error: OSError) -> int:
+    """Say why nothing can be written; what is printed to may be full, or gone."""
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # or Python would try again at its end
+    with contextlib.suppress(OSError):
+        print(f"\n{error.filename or 'what is printed to'}: {error.strerror}: name another place.",
+              file=sys.stderr)
+    return 1
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; a problem is one message without a traceback."""
+    for name in ("stdout", "stderr"):  # a caller may have closed them
+        if getattr(sys, name) is None:
+            setattr(sys, name, nowhere := open(os.devnull, "w", encoding="utf-8"))
+            os.set_inheritable(nowhere.fileno(), True)  # or a worker's first file took its place
     if isinstance(sys.stdout, io.TextIOWrapper):  # a console may lack letters of a patient's name
         sys.stdout.reconfigure(errors="backslashreplace")
     options = parser().parse_args(arguments)
@@ -226,7 +240,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for module in getattr(options, "imports", []):
             _import(module)
-        return COMMANDS[options.command](options)
+        status = COMMANDS[options.command](options)
+        sys.stdout.flush()
+        return status
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EPIPE, errno.ENAMETOOLONG):
+            raise
+        return _stop(error)
     except BratsError as error:
         print(f"\n{error}", file=sys.stderr)
         return 130 if isinstance(error, Stopped) else 1

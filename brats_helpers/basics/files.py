@@ -32,6 +32,11 @@ GZIP_HEADER = 31  # zlib's `wbits` for a stream with gzip's header and checksum
 LARGEST_GUESS = 2**28  # bytes to allocate at most for the size that a .gz file claims
 
 
+def safe_cell(text: object) -> object:
+    """Keep spreadsheets from running a text that begins like a formula."""
+    return f"'{text}" if isinstance(text, str) and text[:1] in tuple("=+-@\t") else text
+
+
 def output_file(path: Path) -> Path:
     """Return where a file is to be written, past links; BratsError if no file can replace it."""
     path = Path(path)
@@ -154,9 +159,12 @@ class Packed:
         return content
 
 
-def gunzip(content: bytes) -> bytes:
-    """Decompress the content of a .gz file; OSError if it is damaged or cut short."""
-    expected = min(int.from_bytes(content[-4:], "little"), LARGEST_GUESS)  # as the file claims
+def gunzip(content: bytes, most: int = 2**34) -> bytes:
+    """Decompress the content of a .gz file; OSError if it is damaged, cut short or above `most`."""
+    claimed = int.from_bytes(content[-4:], "little")
+    if claimed > most:
+        raise OSError(f"it unpacks to {claimed:,} bytes, and its header asks for {most:,} at most")
+    expected = min(claimed, LARGEST_GUESS)
     try:
         stream = isal_zlib.decompressobj(GZIP_HEADER)
         whole = stream.decompress(content, expected + 1)  # into one buffer of that size

@@ -67,7 +67,6 @@ def read_case(case: Case) -> Patient:
     check_geometry(case, scans)
     notes = tuple(f"{path.name} has the shape {scan.extra['shape']} and is read as {scan.shape}"
                   for path, scan in zip(case.images, scans, strict=True) if scan.extra)
-    notes += guessed_axes(case, scans)
     if case.channels:
         volume = voxels(case, case.images[0], scans[0])
         arrays = [volume[..., c] for c in case.channels]
@@ -87,7 +86,7 @@ def read_case(case: Case) -> Patient:
         if name in case.missing:
             images = np.insert(images, n, 0, axis=0)
     reference, label = _read_labels(case, images.shape[1:], affine)
-    return Patient(case.name, images, reference, affine, notes, label)
+    return Patient(case.name, images, reference, affine, notes, label, guessed_axes(case, scans))
 
 
 def incomplete(case: Case) -> Case:
@@ -169,6 +168,9 @@ def check_case(case: Case) -> dict:
         patient = read_case(case)
     except BratsError as error:
         return _row(case, str(error))
+    except MemoryError:
+        return _row(case, f"patient {case.name}: there is not enough memory for its scans; close "
+                          "other programs, or use fewer processes.")
     volumes = None
     if patient.reference is not None:
         counts = np.bincount(patient.reference.ravel(), minlength=4)

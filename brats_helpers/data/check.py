@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 
 from ..basics.errors import BratsError
-from ..basics.files import output_file, read_json, write_file
+from ..basics.files import output_file, read_json, safe_cell, write_file
 from .archive import extract, find_patients, readable_in_place
 from .cases import check_cohort, find_twins
 from .finding import besides
@@ -208,14 +208,9 @@ def write_csv(path: Path, report: Report) -> None:
               for one in report.unused),
             *(["(all)", "warning", *blank, warning] for warning in report.warnings)]
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows([FIELDS, *map(_safe, rows)])
+    csv.writer(buffer, lineterminator="\n").writerows(
+        [FIELDS, *([safe_cell(cell) for cell in row] for row in rows)])
     write_file(path, buffer.getvalue())
-
-
-def _safe(cells: Sequence) -> list:
-    """Keep spreadsheets from running a name that begins like a formula."""
-    return [f"'{cell}" if isinstance(cell, str) and cell[:1] in tuple("=+-@\t") else cell
-            for cell in cells]
 
 
 def write_html(path: Path, report: Report) -> None:

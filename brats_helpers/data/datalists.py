@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ WANTED = (
     '(Decathlon, MONAI) or {"channel_names": {"0": "FLAIR", ...}, "labels": {...}} (nnU-Net)')
 MEANING = ((ET, r"^et$|^at$|(?<!non.)(?<!non)enhanc|gd.enh"),
            (ED, r"edema|oedema|^ed$|snfh|infiltr"), (NCR, r"necro|^ncr|^net|non.?enh|^nc\b"))
+UNUSED = re.compile(r"^ignore$|cavity|resection")  # nnU-Net's voxels without a truth; no tumor
 REGION = ((ET, r"enhanc|^et$"), (NCR, r"core|^tc$"), (ED, r"whole|^wt$|all"))
 BIDS_FOLDER = re.compile(r"(sub|ses)-.+|anat", re.IGNORECASE)  # below a data set's own folder
 
@@ -140,7 +142,7 @@ def _rows(content: Mapping, index: Path, count: int
         if not isinstance(text, str) or CONTROL.search(text):
             kind = "a path" if isinstance(text, str) else "text"
             raise NotAList(f"it names a file {text!r}, which is not {kind}")
-        return Path(index.parent, text)
+        return Path(os.path.normpath(index.parent / text))
 
     explicit = content.get("dataset")
     lists = ([list(explicit.values())] if isinstance(explicit, dict) else
@@ -244,7 +246,7 @@ def labels_of(content: Mapping) -> tuple[tuple[int, int], ...] | None:
     meaning = REGION if any(isinstance(value, list) for value in found.values()) else MEANING
     pairs = []
     for number, names in sorted(by_value.items()):
-        if number and names != ["ignore"]:  # nnU-Net's voxels without a truth
+        if number and not UNUSED.search(names[0]):  # refused where it occurs
             kinds = [next((here for here, pattern in meaning if re.search(pattern, name)), None)
                      for name in names]
             # Regions share numbers, and the innermost gives the meaning; classes do not.
@@ -272,8 +274,10 @@ def with_bids_table(case: Case) -> tuple[Case, Unused | None]:
     named = {}
     with (contextlib.suppress(OSError, csv.Error),  # a foreign file may be anything
           open(table, encoding="utf-8-sig", errors="replace", newline="") as lines):
+        first = lines.readline()
+        lines.seek(0)
         named = {str(row.get("name")): str(row.get("index"))
-                 for row in csv.DictReader(lines, delimiter="\t")}
+                 for row in csv.DictReader(lines, delimiter=max("\t,;", key=first.count))}
     if labels := labels_of({"labels": named}):
         return replace(case, labels=labels), None
     return replace(case, reference=None), Unused(

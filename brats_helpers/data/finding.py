@@ -14,7 +14,7 @@ from ..basics.errors import BratsError
 from ..basics.files import Packed
 from .datalists import Listed, read_lists, with_bids_table
 from .layouts import BIDS, FILE_NAME, NIFTI, case_of, group
-from .records import CONTROL, Case, Found, Unused
+from .records import CONTROL, Case, Found, Unused, shown
 from .unused import explain, hint, listing, shorten
 
 WANTED = ("four files a patient named like X_flair.nii.gz, X_t1.nii.gz, X_t1ce.nii.gz, X_t2.nii.gz "
@@ -30,7 +30,9 @@ EXPORT = ".sources.json"  # a file of the export for nnU-Net
 HIDDEN = ("a hidden file, as a copy that was stopped leaves",
           "copy it again, or rename it if it is whole")
 UNFINISHED = re.compile(r"\.[^._].*\.nii\b(?!.*\.icloud$)", re.IGNORECASE)
-UNPRINTABLE = ("its name has a line break or another control character", "rename it")
+UNPRINTABLE = ("has a name with a line break or another control character", "rename it")
+NOT_TEXT = ("has a name that is not in UTF-8", "rename it")
+BINS = ("#recycle", "@eaDir", "$RECYCLE.BIN", "lost+found")  # what was deleted, and previews
 NOTE = ".unpacked-from.json"  # in a folder: the archive that its files are from
 
 
@@ -49,19 +51,27 @@ def find(folder: Path) -> Found:
         raise BratsError(f"{folder} {there}is not a folder: give one that holds {WANTED}.")
     files, left, closed = _walk(folder)
     # Without a row of their own, these patients would be lost without a word.
-    barred = [Case(os.path.relpath(path, folder), (path,), None, problem=f"patient "
-                   f"{os.path.relpath(path, folder)}: {path} {': '.join(said)}.")
-              for path, said in closed.items()]
+    barred = [Case(shown(os.path.relpath(path, folder)), (path,), None, problem=shown(
+        f"patient {os.path.relpath(path, folder)}: {path} {': '.join(said)}."))
+        for path, said in closed.items()]
     found = _found(files, read_lists(files), left, barred)
     found.unused.extend(one for one in _empty_patients(found.cases, files, folder)
                         if one.path not in closed)
     if not found.cases:
+        found.unused.extend(_pictures(files))
         packed = [p for p in files if p.name.lower().endswith(ARCHIVE_ENDINGS)]
         also = (f" There is an archive in it, {packed[0].name}: give that as the source of "
                 "`check` or `run`; for `predict`, unpack it, and give the folder."
                 if packed else "")
         raise _nobody(folder, also, found)
     return found
+
+
+def _pictures(files: Sequence[Path]) -> list[Unused]:
+    """Name pictures, which are no news beside scans, but all there is without any."""
+    return shorten(Unused(p, f"in the format {p.suffix[1:].upper()}, and NIfTI is needed",
+                          "use the scan that it was made from")
+                   for p in files if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
 
 
 def find_packed(files: Sequence[Packed], archive: Path) -> Found:
@@ -143,9 +153,10 @@ def _same_files(a: Case, b: Case) -> bool:
 def _walk(root: Path) -> tuple[list[Path], list[Unused], dict[Path, tuple[str, str]]]:
     """Return all files below a folder, sorted, and the links and folders that cannot be used.
 
-    Folders that may not be read come by themselves, with the reason and the remedy.
+    Folders that may not be read, or whose names cannot be printed, come by themselves, with the
+    reason and the remedy.
     """
-    files, left, seen, waiting, closed = [], [], set(), [root], []
+    files, left, seen, waiting, closed, odd = [], [], set(), [root], [], {}
     while waiting:
         start, *waiting = waiting
         if start.resolve() in seen:
@@ -157,8 +168,9 @@ def _walk(root: Path) -> tuple[list[Path], list[Unused], dict[Path, tuple[str, s
                 folders.clear()
                 continue
             seen.add(here.resolve())
-            left += [Unused(here / name, *UNPRINTABLE) for name in folders + names
-                     if CONTROL.search(name) and (name in folders or ".nii" in name.lower())]
+            left += [Unused(here / name, *_unprintable(name)) for name in names
+                     if CONTROL.search(name) and ".nii" in name.lower()]
+            odd |= {here / name: _unprintable(name) for name in folders if CONTROL.search(name)}
             left += [Unused(here / name, *HIDDEN) for name in names if UNFINISHED.match(name)]
             folders[:] = sorted(f for f in folders if not _hidden(f) and not CONTROL.search(f))
             links = [f for f in folders if (here / f).is_symlink()]
@@ -175,7 +187,11 @@ def _walk(root: Path) -> tuple[list[Path], list[Unused], dict[Path, tuple[str, s
     left += [Unused(folder, "a folder with the name of a file, and no scan in it",
                     "put the file in its place")
              for folder in sorted(seen - full) if NIFTI.search(folder.name)]
-    return files, left, _explained(root, closed)
+    return files, left, odd | _explained(root, closed)
+
+
+def _unprintable(name: str) -> tuple[str, str]:
+    return NOT_TEXT if re.search("[\ud800-\udfff]", name) else UNPRINTABLE
 
 
 def _may_enter(place: str, closed: list[OSError]) -> bool:
@@ -208,7 +224,7 @@ def _broken(path: Path) -> Unused:
 
 
 def _hidden(name: str) -> bool:
-    return name.startswith((".", "__MACOSX"))
+    return name.startswith((".", "__MACOSX", *BINS))
 
 
 def _ours(folder: Path, root: Path) -> bool:

@@ -53,7 +53,8 @@ SCHEMES = (
     Scheme("BraTS-MEN-RT", "BraTS-MEN-RT-", {}, refused=IRRADIATED),
     Scheme("BraTS-MEN 2023", "BraTS-MEN-", NEW),
     Scheme("BraTS-MET 2023 to 2025", "BraTS-MET-", NEW, refused=CAVITY),
-    Scheme("BraTS-GLI, SSA, GoAT 2023 to 2025", "BraTS-[A-Z]+-|UCSD-PTGBM", NEW, refused=CAVITY),
+    Scheme("BraTS-GLI, SSA, GoAT 2023 to 2025", "BraTS-[A-Z]+-|UCSD-PTGBM|MU-Glioma|"
+           r"PatientID_\d+_Timepoint", NEW, refused=CAVITY),
     Scheme("BraTS 2017 to 2021, FeTS, UPENN-GBM, UCSF-PDGM, TCGA", "", OLD, (0, 1, 2, DISK_ET)))
 
 
@@ -62,7 +63,7 @@ def scheme_of(case: Case) -> Scheme:
     if case.labels:
         first = {here: value for value, here in reversed(case.labels)}
         on_disk = (0, *(first.get(label, label) for label in (NCR, ED, ET)))
-        return Scheme("its dataset.json", "", dict(case.labels), on_disk)
+        return Scheme("its list of labels", "", dict(case.labels), on_disk)
     for scheme in SCHEMES[:-1]:
         if re.match(scheme.names, case.name, re.IGNORECASE):
             return scheme

@@ -20,7 +20,7 @@ from .records import Case
 WORDS = {
     "flair": "flair t2f fla t2flair t2_flair t2-flair",
     "t1": "t1 t1n t1w t1pre t1_pre t1-pre",
-    "t1ce": "t1ce t1c t1gd t1_ce t1-ce t1_gd t1-gd t1gad t1_gad t1post t1_post t1-post "
+    "t1ce": "t1ce t1c ct1 t1gd t1_ce t1-ce t1_gd t1-gd t1gad t1_gad t1post t1_post t1-post "
     "t1wce t1w_ce",
     "t2": "t2 t2w",
     "seg": "seg segm segmentation tumor_segmentation tumor-segmentation tumormask tumor_mask "
@@ -33,13 +33,18 @@ FILE_NAME = re.compile(rf"^(?:(?P<case>.+?)[_-])?(?P<kind>{_KINDS})\.nii(?:\.gz)
 NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 BIDS = re.compile(r"^(?P<case>sub-[^_]+(?:_ses-[^_]+)?)(?P<entities>(?:_[a-z]+-[^_]+)*)"
                   r"_(?P<kind>flair|t1w|t2w|dseg|mask)\.nii(?:\.gz)?$", re.IGNORECASE)
-TUMOR = re.compile(r"(label|desc)-(tumou?r|lesion|L\b|seg)", re.IGNORECASE)
+# T1 after contrast agent, in BIDS's entities; "space" is a sequence, and so is no agent.
+AGENT = re.compile(r"_ce-(?!no)|_acq-([^_]*(post|gad|gd|t1ce|contrast|enhanc)|[^_]*t1c|ce)(?![^_])")
 # Files that belong to known data sets and are no input here.
 OTHER = re.compile(
     r"[_-](bias|unstripped|adc|dwi|swi|asl|dti\w*|dsc\w*|perf\w*|bold|pd|pdw|cbv|cbf|fa|md|ad|rd|"
     r"brain_?(parenchyma_)?(segmentation|mask)|desc-brain_mask|automated_approx_segm)\.nii(\.gz)?$",
     re.IGNORECASE)
 COPY = re.compile(r"copy of |kopie von |copie de ", re.IGNORECASE)  # as file managers name copies
+VISIT = re.compile(  # a folder's name that says when, and not who
+    r"(19|20)\d\d[-_.]?[01]\d[-_.]?[0-3]\d(T\d+)?|"
+    r"(ses|session|visit|timepoint|tp|time|week|month|day|year|scan|exam|follow-?up|fu|baseline|"
+    r"pre-?op|post-?op)([-_]?\d+)*", re.IGNORECASE)
 PLAIN_FOLDERS = ("anat", "nifti", "nii", "images", "image", "scans", "scan", "mri", "mr", "data")
 
 
@@ -68,7 +73,10 @@ def identify(path: Path | Packed) -> tuple[Path, str, str, bool] | None:
     if outer := FILE_NAME.match(parent.name):
         return _named(outer, parent.parent)
     if match := FILE_NAME.match(path.name):
-        return _named(match, parent)
+        inner = parent.parent if parent.name.lower() in PLAIN_FOLDERS else parent
+        numbered = re.fullmatch(r"\d+[_-](.+)", inner.name.lower())  # 2_T1GD/NIFTI/T1GD.nii
+        own = numbered and SUFFIXES.get(numbered[1]) in MODALITIES and not match["case"]
+        return _named(match, inner.parent if own else parent)
     if kind := SUFFIXES.get(parent.name.lower()):
         return parent.parent, NIFTI.sub("", path.name), kind, False
     return None
@@ -81,11 +89,11 @@ def _named(match: re.Match, folder: Path) -> tuple[Path, str, str, bool]:
 
 def _bids(folder: Path, match: re.Match) -> tuple[Path, str, str, bool] | None:
     kind, entities = match["kind"].lower(), match["entities"].lower()
-    if kind == "mask" and not TUMOR.search(entities):
-        return None
-    if kind in ("dseg", "mask"):
+    if kind == "mask":
+        return None  # of one region, and a reference tells three
+    if kind == "dseg":
         return folder, match["case"], "seg", False
-    contrast = "t1ce" if kind == "t1w" and "_ce-" in entities else SUFFIXES[kind]
+    contrast = "t1ce" if kind == "t1w" and AGENT.search(entities) else SUFFIXES[kind]
     return folder, match["case"], contrast, False
 
 
@@ -94,7 +102,9 @@ def _folder_name(folder: Path) -> str:
     if folder.name in ("", ".."):
         folder = folder.resolve()
     outer = folder.absolute().parent.name
-    return outer if outer and folder.name.lower() in PLAIN_FOLDERS else folder.name
+    if outer and folder.name.lower() in PLAIN_FOLDERS:
+        return _folder_name(folder.absolute().parent)
+    return f"{outer}_{folder.name}" if outer and VISIT.fullmatch(folder.name) else folder.name
 
 
 def group(files: Iterable[Path | Packed]) -> tuple[list[Group], set[Path | Packed]]:

@@ -46,6 +46,7 @@ UNREADABLE = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataEr
 UNITS = {1: ("meters", 1000.0), 3: ("micrometers", 0.001)}  # NIfTI's codes, and mm in one of them
 LARGEST_VOXELS = 2**28  # of a volume, 645 along each edge
 LONGEST_MM = 1000  # edge of a volume
+SLACK = 2**26  # bytes that a file may hold besides its voxels
 SAME_GRID = 0.1  # of a voxel: by this two files of one grid may differ
 EQUAL = 1e-3  # relative: float32 keeps a limit no better, and four digits show what exceeds it
 
@@ -62,12 +63,13 @@ def open_image(case: Case, path: Path | Packed) -> nib.Nifti1Image:
     """
     content = b""
     try:
-        _refuse_huge(case, path)
+        most = _refuse_huge(case, path) + SLACK
         content = path.read_bytes()
         _refuse_others(case, path, content)
         for _ in range(3):  # some files are compressed twice
             if content.startswith(GZIP):
-                content = gunzip(content)
+                content = gunzip(content, most)
+                _refuse_others(case, path, content)
         kind = nib.Nifti2Image if content[:4] in NIFTI2 else nib.Nifti1Image
         image = kind.from_bytes(content)
     except OSError as error:
@@ -98,8 +100,8 @@ def _check_size(case: Case, path: Path | Packed, image: nib.Nifti1Image, held: i
              "the file is damaged: get it again")
 
 
-def _refuse_huge(case: Case, path: Path | Packed) -> None:
-    """Refuse more voxels than a scan of a head has, by the header alone.
+def _refuse_huge(case: Case, path: Path | Packed) -> int:
+    """Refuse more voxels than a scan of a head has, by the header alone; returns their bytes.
 
     Zeros compress to a thousandth, so a small file may need more memory than there is.
     """
@@ -107,18 +109,21 @@ def _refuse_huge(case: Case, path: Path | Packed) -> None:
     with open(place, "rb") as file:
         file.seek(offset)
         start = file.read(1 << 16)
-    shape = ()
+    shape, size = (), 2**34
     with contextlib.suppress(zlib.error, *UNREADABLE):  # `open_image` names what is damaged
         for _ in range(3):
             if start.startswith(GZIP):
                 start = zlib.decompressobj(GZIP_HEADER).decompress(start, 1 << 15)
         kind = nib.Nifti2Header if start[:4] in NIFTI2 else nib.Nifti1Header
         header = kind(start[:kind.template_dtype.itemsize], check=False)
-        shape = header.get_data_shape() if header["magic"].item().startswith(b"n") else ()
+        if header["magic"].item().startswith(b"n"):
+            shape = header.get_data_shape()
+            size = prod(map(abs, shape)) * int(header["bitpix"]) // 8
     if prod(shape[:3]) > LARGEST_VOXELS or prod(shape) > 4 * LARGEST_VOXELS:
         fail(case, path, f"its header promises {' x '.join(map(str, shape))} voxels, and a scan "
              f"of a head has at most {LARGEST_VOXELS:,}", "if the header is right, resample it to "
              "1 mm; if not, get the file again")
+    return size
 
 
 def _refuse_others(case: Case, path: Path | Packed, content: bytes) -> None:
@@ -129,6 +134,8 @@ def _refuse_others(case: Case, path: Path | Packed, content: bytes) -> None:
     others = [other for magic, other in OTHERS.items() if start.startswith(magic)]
     if not content:
         others = [("empty, 0 bytes", "copy or download it again")]
+    if content[257:262] == b"ustar":
+        others = [("a tar archive", UNPACK)]
     if content[128:132] == b"DICM":
         others = [("a DICOM file", "convert its series with dcm2niix")]
     for title, remedy in others:
@@ -162,7 +169,7 @@ def check_geometry(case: Case, scans: Sequence[nib.Nifti1Image]) -> None:
 
 
 def guessed_axes(case: Case, scans: Sequence[nib.Nifti1Image]) -> tuple[str, ...]:
-    """Return a note if headers (both codes 0) do not tell the axes, which nibabel then guesses."""
+    """Return a warning if headers (both codes 0) do not tell the axes, which are then guessed."""
     silent = [path.name for path, scan in zip(case.images, scans, strict=True)
               if not (scan.header["sform_code"] or scan.header["qform_code"])]
     if not silent:

@@ -22,6 +22,7 @@ NOT_STRIPPED = 1.3  # times the other modalities' voxels that are not 0
 ALIKE = 0.995  # correlation of two contrasts; T1 and T1CE of one patient stay under 0.95
 DARK, BRIGHT = 0.10, 0.98  # quantiles: fluid is dark in T1; what is brightest in T2, and in FLAIR
 BRIGHTEST = 0.999  # the quantile of vessels and rims that take up contrast agent
+LIKER = 0.1  # of a correlation, in which T1CE may be more like FLAIR than like T1; good: -0.03
 SWAPPED = 0.4  # standard deviations by which FLAIR and T2 must look like each other
 UNLIKE = 0.25  # of a correlation: by so much T1 and T1CE are the most alike in every good patient
 # Standard deviations by which T1 may exceed T1CE in its brightest voxels and in the enhancing
@@ -31,6 +32,9 @@ NEGATIVE = 0.2  # of the brain
 FEW_VOXELS = 20
 COVERED = 0.95  # of the brain, by each modality
 EMPTY, PARTIAL = 0.5, 0.8  # of what the other modalities cover; good patients have 0.96 or more
+BEYOND = 0.1  # of the brain, where one modality alone is not 0; good patients have up to 0.03
+MISPLACED = 0.05  # of the brain, both missed and covered in excess; good patients have up to 0.02
+SKULL_ML = 800  # that a modality which the others exceed by far must cover to be a brain
 FITS, FITS_BETTER = 0.95, 0.01  # Dice of a flipped brain; good patients' is 0.01 below the stored
 AXES = {**dict.fromkeys("LR", "from left to right"), **dict.fromkeys("AP", "from front to back"),
         **dict.fromkeys("IS", "upside down")}
@@ -50,26 +54,29 @@ def oddities(patient: Patient) -> dict[str, list[str]]:
     scanned = patient.images.any((1, 2, 3))
     problems, partial = parts({name: mask for name, mask, there in
                                zip(MODALITIES, nonzero, scanned, strict=True)
-                               if there and name not in background})
+                               if there and name not in background}, ml)
     warnings = [*background.values(), *repeated(patient.images, some)]
     if not scanned.all() or problems:  # the rest compares all four
         return _of(patient, {"problems": problems, "warnings": [*warnings, *partial],
                              "notes": patient.notes})
     implausible, sizes = volumes(nonzero, ml, background)
     problems = implausible + constant(patient.images, some)
-    notes = [*patient.notes, *([] if background else coverage(nonzero)), *_place(patient)]
+    moved = [] if background or partial or sizes else misplaced(nonzero)
+    covered = [] if background or moved else coverage(nonzero)
+    notes = [*patient.notes, *covered, *_place(patient)]
     if not warnings:
         warnings, negative = below_zero(some)
         warnings += mirrored(patient, step, nonzero)
         exchanged = [] if warnings else swapped(some, nonzero.all(0), enhancing(patient, step))
         warnings, notes = [*warnings, *exchanged], [*notes, *negative]
     return _of(patient, {"problems": problems,
-                         "warnings": [*warnings, *partial, *sizes,
+                         "warnings": [*warnings, *partial, *sizes, *moved, *gaps(patient, step),
                                       *outside(patient, step, nonzero)],
                          "notes": [*notes, *_reference(patient)]})
 
 
-def _of(patient: Patient, found: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+def _of(patient: Patient, found: dict[str, Sequence[str]]) -> dict[str, list[str]]:
+    found["warnings"] = [*patient.doubts, *found["warnings"]]
     return {kind: [f"patient {patient.name}: {text}" for text in texts]
             for kind, texts in found.items()}
 
@@ -165,6 +172,8 @@ def swapped(some: np.ndarray, brain: np.ndarray, enhancing: np.ndarray) -> list[
     if alike > r[T1, T1CE] + UNLIKE:
         return [f"{pair} look swapped: t1 and t1ce should be more alike than either is to t2; "
                 "exchange the two files"]
+    if r[FLAIR, T1CE] > r[T1, T1CE] + LIKER:
+        return ["FLAIR and T1 may be swapped: t1ce is more like flair than like t1; look at both"]
     t1, t1ce = z[T1, enhancing[brain]], z[T1CE, enhancing[brain]]
     if t1.size >= FEW_VOXELS and (more := t1.mean() - t1ce.mean()) > BRIGHTER:
         return [f"T1 and T1CE may be swapped: the enhancing tumor (label 3) is {more:.1f} standard "
@@ -212,16 +221,55 @@ def _dice(one: np.ndarray, other: np.ndarray) -> float:
     return 2 * np.count_nonzero(one & other) / max(1, np.count_nonzero(one) + other.sum())
 
 
-def parts(masks: Mapping[str, np.ndarray]) -> tuple[list[str], list[str]]:
-    """Return problems and warnings about modalities that cover less than the others, (n,) bool."""
+def misplaced(nonzero: np.ndarray) -> list[str]:
+    """Return a sentence for the modality, (4, n) bool, whose brain lies elsewhere, if one does."""
+    shares, beyond = {}, {}
+    for n, (name, mask) in enumerate(zip(MODALITIES, nonzero, strict=True)):
+        others = nonzero.sum(0) - mask >= 2  # of three
+        off = min(np.count_nonzero(mask & ~others), np.count_nonzero(others & ~mask))
+        shares[name] = off / max(1, np.count_nonzero(others))
+        more = np.count_nonzero(mask & ~np.delete(nonzero, n, 0).any(0))
+        beyond[name] = more / max(1, np.count_nonzero(others))
+    asked = "is it of another patient, or was it not registered?"
+    name, share = max(shares.items(), key=lambda item: item[1])
+    if share > MISPLACED:
+        return [f"{name}'s brain misses {100 * share:.0f}% of where the brain of the others is, "
+                f"and covers as much elsewhere: {asked}"]
+    name, share = max(beyond.items(), key=lambda item: item[1])
+    return [f"{name}'s brain is {100 * share:.0f}% larger than that of the others: {asked}"
+            ] if share > BEYOND else []
+
+
+def gaps(patient: Patient, step: int) -> list[str]:
+    """Return a sentence about slices between others of the brain that are 0 in all modalities."""
+    empty = 0
+    for axis in range(3):
+        grid = [slice(None, None, step)] * 3
+        grid[axis] = slice(None)
+        rest = tuple(other for other in range(4) if other != axis + 1)
+        filled = np.flatnonzero(patient.images[(slice(None), *grid)].any(rest))
+        empty = max(empty, int(np.ptp(filled)) + 1 - len(filled)) if len(filled) else empty
+    return [f"{empty} slices inside the brain are 0 in all contrasts: was a part lost in an export "
+            "or a transfer?"] if empty else []
+
+
+def parts(masks: Mapping[str, np.ndarray], ml: float) -> tuple[list[str], list[str]]:
+    """Return problems and warnings about modalities that cover less than the others.
+
+    masks: (n,) bool each, of `ml` a voxel.
+    """
     problems, warnings = [], []
     for name, mask in masks.items():
         others = [np.count_nonzero(other) for key, other in masks.items() if key != name]
         share = np.count_nonzero(mask) / max(1, np.median(others)) if others else 1
         said = f"{name} covers {100 * share:.0f}% of what the other contrasts cover"
-        if share < EMPTY:
-            problems.append(f"{said}: it is nearly empty; export it again, or remove its file (the "
-                            "network in the box works with fewer contrasts)")
+        size = np.count_nonzero(mask) * ml
+        if share < PARTIAL and size > SKULL_ML and max(others) * ml > LARGE_ML:
+            warnings.append(f"{name} is not 0 in {size:,.0f} ml, and others in "
+                            f"{max(others) * ml:,.0f} ml: were all skull-stripped?")
+        elif share < EMPTY:
+            problems.append(f"{said}: too little of it is there; export it again, or remove its "
+                            "file (the network in the box works with fewer contrasts)")
         elif share < PARTIAL:
             warnings.append(f"{said}: was it scanned or exported in part? Look at it")
     return problems, warnings
@@ -278,7 +326,19 @@ def of_cohort(rows: Sequence[Mapping]) -> list[str]:
     if labeled and not any(value for one in labeled for value in one.values()):
         return [f"all {len(labeled)} references are empty: are these the tumors' masks?"]
     numbers = {row["name"]: row["enhancing"] for row in rows if row.get("enhancing")}
-    return [f"label {label} ({name}) occurs in no patient: with these references no network learns "
-            "it, and no score of it has a meaning"
-            for label, name in LABEL_SHORT.items()
-            if labeled and not any(one[name] for one in labeled)] + doubtful(numbers)
+    absent = [f"label {label} ({name}) occurs in no patient: with these references no network "
+              "learns it, and no score of it has a meaning"
+              for label, name in LABEL_SHORT.items()
+              if labeled and not any(one[name] for one in labeled)]
+    return [*_whole(rows), *absent, *doubtful(numbers)]
+
+
+def _whole(rows: Sequence[Mapping]) -> list[str]:
+    """Return a warning if some references have one label alone, and others several."""
+    kinds = {row.get("name"): sum(map(bool, row["volumes_ml"].values()))
+             for row in rows if row["volumes_ml"]}
+    single = [name for name, count in kinds.items() if count == 1]
+    if not single or max(kinds.values()) == 1:
+        return []
+    return [f"the reference of {len(single)} patient(s), such as {single[0]}, has one label alone, "
+            "and others have several: is it a mask of the whole tumor? Then leave it out"]

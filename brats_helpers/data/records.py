@@ -29,7 +29,7 @@ class Case:
     reference: Path | Packed | None  # the expert's segmentation, if there is one
     channels: tuple[int, ...] = ()  # of a 4D file: the place of each modality in it
     problem: str = ""  # why it cannot be read, if the names alone tell
-    labels: tuple[tuple[int, int], ...] = ()  # its dataset.json: label on disk -> label here
+    labels: tuple[tuple[int, int], ...] = ()  # of dataset.json or dseg.tsv: on disk -> here
     missing: tuple[str, ...] = ()  # modalities without a file
     hint: str = ""  # files that may be the missing ones
 
@@ -44,6 +44,7 @@ class Patient:
     affine: np.ndarray  # (4, 4), voxel indices to mm; right, anterior and superior are positive
     notes: tuple[str, ...] = ()  # what was remarkable in reading
     enhancing: int = 0  # the reference's number of the enhancing tumor, where 3 and 4 may be
+    doubts: tuple[str, ...] = ()  # what had to be guessed in reading
 
     @property
     def spacing(self) -> tuple[float, ...]:

@@ -19,17 +19,19 @@ COLUMNS = ("patient", "person")  # of the CSV that `read_persons` reads
 WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # the first bytes of .xlsx and .ods, and of .xls
 # What comes after the person in a patient's name, by data set: a visit, a time point or a date.
 VISITS = [re.compile(pattern, re.IGNORECASE) for pattern in (
-    r"(BraTS-(?:[A-Z]+-)+\d+)-\d+",  # BraTS-GLI-00005-100
+    r"(BraTS[-_](?:[A-Z]+[-_])+\d+)[-_]\d+",  # BraTS-GLI-00005-100
+    r"(BraTSReg_\d+)_.+",
     r"(Brats1[5-9]_.+)_\d+", r"(brats_(?:tcia|2013)_pat\d+)_\d+",  # BraTS 2015 to 2019
     r"(UCSF-PDGM-\d+)_.+", r"(UPENN-GBM-\d+)_.+", r"((?:RHUH|UCSD-PTGBM)-\d+)_\d+",
     r"(TCGA-\w\w-\w{4})[-_].+", r"(sub-[A-Z0-9]+)_.+",  # _1996.08.23; _ses-02 of BIDS
-    r"(.*\d.*?)[-_](?:(?:19|20)\d\d[-_.]?[01]\d[-_.]?[0-3]\d)",  # any number with a date
+    r"(.*\d.*?)[-_](?:(?:19|20)\d\d[-_.]?[01]\d[-_.]?[0-3]\d(?:T\d+)?)",  # any number with a date
     r"(.*\d.*?)[-_.](?:ses|session|visit|timepoint|tp|fu|followup|follow-up|week|month|baseline"
     r"|pre-?op|post-?op)[-_]?\w*(?:[-_]\d+)?")]
 # What may be a visit, and is one if other names differ in it alone: p05_pre, p07-V1, p08_scan1.
 REPEATED = re.compile(
     r"(.*?\d.*?)(?:[-_.](?:(?:pre|post)[a-z]*\d?"
-    r"|(?:v|scan|exam|study|time|day|year)[-_]?\d{1,3}))+", re.IGNORECASE)
+    r"|(?:v|scan|exam|study|time|day|year|mr)[-_]?\d{1,3}|[myw]\d{1,2}"
+    r"|(?:1st|2nd|3rd|first|second|third|initial|recurren\w+|progression)))+", re.IGNORECASE)
 
 
 def person_of(name: str) -> str:

@@ -27,7 +27,7 @@ SPLIT = re.compile(
 FORMATS = {
     "MetaImage": ".mha .mhd", "NRRD": ".nrrd .nhdr", "FreeSurfer": ".mgz .mgh", "MINC": ".mnc",
     "Analyze or a NIfTI pair": ".hdr", "DICOM": ".dcm .ima", "NumPy": ".npy .npz",
-    "HDF5": ".h5 .hdf5", "Philips": ".par"}
+    "HDF5": ".h5 .hdf5", "Philips": ".par", "TIFF": ".tif .tiff"}
 FORMAT_OF = {ending: title for title, endings in FORMATS.items() for ending in endings.split()}
 PARTIAL = re.compile(r"\.(part|partial|crdownload|download|filepart|tmp|aria2)$", re.IGNORECASE)
 POINTERS = {
@@ -38,9 +38,10 @@ GUESSES = (
     (r"flair", "flair"), (r"t1\w*(gd|ce|gad|post|km|c\b)|contrast", "t1ce"), (r"t2", "t2"),
     (r"t1", "t1"),
     (r"seg|mask|label|tumou?r|roi\b|gtv|\bgt\b|truth|annot|manual|expert", "seg"))
+BIDS_MASK = re.compile(r"_label-[^_]+_mask\.nii")
 SIDECAR = re.compile(r"\.(md5|sha\d*|crc)$", re.IGNORECASE)  # checksums of files
-SERIES = ("in the format ", "another contrast", "named ", "its name ends", "no dataset.json",
-          "its channel", "dataset.json does not")  # reasons that are shown once for many files
+SERIES = ("in the format ", "a mask of one region", "another contrast", "named ", "its name ends",
+          "no dataset.json", "its channel", "dataset.json does not")  # shown once for many files
 SHOWN = 20
 LISTED = re.compile(r"(images|labels)(Tr|Ts|Val)")  # folders of nnU-Net and the Decathlon
 LISTS = {"Tr": "training", "Ts": "test", "Val": "validation"}
@@ -57,6 +58,9 @@ def explain(path: Path | Packed, cases: Sequence[Case]) -> Unused | None:
         return Unused(path, *_in_format("DICOM"))
     known = identify(path)
     derived = ".nii" in name and "derivatives" in path.parent.parts
+    if BIDS_MASK.search(name):
+        return Unused(path, "a mask of one region, and a reference tells three apart",
+                      "give a dseg file with their labels, if there is one")
     if OTHER.search(path.name) or derived or (known and known[2] == "draft"):
         return Unused(path, "another contrast or a derived file, which is not needed")
     bare = FILE_NAME.match(f"{name}.nii")  # P_t1, without an ending
@@ -136,7 +140,16 @@ def _of_somebody(path: Path | Packed, cases: Sequence[Case], ending: str
                  ) -> tuple[str, str] | None:
     """Recognize a reference whose patient is unknown, a bare mask, and nnU-Net's numbers."""
     known, stem = identify(path), NIFTI.sub("", path.name)
+    owner = known[1] if known and known[2] == "seg" else stem
+    if LISTED.fullmatch(path.parent.name) and any(case.name == owner for case in cases):
+        return (f"the reference of {owner}, which its dataset.json does not give it, or not with "
+                "labels that are known", f'name it as the "label" of {owner}, and the meaning of '
+                'its numbers in "labels"')
     if known and known[2] == "seg":
+        same = [case for case in cases if case.name == known[1]]
+        if same and same[0].reference:
+            return (f"one more reference of {known[1]}, and {same[0].reference} is used",
+                    "keep the right one of the two")
         return (f"a reference of {known[1]}, and it is not certain whose scans it belongs to",
                 f"add the scans of {known[1]}, or give it the name of its patient")
     if any(case.name == stem for case in cases):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import os
 import zlib
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..basics.errors import BratsError
-from ..basics.files import gunzip, output_file, write_file
+from ..basics.files import gunzip, output_file, safe_cell, write_file
 from ..data.nifti import open_image, voxels
 from ..data.records import Case
 
@@ -38,10 +39,11 @@ class Table:
         except (OSError, UnicodeDecodeError, csv.Error):
             found = []
         if found and set(COLUMNS) - NEWER <= set(found[0]):
-            self.rows = {row["case"]: {name: row.get(name) or "" for name in COLUMNS}
-                         for row in found if row["case"]}
+            rows = [{name: row.get(name) or "" for name in COLUMNS} for row in found]
+            self.rows = {name: row | {"case": name} for row in rows if (name := _own(row["case"]))}
         elif path.stat().st_size:
-            aside = path.with_name(f"{TABLE}.unreadable")
+            aside = next(place for n in itertools.count() if not os.path.lexists(
+                place := path.with_name(f"{TABLE}.unreadable{n or ''}")))
             os.replace(path, aside)
             self.lost = True  # so nobody knows who wrote the masks
             tqdm.write(f"WARNING: {path} is damaged or not a table of predict: kept as "
@@ -87,8 +89,14 @@ class Table:
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, COLUMNS)
         writer.writeheader()
-        writer.writerows(self.rows[name] for name in sorted(self.rows))
+        writer.writerows({name: safe_cell(cell) for name, cell in self.rows[case].items()}
+                         for case in sorted(self.rows))
         write_file(self.path, buffer.getvalue())
+
+
+def _own(name: str) -> str:
+    """Undo `safe_cell`."""
+    return name[1:] if name[1:] and safe_cell(name[1:]) == name else name
 
 
 def new_row(name: str, status: str, warnings: Iterable[str] = (), **values: object) -> dict:

@@ -169,6 +169,10 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     **{f"a dimension of {number} in the {kind}": (
         header(kind, put(42, short(number))), f"its shape is .{number}, .* 1 or more.*damaged")
         for kind, number in (("flair", -5), ("t2", 0), ("seg", -1))},
+    "more behind its voxels": (lambda f: (f / "P_t2.nii.gz").write_bytes(gzip.compress(
+        gzip.decompress((f / "P_t2.nii.gz").read_bytes()) + bytes(2**27), 1)), "it unpacks to"),
+    "a tar inside": (lambda f: (f / "P_t2.nii.gz").write_bytes(
+        gzip.compress(bytes(257) + b"ustar" + bytes(250))), "it is a tar archive"),
     "unknown data type": (header("t2", put(70, short(999))), "cannot be opened as NIfTI"),
     "complex numbers": (change("t2", lambda v, a: (v.astype(np.complex64), a)), "complex"),
     "colors": (header("t2", put(70, short(128) + short(24))), "promises|color"),

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import pack, write_case
 from joblib.externals.loky.process_executor import TerminatedWorkerError
+from scipy import ndimage
 
 from brats_helpers.__main__ import main
 from brats_helpers.basics.errors import BratsError
@@ -84,10 +85,10 @@ ODD = {
                  "^patient P: t1ce seems mirrored from left to right: .* Dice of 1.000 after"),
     "upside down": (lambda im: np.stack([im[0], im[1], im[2], im[3, ..., ::-1]]),
                     "^patient P: t2 seems mirrored upside down"),
-    "one voxel": (lambda im: cut(im, 17), "t1 covers 0% .* nearly empty; export it again"),
-    "a third": (lambda im: cut(im, 12), "t1 covers .* nearly empty"),
-    "a part": (lambda im: cut(im, 8), "t1 covers 7. % of .*: was it scanned or exported in part"),
-    "a part of three": (lambda im: cut(np.stack([im[0] * 0, *im[1:]]), 12), "t1 covers .* nearly"),
+    "one voxel": (lambda im: cut(im, 17), "t1 covers 0% .* too little of it"),
+    "a third": (lambda im: cut(im, 12), "t1 covers .* too little of it"),
+    "a part": (lambda im: cut(im, 8), "t1 covers 7.% of .*: was it scanned or exported in part"),
+    "a part of three": (lambda im: cut(np.stack([im[0] * 0, *im[1:]]), 12), "t1 covers .* too"),
     "constant": (lambda im: np.stack([im[0], (im[1] != 0).astype(np.int16), im[2], im[3]]),
                  "t1 has one value, 1"),
 }
@@ -333,8 +334,8 @@ def test_a_control_character_in_a_name_breaks_no_table(cohort: Path, tmp_path: P
     files = ["--csv", str(tmp_path / "c.csv"), "--html", str(tmp_path / "c.html")]
     assert main(["check", str(cohort), "--jobs", "1", *files]) == 1
     out = capsys.readouterr().out
-    assert "P\\n1: its name has a line break" in out and "P0_seg\\udcff" in out
-    assert "2 not used" in out and "1 patient(s)" in out
+    assert "P\\n1 has a name with a line break" in out and "P0_seg\\udcff" in out
+    assert "1 not used" in out and "2 patient(s)" in out
     with open(tmp_path / "c.csv", newline="", encoding="utf-8") as file:
         assert not any("\n" in cell for row in csv.reader(file) for cell in row)
     assert "P\\n1" in (tmp_path / "c.html").read_text(encoding="utf-8")
@@ -449,11 +450,11 @@ def test_a_reference_of_other_scans_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", [False, True])
-def test_a_header_that_does_not_tell_the_axes_is_noted_with_what_is_assumed(
+def test_a_header_that_does_not_tell_the_axes_is_warned_of_with_what_is_assumed(
         tmp_path: Path, missing: bool) -> None:
     folder = write_case(tmp_path, "P1", PATIENT.images, None, PATIENT.affine, suffix=".nii")
     case = find_cases(folder)[0]
-    assert not any("does not say" in text for text in check_case(case)["notes"])
+    assert not any("does not say" in text for text in check_case(case)["warnings"])
     for path in folder.iterdir():
         content = bytearray(path.read_bytes())
         content[252:256] = bytes(4)  # qform_code and sform_code
@@ -461,9 +462,9 @@ def test_a_header_that_does_not_tell_the_axes_is_noted_with_what_is_assumed(
     if missing:
         (folder / "P1_t2.nii").unlink()
         case = incomplete(find_cases(folder)[0])
-    notes = check_case(case)["notes"]
+    warnings = check_case(case)["warnings"]
     assert any("P1_t1ce.nii" in text and "does not say where left, right and front" in text
-               and "LAS is assumed" in text for text in notes), notes
+               and "LAS is assumed" in text for text in warnings), warnings
 
 
 def test_a_reference_that_fills_the_brain_is_named() -> None:
@@ -519,3 +520,37 @@ def test_a_zip_without_scans_is_refused_before_a_run(tmp_path: Path) -> None:
         unused_at(tmp_path / "best.pt")
     with pytest.raises(BratsError, match="zip file without a NIfTI scan"):
         check_path(tmp_path / "best.pt")
+
+
+def _elsewhere(images: np.ndarray) -> np.ndarray:
+    return np.stack([images[0], np.roll(images[1], 3, axis=1), *images[2:]])
+
+
+def _larger(images: np.ndarray) -> np.ndarray:
+    wide = ndimage.grey_dilation(images[1], (3, 1, 1))
+    return np.stack([images[0], np.where(images[1] > 0, images[1], wide), *images[2:]])
+
+
+def _holes(images: np.ndarray) -> np.ndarray:
+    images = images.copy()
+    images[..., 6:9] = 0
+    return images
+
+
+@pytest.mark.parametrize(("edit", "said"), [
+    (_elsewhere, "t1's brain misses .* of where the brain of the others is"),
+    (_larger, "t1's brain is .* larger than that of the others"),
+    (_holes, "3 slices inside the brain are 0 in all contrasts"),
+    (lambda images: images[[1, 0, 2, 3]], "FLAIR and T1 may be swapped")])
+def test_a_misplaced_brain_lost_slices_and_flair_for_t1_are_named(edit: Callable,
+                                                                  said: str) -> None:
+    assert not any(re.search(said, text) for text in oddities(PATIENT)["warnings"])
+    warnings = oddities(replace(PATIENT, images=edit(PATIENT.images)))["warnings"]
+    assert any(re.search(said, text) for text in warnings), warnings
+
+
+def test_contrasts_of_which_two_were_skull_stripped_are_not_called_empty() -> None:
+    images = np.pad(PATIENT.images, ((0, 0), *((8, 8),) * 3))
+    images[:2] = np.maximum(images[:2], ndimage.grey_dilation(images[:2], (1, 13, 13, 13)) // 4)
+    found = oddities(replace(PATIENT, images=images, reference=None))
+    assert not found["problems"] and any("were all skull-stripped" in t for t in found["warnings"])

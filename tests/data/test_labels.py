@@ -68,6 +68,7 @@ def test_label_3_of_the_oldest_sets_is_core_that_does_not_enhance(tmp_path: Path
     [("BraTS-GLI-02063-100", NEW, (1, 2, 4), "resection cavity.*enhancing tumor"),
      ("h", NEW, (1, 2, 4), "resection cavity"),
      ("UCSD-PTGBM-1", OLD, (1, 2, 4), "resection cavity"),
+     ("PatientID_0003_Timepoint_1", OLD, (1, 2, 4), "resection cavity"),
      ("BraTS-MEN-RT-1", NEW, (1, 1, 1), "irradiated"),
      ("P", OLD, (3, 2, 4), "both 3 and 4.*non-enhancing core.*resection cavity"),
      ("P", OLD, (1, 2, 255), r"labels \[255")],
@@ -93,7 +94,7 @@ def test_labels_farther_from_a_whole_number_are_refused(tmp_path: Path) -> None:
 
 def test_a_list_of_its_own_comes_before_names() -> None:
     case = Case("BraTS-PED-1", (), None, labels=((1, 2), (2, 1), (3, 3)))
-    assert scheme_of(case).title == "its dataset.json" and scheme_of(case).on_disk == (0, 2, 1, 3)
+    assert scheme_of(case).title == "its list of labels" and scheme_of(case).on_disk == (0, 2, 1, 3)
     assert as_written(case)[1] == 2 and convert(case, np.array([1, 2, 3])).tolist() == [2, 1,
                                                                                               3]
     assert "4 refused" in table_text() and "1 ET, 2 NCR, 3 NCR, 4 ED" in table_text()
@@ -122,3 +123,10 @@ def test_pediatric_references_without_label_4_bring_a_warning(tmp_path: Path) ->
     assert "(2 patient(s), such as BraTS-PED-00000-000)" in said and "1 may be NCR, 2 ED" in said
     write_case(tmp_path, "BraTS-PED-00002-000", IMAGES, LABELS, endings=NEW)
     assert not [text for text in of_cohort(check_cohort(find_cases(tmp_path), 1)) if "2023" in text]
+
+
+def test_a_reference_with_one_label_among_others_is_asked_about(tmp_path: Path) -> None:
+    write_case(tmp_path, "P1", IMAGES, LABELS)
+    write_case(tmp_path, "P2", IMAGES, (LABELS > 0).astype(np.uint8))
+    (said,) = of_cohort(check_cohort(find_cases(tmp_path), 1))
+    assert "such as P2, has one label alone" in said and "a mask of the whole tumor" in said

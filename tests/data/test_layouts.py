@@ -442,3 +442,79 @@ def test_a_list_with_a_fifth_contrast_gives_the_four(tmp_path: Path, single: boo
     found = find(tmp_path)
     assert np.array_equal(read_case(found.cases[0]).images, IMAGES)
     assert [one.path.name for one in found.unused] == ([] if single else ["B_7_0004.nii.gz"])
+
+
+@pytest.mark.parametrize("agent", ["acq-post", "acq-gd", "acq-ce", "acq-mprageT1CE", "ce-gad"])
+@pytest.mark.parametrize("plain", ["", "_acq-pre", "_acq-space", "_ce-none"])
+def test_bids_tells_by_acq_or_ce_what_has_contrast_agent(tmp_path: Path, agent: str,
+                                                         plain: str) -> None:
+    ends = f"FLAIR acq{plain[4:]}_T1w {agent}_T1w T2w" if "acq" in plain else (
+        f"FLAIR {plain.strip('_')}_T1w {agent}_T1w T2w".replace(" _", " "))
+    put_all(tmp_path, " ".join(f"sub-1/anat/sub-1_{end}.nii.gz" for end in ends.split()))
+    (case,) = find(tmp_path).cases
+    assert not case.problem and agent in case.images[2].name and agent not in case.images[1].name
+
+
+def test_folders_named_by_a_visit_keep_the_person(tmp_path: Path) -> None:
+    for place in ("P1/2019-01-05", "P1/2020-02-01", "P2/baseline", "P2/week-044"):
+        put_all(tmp_path, " ".join(f"{place}/{name}.nii.gz" for name in "FLAIR T1 CT1 T2".split()))
+    assert [case.name for case in find(tmp_path).cases] == [
+        "P1_2019-01-05", "P1_2020-02-01", "P2_baseline", "P2_week-044"]
+
+
+def test_a_numbered_folder_for_each_contrast_is_one_patient(tmp_path: Path) -> None:
+    for person in ("EGD-1", "EGD-2"):
+        put_all(tmp_path, " ".join(f"{person}/{n}_{name}/NIFTI/{name}.nii.gz" for n, name
+                                   in enumerate("FLAIR T1 T1GD T2".split(), 1)))
+    found = find(tmp_path)
+    assert [(case.name, case.problem) for case in found.cases] == [("EGD-1", ""), ("EGD-2", "")]
+
+
+def test_what_was_deleted_is_no_patient(tmp_path: Path) -> None:
+    for place in ("P1", "#recycle/P2", "@eaDir/P3", "lost+found/P4"):
+        put_all(tmp_path / place, "f_flair.nii f_t1.nii f_t1ce.nii f_t2.nii f_seg.nii")
+    assert len(find(tmp_path).cases) == 1
+
+
+def test_masks_of_one_region_second_references_and_pictures_are_named(tmp_path: Path) -> None:
+    put_all(tmp_path, " ".join(f"P1/P1_{end}.nii.gz" for end in "flair t1 t1ce t2 seg".split()))
+    put(tmp_path / "better" / "P1_seg.nii.gz")
+    put(tmp_path / "derivatives" / "sub-1_label-lesion_mask.nii.gz")
+    (tmp_path / "slices").mkdir()
+    (tmp_path / "slices" / "a.tif").touch()
+    found = find(tmp_path)
+    said = " ".join(map(str, found.unused))
+    assert found.cases[0].reference == tmp_path / "P1" / "P1_seg.nii.gz"
+    for text in ("one more reference of P1, and", "a mask of one region", "the format TIFF"):
+        assert text in said, said
+    (tmp_path / "only").mkdir()
+    for number in range(3):
+        (tmp_path / "only" / f"{number}.png").touch()
+    with pytest.raises(BratsError, match=r"the format PNG.*and 2 more like it"):
+        find(tmp_path / "only")
+
+
+def test_a_list_may_name_its_files_from_above(tmp_path: Path) -> None:
+    nnunet(tmp_path / "D")
+    listed = json.loads((tmp_path / "D" / "dataset.json").read_text())
+    names = sorted(p.name for p in (tmp_path / "D" / "imagesTr").iterdir())[:4]
+    listed["dataset"] = {"a": {"images": [f"../D/imagesTr/{name}" for name in names]}}
+    (tmp_path / "E").mkdir()
+    (tmp_path / "E" / "dataset.json").write_text(json.dumps(listed))
+    found = find(tmp_path / "E")
+    assert len(found.cases) == 1 and not found.unused
+
+
+def test_a_class_that_is_no_tumor_is_refused_only_where_it_occurs() -> None:
+    known = {"background": 0, "necrosis": 1, "edema": 2, "enhancing tumor": 3}
+    assert labels_of({"labels": known | {"resection cavity": 4}}) == labels_of({"labels": known})
+    assert labels_of({"labels": known | {"liver": 4}}) is None
+
+
+@pytest.mark.parametrize("separator", [",", ";"])
+def test_a_table_of_labels_may_be_separated_otherwise(tmp_path: Path, separator: str) -> None:
+    put_all(tmp_path, " ".join(f"sub-1/anat/sub-1_{end}.nii.gz" for end in BIDS_SCANS.split()))
+    put(tmp_path / "sub-1" / "anat" / "sub-1_dseg.nii.gz", EDEMA_FIRST)
+    rows = ("index,name", "1,edema", "2,necrosis", "3,enhancing tumor")
+    (tmp_path / "dseg.tsv").write_text("\n".join(rows).replace(",", separator))
+    assert np.array_equal(read_case(find(tmp_path).cases[0]).reference, INSIDE)

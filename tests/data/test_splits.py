@@ -119,7 +119,10 @@ def test_a_name_without_a_visit_is_a_person(name: str) -> None:
 ONE = ("p05_pre p05_post", "p07-V1 p07-V2", "p08_scan1 p08_scan2 P08_Scan3", "p09 p09_post",
        "BraTS-GLI-00005-100 brats-gli-00005-101", "sub-01 SUB-01 sub-01_ses-2", "x10.v1 x10_v2_pre "
        "x10_v2_post", "pt5_day0 pt5_day90", "x11.visit1 x11.visit2",
-       "UCSD-PTGBM-0002_01 UCSD-PTGBM-0002_02")
+       "UCSD-PTGBM-0002_01 UCSD-PTGBM-0002_02", "BraTSReg_001_00_0000 BraTSReg_001_01_0106",
+       "BraTS_GLI_00005_100 BraTS_GLI_00005_101", "P7_20190105T1030 P7_20200105T1100",
+       "P2_m0 P2_m6", "P8_y1 P8_y2", "P3_1st P3_2nd", "P12_initial P12_recurrence",
+       "P13_MR1 P13_MR2")
 SEVERAL = ("site1_001 site1_002", "BRATS_001 BRATS_002", "patient_1 patient_11", "p1_pre p2_post",
            "p07-V1 p17-V1", "scan_1 scan_2", "case_1 case_2", "p1_t1 p1_t2", "v1 v2")
 

@@ -147,11 +147,10 @@ def test_what_is_kept_and_what_is_made_anew(checkpoint: Path, tmp_path: Path, ca
     } and "P02: the mask was changed after it was written, and is kept" in (capsys.readouterr().out)
     for damage in (b"\xff\xfe\0 no table", b"name,age\nAnn,7\n"):
         (out / TABLE).write_bytes(damage)
-        assert (
-            made_anew() == {"P00", "P01", "P02"}
-            and (out / f"{TABLE}.unreadable").read_bytes() == damage
-        )
+        assert made_anew() == {"P00", "P01", "P02"}
         assert "damaged or not a table of predict" in capsys.readouterr().out
+    kept = {path.read_bytes() for path in out.glob(f"{TABLE}.unreadable*")}
+    assert kept == {b"\xff\xfe\0 no table", b"name,age\nAnn,7\n"}  # neither is lost
 
 
 @pytest.mark.parametrize("damage", [b"", b"garbage", gzip.compress(b"no mask", mtime=0)])
@@ -402,3 +401,22 @@ def test_patients_are_found_before_a_network_is_loaded(
     for name in ("patients.zip", "empty", "nowhere"):
         with pytest.raises(BratsError, match=name):
             predict_cases([tmp_path / name], None, tmp_path / "masks")
+
+
+def test_a_name_like_a_formula_is_kept_from_running_and_known_again(
+        checkpoint: Path, tmp_path: Path) -> None:
+    images, _ = small_volumes()
+    folder = write_case(tmp_path / "in", "=1+1", images, None)
+    for _ in range(2):  # the second call keeps the mask
+        rows = predict_cases([folder], [checkpoint], tmp_path / "out")
+        assert [row["case"] for row in rows] == ["=1+1"]
+        assert "\n'=1+1,done" in (tmp_path / "out" / TABLE).read_text()
+
+
+def test_a_folder_whose_name_cannot_be_printed_is_a_failed_patient(
+        checkpoint: Path, tmp_path: Path) -> None:
+    images, _ = small_volumes()
+    write_case(tmp_path / "in", "P1", images, None)
+    write_case(tmp_path / "in", "P2", images, None).rename(tmp_path / "in" / "P\n2")
+    rows = predict_cases([tmp_path / "in"], [checkpoint], tmp_path / "out")
+    assert [(row["case"], row["status"]) for row in rows] == [("P1", DONE), ("P\\n2", FAILED)]
