@@ -62,7 +62,7 @@ lab: .venv/ready                       # Jupyter refuses root, as in a container
 	$(BIN)/python -m jupyter lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 notebooks: .venv/ready                 # regenerate the committed .ipynb from the .py, with the quick preset's outputs
-	rm -rf runs/notebooks/checkpoints  # else it would keep the training of older code
+	rm -rf runs/notebooks      # else what older code made would be kept, and minutes would not count
 	$(BIN)/python -m brats_helpers notebooks
 
 weights: .venv/ready                   # train the network in the box again: hours on two cores, resumes

@@ -101,10 +101,10 @@ show_modalities(stranger, synthetic=True)
 # The upper row shows four MRI images of one slice. They share one grid, and the skull was removed. The lower row adds the
 # **reference**: the outline that experts approved or, in a synthetic patient, the one that was built in. It has three
 # parts: swollen tissue, called edema (ED, green), tumor that takes up contrast agent (ET, orange) and the core inside it
-# (NCR, blue). (The bright line around the brain on T1CE is what is left of the *dura*, the membrane that covers it.) Pictures follow the radiologist's
-# [convention](https://nipy.org/nibabel/neuro_radio_conventions.html): the patient's right (R) is on the left. A is the
-# front (anterior), P the back (posterior), S up (superior) and I down (inferior). An *axial* slice lies across the body,
-# a *coronal* one is seen from the front, and a *sagittal* one from the side.
+# (NCR, blue). (The bright line around the brain on T1CE is what is left of the *dura*, the membrane that covers it.)
+# Pictures follow the radiologist's [convention](https://nipy.org/nibabel/neuro_radio_conventions.html): the patient's
+# right (R) is on the left. A is the front (anterior), P the back (posterior), S up (superior) and I down (inferior). An
+# *axial* slice lies across the body, a *coronal* one is seen from the front, and a *sagittal* one from the side.
 #
 # This patient is a **phantom**: a tumor grown by a few rules in the MNI152 template, an average human brain (Fonov et al.
 # 2011). Now a *network* draws the outline: a function with millions of
@@ -161,12 +161,13 @@ series_map(1)
 # %% [markdown]
 # ## 2. One patient, four contrasts
 #
-# An MRI scanner can weight its image in different ways, and no single contrast shows all parts of a tumor. A few words first.
-# *T1* and *T2* are two relaxation times of tissue, and an image is weighted by one of them. *FLAIR* is weighted by T2,
-# too, but it suppresses the signal of free fluid. The *ventricles* are chambers in the middle of the brain that hold
+# An MRI scanner can weight its image in different ways, and no single contrast shows all parts of a tumor. A few words
+# first. *T1* and *T2* are two relaxation times of tissue, and an image is weighted by one of them. *FLAIR* is weighted by
+# T2, too, but it suppresses the signal of free fluid. The *ventricles* are chambers in the middle of the brain that hold
 # fluid (CSF, cerebrospinal fluid). *Gray matter* is mostly the folded outer layer of the brain, the *cortex*, and *white
-# matter* is the wiring below it. The *blood-brain barrier* keeps most substances inside the vessels.  *Necrotic* tissue is dead. *Gadolinium* is a contrast agent injected into a vein, and T1CE is T1
-# after that injection. A *voxel* is a pixel in 3D.
+# matter* is the wiring below it. The *blood-brain barrier* keeps most substances inside the vessels. *Necrotic* tissue is
+# dead. *Gadolinium* is a contrast agent injected into a vein, and T1CE is T1 after that injection. A *voxel* is a pixel
+# in 3D.
 #
 # | contrast | CSF is | what a radiologist reads from it |
 # |---|---|---|
@@ -175,10 +176,10 @@ series_map(1)
 # | **T1CE** | dark | where gadolinium crosses a damaged blood-brain barrier: *enhancing* tumor, often a rim (normal vessels are bright as well) |
 # | **T2** | bright | CSF, edema, cysts and most of the tumor, bright |
 #
-# The outline has three labels. **NCR** is the necrotic core, together with tumor that does not enhance. **ED** is the edema
-# around it, which also holds infiltrating tumor cells that MRI cannot distinguish. **ET** is the enhancing tumor. BraTS
-# scores three nested regions: the whole tumor **WT** (all three labels), the tumor core **TC** (NCR and ET), and ET (Menze et
-# al. 2015; Baid et al. 2021).
+# The outline has three labels. **NCR** is the necrotic core, together with tumor that does not enhance. **ED** is the
+# edema around it, which also holds infiltrating tumor cells that MRI cannot distinguish. **ET** is the enhancing tumor.
+# BraTS scores three nested regions: the whole tumor **WT** (all three labels), the tumor core **TC** (NCR and ET), and ET
+# (Menze et al. 2015; Baid et al. 2021).
 #
 # **Question.** In the picture of our patient (`BraTS2021_00000`, end of section 1), which compartment is bright on T1CE
 # only? What can FLAIR alone not tell you?

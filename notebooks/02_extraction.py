@@ -81,8 +81,8 @@ series_map(2)
 # <details><summary>For teachers</summary>
 #
 # The split is the most important part of this notebook. Ask who has seen slices shuffled and split at random, and which
-# scores that gave. Common
-# misconceptions: the first voxel is at the origin; labels are quantities; more patients make up for leakage.
+# scores that gave. Common misconceptions: the first voxel is at the origin; labels are quantities; more patients make up
+# for leakage.
 # </details>
 
 # %% [markdown]
@@ -292,8 +292,8 @@ print(table_text())
 # %% [markdown]
 # "Refused" means that no class here fits. The row of BraTS 2017 to 2021 also takes 3 for ET, because many copies of these
 # sets are renumbered. Since 2024, label 4 in the sets after treatment is the resection cavity, the hole that surgery
-# left. In the pediatric sets, label 2 is tumor that does not enhance and 3 is a cyst. Both become NCR here. (The set of 2023
-# may number them 1 NCR, 2 ED, 3 ET. If no patient has a 4, a warning says so.)
+# left. In the pediatric sets, label 2 is tumor that does not enhance and 3 is a cyst. Both become NCR here. (The set of
+# 2023 may number them 1 NCR, 2 ED, 3 ET. If no patient has a 4, a warning says so.)
 #
 # **What published code gets wrong.** [NVIDIA's notebook](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
 # names label 1 edema and label 2 non-enhancing tumor in the file that it writes. BraTS says 1 is NCR, which includes tumor
@@ -302,8 +302,8 @@ print(table_text())
 #
 # <details><summary>Answer</summary>
 #
-# The edema, label 2 in BraTS. The first task of the Medical Segmentation Decathlon has the same tumors, and uses 1 for edema
-# and 2 for non-enhancing tumor (Antonelli et al. 2022). NVIDIA's names fit that set, so they may come from there.
+# The edema, label 2 in BraTS. The first task of the Medical Segmentation Decathlon has the same tumors, and uses 1 for
+# edema and 2 for non-enhancing tumor (Antonelli et al. 2022). NVIDIA's names fit that set, so they may come from there.
 # </details>
 #
 # ### Exercise 2: ready for export
@@ -347,8 +347,8 @@ pictures({name: view[:, :, at].T for name, view in views.items()}, synthetic, pl
 #
 # ## 4. Check every patient
 #
-# A cohort of a thousand patients has surprises: a file cut short, a modality on another grid, an unknown label. We read each
-# patient once, completely. Every problem becomes a sentence in a list.
+# A cohort of a thousand patients has surprises: a file cut short, a modality on another grid, an unknown label. We read
+# each patient once, completely. Every problem becomes a sentence in a list.
 
 # %%
 from brats_helpers.data.cases import check_cohort
@@ -458,11 +458,11 @@ histograms(patient.images, patient.reference, "intensity, scanner units", synthe
 # %% [markdown]
 # ## 6. Split
 #
-# We judge a network on patients that it has not seen. Most patients are for training. The others, **validation**, are scored
-# again and again during training, and we keep the version of the network that does best on them (a **checkpoint**: its
-# weights in a file). We picked it *because* it does well on them, so its score on them is too high. The synthetic cohort
-# therefore has a third group in an archive of its own, the **test** set. It decides nothing. The network meets it once, at
-# the end of notebook 05.
+# We judge a network on patients that it has not seen. Most patients are for training. The others, **validation**, are
+# scored again and again during training, and we keep the version of the network that does best on them (a **checkpoint**:
+# its weights in a file). We picked it *because* it does well on them, so its score on them is too high. The synthetic
+# cohort therefore has a third group in an archive of its own, the **test** set. It decides nothing. The network meets it
+# once, at the end of notebook 05.
 #
 # We split people, never slices: two neighboring slices of one brain are nearly the same picture. A person who is in the
 # cohort twice, at another visit or under another name, must not end up on both sides either. So we group visits by their
@@ -622,8 +622,8 @@ print(f"wrote patients.json ({len(everyone)} patients) and splits.json; next: 03
 #
 # **What surprised us:** a machine that only copies gets a splendid Dice if slices are shuffled.
 #
-# **What a radiologist would check that these checks cannot see:** whether the scan is from before or after surgery, whether all
-# four contrasts are from one day, and whether the outline follows the convention that your study needs.
+# **What a radiologist would check that these checks cannot see:** whether the scan is from before or after surgery,
+# whether all four contrasts are from one day, and whether the outline follows the convention that your study needs.
 #
 # | term | meaning |
 # |---|---|

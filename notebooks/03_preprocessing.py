@@ -316,11 +316,11 @@ print(measured, "becomes", np.abs(measured.astype(np.int64).astype(np.int16)))
 # ## 4. Store
 #
 # The last exercise of notebook 01 showed that at 1 mm the cohort in float32 does not fit into 20 GB. At the 2 mm of the
-# quick preset, the same patients take about a tenth: an eighth of the voxels, and the phantoms' box is smaller as well. But the published files hold
-# integers. So we keep *those*, compressed without loss: five arrays in one file, the four modalities and the reference.
-# We do not store the z-score or the foreground channel. The device that trains computes both from each *patch* (a cube
-# cut out of a scan, which training reads at one time), with a mean and a standard deviation that are stored as
-# metadata.
+# quick preset, the same patients take about a tenth: an eighth of the voxels, and the phantoms' box is smaller as well.
+# But the published files hold integers. So we keep *those*, compressed without loss: five arrays in one file, the four
+# modalities and the reference. We do not store the z-score or the foreground channel. The device that trains computes
+# both from each *patch* (a cube cut out of a scan, which training reads at one time), with a mean and a standard
+# deviation that are stored as metadata.
 #
 # If `spacing_mm` is larger than the scan's voxels, we merge voxels into larger ones. Doubling the edge leaves an eighth of
 # the voxels, which lets the series run on a laptop. Details smaller than the new voxel are lost. The quick preset works at
@@ -377,9 +377,9 @@ print(f"stored {volume.shape} as {volume.dtype}; a patch {patch.shape} in {took:
 # <details><summary>For engineers: why is a block eight rows of one modality, through all slices?</summary>
 #
 # A block is decompressed as a whole. Larger blocks read more than the patch needs, and less of it is still in the
-# processor's cache when we copy the patch's part. With blocks that are small cubes, less is decompressed in
-# vain, but they cut the rows of the patch into short pieces. Copying those can take longer than decompressing them. Smaller blocks also compress worse. We measured it:
-# see `benchmarks/README.md`.
+# processor's cache when we copy the patch's part. With blocks that are small cubes, less is decompressed in vain, but
+# they cut the rows of the patch into short pieces. Copying those can take longer than decompressing them. Smaller blocks
+# also compress worse. We measured it: see `benchmarks/README.md`.
 # </details>
 
 # %% [markdown]
@@ -559,9 +559,9 @@ print("next: 04_architecture needs one of these patients, 05_training_evaluation
 # **What surprised us:** a perfect mask scores near 0 if one step ignores the affine, and a published "brain mask" covers
 # hardly any of our phantom's brain (real scans differ).
 #
-# **What a radiologist would look for that our tests cannot see:** motion, susceptibility artifacts from metal or blood, and a
-# scan taken too early or too late after the injection. After the z-score, the mean and the spread of such scans look
-# normal.
+# **What a radiologist would look for that our tests cannot see:** motion, susceptibility artifacts from metal or blood,
+# and a scan taken too early or too late after the injection. After the z-score, the mean and the spread of such scans
+# look normal.
 #
 # | term | meaning |
 # |---|---|

@@ -16,7 +16,8 @@
 #
 # We build NVIDIA's Optimized U-Net level by level, and the loss that teaches it.
 #
-# **04 of 05** | back: [03 Preprocessing](03_preprocessing.ipynb) | next: [05 Training and evaluation](05_training_evaluation.ipynb)
+# **04 of 05** | back: [03 Preprocessing](03_preprocessing.ipynb) | next: [05 Training and
+# evaluation](05_training_evaluation.ipynb)
 #
 # | | |
 # |---|---|
@@ -84,17 +85,19 @@ series_map(4)
 # %% [markdown]
 # <details><summary>For teachers</summary>
 #
-# Draw the U on the board before anyone scrolls, and let the class fill in the sizes. Common misconceptions: most parameters sit where most voxels are; the skip connection adds.
+# Draw the U on the board before anyone scrolls, and let the class fill in the sizes. Common misconceptions: most
+# parameters sit where most voxels are; the skip connection adds.
 # </details>
 
 # %% [markdown]
 # ## 1. The bricks
 #
-# A **convolution** of 3 x 3 x 3 looks at a voxel and its 26 neighbors. Its *stride* is how many voxels it moves at a time. A
-# *channel* is one of the volumes that a layer computes. **Instance norm** gives each channel of each patch mean 0 and
-# standard deviation 1, so that a bright scan cannot dominate. Then it applies a factor and a shift that it learns. (torch
-# calls them *affine*; notebook 02's matrix is something else.) **LeakyReLU** leaves positive values as they are and
-# multiplies negative ones by 0.01. Two blocks of these three form a *stage*, and a *level* is one resolution of the network:
+# A **convolution** of 3 x 3 x 3 looks at a voxel and its 26 neighbors. Its *stride* is how many voxels it moves at a
+# time. A *channel* is one of the volumes that a layer computes. **Instance norm** gives each channel of each patch mean 0
+# and standard deviation 1, so that a bright scan cannot dominate. Then it applies a factor and a shift that it learns.
+# (torch calls them *affine*; notebook 02's matrix is something else.) **LeakyReLU** leaves positive values as they are
+# and multiplies negative ones by 0.01. Two blocks of these three form a *stage*, and a *level* is one resolution of the
+# network:
 
 # %%
 from brats_helpers.network import unet
@@ -155,8 +158,8 @@ show_source(unet.UNet)
 # </details>
 
 # %% [markdown]
-# Here is the full network, with the channels and the edge in voxels. The bars show how much memory the outputs of each level take. The top has two convolutions
-# on each side, so it keeps 4 x 64 x 128³ numbers of 4 bytes.
+# Here is the full network, with the channels and the edge in voxels. The bars show how much memory the outputs of each
+# level take. The top has two convolutions on each side, so it keeps 4 x 64 x 128³ numbers of 4 bytes.
 
 # %% tags=["readme"]
 from brats_helpers.lessons.plots import diagram_unet
@@ -328,13 +331,14 @@ curves(both, "logit of the tumor's voxels", log=True)
 #
 # <details><summary>Answer</summary>
 #
-# A logit of -6 is a probability of 0.0025. Over 32,735 background voxels, that adds up to 81 voxels of tumor, against 33 real
-# ones: Dice is at most 2 x 33 / (33 + 33 + 81) = 0.45.
+# A logit of -6 is a probability of 0.0025. Over 32,735 background voxels, that adds up to 81 voxels of tumor, against 33
+# real ones: Dice is at most 2 x 33 / (33 + 33 + 81) = 0.45.
 # </details>
 #
 # ### Batch Dice
 #
-# Many patches hold no tumor at all. **Question.** The network wrongly marks one plane of such a patch. What is its Dice loss?
+# Many patches hold no tumor at all. **Question.** The network wrongly marks one plane of such a patch. What is its Dice
+# loss?
 
 # %%
 empty, tumor = torch.zeros(2, 1, 1, 8, 8, 8)
@@ -352,9 +356,10 @@ print(f"in a batch with a patch that is right: {both.item():.3f}")
 #
 # ### Deep supervision
 #
-# In training, two more heads read the decoder at 1/2 and 1/4 of the resolution. Their losses count 1/2 and 1/4, and give the
-# gradient a short path to the deep levels (Lee et al. 2015). **Text and code differ.** NVIDIA's paper downsamples the label
-# (Futrega et al. 2021). Its [code](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/nnunet/nn_unet.py)
+# In training, two more heads read the decoder at 1/2 and 1/4 of the resolution. Their losses count 1/2 and 1/4, and give
+# the gradient a short path to the deep levels (Lee et al. 2015). **Text and code differ.** NVIDIA's paper downsamples the
+# label (Futrega et al. 2021). Its
+# [code](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/nnunet/nn_unet.py)
 # upsamples the outputs. We follow the paper, but *average* the label. With the nearest voxel, a thin rim would vanish or
 # swell:
 
@@ -387,8 +392,7 @@ pictures(views, limits=(0, 1))
 # precision** stores most activations in 16 bits and rounds them. Of the two 16-bit formats, fp16 is more precise, and
 # bf16 covers the range of fp32. **Gradient checkpointing** (not related to a checkpoint file) keeps only the input of
 # each stage and computes the rest again: one more forward pass (Chen et al. 2016), the same gradients
-# ([tested](../tests/network/test_unet.py)).
-# **Question.** Which remedy saves the largest share of what was left?
+# ([tested](../tests/network/test_unet.py)). **Question.** Which remedy saves the largest share of what was left?
 
 # %%
 from brats_helpers.lessons.memory import kept_mib
@@ -414,9 +418,9 @@ bars(kept, "MiB of activations kept", "MiB")
 # ### What short numbers cannot hold
 #
 # The largest fp16 number is 65,504. Beyond it is infinity, and infinity divided by infinity is not a number (NaN).
-# Gradients below about 3e-8 become 0. **Loss scaling** multiplies the loss, and so every gradient, by a large number before the
-# backward pass, and divides by it again in fp32 (Micikevicius et al. 2018). **Question.** Dice divides sums over voxels.
-# How large may a tumor be before Dice in fp16 breaks?
+# Gradients below about 3e-8 become 0. **Loss scaling** multiplies the loss, and so every gradient, by a large number
+# before the backward pass, and divides by it again in fp32 (Micikevicius et al. 2018). **Question.** Dice divides sums
+# over voxels. How large may a tumor be before Dice in fp16 breaks?
 
 # %%
 large, tiny = torch.tensor(300.0), torch.tensor(1e-8)
@@ -438,7 +442,8 @@ for voxels in (10_000, 32_000, 33_000, 48_000):
 #
 # ## 5. Against another implementation
 #
-# MONAI's `DynUNet` is the same network, written by others. With the same weights, both must give the same output. `layers_in_use` lists the layers in order, so that we can copy the weights:
+# MONAI's `DynUNet` is the same network, written by others. With the same weights, both must give the same output.
+# `layers_in_use` lists the layers in order, so that we can copy the weights:
 
 # %%
 from monai.networks.nets import DynUNet
@@ -546,9 +551,9 @@ pictures(views, synthetic, prediction=True, plane="axial")
 # %% [markdown]
 # ### Inside the network
 #
-# Now our first patient passes through a network that has learned more, the **network in the box** of notebook 01. The same
-# class loads its weights. We see one slice at every level, with the two channels that vary most. **Question.** Where do you still recognize the brain, and where only the place of the
-# tumor?
+# Now our first patient passes through a network that has learned more, the **network in the box** of notebook 01. The
+# same class loads its weights. We see one slice at every level, with the two channels that vary most. **Question.** Where
+# do you still recognize the brain, and where only the place of the tumor?
 
 # %%
 from brats_helpers.data.storage import load
@@ -563,7 +568,8 @@ draw_features(maps, synthetic)
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# In encoder 0, where a channel shows the folds of the cortex. Decoder 0 has only traces of the brain: the decoder keeps what tells tumor from the rest. Further down, the channels show the tumor and little else, and at the bottom a few
+# In encoder 0, where a channel shows the folds of the cortex. Decoder 0 has only traces of the brain: the decoder keeps
+# what tells tumor from the rest. Further down, the channels show the tumor and little else, and at the bottom a few
 # blocks say roughly where it is. (Stripes are traces of the transposed convolution.)
 # </details>
 #
@@ -583,7 +589,8 @@ curves({"the same batch (losses above 12 drawn at 12)": lines}, "step", "loss")
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# 0.0001 is too small: the loss falls only a little. 100 is too large: the loss jumps off the scale and ends above its start.
+# 0.0001 is too small: the loss falls only a little. 100 is too large: the loss jumps off the scale and ends above its
+# start.
 # </details>
 #
 # The surprise is the third: a rate of 1 learns *faster* than 0.01. Instance norm undoes any scale of the weights before it,

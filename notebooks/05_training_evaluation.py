@@ -151,14 +151,14 @@ baseline_curves(thresholds, scores, synthetic)
 # </details>
 #
 # Each gray line is one patient, and the lines peak at different thresholds. Where a line drops to 0 and rises again, the
-# largest piece was healthy tissue. Shading by the
-# receiver coil (Sled et al. 1998), bright gray matter and dark cores mislead the rule. Many older patients also have
-# bright spots in the white matter that are not tumors.
+# largest piece was healthy tissue. Shading by the receiver coil (Sled et al. 1998), bright gray matter and dark cores
+# mislead the rule. Many older patients also have bright spots in the white matter that are not tumors.
 #
 # ## 2. Augmentation
 #
-# A flipped or noisier patient is still a patient, so we change each patch at random. Most changes come from NVIDIA (Futrega
-# et al. 2021), rotation and gamma from nnU-Net (Isensee et al. 2021). First, changes of shape. (These slices have no R and L, because one is a mirror image.)
+# A flipped or noisier patient is still a patient, so we change each patch at random. Most changes come from NVIDIA
+# (Futrega et al. 2021), rotation and gamma from nnU-Net (Isensee et al. 2021). First, changes of shape. (These slices
+# have no R and L, because one is a mirror image.)
 
 # %%
 from brats_helpers.data.preprocessing import slice_with_most_tumor
@@ -176,9 +176,10 @@ shown, marks = ({name: pair[k][0].numpy().T for name, pair in spatial.items()} f
 compare_slices(shown, labels=marks, synthetic=synthetic, columns=5, letters=False)
 
 # %% [markdown]
-# (In our run, this tumor does not enhance, so there is no ET.) The label moves with the image, but it takes the value of the nearest voxel. Labels are names: the mean of 1 (necrotic and
-# non-enhancing core) and 3 (enhancing tumor) would be 2, edema. Changes of intensity touch the image alone. (A z-score has
-# its mean at 0, so "brightness 1.3" looks like more contrast.)
+# (In our run, this tumor does not enhance, so there is no ET.) The label moves with the image, but it takes the value of
+# the nearest voxel. Labels are names: the mean of 1 (necrotic and non-enhancing core) and 3 (enhancing tumor) would be 2,
+# edema. Changes of intensity touch the image alone. (A z-score has its mean at 0, so "brightness 1.3" looks like more
+# contrast.)
 
 # %%
 brain = image[4:]
@@ -233,12 +234,12 @@ show_source(train_step)
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# 16-bit numbers with loss scaling, several GPUs, the preparation of the next batch while a GPU works, and a decision about a
-# loss that is not a number.
+# 16-bit numbers with loss scaling, several GPUs, the preparation of the next batch while a GPU works, and a decision
+# about a loss that is not a number.
 # </details>
 #
-# Everything random is a function of the seed and the patch's number. So a run that is killed resumes from `last.pt` and ends
-# with the same weights, to the last bit on a CPU ([tested](../tests/training/test_loop.py)).
+# Everything random is a function of the seed and the patch's number. So a run that is killed resumes from `last.pt` and
+# ends with the same weights, to the last bit on a CPU ([tested](../tests/training/test_loop.py)).
 #
 # The next cell trains. **Question.** Is the loss still falling at the end? Is the validation Dice still rising?
 
@@ -309,8 +310,8 @@ curves(panels, "voxel along the longest axis", "weight")
 #
 # ### Exercise 1: a second opinion
 #
-# A network gives a different answer for a mirrored volume. Write a function that asks it twice, for `x` and for `x` mirrored
-# along its last axis, and returns the mean of the two answers.
+# A network gives a different answer for a mirrored volume. Write a function that asks it twice, for `x` and for `x`
+# mirrored along its last axis, and returns the mean of the two answers.
 #
 # <details><summary>Hint</summary>
 #
@@ -368,11 +369,10 @@ checks.check_threshold_chain(labels_from)
 # %% [markdown]
 # ## 6. The verdict
 #
-# The network meets the test patients now, and only once, with the checkpoint that the *validation* patients selected.
-# In the table, *IoU* is the volume that two
-# masks share, divided by the volume of both together. *Sensitivity* is the share of the tumor that was found.
-# *Specificity*, the share of the background that was left alone, is near 1 for almost any mask. *HD95* is a distance
-# between the two surfaces, in mm.
+# The network meets the test patients now, and only once, with the checkpoint that the *validation* patients selected. In
+# the table, *IoU* is the volume that two masks share, divided by the volume of both together. *Sensitivity* is the share
+# of the tumor that was found. *Specificity*, the share of the background that was left alone, is near 1 for almost any
+# mask. *HD95* is a distance between the two surfaces, in mm.
 #
 # **Question.** What will the network score?
 
@@ -413,8 +413,8 @@ dice_boxplot(rows, synthetic=synthetic)
 
 # %% [markdown]
 # **Dice** counts voxels. **HD95** measures how far apart two surfaces are (the 95th percentile, in mm). A false island
-# far away changes Dice little, but it ruins HD95 once it holds more than a twentieth of the predicted surface. In a patient without ET, a single marked voxel makes Dice 0 and
-# HD95, by the rule of BraTS, 373 mm.
+# far away changes Dice little, but it ruins HD95 once it holds more than a twentieth of the predicted surface. In a
+# patient without ET, a single marked voxel makes Dice 0 and HD95, by the rule of BraTS, 373 mm.
 #
 # ### Exercise 3: HD95
 #
@@ -482,7 +482,7 @@ compare_masks(worst_patient, worst_mask, synthetic=synthetic)
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Each column is one region, zoomed. The lines are computed from the same masks. All three
+# Each column is one region, zoomed. The lines above it are computed from the same masks. All three
 # regions fail along their borders, but in opposite directions. In our run the whole tumor is drawn too small, and the core
 # and the enhancing tumor too large.
 # </details>
@@ -586,8 +586,8 @@ beside(strangers[lowest], answers[lowest], f"{strangers[lowest].name}: through i
 #
 # ### Does anything warn us?
 #
-# A checkpoint stores statistics of its training patients, such as the shape of each contrast's histogram. `predict` warns if
-# a scan lies far outside their range. **Question.** How many warnings do our four strangers cause?
+# A checkpoint stores statistics of its training patients, such as the shape of each contrast's histogram. `predict` warns
+# if a scan lies far outside their range. **Question.** How many warnings do our four strangers cause?
 
 # %%
 from brats_helpers.data.storage import open_volume
@@ -638,11 +638,11 @@ for name, scores in (("network of this notebook", falls), ("network in the box",
 #
 # ### Exercise 5: two minutes
 #
-# Raise the mean Dice of the three regions that our network gets on strangers. The lab has three labeled strangers to learn from, three to practice on, and
-# the four from above as a test. You have two minutes of computing time. A plan is a dictionary. `steps` continues training,
-# `"augment": False` leaves out augmentation, `views` averages 4 or 8 mirrored copies, `threshold` is that of WT, and
-# `largest` keeps only the largest piece. `lab.score(plan)` uses the practice patients, and `lab.score(plan, "test")` the
-# test patients.
+# Raise the mean Dice of the three regions that our network gets on strangers. The lab has three labeled strangers to
+# learn from, three to practice on, and the four from above as a test. You have two minutes of computing time. A plan is a
+# dictionary. `steps` continues training, `"augment": False` leaves out augmentation, `views` averages 4 or 8 mirrored
+# copies, `threshold` is that of WT, and `largest` keeps only the largest piece. `lab.score(plan)` uses the practice
+# patients, and `lab.score(plan, "test")` the test patients.
 #
 # <details><summary>Hint</summary>
 #
@@ -665,7 +665,8 @@ investigations.check_budget(best_plan, lab, falls.mean())
 # %% [markdown]
 # ## 8. Play
 #
-# Look through every patient, the worst first. Move the threshold, then the sliders of the augmentation. **Question.** Which threshold would you choose if a missed voxel were worse than a false one?
+# Look through every patient, the worst first. Move the threshold, then the sliders of the augmentation. **Question.**
+# Which threshold would you choose if a missed voxel were worse than a false one?
 #
 # <details><summary>Answer</summary>
 #
@@ -718,8 +719,8 @@ Markdown(write_model_card(card, metrics, config, len(learnt), synthetic, device)
 # **What surprised us:** the network loses more than half of its whole-tumor Dice on strangers, and the check that should
 # warn us stays silent.
 #
-# **What a radiologist would look for that no score here can see:** the scan before this one, the effect of treatment, and whether
-# the tumor is a glioma at all.
+# **What a radiologist would look for that no score here can see:** the scan before this one, the effect of treatment, and
+# whether the tumor is a glioma at all.
 #
 # **What published code gets wrong.** NVIDIA's [metric](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/nnunet/metrics.py)
 # stores the Dice of region i at place i - 1. So D1, D2 and D3 of its
