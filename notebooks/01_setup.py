@@ -49,7 +49,7 @@ source: str = (
     "phantom"  # "phantom" or "varied", both synthetic, or an archive or folder of BraTS patients
 )
 seed: int = 0  # of the synthetic cohort, the split and the training
-patients: int = None  # phantoms to learn from; None: the preset's number
+patients: int = None  # phantoms for training and validation; None: the preset's number
 test_patients: int = None  # phantoms for the last evaluation alone; None: the preset's number
 spacing_mm: float = None  # voxel size that the network works at, in mm; None: the preset's
 
@@ -59,7 +59,7 @@ spacing_mm: float = None  # voxel size that the network works at, in mm; None: t
 import os
 from subprocess import run
 
-on_kaggle = "KAGGLE_KERNEL_RUN_TYPE" in os.environ  # whose image is built on Colab's
+on_kaggle = "KAGGLE_KERNEL_RUN_TYPE" in os.environ  # its image is built on Colab's
 if "COLAB_RELEASE_TAG" in os.environ and not on_kaggle and not os.path.isdir("/content/repository"):
     address = ""
     run(["git", "clone", "--quiet", "--depth=1", address, "/content/repository"], check=True)
@@ -79,10 +79,9 @@ work, device = start(work)
 # ## 1. The question
 #
 # A glioma is a brain tumor whose cells resemble glial cells, the supporting cells of the brain. To plan radiotherapy, or
-# to follow the volume of a tumor over time, somebody has to outline what MRI shows of it. (Single tumor cells reach
-# farther than any image shows.) Outlining by hand in three dimensions is slow, and two experts do not draw the same
-# outline (Menze et al. 2015). **Can a network do it?** BraTS, the yearly *Brain Tumor Segmentation* challenge, asks that,
-# and publishes the data to find out.
+# to follow the volume of a tumor over time, somebody has to outline what MRI shows of it. Outlining by hand in three
+# dimensions is slow, and two experts do not draw the same outline (Menze et al. 2015). **Can a network do it?** BraTS,
+# the yearly *Brain Tumor Segmentation* challenge, asks that, and publishes the data to find out.
 #
 # Here is a patient with a glioma, and below the outline that somebody would have to draw:
 
@@ -93,7 +92,7 @@ from brats_helpers.phantoms.kinds import make_patient
 from brats_helpers.lessons.plots import show_modalities, three_planes, upright
 
 stranger_mm = max(1.0, (spacing_mm or 2.0) / 2)  # voxels of 1 mm, unless the series works at coarse ones
-stranger = make_patient(1, 7, stranger_mm, "varied")  # synthetic, whatever the source
+stranger = make_patient(1, 0, stranger_mm, "varied")  # synthetic, whatever the source
 stranger = replace(stranger, name="stranger")  # no patient of the cohort
 show_modalities(stranger, synthetic=True)
 
@@ -107,10 +106,10 @@ show_modalities(stranger, synthetic=True)
 # *axial* slice lies across the body, a *coronal* one is seen from the front, and a *sagittal* one from the side.
 #
 # This patient is a **phantom**: a tumor grown by a few rules in the MNI152 template, an average human brain (Fonov et al.
-# 2011). Now a *network* draws the outline: a function with millions of
-# adjustable numbers, its *weights*. Training adjusts them until its answers for known patients resemble their references.
-# This one comes with the package. It has learned from other phantoms alone, never from a patient. **Question.** Where
-# will it be wrong?
+# 2011). Now a *network* draws the outline: a function with many adjustable numbers (here 1.4 million), its *weights*.
+# Training adjusts them until its answers for known patients resemble their references. This one comes with the package,
+# and we call it the **network in the box**. It has learned from other phantoms alone, never from a patient. **Question.**
+# Where will it be wrong?
 
 # %%
 from brats_helpers.data.preprocessing import lps_spacing
@@ -162,7 +161,8 @@ series_map(1)
 # ## 2. One patient, four contrasts
 #
 # An MRI scanner can weight its image in different ways, and no single contrast shows all parts of a tumor. A few words
-# first. *T1* and *T2* are two relaxation times of tissue, and an image is weighted by one of them. *FLAIR* is weighted by
+# first. *T1* and *T2* are two times of a tissue: in which its signal
+# recovers and fades after a radio pulse. An image is weighted by one of them. *FLAIR* is weighted by
 # T2, too, but it suppresses the signal of free fluid. The *ventricles* are chambers in the middle of the brain that hold
 # fluid (CSF, cerebrospinal fluid). *Gray matter* is mostly the folded outer layer of the brain, the *cortex*, and *white
 # matter* is the wiring below it. The *blood-brain barrier* keeps most substances inside the vessels. *Necrotic* tissue is
@@ -176,10 +176,10 @@ series_map(1)
 # | **T1CE** | dark | where gadolinium crosses a damaged blood-brain barrier: *enhancing* tumor, often a rim (normal vessels are bright as well) |
 # | **T2** | bright | CSF, edema, cysts and most of the tumor, bright |
 #
-# The outline has three labels. **NCR** is the necrotic core, together with tumor that does not enhance. **ED** is the
-# edema around it, which also holds infiltrating tumor cells that MRI cannot distinguish. **ET** is the enhancing tumor.
-# BraTS scores three nested regions: the whole tumor **WT** (all three labels), the tumor core **TC** (NCR and ET), and ET
-# (Menze et al. 2015; Baid et al. 2021).
+# The outline has three labels. **NCR** is the necrotic core, with the parts of the core that do not enhance. **ED** is
+# the edema around the core. It includes tumor that infiltrates without enhancing, which MRI often cannot tell from edema.
+# **ET** is the enhancing tumor. BraTS scores three nested regions: the whole tumor **WT** (all three labels), the tumor
+# core **TC** (NCR and ET), and ET (Menze et al. 2015; Baid et al. 2021).
 #
 # **Question.** In the picture of our patient (`BraTS2021_00000`, end of section 1), which compartment is bright on T1CE
 # only? What can FLAIR alone not tell you?
@@ -275,7 +275,7 @@ investigations.check_outline(corners, drawn)
 # because the name determines how the labels are read (notebook 02), but here `BraTS2021_00000` is not a real person. A
 # score on phantoms does not tell how well a network does on a real patient.
 #
-# To use real data, give its archive or folder as `source`. Nothing else changes. The source `varied` is synthetic, too,
+# To use real data, give its archive or folder as `source`. You change nothing else. The source `varied` is synthetic, too,
 # but its patients are harder to learn and closer to real ones.
 
 # %%
@@ -348,8 +348,8 @@ def best_threshold(image: np.ndarray, tumor: np.ndarray) -> float:
 investigations.check_best_threshold(best_threshold, others)
 
 # %% [markdown]
-# A histogram of one patient shows a second problem: tumor and healthy brain overlap. Each curve is scaled to its own part.
-# **Question.** Could a threshold on a single contrast find the edema?
+# A histogram of one patient shows a second problem: the values of tumor and of healthy brain overlap. Each curve is
+# scaled to its own part. **Question.** Could a threshold on a single contrast find the edema?
 
 # %%
 from brats_helpers.lessons.plots import histograms
@@ -360,8 +360,8 @@ histograms(patient.images, patient.reference, "intensity", synthetic=True)
 # <details><summary>Answer</summary>
 #
 # Not well. On every contrast, the values of edema overlap with those of healthy brain, and there is far more healthy brain
-# than edema, which these scaled curves hide. Notebook 05 measures how far
-# a threshold gets. The network has to beat that number.
+# than edema, which these scaled curves hide. (Only the enhancing rim on T1CE stands clear. In patients, vessels and dura
+# are as bright.) Notebook 05 measures how far a threshold gets. The network has to beat that number.
 # </details>
 #
 # ## 4. The tools and the settings
@@ -385,9 +385,9 @@ print(brats_helpers.__doc__)
 
 # %% [markdown]
 # One frozen dataclass (its values cannot change) holds every setting that decides a result. It is written into every
-# *checkpoint*, a file with the weights of a network, so that the network can always be rebuilt. Notebooks
-# 04 and 05 explain each setting when they need it. A **preset** is a choice of all settings for one
-# kind of machine. The parameters at the top change single settings:
+# *checkpoint*, a file with the weights of a network, so that the network can always be rebuilt. Notebooks 04 and 05
+# explain most of them. A **preset** is a choice of all settings for one kind of machine. The parameters at the top change
+# single settings:
 
 # %%
 config
@@ -429,10 +429,9 @@ gigabytes = 140 * 175 * 140 * 5 * 4 * 1251 / 1e9  # solution
 checks.check_float_gigabytes(gigabytes, box, 1251)
 
 # %% [markdown]
-# Kaggle keeps 20 GB ([its documentation](https://www.kaggle.com/docs/notebooks)). Here a prepared patient keeps the
-# integers of the published files, compressed without loss. Here is the budget of this run, from
-# sizes that we measured. *Raw* is the unpacked scans, *prepared* the files of notebook 03, and *other* the checkpoints
-# and results.
+# Kaggle keeps 20 GB ([its documentation](https://www.kaggle.com/docs/notebooks)). In this series, a prepared patient
+# keeps the integers of the published files, compressed without loss. The budget of this run comes from sizes that we
+# measured. *Raw* is the unpacked scans, *prepared* the files of notebook 03, and *other* the checkpoints and results.
 
 # %%
 from brats_helpers.data.cases import find_cases
@@ -480,7 +479,8 @@ print("next: 02_extraction reads both")
 # ## Recap
 #
 # - Each of the four contrasts shows a different aspect of a tumor. Three labels make three nested regions.
-# - Gray values of MRI have no physical unit, and tumor overlaps with healthy brain, so no single threshold finds it.
+# - Gray values of MRI have no physical unit, and those of edema and of healthy brain overlap. No single threshold finds a
+#   tumor.
 # - Dice compares two masks, yours as well as a network's.
 # - The default cohort is synthetic. You can learn the craft with it, but a score on it says little about real patients.
 #
@@ -488,7 +488,7 @@ print("next: 02_extraction reads both")
 #
 # **What a radiologist would look for that the phantoms of this series cannot show:** edema that runs in fingers along
 # white matter and spares the cortex, bleeding, broken rims, and the shift of the midline. Tumor and edema also stop at the
-# falx, the fold of dura between the hemispheres. Ours may cross it, as in the first picture.
+# falx, the fold of dura between the hemispheres. Ours may cross it.
 # In our example patient, necrosis is dark on FLAIR. In real patients it varies and is often bright.
 #
 # | term | meaning |
@@ -501,13 +501,11 @@ print("next: 02_extraction reads both")
 # | phantom | an artificial patient whose true outline is known |
 # | preset | all settings for one kind of machine |
 # | NIfTI | the file format of brain imaging: an array with its place in space |
-# | MNI152 | an average of 152 brains, used as a template |
 #
 # ## When it goes wrong
 #
 # - *"not built for the ... GPU"*: choose another accelerator, or another torch.
 # - *"WARNING: that is more than is free"*: lower `patients`, or set `work` to a larger disk.
-# - *"no patient in ..."*: the message lists the names that were looked for.
 #
 # ## Read on
 #

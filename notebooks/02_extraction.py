@@ -50,7 +50,7 @@ persons: str = ""  # a CSV with the columns patient and person, if the names do 
 import os
 from subprocess import run
 
-on_kaggle = "KAGGLE_KERNEL_RUN_TYPE" in os.environ  # whose image is built on Colab's
+on_kaggle = "KAGGLE_KERNEL_RUN_TYPE" in os.environ  # its image is built on Colab's
 if "COLAB_RELEASE_TAG" in os.environ and not on_kaggle and not os.path.isdir("/content/repository"):
     address = ""
     run(["git", "clone", "--quiet", "--depth=1", address, "/content/repository"], check=True)
@@ -159,7 +159,7 @@ print(*(listing(one.unused) for one in found.values() if one.unused), sep="\n")
 # **NIfTI** is the research format of neuroimaging: one file is one volume, a header of 348 bytes and the voxels. The most
 # important part of the header is the **affine**, a 4 x 4 matrix that turns voxel indices into millimeters: `x` to the
 # right, `y` to the front, `z` up. (All BraTS brains were *registered* to one brain, the atlas: turned and shifted to lie
-# on it. So these are the atlas's millimeters.)
+# on it.)
 
 # %%
 import nibabel as nib
@@ -192,8 +192,7 @@ print(f"first voxel at {corner[:3]} mm, last voxel at {opposite[:3]} mm")
 #
 # At the right, front, bottom corner of the box: every index grows away from it. Radiologists view an axial slice as if
 # from the feet of a patient lying on their back, so the patient's right is on the left of the picture ([the two
-# conventions](https://nipy.org/nibabel/neuro_radio_conventions.html)). This series draws all slices that way. Look for
-# the letters R and L.
+# conventions](https://nipy.org/nibabel/neuro_radio_conventions.html)). This series draws all slices that way. 
 # </details>
 #
 # ### Exercise 1: from index to millimeter
@@ -276,7 +275,7 @@ print("on disk:", np.unique(on_disk), " in this project:", np.unique(patient.ref
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Read the first list above. On disk the enhancing tumor of BraTS 2021 is 4, and there is no 3. Inside this project it is 3.
+# Read the first list above: 4 is there, and 3 is not.
 # </details>
 #
 # BraTS 2017 to 2021 number the enhancing tumor **4**, and no label is 3. A network with one output per number up to 4
@@ -292,13 +291,16 @@ print(table_text())
 # %% [markdown]
 # "Refused" means that no class here fits. The row of BraTS 2017 to 2021 also takes 3 for ET, because many copies of these
 # sets are renumbered. Since 2024, label 4 in the sets after treatment is the resection cavity, the hole that surgery
-# left. In the pediatric sets, label 2 is tumor that does not enhance and 3 is a cyst. Both become NCR here. (The set of
-# 2023 may number them 1 NCR, 2 ED, 3 ET. If no patient has a 4, a warning says so.)
+# left. In the pediatric sets, label 2 is tumor that does not enhance and 3 is a cyst. Both become NCR here. (The pediatric
+# set of 2023 may use 1 NCR, 2 ED, 3 ET, and a name does not tell the year. If no pediatric patient has a 4, a warning says
+# that this may be such a set.) PED is pediatric, MEN meningioma, MET metastases, SSA sub-Saharan
+# Africa.
 #
-# **What published code gets wrong.** [NVIDIA's notebook](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
-# names label 1 edema and label 2 non-enhancing tumor in the file that it writes. BraTS says 1 is NCR, which includes tumor
-# that does not enhance, and 2 is ED (Baid et al. 2021). **Question.** In the pictures of this patient, which compartment is
-# the outermost, and what is its number?
+# **What published code gets wrong.** [NVIDIA's
+# notebook](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
+# names label 1 edema and label 2 non-enhancing tumor in the file that it writes. BraTS says 1 is the necrotic core (until
+# 2020 with the core that does not enhance), and 2 is edema with infiltrating tumor (Baid et al. 2021). **Question.** In
+# the pictures of this patient, which compartment is the outermost, and what is its number?
 #
 # <details><summary>Answer</summary>
 #

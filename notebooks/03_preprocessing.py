@@ -49,7 +49,7 @@ jobs: int = -1  # processes; -1: one per core
 import os
 from subprocess import run
 
-on_kaggle = "KAGGLE_KERNEL_RUN_TYPE" in os.environ  # whose image is built on Colab's
+on_kaggle = "KAGGLE_KERNEL_RUN_TYPE" in os.environ  # its image is built on Colab's
 if "COLAB_RELEASE_TAG" in os.environ and not on_kaggle and not os.path.isdir("/content/repository"):
     address = ""
     run(["git", "clone", "--quiet", "--depth=1", address, "/content/repository"], check=True)
@@ -145,8 +145,8 @@ pictures(cuts, synthetic)
 # nothing complains. The third picture has the letters that its reader believes, and they are wrong:
 
 # %%
-mirrored, to_the_right = patient.images[:, ::-1], patient.affine.copy()
-to_the_right[0] *= -1  # x runs the other way, and the affine says so
+mirrored, last = patient.images[:, ::-1], patient.images.shape[1] - 1
+to_the_right = patient.affine @ [[-1, 0, 0, last], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]  # x runs the other way
 bare = mirrored[0].T  # as if there were no affine
 turned = to_lps(mirrored[0], to_the_right)
 assert np.array_equal(turned, images[0])
@@ -290,9 +290,8 @@ pictures({"FLAIR, z-scored": scored[0, z]} | masks, synthetic, plane="axial")
 # <details><summary>Answer</summary>
 #
 # It shows voxels that are brighter than average in every modality, which is no anatomical region at all. A large part of
-# the brain lies below its mean. The network then trains with a fifth channel that no longer means what its name says. (The
-# same function normalizes once more afterward.) The percentage above belongs to this patient. Phantoms are simpler
-# than real scans, so on real patients it differs.
+# the brain lies below its mean. The network then trains with a fifth channel that no longer means what its name says. The
+# percentage above belongs to this patient. Phantoms are simpler than real scans, so on real patients it differs.
 # </details>
 #
 # Before its preprocessing, NVIDIA's [notebook](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
@@ -316,7 +315,7 @@ print(measured, "becomes", np.abs(measured.astype(np.int64).astype(np.int16)))
 # ## 4. Store
 #
 # The last exercise of notebook 01 showed that at 1 mm the cohort in float32 does not fit into 20 GB. At the 2 mm of the
-# quick preset, the same patients take about a tenth: an eighth of the voxels, and the phantoms' box is smaller as well.
+# quick preset, 1,251 phantoms take about a tenth: an eighth of the voxels, and their box is smaller as well.
 # But the published files hold integers. So we keep *those*, compressed without loss: five arrays in one file, the four
 # modalities and the reference. We do not store the z-score or the foreground channel. The device that trains computes
 # both from each *patch* (a cube cut out of a scan, which training reads at one time), with a mean and a standard
@@ -404,9 +403,10 @@ for name, p, stored in (("as stored", patient, prepared), ("coarsened", fine, pr
 # <details><summary>Answer</summary>
 #
 # Read the first Dice: in the quick preset the stored voxels are the scan's own, and every label comes back. The second
-# Dice is the price of 2 mm. No network that works at 2 mm can score much higher on scans of 1 mm. The voxels that differ
-# lie at the border of the tumor and between its parts:
+# Dice is the price of 2 mm. No network that works at 2 mm can score much higher on scans of 1 mm.
 # </details>
+#
+# The voxels that differ lie at the border of the tumor and between its parts:
 
 # %%
 at = slice_with_most_tumor(fine.reference)
@@ -437,7 +437,7 @@ print(f"{len(wrong)} patients compared with their scans: {verdict}")
 shifted = load(files[sample[0].name])
 shifted.volume = np.roll(shifted.volume, 6, axis=1)  # the brain moves up by six voxels
 save(shifted, work / "preprocessed" / "shifted.b2nd")
-print("shifted on purpose:", *verify_prepared(sample[0], work / "preprocessed" / "shifted.b2nd"))
+print("shifted on purpose:", *verify_prepared(sample[0], work / "preprocessed" / "shifted.b2nd"), sep="\n  ")
 (work / "preprocessed" / "shifted.b2nd").unlink()
 
 # %% [markdown]
@@ -559,9 +559,9 @@ print("next: 04_architecture needs one of these patients, 05_training_evaluation
 # **What surprised us:** a perfect mask scores near 0 if one step ignores the affine, and a published "brain mask" covers
 # hardly any of our phantom's brain (real scans differ).
 #
-# **What a radiologist would look for that our tests cannot see:** motion, susceptibility artifacts from metal or blood,
-# and a scan taken too early or too late after the injection. After the z-score, the mean and the spread of such scans
-# look normal.
+# **What a radiologist would look for that our tests cannot see:** motion, susceptibility artifacts from metal or blood, and
+# a scan taken too early or too late after the injection. Our tests look at positions and at the spread of a whole brain,
+# which such faults hardly change.
 #
 # | term | meaning |
 # |---|---|

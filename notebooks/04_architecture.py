@@ -52,7 +52,7 @@ full_size: bool = True  # run the full network once, forward and backward, on it
 import os
 from subprocess import run
 
-on_kaggle = "KAGGLE_KERNEL_RUN_TYPE" in os.environ  # whose image is built on Colab's
+on_kaggle = "KAGGLE_KERNEL_RUN_TYPE" in os.environ  # its image is built on Colab's
 if "COLAB_RELEASE_TAG" in os.environ and not on_kaggle and not os.path.isdir("/content/repository"):
     address = ""
     run(["git", "clone", "--quiet", "--depth=1", address, "/content/repository"], check=True)
@@ -144,12 +144,12 @@ def forward(net: unet.UNet, x: torch.Tensor) -> torch.Tensor:
 investigations.check_forward(forward)
 
 # %% [markdown]
-# The module's version does the same, for any number of levels. In training it also returns coarser
-# outputs from two more heads (section 3). It calls the bottom *bottleneck*. **Question.**
-# Where does it pop the bottom off the stack, and why?
+# The module's version does the same, for any number of levels. In training it also returns coarser outputs from two more
+# heads (section 3). It calls the bottom *bottleneck*, and `channels_last_where_faster` changes the layout in memory
+# alone. **Question.** Where does it pop the bottom off the stack, and why?
 
 # %%
-show_source(unet.UNet)
+show_source(unet.joined, unet.UNet)
 
 # %% [markdown]
 # <details><summary>Answer</summary>
@@ -171,7 +171,7 @@ diagram_unet(rows)
 # %% [markdown]
 # ### Where are the parameters?
 #
-# **Question.** Which level has the most parameters: the one with the largest volume, or the one with the smallest?
+# **Question.** Which levels have more parameters, those with a large volume or those with a small one?
 
 # %%
 from brats_helpers.lessons.plots import bars
@@ -551,7 +551,7 @@ pictures(views, synthetic, prediction=True, plane="axial")
 # %% [markdown]
 # ### Inside the network
 #
-# Now our first patient passes through a network that has learned more, the **network in the box** of notebook 01. The
+# Now our first patient passes through a network that has learned more, the network in the box. The
 # same class loads its weights. We see one slice at every level, with the two channels that vary most. **Question.** Where
 # do you still recognize the brain, and where only the place of the tumor?
 

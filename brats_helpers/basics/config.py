@@ -93,9 +93,9 @@ class Config:
         depth = 2 ** (len(self.filters) - 1) if ours else 1
         return [
             ("patch", self.patch % depth == 0 and 2 * depth <= self.patch <= LARGEST_PATCH,
-             f"a multiple of {depth}, {2 * depth} to {LARGEST_PATCH}: {len(self.filters)} levels "
-             f"halve it {len(self.filters) - 1} times, and instance norm needs more than one voxel "
-             "at the bottom"),
+             f"a multiple of {depth}, from {2 * depth} to {LARGEST_PATCH}: {len(self.filters)} "
+             f"levels halve it {len(self.filters) - 1} times, and instance norm needs more than one "
+             "voxel at the bottom"),
             ("network", ours or bool(re.fullmatch(r"[\w.]+:\w+", self.network)),
              f"'{OWN_NETWORK}', or 'module:Class'"),
             ("fold", -1 <= self.fold < self.folds,

@@ -130,7 +130,7 @@ def _cpu() -> Device:
     if flags & {"amx_bf16", "avx512_bf16"}:
         return Device("cpu", name, memory, torch.bfloat16, "bf16 in hardware")
     return Device("cpu", name, memory, torch.float32,
-                  "32-bit numbers; no 16-bit arithmetic here, which is twice as fast")
+                  "32-bit numbers; this machine lacks the faster 16-bit arithmetic")
 
 
 def where_am_i() -> str:

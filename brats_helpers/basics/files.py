@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import io
 import json
 import os
 import shutil
@@ -159,20 +160,25 @@ class Packed:
         return content
 
 
-def gunzip(content: bytes, most: int = 2**34) -> bytes:
-    """Decompress the content of a .gz file; OSError if it is damaged, cut short or above `most`."""
-    claimed = int.from_bytes(content[-4:], "little")
-    if claimed > most:
-        raise OSError(f"it unpacks to {claimed:,} bytes, and its header asks for {most:,} at most")
-    expected = min(claimed, LARGEST_GUESS)
+def gunzip(content: bytes, most: int = 0) -> bytes:
+    """Decompress the content of a .gz file; OSError if it is damaged or cut short.
+
+    most: bytes that may come out, if there is a limit; OSError beyond it.
+    """
+    expected = min(int.from_bytes(content[-4:], "little"), most or LARGEST_GUESS, LARGEST_GUESS)
     try:
         stream = isal_zlib.decompressobj(GZIP_HEADER)
-        whole = stream.decompress(content, expected + 1)  # into one buffer of that size
-        if stream.eof and not stream.unused_data:
-            return whole
-        return igzip.decompress(content)  # several members, or damaged
+        whole = stream.decompress(content, expected + 1)  # into one buffer of the size it claims
+        if not stream.eof or stream.unused_data:  # several members, damaged, or more than claimed
+            if not most:
+                return igzip.decompress(content)
+            with igzip.open(io.BytesIO(content)) as file:
+                whole = file.read(most + 1)
     except (EOFError, zlib.error, isal_zlib.error) as error:
         raise OSError(str(error)) from error
+    if most and len(whole) > most:
+        raise OSError(f"it unpacks to more than {most:,} bytes, which its header does not ask for")
+    return whole
 
 
 def write_file(path: Path, content: str | bytes) -> None:

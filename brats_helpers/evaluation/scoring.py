@@ -96,7 +96,8 @@ def write_model_card(path: Path, metrics: dict, config: Config, training_cases: 
     if synthetic:
         data = "synthetic patients (MNI152 anatomy, modeled tumors)"
         limits = "It has never seen a real patient, and it was not tested on one. "
-    limits += ("It is meant for adult glioma before treatment, in skull-stripped and "
+    limits += (("Its phantoms imitate" if synthetic else "It is meant for")
+               + " adult glioma before treatment, in skull-stripped and "
                "co-registered FLAIR, T1, T1CE and T2. Its quality on other scanners, hospitals, "
                "ages or diseases is unknown.")
     results = "\n".join(

@@ -55,7 +55,7 @@ class Lab:
         self.kind, self.test = kind, list(test)
         self.spent = 0.0  # seconds of training and of segmenting
         self.tried: list[tuple[str, dict, float]] = []  # "practice" or "test", the plan, its Dice
-        self.learnt: list[Patient] = []
+        self.learned: list[Patient] = []
         self.practice: list[Patient] = []
         self.kept: dict[tuple, object] = {}  # networks and probabilities, which cost nothing again
 
@@ -78,7 +78,7 @@ class Lab:
         if not self.practice:
             numbers = tqdm(range(FIRST, FIRST + LEARNT + PRACTICE), "strangers", leave=False)
             made = [make_patient(SEED, n, self.config.spacing_mm, self.kind) for n in numbers]
-            self.learnt, self.practice = made[:LEARNT], made[LEARNT:]
+            self.learned, self.practice = made[:LEARNT], made[LEARNT:]
         begin = time.perf_counter()
         patients = self.practice if who == "practice" else self.test
         key = _key(plan, who)
@@ -107,8 +107,8 @@ class Lab:
         state = new_state(config, self.device)
         state.model.load_state_dict(self.model.state_dict())
         with tempfile.TemporaryDirectory() as folder:
-            paths = [Path(folder) / f"{n}.b2nd" for n in range(len(self.learnt))]
-            for path, patient in zip(paths, self.learnt, strict=True):
+            paths = [Path(folder) / f"{n}.b2nd" for n in range(len(self.learned))]
+            for path, patient in zip(paths, self.learned, strict=True):
                 save(prepare(patient, config.spacing_mm), path)
             stream = PatchDataset(paths, config.patch, config.oversample_foreground, config.seed)
             end = time.perf_counter() + BUDGET_S - self.spent

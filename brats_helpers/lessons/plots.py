@@ -419,7 +419,7 @@ def histograms(images: np.ndarray, labels: np.ndarray | None, unit: str,
         parts = [healthy] + ([labels == n for n in LABEL_COLORS] if labels is not None else [])
         ends = [np.percentile(image[part], [0.2, 99.8]) for part in parts if part.any()]
         bins = np.linspace(np.min(ends), np.max(ends), 60)
-        ax.hist(image[healthy], bins, density=True, color=GRAY, alpha=0.5, label="brain")
+        ax.hist(image[healthy], bins, density=True, color=GRAY, alpha=0.5, label="healthy brain")
         for n, color in LABEL_COLORS.items() if labels is not None else ():
             if (labels == n).any():
                 ax.hist(image[labels == n], bins, density=True, histtype="step", color=color,
@@ -526,7 +526,8 @@ def dice_boxplot(rows: Sequence[Mapping], synthetic: bool = False) -> Figure:
     means = {name: values.mean() for name, values in scores.items()}
     ax.set(yticks=range(3), xlim=(low - 0.01 * (1 - low), 1 + 0.01 * (1 - low)),
            yticklabels=[f"{name}\nmean {mean:.3f}" for name, mean in means.items()],
-           xlabel=f"Dice, one dot per patient{begins}")
+           xlabel=f"Dice: a dot for each patient, a bar at the median, a box around the middle half"
+                  f"{begins}")
     ax.invert_yaxis()
     told = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
     return finish(figure, synthetic, alt=f"Dice of {len(rows)} patients by region; means: {told}")

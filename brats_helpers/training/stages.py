@@ -46,11 +46,11 @@ def training_files(config: Config, work: Path,
                    all_data: bool = False) -> tuple[list[Path], list[Path]]:
     """Find the prepared patients to learn from and to validate on; all and none for all_data."""
     cohort = read_cohort(work)
-    learnt = cohort.training_names(config, all_data)
+    learned = cohort.training_names(config, all_data)
     held_out = [] if all_data else cohort.held_out(config)
-    cases = [cohort.by_name[name] for name in (*learnt, *held_out)]
+    cases = [cohort.by_name[name] for name in (*learned, *held_out)]
     files = prepared_files(cases, work / "preprocessed", config.spacing_mm)
-    return [files[name] for name in learnt], [files[name] for name in held_out]
+    return [files[name] for name in learned], [files[name] for name in held_out]
 
 
 def for_cohort(config: Config, cohort: Cohort, asked: Collection[str] = ()) -> Config:

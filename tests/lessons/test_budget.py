@@ -27,7 +27,7 @@ def lab(monkeypatch, strangers) -> Lab:
     monkeypatch.delenv("BRATS_HEADLESS", raising=False)
     torch.manual_seed(0)
     made = Lab(UNet(CONFIG.filters), CONFIG, CPU, strangers[:1], "varied")
-    made.learnt, made.practice = strangers[1:2], strangers[2:]
+    made.learned, made.practice = strangers[1:2], strangers[2:]
     return made
 
 

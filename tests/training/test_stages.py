@@ -89,8 +89,8 @@ def test_everyone_is_learnt_from_apart_from_what_is_measured(tmp_path: Path, cap
         write_case(tmp_path / "raw", f"P{index}", patient.images, patient.reference, patient.affine)
     work = tmp_path / "work"
     fill_work_folder(work, TINY, str(tmp_path / "raw"), tmp_path / "raw", jobs=1)
-    learnt, held_out = training_files(TINY, work, all_data=True)
-    assert [path.stem for path in learnt] == ["P0", "P1", "P2", "P3"] and not held_out
+    learned, held_out = training_files(TINY, work, all_data=True)
+    assert [path.stem for path in learned] == ["P0", "P1", "P2", "P3"] and not held_out
     asked: list[int] = []  # patients that the recipe is chosen for: those of what is measured
 
     def noted(config: Config, patients: int, *others: object) -> Config:
