@@ -335,7 +335,7 @@ checks.check_mirror_average(second_opinion)
 # with `tta`, over four without. Three thresholds then turn probabilities into labels, and a small, doubtful piece of
 # enhancing tumor becomes label 1.
 #
-# **Text and code differ** here as well. NVIDIA's paper averages probabilities and uses thresholds of 0.45, 0.4 and 0.4. Its
+# **Text and code differ.** NVIDIA's paper averages probabilities and uses thresholds of 0.45, 0.4 and 0.4. Its
 # [code](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/nnunet/nn_unet.py)
 # averages logits, and its [notebook](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
 # uses 0.5 and windows of equal weight. We follow the paper, but give the size of a small piece in mm³:

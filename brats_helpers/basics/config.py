@@ -94,8 +94,8 @@ class Config:
         return [
             ("patch", self.patch % depth == 0 and 2 * depth <= self.patch <= LARGEST_PATCH,
              f"a multiple of {depth}, from {2 * depth} to {LARGEST_PATCH}: {len(self.filters)} "
-             f"levels halve it {len(self.filters) - 1} times, and instance norm needs more than one "
-             "voxel at the bottom"),
+             f"levels halve it {len(self.filters) - 1} times, and instance norm needs more than "
+             "one voxel at the bottom"),
             ("network", ours or bool(re.fullmatch(r"[\w.]+:\w+", self.network)),
              f"'{OWN_NETWORK}', or 'module:Class'"),
             ("fold", -1 <= self.fold < self.folds,
