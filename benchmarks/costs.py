@@ -21,7 +21,7 @@ HELD_OUT = PATIENTS // FOLDS + 1  # validated on after each epoch
 RESULTS, TIMED = (Path(__file__).with_name(name)
                   for name in ("results.json", "gpu_nvidia_h200.json"))
 # the full network on 128 x 64 x 64, forward and backward, two cores: notebook 04's output
-QUARTER_SECONDS = 26.0
+QUARTER_SECONDS = 24.9
 A100_EPOCH = 173.0  # s for 1,000 patches and 251 validation patients: NVIDIA's BraTS21 notebook
 PUBLISHED = {"V100": 11.38, "A100": 24.61}  # patches a second: its README, November 2022
 

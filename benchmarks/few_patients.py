@@ -42,17 +42,17 @@ def measure(folders: Iterable[Path], number: int, seed: int, steps: int) -> dict
     """Train on the patients drawn; returns their names and the scores of all others."""
     device = describe_device()
     cases = [case for folder in folders for case in find_cases(folder) if case.reference]
-    learned = draw(cases, number, seed)
+    learnt = draw(cases, number, seed)
     config = for_few_patients(preset("quick").with_(seed=seed), number, False).with_(
         epochs=1, steps=steps, warmup=min(30, steps // 4), ema=0.98)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        preprocess_cohort(learned, folder / "preprocessed", config.spacing_mm)
+        preprocess_cohort(learnt, folder / "preprocessed", config.spacing_mm)
         files = sorted((folder / "preprocessed").glob("*.b2nd"))
         history = train(config, files, [], folder / "c", device=device, start=WEIGHTS)
-        others = [case for case in cases if case not in learned]
+        others = [case for case in cases if case not in learnt]
         rows = zero_shot.score(folder / "c" / "last.pt", others, device, 0)
-    return {"learned": [case.name for case in learned], "draw": seed, "steps": steps,
+    return {"learnt": [case.name for case in learnt], "draw": seed, "steps": steps,
             "minutes": round(history[-1]["seconds"] / 60, 1), "scores": rows}
 
 
@@ -65,7 +65,7 @@ def table(results: Sequence[Mapping], before: Mapping[str, Mapping]) -> str:
         earlier = np.array([before[name]["dice"] for name in result["scores"]])
         gain = "{:+.3f} ({:+.3f} to {:+.3f})".format(*bootstrap_ci((after - earlier).mean(1)))
         cells = " | ".join(f"{value:.3f}" for value in (*after.mean(0), after.mean()))
-        lines.append(f"| {len(result['learned'])} | {result['draw']} | {len(after)} | {cells} | "
+        lines.append(f"| {len(result['learnt'])} | {result['draw']} | {len(after)} | {cells} | "
                      f"{gain} |")
     return "\n".join(lines)
 
@@ -80,8 +80,8 @@ def main() -> None:
     options = parser.parse_args()
     found = measure(options.folders, options.learn, options.draw, options.steps)
     stored = read_json(STORED, "this benchmark") if STORED.is_file() else []
-    kept = [r for r in stored if (len(r["learned"]), r["draw"]) != (options.learn, options.draw)]
-    write_json(STORED, sorted([*kept, found], key=lambda r: (len(r["learned"]), r["draw"])))
+    kept = [r for r in stored if (len(r["learnt"]), r["draw"]) != (options.learn, options.draw)]
+    write_json(STORED, sorted([*kept, found], key=lambda r: (len(r["learnt"]), r["draw"])))
     print(np.round(np.mean([row["dice"] for row in found["scores"].values()], axis=0), 3))
 
 

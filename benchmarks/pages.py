@@ -51,7 +51,7 @@ def tables() -> dict[str, Callable[[], str]]:
     """Return the tables by name."""
     everything, earlier = (_stored(name)["results"]
                            for name in ("real_cohort", "real_cohort_earlier"))
-    now = [result for result in everything if result["learned"] == 8]
+    now = [result for result in everything if result["learnt"] == 8]
     found: dict[str, Callable[[], str]] = {
         "costs": costs.table, "ours": ours_or_library,
         "gpu": lambda: gpu.goals(_stored("gpu_nvidia_h200")),

@@ -121,11 +121,11 @@ def run_one(options: argparse.Namespace, system_name: str, fold: int) -> None:
     coarse = {case.name: coarse_case(case, options.work / "cases", options.spacing)
               for case in cases}
     system = build(system_name, place, options.spacing)
-    learned = [case for name, case in coarse.items() if name not in held_out][:options.patients]
+    learnt = [case for name, case in coarse.items() if name not in held_out][:options.patients]
     # from the start: what was cut off has used up its minutes
     if not (place / "training.json").is_file():
         shutil.rmtree(place, ignore_errors=True)
-        system.train(learned, options.minutes, options.seed)
+        system.train(learnt, options.minutes, options.seed)
     training = read_json(place / "training.json", "the training")
     unseen = [case for case in cases if case.name in held_out]
     final = {case.name: scores(system, case, coarse[case.name],
@@ -140,7 +140,7 @@ def run_one(options: argparse.Namespace, system_name: str, fold: int) -> None:
     device = describe_device()
     write_json(place / "result.json",
                {"system": system_name, "fold": fold, "seed": options.seed,
-                "minutes": options.minutes, "spacing_mm": options.spacing, "learned": len(learned),
+                "minutes": options.minutes, "spacing_mm": options.spacing, "learnt": len(learnt),
                 "cores": cores(), "training": {k: v for k, v in training.items()
                                                if k != "snapshots"}, "curve": curve,
                 "patients": final, "machine": f"{device.name}, {cores()} of {os.cpu_count()} cores",
@@ -158,7 +158,7 @@ def gather(options: argparse.Namespace) -> dict[tuple, dict]:
 def key_of(result: dict) -> tuple:
     """Return what identifies a result; the same is not measured twice."""
     return tuple(result[name] for name in ("system", "fold", "seed", "minutes", "spacing_mm",
-                                           "cores", "learned"))
+                                           "cores", "learnt"))
 
 
 def shares_of_cores(number: int) -> queue.Queue:
@@ -225,13 +225,13 @@ def main() -> int:
         run_one(options, options.systems[0], options.folds[0])
         return 0
     cases = labeled_cases(options.folder)
-    learned = [len(cases) - len(fold) for fold in folds(cases)]
-    learned = [min(options.patients or n, n) for n in learned]
+    learnt = [len(cases) - len(fold) for fold in folds(cases)]
+    learnt = [min(options.patients or n, n) for n in learnt]
     shares, each = shares_of_cores(options.at_once), cores() // options.at_once
     results = gather(options)
     missing = [(name, fold) for fold in options.folds for name in options.systems
                if (name, fold, options.seed, options.minutes, options.spacing, each,
-                   learned[fold]) not in results]
+                   learnt[fold]) not in results]
     with ThreadPoolExecutor(options.at_once, initializer=keep_to_a_share,
                             initargs=(shares,)) as pool:
         for _ in tqdm(pool.map(lambda one: run_apart(options, *one), missing), total=len(missing),
@@ -240,7 +240,7 @@ def main() -> int:
             write_json(options.out, {"results": list(results.values())})
     alike = [result for key, result in results.items()
              if key[3:6] == (options.minutes, options.spacing, each)]
-    shown = [result for result in alike if result["learned"] in learned]
+    shown = [result for result in alike if result["learnt"] in learnt]
     draw(shown, options.out.with_suffix(".png"))
     found = scores_by_system(shown)
     print(patients_table(found), means_table(found), verdicts(found), trainings(shown),

@@ -103,14 +103,14 @@ def by_patients(results: Sequence[dict]) -> str:
         if result["system"] in systems:
             dices = [[row[region]["dice"] for region in REGIONS]
                      for row in result["patients"].values()]
-            trainings_of = found.setdefault((result["learned"], result["system"]), {})
+            trainings_of = found.setdefault((result["learnt"], result["system"]), {})
             trainings_of[result["seed"], result["fold"]] = np.mean(dices, 0)
-    numbers = sorted({learned for learned, system in found if system == systems[1]})
+    numbers = sorted({learnt for learnt, system in found if system == systems[1]})
     shared = [set(found.get((n, system), {})) for n in numbers for system in systems]
     everywhere = set.intersection(*shared) if shared else set()
     if not everywhere:
         return ""
-    lines = ["| patients learned from | " + " | ".join(systems) + " |", "|--:|---|---|"]
+    lines = ["| patients learnt from | " + " | ".join(systems) + " |", "|--:|---|---|"]
     for n in numbers:
         means = [np.mean([found[n, system][key] for key in everywhere], 0) for system in systems]
         cells = " | ".join(f"{_three(mean)}: {mean.mean():.3f}" for mean in means)

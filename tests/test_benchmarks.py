@@ -158,13 +158,13 @@ def test_what_is_left_of_the_budget_is_spread_over_the_parts_that_are_left(tmp_p
     assert clock.steps(1.0) == 1
 
 
-def result(system: str, fold: int, value: float, seed: int = 0, learned: int = 8) -> dict:
+def result(system: str, fold: int, value: float, seed: int = 0, learnt: int = 8) -> dict:
     """Scores of two patients that a training did not see: `value`, and a tenth more."""
     patients = {f"P{fold}{n}": {name: {"dice": value + n / 10, "hd95_mm": 4.0, "lesion_dice": 0.5}
                                 for name in ("WT", "TC", "ET")} for n in range(2)}
     training = {"minutes": 1.0 + fold, "steps": 10 * (1 + fold),
                 **({"steps_on_phantoms": 5} if system == "ours" else {})}
-    return {"system": system, "fold": fold, "seed": seed, "minutes": 1, "learned": learned,
+    return {"system": system, "fold": fold, "seed": seed, "minutes": 1, "learnt": learnt,
             "patients": patients, "training": training,
             "curve": [[0.5, 0.1, 0.2, 0.3], [1.0, value, value, value]]}
 
@@ -191,8 +191,8 @@ def test_what_phantoms_are_worth_is_read_off_the_folds_that_all_trainings_share(
     without = "ours-without-phantoms"
     assert real_tables.by_patients([result("ours", 0, 0.8), result(without, 1, 0.5)]) == ""
     results = [result("ours", 0, 0.8), result("ours", 1, 0.0), result(without, 0, 0.5),
-               result(without, 1, 0.0), result("ours", 0, 0.4, learned=2),
-               result(without, 0, 0.1, learned=2)]
+               result(without, 1, 0.0), result("ours", 0, 0.4, learnt=2),
+               result(without, 0, 0.1, learnt=2)]
     assert real_tables.by_patients(results).splitlines()[2:] == [
         "| 2 | 0.450, 0.450, 0.450: 0.450 | 0.150, 0.150, 0.150: 0.150 |",
         "| 8 | 0.850, 0.850, 0.850: 0.850 | 0.550, 0.550, 0.550: 0.550 |"]

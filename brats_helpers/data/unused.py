@@ -38,6 +38,7 @@ GUESSES = (
     (r"flair", "flair"), (r"t1\w*(gd|ce|gad|post|km|c\b)|contrast", "t1ce"), (r"t2", "t2"),
     (r"t1", "t1"),
     (r"seg|mask|label|tumou?r|roi\b|gtv|\bgt\b|truth|annot|manual|expert", "seg"))
+BIAS = re.compile(r"[_-](bias|unstripped)\.nii")  # other versions of the scans themselves
 BIDS_MASK = re.compile(r"_label-[^_]+_mask\.nii")
 SIDECAR = re.compile(r"\.(md5|sha\d*|crc)$", re.IGNORECASE)  # checksums of files
 SERIES = ("in the format ", "a mask of one region", "another contrast", "named ", "its name ends",
@@ -62,7 +63,10 @@ def explain(path: Path | Packed, cases: Sequence[Case]) -> Unused | None:
         return Unused(path, "a mask of one region, and a reference tells three apart",
                       "give a dseg file with their labels, if there is one")
     if OTHER.search(path.name) or derived or (known and known[2] == "draft"):
-        return Unused(path, "another contrast or a derived file, which is not needed")
+        alone = not any(path.parent in (p.parent for p in case.images) for case in cases)
+        return Unused(path, "another contrast or a derived file, which is not needed",
+                      "if it is the patient's only scan of a contrast, rename it to "
+                      "X_flair.nii.gz, X_t1, X_t1ce or X_t2" if alone and BIAS.search(name) else "")
     bare = FILE_NAME.match(f"{name}.nii")  # P_t1, without an ending
     if ".nii" in name or bare or (name.endswith(".gz") and guess_kind(name)):
         return Unused(path, *_odd_name(path, cases))
@@ -204,8 +208,8 @@ def shorten(unused: Iterable[Unused]) -> list[Unused]:
     for one in unused:
         other = OTHER.search(one.path.name) if one.reason.startswith("another") else None
         place = other[1].lower() if other else one.path.parent
-        alike[(place, one.reason.split(" patient ")[0]) if one.reason.startswith(SERIES)
-              else (one.path,)].append(one)
+        alike[(place, one.reason.split(" patient ")[0], bool(one.remedy))
+              if one.reason.startswith(SERIES) else (one.path,)].append(one)
     return [replace(first, reason=f"{first.reason} (and {len(more)} more like it)") if more
             else first for first, *more in alike.values()]
 

@@ -518,3 +518,13 @@ def test_a_table_of_labels_may_be_separated_otherwise(tmp_path: Path, separator:
     rows = ("index,name", "1,edema", "2,necrosis", "3,enhancing tumor")
     (tmp_path / "dseg.tsv").write_text("\n".join(rows).replace(",", separator))
     assert np.array_equal(read_case(find(tmp_path).cases[0]).reference, INSIDE)
+
+
+def test_a_derived_scan_is_not_called_needless_where_it_is_the_only_one(tmp_path: Path) -> None:
+    for end in ("flair", "t1", "t1ce", "t2", "T1_bias"):
+        put(tmp_path / "P1" / f"P1_{end}.nii.gz")
+    put(tmp_path / "P2" / "P2_T1_bias.nii.gz")
+    put(tmp_path / "P2" / "P2_DTI_FA.nii.gz")
+    remedies = {one.path.name: one.remedy for one in find(tmp_path).unused}
+    assert "rename it to X_flair" in remedies.pop("P2_T1_bias.nii.gz")
+    assert not any(remedies.values())

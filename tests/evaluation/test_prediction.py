@@ -285,7 +285,7 @@ def test_a_damaged_mask_and_one_of_another_scan_are_explained(tmp_path: Path) ->
 
 def test_real_scans_are_segmented_on_their_own_grid(real_cases, checkpoint: Path,
                                                     tmp_path: Path) -> None:
-    coarse = CONFIG.with_(spacing_mm=4.0)
+    coarse = CONFIG.with_(spacing_mm=4.0, patch=32)
     for case in real_cases:
         patient = read_case(case)
         labels, _ = segment([UNet(coarse.filters).eval()], patient, coarse, device=CPU)
