@@ -100,10 +100,11 @@ show_modalities(stranger, synthetic=True)
 # The upper row shows four MRI images of one slice. They share one grid, and the skull was removed. The lower row adds the
 # **reference**: the outline that experts approved or, in a synthetic patient, the one that was built in. It has three
 # parts: swollen tissue, called edema (ED, green), tumor that takes up contrast agent (ET, orange) and the core inside it
-# (NCR, blue). (The bright line around the brain on T1CE is what is left of the *dura*, the membrane that covers it.)
-# Pictures follow the radiologist's [convention](https://nipy.org/nibabel/neuro_radio_conventions.html): the patient's
-# right (R) is on the left. A is the front (anterior), P the back (posterior), S up (superior) and I down (inferior). An
-# *axial* slice lies across the body, a *coronal* one is seen from the front, and a *sagittal* one from the side.
+# (NCR, blue). (The bright lines at the edge and in the middle on T1CE belong to the *dura*, the membrane that covers the
+# brain.) Pictures follow the radiologist's [convention](https://nipy.org/nibabel/neuro_radio_conventions.html): the
+# patient's right (R) is on the left. A is the front (anterior), P the back (posterior), S up (superior) and I down
+# (inferior). An *axial* slice lies across the body, a *coronal* one is seen from the front, and a *sagittal* one from the
+# side.
 #
 # This patient is a **phantom**: a tumor grown by a few rules in the MNI152 template, an average human brain (Fonov et al.
 # 2011). Now a *network* draws the outline: a function with many adjustable numbers (here 1.4 million), its *weights*.
