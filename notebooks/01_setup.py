@@ -81,7 +81,7 @@ work, device = start(work)
 # A glioma is a brain tumor whose cells resemble glial cells, the supporting cells of the brain. To plan radiotherapy, or
 # to follow the volume of a tumor over time, somebody has to outline what MRI shows of it. Outlining by hand in three
 # dimensions is slow, and two experts do not draw the same outline (Menze et al. 2015). **Can a network do it?** BraTS,
-# the yearly *Brain Tumor Segmentation* challenge, asks that, and publishes the data to find out.
+# the yearly *Brain Tumor Segmentation* challenge, asks that, and publishes the data.
 #
 # Here is a patient with a glioma, and below the outline that somebody would have to draw:
 
@@ -107,10 +107,10 @@ show_modalities(stranger, synthetic=True)
 # side.
 #
 # This patient is a **phantom**: a tumor grown by a few rules in the MNI152 template, an average human brain (Fonov et al.
-# 2011). Now a *network* draws the outline: a function with many adjustable numbers (here 1.4 million), its *weights*.
-# Training adjusts them until its answers for known patients resemble their references. This one comes with the package,
-# and we call it the **network in the box**. It has learned from other phantoms alone, never from a patient. **Question.**
-# Where will it be wrong?
+# 2011). Now a *network* draws the outline. A network is a function with many adjustable numbers, its *weights* (this one
+# has 1.4 million). Training adjusts them until its answers for known patients resemble their references. This one comes
+# with the package, and we call it the **network in the box**. It has learned from other phantoms alone, never from a
+# patient. **Question.** Where will it be wrong?
 
 # %%
 from brats_helpers.data.preprocessing import lps_spacing
@@ -162,13 +162,12 @@ series_map(1)
 # ## 2. One patient, four contrasts
 #
 # An MRI scanner can weight its image in different ways, and no single contrast shows all parts of a tumor. A few words
-# first. *T1* and *T2* are two times of a tissue: in which its signal
-# recovers and fades after a radio pulse. An image is weighted by one of them. *FLAIR* is weighted by
-# T2, too, but it suppresses the signal of free fluid. The *ventricles* are chambers in the middle of the brain that hold
-# fluid (CSF, cerebrospinal fluid). *Gray matter* is mostly the folded outer layer of the brain, the *cortex*, and *white
-# matter* is the wiring below it. The *blood-brain barrier* keeps most substances inside the vessels. *Necrotic* tissue is
-# dead. *Gadolinium* is a contrast agent injected into a vein, and T1CE is T1 after that injection. A *voxel* is a pixel
-# in 3D.
+# first. *T1* and *T2* are two time constants of a tissue: after a radio pulse, its magnetization recovers with T1, and
+# its signal fades with T2. An image is weighted by one of them. *FLAIR* is weighted by T2, too, but it suppresses the
+# signal of free fluid. The *ventricles* are chambers in the middle of the brain that hold fluid (CSF, cerebrospinal
+# fluid). *Gray matter* is mostly the folded outer layer of the brain, the *cortex*, and *white matter* is the wiring
+# below it. The *blood-brain barrier* keeps most substances inside the vessels. *Necrotic* tissue is dead. *Gadolinium* is
+# a contrast agent injected into a vein, and T1CE is T1 after that injection. A *voxel* is a pixel in 3D.
 #
 # | contrast | CSF is | what a radiologist reads from it |
 # |---|---|---|
@@ -207,7 +206,7 @@ labels, brain = (upright(v, patient.affine) for v in (patient.reference, patient
 tumor_3d(labels, brain, patient.spacing, patient.name, synthetic=True)
 
 # %% [markdown]
-# Here is another patient. We do not tell you the order of the four contrasts:
+# Here is another patient. Which contrast is which?
 
 # %%
 import numpy as np
@@ -226,7 +225,7 @@ compare_slices(dict(zip("ABCD", shown)), index=at, spacing=quiz.spacing, synthet
 # ### Exercise 1: read the contrasts
 #
 # Name A, B, C and D. (In every exercise, replace the solution or the blank with your answer, run the cell, and read what
-# the check says. Nothing later depends on it.)
+# the check says.)
 #
 # <details><summary>Hint</summary>
 #
@@ -350,7 +349,8 @@ investigations.check_best_threshold(best_threshold, others)
 
 # %% [markdown]
 # A histogram of one patient shows a second problem: the values of tumor and of healthy brain overlap. Each curve is
-# scaled to its own part. **Question.** Could a threshold on a single contrast find the edema?
+# scaled to its own tissue, so heights cannot be compared. **Question.** Could a threshold on a single contrast find the
+# edema?
 
 # %%
 from brats_helpers.lessons.plots import histograms
@@ -361,7 +361,7 @@ histograms(patient.images, patient.reference, "intensity", synthetic=True)
 # <details><summary>Answer</summary>
 #
 # Not well. On every contrast, the values of edema overlap with those of healthy brain, and there is far more healthy brain
-# than edema, which these scaled curves hide. (Only the enhancing rim on T1CE stands clear. In patients, vessels and dura
+# than edema, which these curves hide. (Only the enhancing rim on T1CE stands clear. In patients, vessels and dura
 # are as bright.) Notebook 05 measures how far a threshold gets. The network has to beat that number.
 # </details>
 #

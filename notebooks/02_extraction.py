@@ -291,15 +291,15 @@ print(table_text())
 # %% [markdown]
 # "Refused" means that no class here fits. The row of BraTS 2017 to 2021 also takes 3 for ET, because many copies of these
 # sets are renumbered. Since 2024, label 4 in the sets after treatment is the resection cavity, the hole that surgery
-# left. In the pediatric sets, label 2 is tumor that does not enhance and 3 is a cyst. Both become NCR here. (The pediatric
-# set of 2023 may use 1 NCR, 2 ED, 3 ET, and a name does not tell the year. If no pediatric patient has a 4, a warning says
-# that this may be such a set.) PED is pediatric, MEN meningioma, MET metastases, SSA sub-Saharan
-# Africa.
+# left. In the pediatric sets, label 2 is tumor that does not enhance and 3 is a cyst. Both become NCR here. (The
+# pediatric set of 2023 may use 1 NCR, 2 ED, 3 ET, and a name does not tell the year. If no pediatric patient has a 4, a
+# warning says that this may be such a set.) GLI is glioma, PED pediatric, MEN meningioma (RT: for radiotherapy), MET
+# metastases, SSA sub-Saharan Africa.
 #
 # **What published code gets wrong.** [NVIDIA's
 # notebook](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
-# names label 1 edema and label 2 non-enhancing tumor in the file that it writes. BraTS says 1 is the necrotic core (until
-# 2020 with the core that does not enhance), and 2 is edema with infiltrating tumor (Baid et al. 2021). **Question.** In
+# names label 1 edema and label 2 non-enhancing tumor in the file that it writes. BraTS says 1 is the necrotic core, with
+# the parts of the core that do not enhance, and 2 is edema with infiltrating tumor (Baid et al. 2021). **Question.** In
 # the pictures of this patient, which compartment is the outermost, and what is its number?
 #
 # <details><summary>Answer</summary>
@@ -467,8 +467,9 @@ histograms(patient.images, patient.reference, "intensity, scanner units", synthe
 # once, at the end of notebook 05.
 #
 # We split people, never slices: two neighboring slices of one brain are nearly the same picture. A person who is in the
-# cohort twice, at another visit or under another name, must not end up on both sides either. So we group visits by their
-# names, and patients with identical scans. If the names do not tell, give a list with the parameter `persons`.
+# cohort twice, at another visit or under another name, must not end up on both sides either. So we group visits whose
+# names show one person, and patients whose scans are identical. If the names do not tell, give a list with the parameter
+# `persons`.
 
 # %%
 from brats_helpers.data.cases import find_twins
@@ -490,7 +491,7 @@ print("persons with several scans:", splits["persons"] or "none")
 # %% [markdown]
 # The split is *stratified* by size: we sort the patients by tumor volume, and from every five neighbors we hold one out at
 # random. So both groups have small and large tumors. The **folds** are made in the same way, for a *cross-validation*,
-# which trains once per fold and holds that fold out. The two groups below should look alike.
+# which trains once per fold and holds that fold out. 
 
 # %%
 import matplotlib.pyplot as plt

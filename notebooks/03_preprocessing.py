@@ -314,11 +314,11 @@ print(measured, "becomes", np.abs(measured.astype(np.int64).astype(np.int16)))
 #
 # ## 4. Store
 #
-# The last exercise of notebook 01 showed that at 1 mm the cohort in float32 does not fit into 20 GB. At the 2 mm of the
-# quick preset, 1,251 phantoms take about a tenth: an eighth of the voxels, and their box is smaller as well.
-# But the published files hold integers. So we keep *those*, compressed without loss: five arrays in one file, the four
-# modalities and the reference. We do not store the z-score or the foreground channel. The device that trains computes
-# both from each *patch* (a cube cut out of a scan, which training reads at one time), with a mean and a standard
+# The last exercise of notebook 01 showed that at 1 mm the cohort in float32 takes 86 GB. At the 2 mm of the quick preset,
+# 1,251 phantoms take about a tenth of that: an eighth of the voxels, and their box is smaller as well. But floats are not
+# needed. The published files hold integers, and we keep *those*, compressed without loss: five arrays in one file, the
+# four modalities and the reference. We do not store the z-score or the foreground channel. The device that trains
+# computes both from each *patch* (a cube cut out of a scan, which training reads at one time), with a mean and a standard
 # deviation that are stored as metadata.
 #
 # If `spacing_mm` is larger than the scan's voxels, we merge voxels into larger ones. Doubling the edge leaves an eighth of
@@ -339,7 +339,7 @@ case = cohort.by_name[patient.name]
 raw = sum(file_state(case, scan)[0] for scan in (*case.images, case.reference))
 path.unlink()
 sizes = {"raw .nii.gz": raw, "float32": voxels * 4, "int16": voxels * 2, "int16, LZ4": stored}
-notes = [f"{n / 1e6:.1f} MB; times 1,251: {1.251 * n / 1e6:.1f} GB" for n in sizes.values()]
+notes = [f"{n / 1e6:.2f} MB; times 1,251: {1.251 * n / 1e6:.1f} GB" for n in sizes.values()]
 gray, red, orange, green = "#999999", "#D55E00", "#E69F00", "#009E73"
 megabytes = {name: n / 1e6 for name, n in sizes.items()}
 bars(megabytes, "MB for one patient of this cohort", "", (gray, red, orange, green), notes=notes)
@@ -515,9 +515,9 @@ investigations.check_repairs(repaired, whole)
 # We write the same cohort in the formats of nnU-Net v2 and MONAI. The images are listed where they are, not copied. The
 # references are written again with 3 for ET, because nnU-Net needs [consecutive
 # labels](https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_format.md). WT, TC and ET are declared as
-# regions, because they overlap. (The *Decathlon* is a public set of ten segmentation tasks. MONAI reads its list of
-# patients. nnU-Net gets all training patients and our split; MONAI's list keeps those to learn from apart from those to
-# validate on.)
+# regions, because they overlap. (The *Decathlon* is a public set of ten segmentation tasks. MONAI reads a list in its
+# format, so we write one. nnU-Net gets all training patients and our split; MONAI's list has a section for training and
+# one for validation.)
 
 # %%
 import json

@@ -33,7 +33,7 @@
 # - **compute** Dice and cross-entropy by hand, and say where each gradient vanishes;
 # - **estimate** the memory of activations, and halve it;
 # - **test** that a network can learn before you train it for hours;
-# - **replace** it with one of your own.
+# - **replace** it with your own.
 #
 # You need notebook 03, convolutions and gradients.
 
@@ -108,16 +108,16 @@ show_source(unet.ConvNormAct, unet.Stage)
 # %% [markdown]
 # ## 2. The network
 #
-# The **encoder** is the way down. Each level halves every edge, which leaves an eighth of the voxels, and computes more
-# channels. The **decoder** is the way back up. A transposed convolution doubles every edge, and the encoder's output of
-# the same size is concatenated: the **skip connection**. The path down finds out *what* is there, and the skip remembers
-# *where*. A *head* is the last convolution. It turns channels into scores, the *logits* (section 3).
+# The **encoder** is the way down. Each level after the first halves every edge, which leaves an eighth of the voxels, and
+# computes more channels. The **decoder** is the way back up. A transposed convolution doubles every edge, and the
+# encoder's output of the same size is concatenated: the **skip connection**. The path down finds out *what* is there, and
+# the skip remembers *where*. A *head* is the last convolution. It turns channels into scores, the *logits* (section 3).
 #
 # ### Exercise 1: the forward pass
 #
-# Write it. `net.encoder`, `net.upsample` and `net.decoder` are lists in the order of use, and `net.heads[-1]` makes the
-# scores at full resolution. Save the output of each encoder stage except the last, which is the bottom. On the way up,
-# concatenate (upsampled, skip) along the channels.
+# Write the *forward pass*, which computes the logits from the input. `net.encoder`, `net.upsample` and `net.decoder` are
+# lists in the order of use, and `net.heads[-1]` makes the scores at full resolution. Save the output of each encoder
+# stage except the last, which is the bottom. On the way up, concatenate (upsampled, skip) along the channels.
 #
 # <details><summary>Hint</summary>
 #
@@ -254,7 +254,7 @@ checks.check_receptive_field(receptive_field)
 # ## 3. The loss
 #
 # The three regions overlap (WT contains TC, TC contains ET). So the network gives each voxel three unbounded numbers, the
-# **logits**, and the **sigmoid** turns each into a probability. The loss of each region is **Dice + cross-entropy**.
+# **logits**, and the **sigmoid** turns each into a probability. The loss of each region is **(1 - Dice) + cross-entropy**.
 #
 # Dice compares a predicted mask P with the reference R: *D = 2 |P ∩ R| / (|P| + |R|)*, where |P| counts voxels. With
 # probabilities instead of a mask, it has a gradient. Take the probabilities 0.9, 0.6, 0.2, 0 and the truth 1, 1, 0, 0: Dice
@@ -281,8 +281,7 @@ def soft_dice(p: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
 checks.check_soft_dice(soft_dice)
 
 # %% [markdown]
-# The module sums over the whole *batch*, the patches that one step learns from together. The loss of a region is 1 -
-# Dice, plus the cross-entropy:
+# The module sums over the whole *batch*, the patches that one step learns from together:
 
 # %%
 from brats_helpers.network import losses

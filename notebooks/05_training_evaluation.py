@@ -151,9 +151,9 @@ baseline_curves(thresholds, scores, synthetic)
 # </details>
 #
 # Each gray line is one patient, and the lines peak at different thresholds. Where a line drops to 0 and rises again, the
-# largest piece was healthy tissue. Brightness that drifts across the image because of the
-# receiver coil (Sled et al. 1998), bright gray matter and dark cores
-# mislead the rule. Many older patients also have bright spots in the white matter that are not tumors.
+# largest piece was healthy tissue. Bright gray matter, dark cores, and brightness that drifts across the image because of
+# the receiver coil (Sled et al. 1998) mislead the rule. Many older patients also have bright spots in the white matter
+# that are not tumors.
 #
 # ## 2. Augmentation
 #
@@ -177,7 +177,7 @@ shown, marks = ({name: pair[k][0].numpy().T for name, pair in spatial.items()} f
 compare_slices(shown, labels=marks, synthetic=synthetic, columns=5, letters=False)
 
 # %% [markdown]
-# (In our run, this tumor does not enhance, so there is no ET.) The label moves with the image, but it takes the value of
+# (This tumor does not enhance in our run.) The label moves with the image, but it takes the value of
 # the nearest voxel. Labels are names: the mean of 1 (necrotic and non-enhancing core) and 3 (enhancing tumor) would be 2,
 # edema. Changes of intensity touch the image alone. (A z-score has its mean at 0, so "brightness 1.3" looks like more
 # contrast.)
@@ -205,7 +205,7 @@ compare_slices(shown, index=at, shared_window=True, synthetic=synthetic, columns
 # and the right kidney, a flip does harm.
 # </details>
 #
-# Augmentation keeps a network from memorizing its patients. Methods with that aim are called **regularization**.
+# Methods that keep a network from memorizing its patients, like this one, are called **regularization**.
 #
 # ## 3. The schedule
 #
@@ -510,7 +510,7 @@ explanation = (lowest, max(("missed", "false"), key=errors[lowest].get))  # solu
 investigations.check_explanation(explanation, worst, errors)
 
 # %% [markdown]
-# Here is the patient in the middle of the ranking:
+# The median patient:
 
 # %% tags=["readme"]
 def beside(patient, mask: np.ndarray, title: str):
@@ -528,8 +528,9 @@ beside(*read_prediction(cases[median["name"]], work), f"median: {median['name']}
 # %% [markdown]
 # ## 7. The fall
 #
-# The network beat the threshold. Now we give the *same* network four **strangers**, phantoms whose brightness, noise and
-# tumors vary, somewhat as those of scanners and patients do. **Question.** What Dice will the whole tumor get?
+# Now we give the *same* network four **strangers**, phantoms whose brightness, noise and
+# tumors vary, as they do from scanner to scanner and from patient to patient. **Question.** What Dice will the whole
+# tumor get?
 
 # %%
 from dataclasses import replace
@@ -606,8 +607,9 @@ plots.two_cohorts(judged, others, ("judged above", "strangers"), synthetic)
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# "0 warning(s)" next to a low Dice is the limit of this check. The statistics are those of the whole brain. A tumor
-# that looks different and bright vessels, a small part of the brain, do not move them much. A silent check proves nothing.
+# "0 warning(s)" next to a low Dice is the limit of this check. The statistics are those of the whole brain. Bright
+# vessels and a tumor that looks different are a small part of the brain, so they hardly move them. A silent check proves
+# nothing.
 # </details>
 #
 # The histograms show the three pairs of contrast and compartment that differ most. The number is how far, on average,
@@ -630,10 +632,10 @@ for name, scores in (("network of this notebook", falls), ("network in the box",
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Read the second row: it wins back most of what was lost. (Variety, number of
+# Read the second row: it wins back most of what was lost for WT and TC, and less than half for ET. (Variety, number of
 # phantoms and size of the network all differ, so this comparison cannot tell which counts most.) With fewer than 40 real
-# patients, this notebook starts from these weights. The one time we measured it, four patients, picked at random, added
-# nothing ([what we know](../docs/zero_shot.md), and what the network in the box scores on real patients).
+# patients, this notebook starts from these weights. The one time we measured it, training these weights on four patients
+# did not raise the score ([what we know](../docs/zero_shot.md), and what the network in the box scores on real patients).
 # </details>
 #
 # ### Exercise 5: two minutes
