@@ -17,7 +17,7 @@ from .records import Patient
 
 LOOKED_AT = 200_000  # voxels
 # Of the nonzero voxels; an adult's brain has 1,100 to 1,700.
-LARGEST_ML, LARGE_ML, SMALL_ML = 20_000, 2_500, 300
+LARGEST_ML, LARGE_ML, SMALL_ML = 20_000, 2_500, 800
 NOT_STRIPPED = 1.3  # times the other modalities' voxels that are not 0
 ALIKE = 0.995  # correlation of two contrasts; T1 and T1CE of one patient stay under 0.95
 DARK, BRIGHT = 0.10, 0.98  # quantiles: fluid is dark in T1; what is brightest in T2, and in FLAIR

@@ -554,3 +554,11 @@ def test_contrasts_of_which_two_were_skull_stripped_are_not_called_empty() -> No
     images[:2] = np.maximum(images[:2], ndimage.grey_dilation(images[:2], (1, 13, 13, 13)) // 4)
     found = oddities(replace(PATIENT, images=images, reference=None))
     assert not found["problems"] and any("were all skull-stripped" in t for t in found["warnings"])
+
+
+def test_half_a_brain_is_asked_about() -> None:
+    half = PATIENT.images.copy()
+    half[..., :half.shape[-1] // 2] = 0
+    for images, asked in ((PATIENT.images, False), (half, True)):
+        warnings = oddities(replace(PATIENT, images=images, reference=None))["warnings"]
+        assert any("is the scan whole" in text for text in warnings) == asked
