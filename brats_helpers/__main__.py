@@ -221,8 +221,8 @@ def _stop(error: OSError) -> int:
     """Say why nothing can be written; what is printed to may be full, or gone."""
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # or Python would try again at its end
     with contextlib.suppress(OSError):
-        print(f"\n{error.filename or 'what is printed to'}: {error.strerror}: name another place.",
-              file=sys.stderr)
+        print(f"\n{error.filename or 'the output'} cannot be written to ({error.strerror}): name "
+              "another place.", file=sys.stderr)
     return 1
 
 
@@ -231,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("stdout", "stderr"):  # a caller may have closed them
         if getattr(sys, name) is None:
             setattr(sys, name, nowhere := open(os.devnull, "w", encoding="utf-8"))
-            os.set_inheritable(nowhere.fileno(), True)  # or a worker's first file took its place
+            os.set_inheritable(nowhere.fileno(), True)  # or a worker's first file takes its place
     if isinstance(sys.stdout, io.TextIOWrapper):  # a console may lack letters of a patient's name
         sys.stdout.reconfigure(errors="backslashreplace")
     options = parser().parse_args(arguments)

@@ -70,7 +70,6 @@ def write_case(folder: Path, name: str, images: np.ndarray, labels: np.ndarray |
     return folder
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Begin with whole notebooks, which take longest, and keep the tests of a file together.
 

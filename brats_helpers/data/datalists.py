@@ -27,7 +27,7 @@ WANTED = (
     '(Decathlon, MONAI) or {"channel_names": {"0": "FLAIR", ...}, "labels": {...}} (nnU-Net)')
 MEANING = ((ET, r"^et$|^at$|(?<!non.)(?<!non)enhanc|gd.enh"),
            (ED, r"edema|oedema|^ed$|snfh|infiltr"), (NCR, r"necro|^ncr|^net|non.?enh|^nc\b"))
-UNUSED = re.compile(r"^ignore$|cavity|resection")  # nnU-Net's voxels without a truth; no tumor
+NO_TUMOR = re.compile(r"^ignore$|cavity|resection")  # nnU-Net's voxels without a truth; no tumor
 REGION = ((ET, r"enhanc|^et$"), (NCR, r"core|^tc$"), (ED, r"whole|^wt$|all"))
 BIDS_FOLDER = re.compile(r"(sub|ses)-.+|anat", re.IGNORECASE)  # below a data set's own folder
 
@@ -246,7 +246,7 @@ def labels_of(content: Mapping) -> tuple[tuple[int, int], ...] | None:
     meaning = REGION if any(isinstance(value, list) for value in found.values()) else MEANING
     pairs = []
     for number, names in sorted(by_value.items()):
-        if number and not UNUSED.search(names[0]):  # refused where it occurs
+        if number and not NO_TUMOR.search(names[0]):  # refused where it occurs
             kinds = [next((here for here, pattern in meaning if re.search(pattern, name)), None)
                      for name in names]
             # Regions share numbers, and the innermost gives the meaning; classes do not.

@@ -68,7 +68,7 @@ def find(folder: Path) -> Found:
 
 
 def _pictures(files: Sequence[Path]) -> list[Unused]:
-    """Name pictures, which are no news beside scans, but all there is without any."""
+    """Name pictures, for a folder that holds no scan."""
     return shorten(Unused(p, f"in the format {p.suffix[1:].upper()}, and NIfTI is needed",
                           "use the scan that it was made from")
                    for p in files if p.suffix.lower() in (".png", ".jpg", ".jpeg"))

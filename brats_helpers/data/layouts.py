@@ -33,7 +33,7 @@ FILE_NAME = re.compile(rf"^(?:(?P<case>.+?)[_-])?(?P<kind>{_KINDS})\.nii(?:\.gz)
 NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 BIDS = re.compile(r"^(?P<case>sub-[^_]+(?:_ses-[^_]+)?)(?P<entities>(?:_[a-z]+-[^_]+)*)"
                   r"_(?P<kind>flair|t1w|t2w|dseg|mask)\.nii(?:\.gz)?$", re.IGNORECASE)
-# T1 after contrast agent, in BIDS's entities; "space" is a sequence, and so is no agent.
+# T1 after contrast agent, in BIDS's entities; "space" names a sequence, not an agent.
 AGENT = re.compile(r"_ce-(?!no)|_acq-([^_]*(post|gad|gd|t1ce|contrast|enhanc)|[^_]*t1c|ce)(?![^_])")
 # Files that belong to known data sets and are no input here.
 OTHER = re.compile(

@@ -34,7 +34,6 @@ COVERED = 0.95  # of the brain, by each modality
 EMPTY, PARTIAL = 0.5, 0.8  # of what the other modalities cover; good patients have 0.96 or more
 BEYOND = 0.1  # of the brain, where one modality alone is not 0; good patients have up to 0.03
 MISPLACED = 0.05  # of the brain, both missed and covered in excess; good patients have up to 0.02
-SKULL_ML = 800  # that a modality which the others exceed by far must cover to be a brain
 FITS, FITS_BETTER = 0.95, 0.01  # Dice of a flipped brain; good patients' is 0.01 below the stored
 AXES = {**dict.fromkeys("LR", "from left to right"), **dict.fromkeys("AP", "from front to back"),
         **dict.fromkeys("IS", "upside down")}
@@ -75,8 +74,8 @@ def oddities(patient: Patient) -> dict[str, list[str]]:
                          "notes": [*notes, *_reference(patient)]})
 
 
-def _of(patient: Patient, found: dict[str, Sequence[str]]) -> dict[str, list[str]]:
-    found["warnings"] = [*patient.doubts, *found["warnings"]]
+def _of(patient: Patient, found: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    found = {**found, "warnings": [*patient.doubts, *found["warnings"]]}
     return {kind: [f"patient {patient.name}: {text}" for text in texts]
             for kind, texts in found.items()}
 
@@ -264,7 +263,7 @@ def parts(masks: Mapping[str, np.ndarray], ml: float) -> tuple[list[str], list[s
         share = np.count_nonzero(mask) / max(1, np.median(others)) if others else 1
         said = f"{name} covers {100 * share:.0f}% of what the other contrasts cover"
         size = np.count_nonzero(mask) * ml
-        if share < PARTIAL and size > SKULL_ML and max(others) * ml > LARGE_ML:
+        if share < PARTIAL and size > SMALL_ML and max(others) * ml > LARGE_ML:
             warnings.append(f"{name} is not 0 in {size:,.0f} ml, and others in "
                             f"{max(others) * ml:,.0f} ml: were all skull-stripped?")
         elif share < EMPTY:

@@ -43,7 +43,7 @@ class Patient:
     reference: np.ndarray | None  # (X, Y, Z) uint8, labels 0 to 3
     affine: np.ndarray  # (4, 4), voxel indices to mm; right, anterior and superior are positive
     notes: tuple[str, ...] = ()  # what was remarkable in reading
-    enhancing: int = 0  # the reference's number of the enhancing tumor, where 3 and 4 may be
+    enhancing: int = 0  # tells how the reference is numbered (`labels.enhancing`)
     doubts: tuple[str, ...] = ()  # what had to be guessed in reading
 
     @property

@@ -42,7 +42,7 @@ BUDGET_S = 120.0
 LEVERS = {"steps": 0, "augment": True, "views": 1, "threshold": REGION_THRESHOLDS["WT"],
           "largest": False}
 VIEWS = {1: [()], 4: EVEN_FLIPS, 8: FLIPS}
-LEARNT, PRACTICE, SEED, FIRST = 3, 3, 9, 4  # phantoms to learn from, to choose on; their numbers
+LEARNED, PRACTICE, SEED, FIRST = 3, 3, 9, 4  # phantoms to learn from, to choose on; their numbers
 WARMUP = 5  # steps
 
 
@@ -76,9 +76,9 @@ class Lab:
     def judge(self, plan: Mapping[str, object], who: str) -> float:
         """Return the score of a plan without a record of it."""
         if not self.practice:
-            numbers = tqdm(range(FIRST, FIRST + LEARNT + PRACTICE), "strangers", leave=False)
+            numbers = tqdm(range(FIRST, FIRST + LEARNED + PRACTICE), "strangers", leave=False)
             made = [make_patient(SEED, n, self.config.spacing_mm, self.kind) for n in numbers]
-            self.learned, self.practice = made[:LEARNT], made[LEARNT:]
+            self.learned, self.practice = made[:LEARNED], made[LEARNED:]
         begin = time.perf_counter()
         patients = self.practice if who == "practice" else self.test
         key = _key(plan, who)

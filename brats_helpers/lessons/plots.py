@@ -84,7 +84,7 @@ def cut(volume: np.ndarray, plane: str, index: int) -> np.ndarray:
 def window(image: np.ndarray) -> tuple[float, float]:
     """Return the darkest and the brightest value to draw, without outliers or background.
 
-    A scan without negative values starts at half its dark end, or white matter on T2 were black.
+    A scan without negative values starts at half its dark end, which keeps white matter on T2 gray.
     """
     inside = image[image != 0]
     low, high = np.percentile(inside, [0.5, 99.5]) if inside.size else (0.0, 1.0)
