@@ -9,7 +9,7 @@ import tarfile
 import threading
 import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -70,7 +70,9 @@ def write_case(folder: Path, name: str, images: np.ndarray, labels: np.ndarray |
     return folder
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)  # before xdist's own hook, which reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]
+                                  ) -> Iterator[None]:
     """Begin with whole notebooks, which take longest, and keep the tests of a file together.
 
     They share fixtures; those of test_series do not, and go wherever a process is free.
@@ -79,6 +81,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if config.pluginmanager.hasplugin("xdist") and item.path.stem != "test_series":
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    yield
 
 
 @pytest.fixture
