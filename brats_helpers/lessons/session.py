@@ -27,7 +27,7 @@ from ..basics.device import Device, describe_device, keep_memory, where_am_i, wo
 from ..basics.errors import BratsError, short_messages
 from ..basics.files import atomic_path
 
-PACKAGES = ("torch", "monai", "nibabel", "numpy", "scipy", "blosc2", "nilearn", "matplotlib",
+PACKAGES = ("torch", "monai", "nibabel", "numpy", "scipy", "blosc2", "matplotlib",
             "ipywidgets", "papermill", "jupytext")
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
 KAGGLE_INPUT = Path("/kaggle/input")

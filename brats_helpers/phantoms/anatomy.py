@@ -1,15 +1,17 @@
 """The MNI152 template, from which every phantom's brain is made, and the grids of both.
 
-The template is the ICBM 2009a average that nilearn ships (Fonov et al. 2011,
-doi:10.1016/j.neuroimage.2010.07.033).
+The template is the ICBM 2009a average (Fonov et al. 2011,
+doi:10.1016/j.neuroimage.2010.07.033), as nilearn ships it. Importing nilearn would take seconds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import nibabel as nib
 import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
@@ -31,14 +33,9 @@ class Tissue(NamedTuple):
 @lru_cache(maxsize=1)
 def template() -> tuple[np.ndarray, np.ndarray]:
     """Load the template's gray matter, white matter and brain, (3, X, Y, Z), and its affine."""
-    from nilearn.datasets import (
-        load_mni152_brain_mask,
-        load_mni152_gm_template,
-        load_mni152_wm_template,
-    )
-    loaders = (load_mni152_gm_template, load_mni152_wm_template, load_mni152_brain_mask)
-    images = [load(resolution=1) for load in loaders]
-    return np.stack([np.asarray(i.dataobj, np.float32) for i in images]), images[0].affine
+    image = nib.load(Path(__file__).with_name("template.nii.gz"))
+    maps = np.moveaxis(np.asarray(image.dataobj), -1, 0).astype(np.float32)
+    return maps / np.float32(255), image.affine
 
 
 def brats_affine(spacing_mm: float) -> np.ndarray:
@@ -99,7 +96,7 @@ def sample_template(source: np.ndarray) -> np.ndarray:
     maps, affine = template()
     origin = np.array(TEMPLATE_CENTER_MM, np.float32) - affine[:3, 3]
     voxels = source + origin[:, None, None, None]
-    # Most places lie outside the head. They stay 0, as they would if we looked.
+    # Most places lie outside the head, where the maps are 0, so they are not sampled.
     near = np.rint(voxels).astype(np.intp)
     for index, size in zip(near, maps.shape[1:], strict=True):
         np.clip(index, 0, size - 1, out=index)
@@ -113,7 +110,7 @@ def sample_template(source: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=1)
 def _head() -> np.ndarray:
     """Mark the template's voxels that are not 0, and their neighbors: (X, Y, Z) bool."""
-    return ndimage.binary_dilation(template()[0].any(0), np.ones((3, 3, 3)))
+    return ndimage.maximum_filter(template()[0].any(0), 3, mode="constant")
 
 
 def column(values: Sequence[float]) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,3 +28,20 @@ def _interpolate(array: np.ndarray, positions: np.ndarray, axis: int) -> np.ndar
         nodes = np.clip(first + k - 1, 0, array.shape[axis] - 1)
         np.add.at(matrix, (np.arange(len(positions)), nodes), weight)
     return np.moveaxis(np.tensordot(matrix, array, (1, axis)), 0, axis)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Random fields in a box of a volume, drawn for all of it: a box changes no voxel."""
+
+    rng: np.random.Generator
+    shape: tuple[int, ...]  # of the volume
+    box: tuple[slice, ...]
+
+    def smooth(self, length: float) -> np.ndarray:
+        """Make `smooth_noise` in the box."""
+        return smooth_noise(self.rng, self.shape, length)[self.box]
+
+    def white(self) -> np.ndarray:
+        """Make independent normal noise in the box: float32."""
+        return self.rng.standard_normal(self.shape, np.float32)[self.box]

@@ -6,6 +6,7 @@ annotation protocol describes it (Baid et al. 2021, arXiv:2107.02314, section 2.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ from .anatomy import (
     sample_template,
     size_rank,
 )
-from .noise import smooth_noise
+from .noise import Noise, smooth_noise
 
 VERSION = 2  # raised whenever the same seed gives other voxels
 # Mean intensity of each tissue in each modality; white matter on T1 is 1.
@@ -39,6 +40,7 @@ SHADING = (0.16, 0.12, 0.12, 0.14)  # of each modality, log-normal
 SHADING_MM, SHADING_LIMIT = 70, 1.4  # the length over which it changes; deviations at most
 NOISE, TEXTURE = 0.025, 0.05  # Rician, relative to white matter; of the tissue itself
 SCALE = (400, 3000)  # white matter's 1.0 in the scanner's own units
+REACH_MM = 17  # of the widest filter: what lies farther from the brain changes nothing in it
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,22 @@ def make_plain(seed: int, index: int, spacing_mm: float = 2.0) -> Patient:
     lesions = plan_lesions(rng, size_rank(seed, index))
     place = coordinates_mm(spacing_mm)
     tissue = anatomy(rng, place, lesions, spacing_mm)
+    shape, box = tissue.shape[1:], _around(tissue[2] > 0, math.ceil(REACH_MM / spacing_mm))
+    place, tissue = (array[(slice(None), *box)] for array in (place, tissue))
+    noise = Noise(rng, shape, box)
     labels = np.zeros(tissue.shape[1:], np.uint8)
     for lesion in lesions:
-        grown = grow(rng, place, lesion, tissue, spacing_mm)
+        grown = grow(noise, place, lesion, tissue, spacing_mm)
         labels = np.where((labels == 0) | np.isin(grown, (NCR, ET)), grown, labels)
-    images = scan(rng, tissue, labels, spacing_mm)
-    return Patient(f"BraTS2021_{index:05d}", images, labels, brats_affine(spacing_mm))
+    images, reference = np.zeros((4, *shape), np.int16), np.zeros(shape, np.uint8)
+    images[(slice(None), *box)] = scan(noise, tissue, labels, spacing_mm)
+    reference[box] = labels
+    return Patient(f"BraTS2021_{index:05d}", images, reference, brats_affine(spacing_mm))
+
+
+def _around(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
+    """Return the box of a mask with a margin of some voxels, as far as the volume reaches."""
+    return tuple(slice(max(0, low - margin), high + margin) for low, high in bounding_box(mask))
 
 
 def plan_lesions(rng: np.random.Generator, rank: float) -> list[Lesion]:
@@ -102,27 +114,26 @@ def anatomy(rng: np.random.Generator, place: np.ndarray, lesions: Sequence[Lesio
     return np.stack([gray * brain, white * brain, brain])
 
 
-def grow(rng: np.random.Generator, place: np.ndarray, lesion: Lesion, tissue: np.ndarray,
+def grow(noise: Noise, place: np.ndarray, lesion: Lesion, tissue: np.ndarray,
          spacing_mm: float) -> np.ndarray:
     """Grow one tumor: labels (X, Y, Z) uint8, a core inside edema that follows white matter.
 
     place: (3, X, Y, Z), mm from the middle of the brain; tissue: of `anatomy`.
     """
     gray, white, brain = tissue
-    shape = brain.shape
     stretched = (place - column(lesion.center)) / column(lesion.axes)
     depth = np.sqrt((stretched**2).sum(0))  # mm from the center; noise makes it irregular
     for scale, share in ((1.0, 0.16), (0.45, 0.09)):
         length = max(2, scale * lesion.radius / spacing_mm)
-        depth += share * lesion.radius * smooth_noise(rng, shape, length)
+        depth += share * lesion.radius * noise.smooth(length)
     inside = brain > 0.5
     core = largest_component((depth < lesion.radius) & inside)
     rim = lesion.rim
     if np.isfinite(rim):
-        rim *= 1 + 0.15 * smooth_noise(rng, shape, 10 / spacing_mm)
+        rim *= 1 + 0.15 * noise.smooth(10 / spacing_mm)
     along = ndimage.gaussian_filter(white, 3 / spacing_mm)
     reach = lesion.radius + lesion.edema * (0.25 + 1.0 * along)
-    reach = reach + 1.5 * smooth_noise(rng, shape, 8 / spacing_mm)
+    reach = reach + 1.5 * noise.smooth(8 / spacing_mm)
     fluid = ndimage.gaussian_filter(brain - gray - white, 2 / spacing_mm) > 0.6
     edema = largest_component(((depth < reach) & inside & ~fluid) | core)  # it spares ventricles
     labels = np.where(edema, ED, 0).astype(np.uint8)
@@ -131,42 +142,42 @@ def grow(rng: np.random.Generator, place: np.ndarray, lesion: Lesion, tissue: np
     return labels
 
 
-def scan(rng: np.random.Generator, tissue: np.ndarray, labels: np.ndarray,
+def scan(noise: Noise, tissue: np.ndarray, labels: np.ndarray,
          spacing_mm: float) -> np.ndarray:
     """Compute a patient's modalities, (4, X, Y, Z) int16, 0 outside the brain.
 
     tissue: gray matter, white matter and brain, (3, X, Y, Z); labels (X, Y, Z), 0 to 3.
     """
-    shares = _shares(rng, tissue, labels, spacing_mm)
-    table = CONTRAST * np.exp(CONTRAST_SPREAD * rng.standard_normal(CONTRAST.shape))
-    table[0, 3] *= rng.uniform(0.5, 1.5)  # necrosis on FLAIR, from fluid to almost edema
+    shares = _shares(noise, tissue, labels, spacing_mm)
+    table = CONTRAST * np.exp(CONTRAST_SPREAD * noise.rng.standard_normal(CONTRAST.shape))
+    table[0, 3] *= noise.rng.uniform(0.5, 1.5)  # necrosis on FLAIR, from fluid to almost edema
     images = np.tensordot(table.astype(np.float32), shares, 1)
-    shape, fluid = labels.shape, np.clip(tissue[2] - tissue[0] - tissue[1], 0, 1)
+    fluid = np.clip(tissue[2] - tissue[0] - tissue[1], 0, 1)
     # Vessels and choroid plexus take up gadolinium as tumors do.
-    vessels = np.clip(smooth_noise(rng, shape, 5 / spacing_mm) - 0.9, 0, 1) * fluid
+    vessels = np.clip(noise.smooth(5 / spacing_mm) - 0.9, 0, 1) * fluid
     images[2] += 0.8 * (vessels * (labels == 0))
     for n, image in enumerate(images):
-        image *= 1 + TEXTURE * smooth_noise(rng, shape, 4 / spacing_mm)
-        shading = smooth_noise(rng, shape, SHADING_MM / spacing_mm)
+        image *= 1 + TEXTURE * noise.smooth(4 / spacing_mm)
+        shading = noise.smooth(SHADING_MM / spacing_mm)
         image *= np.exp(SHADING[n] * SHADING_LIMIT * np.tanh(shading / SHADING_LIMIT))
-        real, imaginary = (NOISE * rng.standard_normal(shape, np.float32) for _ in range(2))
-        images[n] = np.hypot(image + real, imaginary) * np.exp(rng.uniform(*np.log(SCALE)))
+        real, imaginary = (NOISE * noise.white() for _ in range(2))
+        images[n] = np.hypot(image + real, imaginary) * np.exp(noise.rng.uniform(*np.log(SCALE)))
     return np.where(tissue[2] > 0.5, np.clip(np.rint(images), 1, 32767), 0).astype(np.int16)
 
 
-def _shares(rng: np.random.Generator, tissue: np.ndarray, labels: np.ndarray,
+def _shares(noise: Noise, tissue: np.ndarray, labels: np.ndarray,
             spacing_mm: float) -> np.ndarray:
     """Compute the fractions of CSF, GM, WM, NCR, ED and ET: (6, X, Y, Z), sum 1 in the brain."""
     gray, white, brain = tissue
     partial = [ndimage.gaussian_filter((labels == n).astype(np.float32), 0.7 / spacing_mm)
                for n in (NCR, ED, ET)]
     depth = _depth_mm(labels > 0, spacing_mm)
-    waves = smooth_noise(rng, brain.shape, 8 / spacing_mm)
+    waves = noise.smooth(8 / spacing_mm)
     edge = 0.70  # edema is weaker at its edge
     partial[1] *= edge + (1 - edge) * np.clip(depth / 8, 0, 1) + 0.08 * waves
     # White matter hyperintensities of age look like edema and have no label.
     caps = ndimage.gaussian_filter(np.clip(brain - gray - white, 0, 1), 4 / spacing_mm)
-    likely = smooth_noise(rng, brain.shape, 7 / spacing_mm) + 2.5 * caps - rng.uniform(1.9, 3.0)
+    likely = noise.smooth(7 / spacing_mm) + 2.5 * caps - noise.rng.uniform(1.9, 3.0)
     spots = 0.7 * np.clip(2 * likely, 0, 1) * (white > 0.6) * (labels == 0)
     healthy = np.clip(1 - sum(partial), 0, 1)
     partial[1] = partial[1] + healthy * spots

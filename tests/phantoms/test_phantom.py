@@ -30,6 +30,15 @@ def patients() -> list:
     return [make_patient(3, index, 4.0) for index in range(12)]
 
 
+def test_the_stored_template_is_nilearns() -> None:
+    datasets = pytest.importorskip("nilearn.datasets")
+    names = ("gm_template", "wm_template", "brain_mask")
+    theirs = [getattr(datasets, f"load_mni152_{name}")(resolution=1) for name in names]
+    maps, affine = template()
+    assert np.array_equal(maps, [np.asarray(image.dataobj, np.float32) for image in theirs])
+    assert np.array_equal(affine, theirs[0].affine)
+
+
 def test_archives_are_the_same_bytes_for_the_same_seed_and_laid_out_as_brats(
     tmp_path: Path,
 ) -> None:
