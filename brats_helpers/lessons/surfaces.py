@@ -72,10 +72,12 @@ def _cast(field: np.ndarray, spacing: Sequence[float], view: np.ndarray,
     reach, step = float(np.linalg.norm(np.multiply(field.shape, spacing))) / 2, min(spacing)
     line = np.linspace(-reach, reach, pixels)
     plane = line[:, None] * view[0] - line[:, None, None] * view[1]  # (down, across, 3)
-    waiting = np.arange(pixels**2)  # the rays that have not hit anything yet
+    near, nearest, farthest = _reachable(field, spacing, view, line)
+    waiting = np.flatnonzero(near)  # the rays that have not hit anything yet
     plane, before = plane.reshape(-1, 3), np.zeros(pixels**2, np.float32)
     depth = np.full(pixels**2, np.nan)
-    for far in np.arange(reach, -reach, -step):
+    fars = np.arange(reach, -reach, -step)
+    for far in fars[(fars < nearest + step) & (fars > farthest)]:
         value = _sample(field, plane[waiting] + far * view[2], spacing)
         new = value > 0.5
         back = (value[new] - 0.5) / (value[new] - before[waiting[new]])  # to where the value is 0.5
@@ -88,6 +90,24 @@ def _cast(field: np.ndarray, spacing: Sequence[float], view: np.ndarray,
     normal = -np.stack(slopes, axis=1) @ view.T
     normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
     return points, hit.reshape(pixels, pixels), normal
+
+
+def _reachable(field: np.ndarray, spacing: Sequence[float], view: np.ndarray,
+               line: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Find where the surface can be: pixels (n, n), and the nearest and the farthest mm backward.
+
+    line: the places of a row's pixels in mm. A surface lies within a voxel of one above 0.5.
+    """
+    places = (np.argwhere(field > 0.5) - (np.array(field.shape) - 1) / 2) * spacing @ view.T
+    margin, pixel, near = float(np.linalg.norm(spacing)), line[1] - line[0], np.zeros(
+        (len(line), len(line)), bool)
+    if not len(places):
+        return near, 0.0, 0.0
+    columns, rows = (np.rint((each - line[0]) / pixel).astype(int)
+                     for each in (places[:, 0], -places[:, 1]))
+    near[rows.clip(0, len(line) - 1), columns.clip(0, len(line) - 1)] = True
+    around = ndimage.distance_transform_edt(~near) <= margin / pixel + 1
+    return around, places[:, 2].max() + margin, places[:, 2].min() - margin
 
 
 def _sample(field: np.ndarray, points: np.ndarray, spacing: Sequence[float]) -> np.ndarray:

@@ -10,6 +10,7 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from conftest import blobs
 from IPython import get_ipython
 from IPython.core.interactiveshell import InteractiveShell
 from matplotlib.colors import to_rgb
@@ -20,7 +21,7 @@ from brats_helpers.basics.constants import ERROR_COLORS, LABEL_COLORS
 from brats_helpers.data.cases import Patient
 from brats_helpers.data.preprocessing import prepare, slice_with_most_tumor
 from brats_helpers.evaluation.metrics import score_case
-from brats_helpers.lessons import plots
+from brats_helpers.lessons import plots, surfaces
 from brats_helpers.lessons.session import show_figures
 from brats_helpers.lessons.surfaces import camera, render
 from brats_helpers.lessons.viewers import (
@@ -269,3 +270,12 @@ def test_a_tumor_is_rendered_on_its_side_and_in_its_color(side: int) -> None:
     opened = render(labels, brain, (1, 1, 1), camera(0, 89), cut_at=20, pixels=61)
     orange = (opened[..., 0] > opened[..., 2] + 0.4) & (opened[..., 0] > opened[..., 1])
     assert orange.sum() > 10 and not ((whole[..., 0] > whole[..., 1]) & green).any()
+
+
+def test_rays_that_are_left_out_would_have_hit_nothing(monkeypatch) -> None:
+    labels, view = np.pad(blobs(3), 2), camera(40, 30)
+    some = render(labels, labels > 0, (1, 2, 1.5), view, pixels=81)
+    monkeypatch.setattr(surfaces, "_reachable", lambda field, spacing, view, line: (
+        np.ones((len(line), len(line)), bool), np.inf, -np.inf))
+    assert np.array_equal(some, render(labels, labels > 0, (1, 2, 1.5), view, pixels=81))
+    assert (some < 1).any()
