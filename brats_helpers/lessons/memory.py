@@ -1,26 +1,32 @@
-"""Measure what autograd keeps in memory between the forward and the backward pass."""
+"""Count what autograd keeps in memory between the forward and the backward pass."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 
-def kept_mib(model: nn.Module, x: Tensor, mixed: bool) -> float:
-    """Return the MiB that autograd keeps for the backward pass of model(x), parameters left out.
+def kept_mib(build: Callable[[], nn.Module], shape: Sequence[int], mixed: bool) -> float:
+    """Return the MiB that autograd keeps for the backward pass of a network, parameters left out.
 
-    Each tensor counts once, however many layers keep it. mixed: with bf16 activations. Uses
-    torch.autograd.graph.saved_tensors_hooks.
+    Fake tensors have shapes and no memory, so nothing is computed and any size fits. Memory that
+    several layers share counts once. build: makes the network; shape: of its input; mixed: with
+    bf16 activations. Uses torch.autograd.graph.saved_tensors_hooks.
     """
-    kept: dict[int, int] = {}
-    own = {p.data_ptr() for p in model.parameters()}
+    kept: dict[int, UntypedStorage] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        if tensor.data_ptr() not in own:
-            kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
         return tensor
 
-    with (torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
-          torch.autocast("cpu", torch.bfloat16, enabled=mixed)):
-        model(x)
-    return sum(kept.values()) / 2**20
+    with FakeTensorMode():
+        model, x = build(), torch.empty(*shape)
+        with (torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+              torch.autocast("cpu", torch.bfloat16, enabled=mixed)):
+            model(x)
+        for parameter in model.parameters():
+            kept.pop(parameter.untyped_storage()._cdata, None)
+        return sum(storage.nbytes() for storage in kept.values()) / 2**20

@@ -1,21 +1,33 @@
-"""What autograd keeps is counted in bytes, and recomputing it keeps less."""
+"""What autograd keeps is counted in bytes, and recomputing keeps less."""
 
 from __future__ import annotations
 
-import torch
+import contextlib
+
+import pytest
 from torch import nn
 
-from brats_helpers.lessons.memory import kept_mib
+from brats_helpers.lessons import memory
 from brats_helpers.network.unet import UNet
 
 
 def test_a_linear_layer_keeps_its_input_alone() -> None:
-    layers = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8))
-    assert kept_mib(layers, torch.ones(16, 4), False) * 2**20 == 16 * (4 + 8) * 4
+    def layers() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8))
+
+    assert memory.kept_mib(layers, (16, 4), False) * 2**20 == 16 * (4 + 8) * 4
 
 
-def test_checkpointing_keeps_less() -> None:
-    x = torch.randn(1, 5, 16, 16, 16)
-    plain, again = (kept_mib(UNet((4, 8, 8), checkpointing=on).train(), x, False)
-                    for on in (False, True))
-    assert again < plain / 2
+@pytest.mark.parametrize(("count", "mixed"), [(1, False), (2, False), (2, True)])
+def test_fake_tensors_are_counted_as_real_ones_are(monkeypatch, count: int, mixed: bool) -> None:
+    counts = []
+    for _ in range(2):
+        counts.append([memory.kept_mib(lambda: UNet((4, 8, 8), checkpointing=on),  # noqa: B023
+                                       (count, 5, 16, 16, 16), mixed) for on in (False, True)])
+        monkeypatch.setattr(memory, "FakeTensorMode", contextlib.nullcontext)  # the second time
+    assert counts[0] == pytest.approx(counts[1], rel=0.01)
+    assert counts[0][1] < 0.6 * counts[0][0]
+
+
+def test_a_network_that_fits_no_laptop_is_counted() -> None:
+    assert memory.kept_mib(lambda: UNet((64, 96, 128)), (8, 5, 256, 256, 256), False) > 2**17
