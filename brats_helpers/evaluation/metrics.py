@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
-from scipy.stats import bootstrap
 
 from ..basics.constants import HD95_EMPTY_MM, REGIONS
 from ..data.preprocessing import bounding_box, largest_component
@@ -144,6 +143,7 @@ def bootstrap_ci(values: Sequence[float]) -> tuple[float, float, float]:
     values = np.asarray(values, float)
     if np.ptp(values) == 0:
         return float(values.mean()), float(values.min()), float(values.max())
+    from scipy.stats import bootstrap  # takes a second to import
     interval = bootstrap((values,), np.mean, n_resamples=2000, method="percentile",
                          rng=np.random.default_rng(0)).confidence_interval
     return float(values.mean()), float(interval.low), float(interval.high)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import wasserstein_distance
 
 from ..basics.constants import LABEL_SHORT, MODALITY_TITLES
 from ..data.preprocessing import Prepared
@@ -31,6 +30,7 @@ def distances(here: Sequence[Prepared],
 
     Returns compartment -> modality -> Wasserstein distance, NaN if one has no such voxel.
     """
+    from scipy.stats import wasserstein_distance  # takes a second to import
     table = {}
     for label, name in COMPARTMENTS.items():
         a, b = scores_of(here, label), scores_of(there, label)
