@@ -15,12 +15,14 @@ from pathlib import Path
 
 from brats_helpers.lessons.session import OTHER_MB, PREPARED_MB
 
+from .gpu import flips_and_views
+
 # LONG: epochs of a fold for a submission
 PATIENTS, EPOCHS, PATCHES, FOLDS, LONG = 1251, 30, 1000, 5, 150
 HELD_OUT = PATIENTS // FOLDS + 1  # validated on after each epoch
 RESULTS, TIMED = (Path(__file__).with_name(name)
                   for name in ("results.json", "gpu_nvidia_h200.json"))
-# the full network on 128 x 64 x 64, forward and backward, two cores: notebook 04's output
+# the full network on 128 x 64 x 64, forward and backward: two cores of an AMD EPYC with AVX2 alone
 QUARTER_SECONDS = 24.9
 A100_EPOCH = 173.0  # s for 1,000 patches and 251 validation patients: NVIDIA's BraTS21 notebook
 PUBLISHED = {"V100": 11.38, "A100": 24.61}  # patches a second: its README, November 2022
@@ -56,9 +58,9 @@ def timed(gpu: Gpu) -> tuple[float, float, float]:
     Seconds an epoch with validation, seconds a patient with 8 flips, peak GiB.
     """
     found = json.loads(TIMED.read_text())
-    flips, views = (found["inference_seconds"][name] for name in ("8 flips", "4 views"))
-    # what is not the network, and a single view
-    held_out = HELD_OUT * (2 * views - flips + (flips - views) / 4)
+    few, flips, views = flips_and_views(found["inference_seconds"])
+    # a view takes (flips - views) / (8 - few) seconds; validation takes one
+    held_out = HELD_OUT * (views - (few - 1) * (flips - views) / (8 - few))
     if gpu.small:
         row = found["t4"]["compiled" if gpu.compiles else "not compiled"]
         return PATCHES / row["steps_per_second"] + held_out, flips, row["peak_gib"]

@@ -208,8 +208,6 @@ def test_a_verdict_names_the_goals_that_were_missed() -> None:
     assert lines[2].startswith("- All seeds, each patient counted once, ours: 0.050 above")
 
 
-def test_computed_costs_agree_with_published_ones_and_with_the_notebook() -> None:
-    notebook = (costs.RESULTS.parents[1] / "notebooks" / "04_architecture.ipynb").read_text()
-    assert f'"{costs.QUARTER_SECONDS} s, forward and backward' in notebook
+def test_computed_costs_agree_with_published_ones() -> None:
     slow, fast = costs.relative(costs.V100, costs.GPUS["A100"])
     assert 0.9 * slow < costs.PUBLISHED["V100"] / costs.PUBLISHED["A100"] < 1.1 * fast

@@ -20,14 +20,14 @@ from ..data.cases import Patient
 from ..data.preprocessing import brain_mask, prepare
 from .domain_shift import outside_ranges
 from .postprocessing import postprocess
-from .sliding_window import EVEN_FLIPS, FLIPS, predict_prepared
+from .sliding_window import FLIPS, OPPOSITE_FLIPS, predict_prepared
 
 WINDOWS = 8  # of a patient at 1 mm
 
 
 def passes(patients: int, tta: bool) -> int:
     """Estimate how often a network runs to segment a number of patients."""
-    return patients * WINDOWS * len(FLIPS if tta else EVEN_FLIPS)
+    return patients * WINDOWS * len(FLIPS if tta else OPPOSITE_FLIPS)
 
 
 def segment(models: Sequence[nn.Module], patient: Patient, config: Config, tta: bool | None = None,

@@ -25,6 +25,7 @@ from ..data.pipeline import content_hash
 from ..network.unet import count_parameters
 from .build import for_inference
 from .checkpoints import USUAL, network_of, read_checkpoint, weights_tag
+from .metrics import SCORES as METRICS
 from .metrics import interval_text, score_case, summarize
 from .postprocessing import POSTPROCESSING
 from .prediction import passes, segment
@@ -157,7 +158,8 @@ def _score_all(cases: Sequence[Case], model: nn.Module, config: Config, work: Pa
                device: Device) -> list[dict]:
     remove_leftovers(work / "predictions")
     notes = work / "predictions" / "scores.json"
-    tag = f"{weights_tag(model.state_dict())} {config.tta} {config.overlap} {POSTPROCESSING}"
+    tag = " ".join(map(str, (weights_tag(model.state_dict()), config.tta, config.overlap,
+                             POSTPROCESSING, *METRICS)))
     before = read_json_as(notes, "notebook 05", SCORES) if notes.is_file() else {"rows": {}}
     done = before["rows"] if before.get("tag") == tag else {}
     for name in set(before["rows"]) - {case.name for case in cases}:

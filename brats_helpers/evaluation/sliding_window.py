@@ -16,8 +16,7 @@ from ..network.unet import UNet
 from .build import full_resolution_logits
 
 FLIPS = [axes for n in range(4) for axes in combinations((2, 3, 4), n)]  # all 8, none first
-# Half of the flips, in which each axis is mirrored half of the time.
-EVEN_FLIPS = [axes for axes in FLIPS if len(axes) % 2 == 0]
+OPPOSITE_FLIPS = [FLIPS[0], FLIPS[-1]]  # two that mirror each axis half of the time
 BATCH = 2  # views in one pass, where that is faster (`_batch_size`)
 STRETCH = 1.25  # longest window, in patches (benchmarks/README.md)
 SIGMA = 1 / 8  # of the Gaussian weight, in window edges
@@ -31,14 +30,14 @@ def window_starts(length: int, patch: int, overlap: float) -> list[int]:
     return [round(i * (length - patch) / (count - 1)) for i in range(count)]
 
 
-def window_edge(length: int, patch: int, multiple: int, stretch: float) -> int:
-    """Choose a window's edge along an axis: the patch, or the whole axis if it is little longer.
+def window_edge(length: int, patch: int, overlap: float, multiple: int, stretch: float) -> int:
+    """Choose a window's edge along an axis: the patch, or a longer one that computes fewer voxels.
 
-    Two windows would cover an axis of 71 voxels with patches of 64 by computing most of it twice.
-    A window that covers it is a `multiple` of voxels long, at most `stretch` patches.
+    An axis of 71 voxels takes two windows of 64, which compute most of it twice, or one of 72. A
+    longer window is a `multiple` of voxels longer than a patch, and at most `stretch` patches long.
     """
-    whole = -(-length // multiple) * multiple
-    return whole if patch < whole <= stretch * patch else patch
+    edges = range(patch, int(stretch * patch) + 1, multiple)
+    return min(edges, key=lambda edge: edge * len(window_starts(length, edge, overlap)))
 
 
 def gaussian_weight(*edges: int) -> Tensor:
@@ -67,7 +66,7 @@ def sliding_window_inference(
     # A GPU compiles, or finds its fastest kernels, for one shape; other networks set other rules.
     free = device.kind == "cpu" and isinstance(model, UNet)
     multiple = 2 ** (len(model.encoder) - 1) if free else patch
-    edges = [window_edge(size, patch, multiple, stretch) for size in shape]
+    edges = [window_edge(size, patch, overlap, multiple, stretch) for size in shape]
     padding = [max(0, edge - size) for edge, size in zip(edges, shape, strict=True)]
     image = F.pad(image, [p for after in reversed(padding) for p in (0, after)])
     image = image.to(device.torch_device)
@@ -117,13 +116,13 @@ def predict_prepared(models: Sequence[nn.Module], prepared: Prepared, patch: int
                      tta: bool, device: Device | None = None) -> np.ndarray:
     """Compute the probabilities on the scan's own grid, averaged over the models (the folds).
 
-    tta: use all 8 flips instead of 4, and no window longer than a patch, in at least twice the time
-    (benchmarks/README.md compares them).
+    tta: use all 8 flips instead of 2, and no window longer than a patch, in four times the time or
+    more (benchmarks/README.md compares them).
     Returns (3, X, Y, Z) float32.
     """
     device = device or describe_device()
     image = network_input(prepared, device)
-    how = {"flips": FLIPS} if tta else {"flips": EVEN_FLIPS, "stretch": STRETCH}
+    how = {"flips": FLIPS} if tta else {"flips": OPPOSITE_FLIPS, "stretch": STRETCH}
     total = sum(sliding_window_inference(model.eval(), image, patch, overlap, device=device, **how)
                 for model in models)
     inside = total / len(models) * image[4]  # there is no tumor outside the brain

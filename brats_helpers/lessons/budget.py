@@ -31,7 +31,12 @@ from ..data.preprocessing import (
 )
 from ..data.storage import save
 from ..evaluation.metrics import dice, regions
-from ..evaluation.sliding_window import EVEN_FLIPS, FLIPS, sliding_window_inference
+from ..evaluation.sliding_window import (
+    FLIPS,
+    OPPOSITE_FLIPS,
+    STRETCH,
+    sliding_window_inference,
+)
 from ..network.losses import labels_to_regions
 from ..phantoms import make_patient
 from ..training import new_state
@@ -41,7 +46,7 @@ BUDGET_S = 120.0
 # Without a lever: no training, one view, the usual threshold, every piece kept.
 LEVERS = {"steps": 0, "augment": True, "views": 1, "threshold": REGION_THRESHOLDS["WT"],
           "largest": False}
-VIEWS = {1: [()], 4: EVEN_FLIPS, 8: FLIPS}
+VIEWS = {1: [()], 2: OPPOSITE_FLIPS, 8: FLIPS}
 LEARNED, PRACTICE, SEED, FIRST = 3, 3, 9, 4  # phantoms to learn from, to choose on; their numbers
 WARMUP = 5  # steps
 
@@ -124,7 +129,7 @@ class Lab:
         prepared = prepare(patient, self.config.spacing_mm)
         image = network_input(prepared, self.device)
         found = sliding_window_inference(network, image, self.config.patch, self.config.overlap,
-                                         VIEWS[views], self.device) * image[4]
+                                         VIEWS[views], self.device, STRETCH) * image[4]
         return restore(found.cpu().numpy(), prepared.meta)
 
 
@@ -144,7 +149,7 @@ def complete(plan: Mapping[str, object]) -> dict[str, object]:
         raise BratsError(f"no lever {', '.join(unknown)}; there are: {', '.join(LEVERS)}.")
     plan = LEVERS | dict(plan)
     if plan["views"] not in VIEWS:
-        raise BratsError(f"views={plan['views']!r}: give 1, 4 or 8.")
+        raise BratsError(f"views={plan['views']!r}: give 1, 2 or 8.")
     return plan
 
 

@@ -19,7 +19,7 @@ from brats_helpers.basics.constants import ED, ET, NCR
 from brats_helpers.basics.device import Device
 from brats_helpers.basics.errors import BratsError
 from brats_helpers.data.cases import Patient, find_cases, read_case
-from brats_helpers.evaluation import sliding_window
+from brats_helpers.evaluation import metrics, scoring, sliding_window
 from brats_helpers.evaluation.checkpoints import write_checkpoint
 from brats_helpers.evaluation.metrics import dice
 from brats_helpers.evaluation.postprocessing import postprocess
@@ -136,22 +136,27 @@ def test_views_in_pairs_equal_views_one_by_one(model, monkeypatch, count: int) -
     torch.testing.assert_close(pairs, single, atol=1e-5, rtol=0)  # by different kernels
 
 
-@given(st.integers(1, 200), st.sampled_from([16, 32, 64]), st.sampled_from([1, 4, 16]),
-       st.floats(1, 1.5))
-def test_a_longer_window_covers_its_axis(length: int, patch: int, multiple: int,
-                                         stretch: float) -> None:
-    edge = window_edge(length, patch, multiple, stretch)
+@given(st.integers(1, 200), st.sampled_from([16, 32, 64]), st.floats(0, 0.9),
+       st.sampled_from([1, 4, 16]), st.floats(1, 1.5))
+def test_a_longer_window_computes_fewer_voxels(length: int, patch: int, overlap: float,
+                                               multiple: int, stretch: float) -> None:
+    def computed(edge: int) -> int:
+        return edge * len(sliding_window.window_starts(length, edge, overlap))
+
+    edge = window_edge(length, patch, overlap, multiple, stretch)
     assert edge % multiple == 0 and patch <= edge <= stretch * patch
-    assert edge == patch or length <= edge < length + multiple
+    assert edge == patch or computed(edge) < computed(patch)
 
 
-def test_an_axis_little_longer_than_a_patch_takes_one_window_and_other_networks_two(model) -> None:
-    assert [window_edge(n, 64, 8, 1.25) for n in (50, 64, 65, 80, 81)] == [64, 64, 72, 80, 64]
+def test_an_axis_little_longer_than_a_patch_takes_fewer_windows_except_in_other_networks(
+    model) -> None:
+    edges = [window_edge(n, 64, 0.5, 8, 1.25) for n in (50, 64, 65, 80, 81, 100, 105, 128)]
+    assert edges == [64, 64, 72, 80, 64, 72, 72, 64]
     image, seen = torch.randn(5, 19, 16, 40), []
     watch = model.register_forward_hook(lambda _, x, y: seen.append(tuple(x[0].shape)))
     longer = sliding_window_inference(model, image, 16, 0.5, device=CPU, stretch=1.25)
     watch.remove()
-    assert seen == [(2, 5, 20, 16, 16), (2, 5, 20, 16, 16)] and longer.shape == (3, 19, 16, 40)
+    assert seen == [(2, 5, 20, 16, 20), (1, 5, 20, 16, 20)] and longer.shape == (3, 19, 16, 40)
     single = torch.nn.Conv3d(5, 3, 1)
     theirs = [sliding_window_inference(single, image, 16, 0.5, device=CPU, stretch=stretch)
               for stretch in (1.0, 1.25)]
@@ -256,6 +261,22 @@ def test_evaluation_is_written_and_goes_on_after_a_stop(checkpoint: Path, tmp_pa
     assert "7 synthetic patients" in card and "2 test patients" in card and "{" not in card
     evaluate(cases[1:], checkpoint, tmp_path, CONFIG, "test", CPU)
     assert [p.name for p in (tmp_path / "predictions").glob("*.nii.gz")] == ["B.nii.gz"]
+
+
+def test_a_metric_that_is_added_later_is_computed_for_patients_scored_before(
+    checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+    write_case(tmp_path / "cohort", "A", *small_volumes())
+    cases = find_cases(tmp_path / "cohort")
+    evaluate(cases, checkpoint, tmp_path, CONFIG, "test", CPU)
+
+    def with_volume(*pair: object) -> dict:
+        return {name: {**row, "volume": 1.0} for name, row in metrics.score_case(*pair).items()}
+
+    names = (*metrics.SCORES, "volume")
+    monkeypatch.setattr(metrics, "SCORES", names)
+    monkeypatch.setattr(scoring, "METRICS", names)
+    monkeypatch.setattr(scoring, "score_case", with_volume)
+    assert evaluate(cases, checkpoint, tmp_path, CONFIG, "test", CPU)["volume"]["WT"] == 1.0
 
 
 def test_a_mask_is_read_whatever_the_scans_are_called(tmp_path: Path) -> None:
