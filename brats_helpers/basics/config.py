@@ -69,7 +69,7 @@ class Config:
     on_nan: str = "stop"  # after a NaN loss: "stop", or "halve" the rate, skip the batch and go on
     # inference
     overlap: float = 0.5  # of neighboring windows
-    tta: bool = True  # average over all 8 mirrored views; False: over 4
+    tta: bool = True  # average over all 8 mirrored views; False: over 2
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work, naming the field and what it may be."""
@@ -143,22 +143,15 @@ class Config:
 
 PRESETS: dict[str, Config] = {
     "quick": Config(
-        preset="quick", spacing_mm=2.0, filters=(8, 16, 32, 64), patch=64, batch=2, epochs=6,
-        steps=100, learning_rate=4e-3, warmup=60, ema=0.99, validate_every=2),
+        preset="quick", spacing_mm=2.0, filters=(8, 16, 32, 64), patch=48, batch=2, epochs=5,
+        steps=100, learning_rate=4e-3, warmup=60, ema=0.99, validate_every=2, tta=False),
     "kaggle": Config(preset="kaggle", batch=1, epochs=30, steps=1000),
     "full": Config(),
 }
 
 
-# Instead, on a CPU without bf16: patches with 0.42 of the voxels, and 4 mirrored copies, not 8.
-PLAIN_CPU = {"quick": {"patch": 48, "tta": False}}
-
-
-def preset(name: str, plain_cpu: bool = False) -> Config:
-    """Return the preset of that name; BratsError lists the names if there is none.
-
-    plain_cpu: whether the machine has nothing faster than a CPU without bf16 (`Device.plain_cpu`).
-    """
+def preset(name: str) -> Config:
+    """Return the preset of that name; BratsError lists the names if there is none."""
     if name not in PRESETS:
         raise BratsError(f"preset {name!r} is not known; there are: {', '.join(PRESETS)}.")
-    return PRESETS[name].with_(**PLAIN_CPU.get(name, {}) if plain_cpu else {})
+    return PRESETS[name]

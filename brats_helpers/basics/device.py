@@ -49,11 +49,6 @@ class Device:
         return self.dtype == torch.float16
 
     @property
-    def plain_cpu(self) -> bool:
-        """Tell whether this is a CPU without bf16, which multiplies about half as fast."""
-        return self.kind == "cpu" and self.dtype == torch.float32
-
-    @property
     def compiles(self) -> bool:
         """Tell whether `torch.compile` works: with a GPU that Triton supports, and a C compiler."""
         return (self.kind == "cuda" and torch.cuda.get_device_capability() >= (7, 0)

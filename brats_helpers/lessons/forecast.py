@@ -1,6 +1,6 @@
 """Say what was chosen for this machine and how long the series will take, from a short measurement.
 
-The constants come from runs of the quick preset on two processors (docs/costs.md).
+The constants come from a run of the quick preset (docs/costs.md).
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import time
 
 import torch
 
-from ..basics.config import PRESETS, Config
+from ..basics.config import Config
 from ..basics.device import Device
 from ..training.state import new_state
 from ..training.step import train_step
 
 PRESET = "quick"  # the one that a measurement of seconds can forecast
-OTHER_SECONDS = 80.0  # of notebooks 02 to 05 that depend little on the network: files and pictures
-OTHER_STEPS = 300  # validation, evaluation and notebook 04, in training steps with bf16
+OTHER_SECONDS = 100.0  # of notebooks 02 to 05 that depend little on the network: files, pictures
+OTHER_STEPS = 400  # validation, evaluation and notebook 04, in training steps
 
 
 def forecast(config: Config, device: Device, seconds: float = 2.0) -> float | None:
@@ -41,9 +41,7 @@ def forecast(config: Config, device: Device, seconds: float = 2.0) -> float | No
 
 def minutes_left(config: Config, step: float) -> float:
     """Estimate the minutes of notebooks 02 to 05 from the seconds of a training step."""
-    # Smaller windows overlap more: their number grows faster than their voxels shrink.
-    other = OTHER_STEPS * (PRESETS[PRESET].patch / config.patch) ** 4
-    return (OTHER_SECONDS + step * (config.epochs * config.steps + other)) / 60
+    return (OTHER_SECONDS + step * (config.epochs * config.steps + OTHER_STEPS)) / 60
 
 
 def step_seconds(config: Config, device: Device, seconds: float) -> float:

@@ -14,7 +14,7 @@ import torch
 
 import brats_helpers.__main__
 from brats_helpers.basics import device
-from brats_helpers.basics.config import PRESETS, preset
+from brats_helpers.basics.config import PRESETS
 from brats_helpers.basics.errors import BratsError
 from brats_helpers.lessons import session
 
@@ -73,17 +73,6 @@ def test_the_environment_overrides_the_precision_and_a_wrong_name_lists_the_righ
     monkeypatch.setenv(device.PRECISION, "fp32")
     with pytest.raises(BratsError, match="BRATS_PRECISION=fp32.*float32, bfloat16, float16"):
         device.describe_device()
-
-
-def test_the_quick_preset_takes_less_time_on_a_cpu_without_bf16() -> None:
-    kinds = [("cpu", torch.float32), ("cpu", torch.bfloat16), ("cuda", torch.float16)]
-    found = [device.Device(kind, "test", 1.0, dtype).plain_cpu for kind, dtype in kinds]
-    assert found == [True, False, False]
-    usual, plain = preset("quick"), preset("quick", plain_cpu=True)
-    voxels = [c.epochs * c.steps * c.batch * c.patch**3 for c in (usual, plain)]
-    assert usual == PRESETS["quick"] and voxels[1] < 0.6 * voxels[0]
-    assert plain == usual.with_(patch=48, tta=False)
-    assert preset("full", plain_cpu=True) == PRESETS["full"]
 
 
 @pytest.mark.parametrize("command", ["run", "sweep", "train"])
