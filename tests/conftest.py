@@ -167,6 +167,14 @@ def blobs(seed: int) -> np.ndarray:
     return np.searchsorted(cuts, field).astype(np.uint8)
 
 
+def namespaces_allowed() -> bool:
+    """Tell whether this user may make a mount namespace, as a rehearsal of Kaggle needs."""
+    try:
+        return not subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode
+    except FileNotFoundError:  # not Linux
+        return False
+
+
 def build_site(out: Path) -> Path:
     """Build the site into a folder with mkdocs, strictly; skip where mkdocs is not installed."""
     root = Path(__file__).parents[1]
