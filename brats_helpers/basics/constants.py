@@ -37,7 +37,7 @@ HD95_EMPTY_MM = 373.1287
 
 LABEL_COLORS = {NCR: "#0072B2", ED: "#009E73", ET: "#E69F00"}
 REGION_COLORS = {"WT": "#56B4E9", "TC": "#CC79A7", "ET": "#E69F00"}  # WT is more than edema
-# Of a prediction, told apart by the color-blind, and none a color of a label.
+# Safe for the color-blind, and distinct from the labels' colors.
 ERROR_COLORS = {"missed": "#D81B60", "false": "#FFE03D", "correct": "#9AD7F5"}
 
 ARCHIVE_ENDINGS = (".tar", ".tar.gz", ".tgz", ".zip", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz",

@@ -30,6 +30,6 @@ def deaths() -> tuple[type[BaseException], ...]:
 
 
 def killed(error: BaseException) -> str:
-    """Say why a patient has no result, after a worker died that had nothing else to do."""
+    """Explain a patient without a result whose process died with no other work to do."""
     return (f"its process was killed ({type(error).__name__}), most often because memory ran out: "
             "try again with --jobs 1")

@@ -50,7 +50,7 @@ def find(folder: Path) -> Found:
         there = "" if folder.exists() else "is not there, and "
         raise BratsError(f"{folder} {there}is not a folder: give one that holds {WANTED}.")
     files, left, closed = _walk(folder)
-    # Without a row of their own, these patients would be lost without a word.
+    # Without a row of their own, these patients would be skipped silently.
     barred = [Case(shown(os.path.relpath(path, folder)), (path,), None, problem=shown(
         f"patient {os.path.relpath(path, folder)}: {path} {': '.join(said)}."))
         for path, said in closed.items()]

@@ -121,7 +121,7 @@ def checked_members(path: Path, archive: Archive, limits: Limits) -> list[Member
             raise BratsError(f"{path}: refused, because of the member {member.name!r}: with it, "
                              f"{len(members) + 1:,} files of {total / 1e9:,.1f} GB come out of "
                              f"{size / 1e9:,.3f} GB, which is not a cohort of scans. Nothing was "
-                             "written. (archive.Limits lists what is allowed.)")
+                             "written. (members.Limits lists what is allowed.)")
         members.append(member)
     if members and kind_of(path) in ("tar", ""):  # only a plain tar shows it without reading on
         end = members[-1].info.offset_data + members[-1].size

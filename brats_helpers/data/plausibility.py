@@ -22,9 +22,9 @@ NOT_STRIPPED = 1.3  # times the other modalities' voxels that are not 0
 ALIKE = 0.995  # correlation of two contrasts; T1 and T1CE of one patient stay under 0.95
 DARK, BRIGHT = 0.10, 0.98  # quantiles: fluid is dark in T1; what is brightest in T2, and in FLAIR
 BRIGHTEST = 0.999  # the quantile of vessels and rims that take up contrast agent
-LIKER = 0.1  # of a correlation, in which T1CE may be more like FLAIR than like T1; good: -0.03
+LIKER = 0.1  # by which T1CE may correlate more with FLAIR than with T1; good patients: -0.03
 SWAPPED = 0.4  # standard deviations by which FLAIR and T2 must look like each other
-UNLIKE = 0.25  # of a correlation: by so much T1 and T1CE are the most alike in every good patient
+UNLIKE = 0.25  # by which T1 and T1CE correlate more than any other pair, in good patients
 # Standard deviations by which T1 may exceed T1CE in its brightest voxels and in the enhancing
 # tumor; in every good patient, it stays 1.1 below and 0.1 above.
 BRIGHTER = 1.0
@@ -320,7 +320,7 @@ def _reference(patient: Patient) -> list[str]:
 
 
 def of_cohort(rows: Sequence[Mapping]) -> list[str]:
-    """Return what only all patients together show, from the rows of `cases.check_case`."""
+    """Return warnings about the cohort as a whole, from the rows of `cases.check_case`."""
     labeled = [row["volumes_ml"] for row in rows if row["volumes_ml"] and not row["problems"]]
     if labeled and not any(value for one in labeled for value in one.values()):
         return [f"all {len(labeled)} references are empty: are these the tumors' masks?"]

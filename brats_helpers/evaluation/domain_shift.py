@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from ..basics.constants import MODALITY_TITLES
 
 Ranges = Mapping[str, Sequence[float]]  # statistic -> lowest and highest value
-MARGIN = 1.0  # widths of a range that a value may lie outside of it without a warning,
-MIN_MARGIN = {"ml": 150.0, "mm": 12.0, "voxel": 0.25, "z": 0.4, "r": 0.25}  # and at least this
+# A value may lie this many widths of its range outside it, or MIN_MARGIN if that is more.
+MARGIN = 1.0
+MIN_MARGIN = {"ml": 150.0, "mm": 12.0, "voxel": 0.25, "z": 0.4, "r": 0.25}  # by unit
 MIN_PATIENTS = 5  # a range of fewer means nothing
 
 

@@ -32,7 +32,7 @@ class InstanceNorm3d(nn.InstanceNorm3d):
             variance, mean = torch.var_mean(x.float(), (2, 3, 4), correction=0, keepdim=True)
             scale, shift = (p.view(-1, 1, 1, 1) for p in (self.weight, self.bias))
             return ((x - mean) * (variance + self.eps).rsqrt() * scale + shift).to(x.dtype)
-        if x.device.type != "cpu" or torch.compiler.is_compiling():  # an export knows torch's norm
+        if x.device.type != "cpu" or torch.compiler.is_compiling():  # ONNX knows torch's norm
             return super().forward(x)
         done = [self._one(patch) for patch in x.split(1)]
         return torch.cat(done) if len(done) > 1 else done[0]

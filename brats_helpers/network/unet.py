@@ -21,7 +21,7 @@ SLOPE = 0.01  # of LeakyReLU below zero
 
 
 def channels_last_where_faster(x: Tensor) -> Tensor:
-    """Lay (B, C, D, H, W) out with channels last if convolutions are faster so: CPU or compiled."""
+    """Convert (B, C, D, H, W) to channels last where convolutions run faster: CPU or compiled."""
     if x.device.type == "cpu" or compiled(x):
         return x.contiguous(memory_format=torch.channels_last_3d)
     return x
