@@ -1,7 +1,7 @@
 """Draw the README's pictures: the same slice of a synthetic test patient while the network trains.
 
 `python docs/make_pictures.py --work runs/quick` needs the work folder of `make run` (notebooks
-01 to 03). It repeats the quick preset's training of 600 steps, a few minutes on two cores, and
+01 to 03). It repeats the quick preset's training of 500 steps, a few minutes on two cores, and
 writes docs/forming.gif and docs/forming.png. Real patients are refused.
 """
 
@@ -38,8 +38,8 @@ from brats_helpers.evaluation.prediction import segment  # noqa: E402
 from brats_helpers.training.loop import train  # noqa: E402
 from brats_helpers.training.stages import training_files  # noqa: E402
 
-EVERY, STEPS = 25, 600
-STRIP = (0, 25, 100, 600)
+EVERY, STEPS = 25, 500
+STRIP = (0, 25, 100, 500)
 WHO = f"synthetic patient, {NOT_FOR_DIAGNOSIS}"
 
 

@@ -136,7 +136,7 @@ three_planes(image, {"reference": truth, "prediction": guess}, spacing, "the net
 # %%
 from brats_helpers.basics import config as settings
 
-config = settings.preset(preset, device.plain_cpu).with_(
+config = settings.preset(preset).with_(
     seed=seed, patients=patients, test_patients=test_patients, spacing_mm=spacing_mm
 )
 patient = make_patient(config.seed, 0, config.spacing_mm)  # synthetic, whatever the source

@@ -259,7 +259,11 @@ def test_a_student_on_kaggle_who_leaves_every_blank_comes_to_the_end(tmp_path: P
         for old in (tmp_path / "input").glob("brats-step-by-step-0*"):
             shutil.rmtree(old)
         working.rename(tmp_path / "input" / folder.name)  # the next one's only forerunner
-    last = tmp_path / "input" / built[-1].name
+    assert_kaggle_keeps_it(tmp_path / "input" / built[-1].name, large)
+
+
+def assert_kaggle_keeps_it(last: Path, large: Path) -> None:
+    """The last session's output is complete and fits; large: the archive, which is not unpacked."""
     metrics = json.loads((last / "metrics.json").read_text())
     assert metrics["set"] == "validation" and metrics["cases"] >= 1
     assert (last / "checkpoints" / "last.pt").is_file()
