@@ -114,7 +114,7 @@ def test_bombs_are_refused_before_anything_is_written(tmp_path: Path, faults) ->
             extract(tmp_path / name, tmp_path / "out")
     write_case(tmp_path / "cohort", "P", *small_volumes())
     for limits, message in ((Limits(files=3), "4 files"),
-                            (Limits(gigabytes=1e-6), "1 files of 0.0 GB.*archive.Limits")):
+                            (Limits(gigabytes=1e-6), "1 files of 0.0 GB.*members.Limits")):
         with pytest.raises(BratsError, match=message):
             extract(pack(tmp_path / "cohort", tmp_path / "many.tar"), tmp_path / "out", limits)
     faults("hostile archives", 4)
