@@ -491,7 +491,7 @@ print("persons with several scans:", splits["persons"] or "none")
 # %% [markdown]
 # The split is *stratified* by size: we sort the patients by tumor volume, and from every five neighbors we hold one out at
 # random. So both groups have small and large tumors. The **folds** are made in the same way, for a *cross-validation*,
-# which trains once per fold and holds that fold out. 
+# which trains once per fold and holds that fold out.
 
 # %%
 import matplotlib.pyplot as plt

@@ -382,8 +382,7 @@ from brats_helpers.evaluation.scoring import evaluate
 from brats_helpers.evaluation.metrics import bootstrap_ci, interval_text
 
 which, checkpoint = ("test", "best.pt") if test_names else ("validation", "last.pt")
-chosen = [cases[name] for name in judged_names]
-path = work / "checkpoints" / checkpoint
+chosen, path = [cases[name] for name in judged_names], work / "checkpoints" / checkpoint
 metrics = evaluate(chosen, path, work, config, which, device, cohort.left_out)
 rows = metrics["per_case"]
 assert [row["name"] for row in rows] == judged_names
@@ -391,9 +390,10 @@ print(f"{metrics['cases']} {which} patients, {metrics['checkpoint']}, seed {metr
 print("      Dice  (95% interval)     IoU    sens.  spec.   HD95 mm")
 for name in ("WT", "TC", "ET"):
     parts = (metrics[score][name] for score in ("iou", "sensitivity", "specificity", "hd95_mm"))
-    interval = interval_text(metrics["dice_ci95"][name])
-    print(f"{name}   {metrics['dice'][name]:.3f}  ({interval})", *(f" {part:.3f}" for part in parts))
+    dice_text = f"{metrics['dice'][name]:.3f}  ({interval_text(metrics['dice_ci95'][name])})"
+    print(f"{name}   {dice_text}", *(f" {part:.3f}" for part in parts))
 print(f"threshold on FLAIR, the same patients: WT {baseline:.3f}")
+print(f"HD95 of WT above 30 mm in {sum(row['WT']['hd95_mm'] > 30 for row in rows)} of {len(rows)} patients")
 
 # %% [markdown]
 # <details><summary>Answer</summary>
@@ -414,9 +414,9 @@ dice_boxplot(rows, synthetic=synthetic)
 
 # %% [markdown]
 # **Dice** counts voxels. **HD95** measures how far apart two surfaces are (the 95th percentile, in mm). A false island
-# far away changes Dice little, but it ruins HD95 once it holds more than a twentieth of the predicted surface: six of our
-# twelve patients have such islands. In a patient without ET, a single marked voxel makes Dice 0 and HD95, by the rule of
-# BraTS, 373 mm.
+# far away changes Dice little, but it ruins HD95 once it holds more than a twentieth of the predicted surface. In our run,
+# those in the last line above have islands. In a patient without ET, a single marked voxel makes Dice 0 and
+# HD95 373 mm (a rule of BraTS).
 #
 # ### Exercise 3: HD95
 #
@@ -484,7 +484,7 @@ compare_masks(worst_patient, worst_mask, synthetic=synthetic)
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Each column is one region, zoomed. In our run all three are drawn too large. The tumor is small, so each voxel counts.
+# Each column is one region, zoomed. In our run all three are too large. The tumor is small, so each voxel counts.
 # </details>
 #
 # Dice is relative to size, and a doctor may care about milliliters. The last lines name the patients with the most missed
@@ -528,9 +528,8 @@ beside(*read_prediction(cases[median["name"]], work), f"median: {median['name']}
 # %% [markdown]
 # ## 7. The fall
 #
-# Now we give the *same* network four **strangers**, phantoms whose brightness, noise and
-# tumors vary, as they do from scanner to scanner and from patient to patient. **Question.** What Dice will the whole
-# tumor get?
+# Now we give the *same* network four **strangers**, phantoms whose brightness, noise and tumors vary, as they do from
+# scanner to scanner and from patient to patient. **Question.** What Dice will the whole tumor get?
 
 # %%
 from dataclasses import replace
@@ -683,7 +682,8 @@ patient, _ = read_prediction(cases[median["name"]], work)
 said = inference.segment([model], patient, trained, tta=False, device=device)[1][0]
 display(viewers.comparison_viewer(rows, lambda n: read_prediction(cases[n], work), synthetic))
 display(viewers.threshold_explorer(patient, said, synthetic=synthetic))
-viewers.augmentation_playground(example, synthetic)
+display(viewers.augmentation_playground(example, synthetic))
+viewers.slice_viewer(worst_patient, worst_mask, synthetic)
 
 # %% [markdown]
 # ## 9. Save and verify
