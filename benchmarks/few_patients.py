@@ -39,7 +39,7 @@ def draw(cases: Sequence[Case], number: int, seed: int) -> list[Case]:
 
 
 def measure(folders: Iterable[Path], number: int, seed: int, steps: int) -> dict:
-    """Train on the patients drawn; returns their names and the scores of all others."""
+    """Train on the patients drawn; returns their names, and all others' scores after and before."""
     device = describe_device()
     cases = [case for folder in folders for case in find_cases(folder) if case.reference]
     learnt = draw(cases, number, seed)
@@ -51,18 +51,19 @@ def measure(folders: Iterable[Path], number: int, seed: int, steps: int) -> dict
         files = sorted((folder / "preprocessed").glob("*.b2nd"))
         history = train(config, files, [], folder / "c", device=device, start=WEIGHTS)
         others = [case for case in cases if case not in learnt]
-        rows = zero_shot.score(folder / "c" / "last.pt", others, device, 0)
+        rows, before = (zero_shot.score(path, others, device, 0)
+                        for path in (folder / "c" / "last.pt", WEIGHTS))
     return {"learnt": [case.name for case in learnt], "draw": seed, "steps": steps,
-            "minutes": round(history[-1]["seconds"] / 60, 1), "scores": rows}
+            "minutes": round(history[-1]["seconds"] / 60, 1), "scores": rows, "before": before}
 
 
-def table(results: Sequence[Mapping], before: Mapping[str, Mapping]) -> str:
+def table(results: Sequence[Mapping]) -> str:
     """Return Markdown: Dice of the patients not learned from, after and before learning."""
     lines = ["| patients learned from | draw | tested on | " + " | ".join(REGIONS)
              + " | mean | gain (95% interval) |", "|--:|--:|--:|--:|--:|--:|--:|---|"]
     for result in results:
         after = np.array([row["dice"] for row in result["scores"].values()])
-        earlier = np.array([before[name]["dice"] for name in result["scores"]])
+        earlier = np.array([result["before"][name]["dice"] for name in result["scores"]])
         gain = "{:+.3f} ({:+.3f} to {:+.3f})".format(*bootstrap_ci((after - earlier).mean(1)))
         cells = " | ".join(f"{value:.3f}" for value in (*after.mean(0), after.mean()))
         lines.append(f"| {len(result['learnt'])} | {result['draw']} | {len(after)} | {cells} | "

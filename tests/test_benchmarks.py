@@ -208,6 +208,7 @@ def test_a_verdict_names_the_goals_that_were_missed() -> None:
     assert lines[2].startswith("- All seeds, each patient counted once, ours: 0.050 above")
 
 
-def test_computed_costs_agree_with_published_ones() -> None:
+def test_computed_costs_agree_with_published_ones_and_a_patch_can_be_timed() -> None:
+    assert 0 < costs.quarter_seconds((4, 4, 4, 4, 4, 4, 4)) < costs.QUARTER_SECONDS
     slow, fast = costs.relative(costs.V100, costs.GPUS["A100"])
     assert 0.9 * slow < costs.PUBLISHED["V100"] / costs.PUBLISHED["A100"] < 1.1 * fast

@@ -41,8 +41,9 @@ def test_tables_hold_the_means() -> None:
     scores = rows([0.9] * 4, [0.5, 0.7, 0.9, 0.7])
     assert "| 4 | 0.700 (" in zero_shot.summary_table({zero_shot.BOX: scores})
     assert zero_shot.sets_table(scores).splitlines()[-1].endswith("| 0.17 | -0.52 |")
-    better = [{"learnt": ["A"], "draw": 3, "scores": rows([0.9] * 4, [0.6, 0.8, 0.9, 0.9])}]
-    assert few_patients.table(better, scores).splitlines()[-1].startswith(
+    better = [{"learnt": ["A"], "draw": 3, "scores": rows([0.9] * 4, [0.6, 0.8, 0.9, 0.9]),
+               "before": scores}]
+    assert few_patients.table(better).splitlines()[-1].startswith(
         "| 1 | 3 | 4 | 0.800 | 0.800 | 0.800 | 0.800 | +0.100 (")
 
 

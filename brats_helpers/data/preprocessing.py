@@ -58,6 +58,11 @@ def bounding_box(mask: np.ndarray) -> tuple[tuple[int, int], ...]:
     return tuple((int(line.argmax()), int(len(line) - line[::-1].argmax())) for line in lines)
 
 
+def padded_box(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
+    """Find the box around a mask, widened by `margin` voxels as far as the volume reaches."""
+    return tuple(slice(max(0, low - margin), high + margin) for low, high in bounding_box(mask))
+
+
 def slice_with_most_tumor(labels: np.ndarray, axis: int = -1) -> int:
     """Find the slice across an axis with the most tumor, or the middle one without any."""
     areas = np.moveaxis(labels > 0, axis, 0).sum((1, 2))

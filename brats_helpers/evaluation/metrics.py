@@ -14,7 +14,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from ..basics.constants import HD95_EMPTY_MM, REGIONS
-from ..data.preprocessing import bounding_box, largest_component
+from ..data.preprocessing import largest_component, padded_box
 
 NEIGHBORS_26 = np.ones((3, 3, 3))  # across faces, edges and corners
 LESION_DILATION = 3  # voxels; this and the next are those of BraTS's glioma task
@@ -81,7 +81,7 @@ def union_box(predicted: np.ndarray, reference: np.ndarray, margin: int = 1) -> 
     either = (predicted | reference) != 0
     if not either.any():
         return (slice(0, 0),) * 3
-    return tuple(slice(max(0, low - margin), high + margin) for low, high in bounding_box(either))
+    return padded_box(either, margin)
 
 
 def score_case(predicted: np.ndarray, reference: np.ndarray,

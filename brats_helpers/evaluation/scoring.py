@@ -25,13 +25,12 @@ from ..data.pipeline import content_hash
 from ..network.unet import count_parameters
 from .build import for_inference
 from .checkpoints import USUAL, network_of, read_checkpoint, weights_tag
-from .metrics import SCORES as METRICS
-from .metrics import interval_text, score_case, summarize
+from .metrics import SCORES, interval_text, score_case, summarize
 from .postprocessing import POSTPROCESSING
 from .prediction import passes, segment
 
 # The shape of predictions/scores.json.
-SCORES = {"tag": str, "rows": {...: {"source": str, "scores": dict}}}
+STORED = {"tag": str, "rows": {...: {"source": str, "scores": dict}}}
 CARD = """# Model card: brain tumor segmentation, {checkpoint}
 
 **{warning}.** This is not a medical device and is not approved for clinical use.
@@ -159,8 +158,8 @@ def _score_all(cases: Sequence[Case], model: nn.Module, config: Config, work: Pa
     remove_leftovers(work / "predictions")
     notes = work / "predictions" / "scores.json"
     tag = " ".join(map(str, (weights_tag(model.state_dict()), config.tta, config.overlap,
-                             POSTPROCESSING, *METRICS)))
-    before = read_json_as(notes, "notebook 05", SCORES) if notes.is_file() else {"rows": {}}
+                             POSTPROCESSING, *SCORES)))
+    before = read_json_as(notes, "notebook 05", STORED) if notes.is_file() else {"rows": {}}
     done = before["rows"] if before.get("tag") == tag else {}
     for name in set(before["rows"]) - {case.name for case in cases}:
         _mask_path(work, name).unlink(missing_ok=True)  # this patient is no longer evaluated

@@ -16,8 +16,8 @@ from ..training.state import new_state
 from ..training.step import train_step
 
 PRESET = "quick"  # the one that a measurement of seconds can forecast
-OTHER_SECONDS = 100.0  # of notebooks 02 to 05 that depend little on the network: files, pictures
-OTHER_STEPS = 400  # validation, evaluation and notebook 04, in training steps
+OTHER_SECONDS = 80.0  # of notebooks 02 to 05 that depend little on the network: files and pictures
+OTHER_STEPS = 350  # validation, evaluation and notebook 04, in training steps
 
 
 def forecast(config: Config, device: Device, seconds: float = 2.0) -> float | None:

@@ -33,8 +33,8 @@ from ..basics.constants import (
 from ..data.cases import Patient
 from ..data.preprocessing import (
     Prepared,
-    bounding_box,
     lps_spacing,
+    padded_box,
     slice_with_most_tumor,
     to_lps,
 )
@@ -368,7 +368,7 @@ def tumor_3d(labels: np.ndarray, brain: np.ndarray, spacing: Sequence[float], ti
 
     The view is from the side of the head on which the tumor lies.
     """
-    box = tuple(slice(max(0, low - 2), high + 2) for low, high in bounding_box(brain))
+    box = padded_box(brain, 2)
     labels, brain = labels[box], brain[box]
     size = np.multiply(labels.shape, spacing)
     reach = float(np.linalg.norm(size)) / 2

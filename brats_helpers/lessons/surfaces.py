@@ -94,13 +94,14 @@ def _cast(field: np.ndarray, spacing: Sequence[float], view: np.ndarray,
 
 def _reachable(field: np.ndarray, spacing: Sequence[float], view: np.ndarray,
                line: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """Find where the surface can be: pixels (n, n), and the nearest and the farthest mm backward.
+    """Find the pixels whose rays can hit the surface, (n, n), and its largest and least depth.
 
-    line: the places of a row's pixels in mm. A surface lies within a voxel of one above 0.5.
+    The surface lies within a voxel of one above 0.5. line: where the n pixels of a row lie, in mm;
+    depth: mm towards the viewer.
     """
     places = (np.argwhere(field > 0.5) - (np.array(field.shape) - 1) / 2) * spacing @ view.T
-    margin, pixel, near = float(np.linalg.norm(spacing)), line[1] - line[0], np.zeros(
-        (len(line), len(line)), bool)
+    near = np.zeros((len(line), len(line)), bool)
+    margin, pixel = float(np.linalg.norm(spacing)), line[1] - line[0]
     if not len(places):
         return near, 0.0, 0.0
     columns, rows = (np.rint((each - line[0]) / pixel).astype(int)

@@ -36,9 +36,9 @@ from ..basics.device import gpu_load
 from ..data.cases import Patient
 from ..data.preprocessing import (
     Prepared,
-    bounding_box,
     lps_spacing,
     normalize,
+    padded_box,
     slice_with_most_tumor,
 )
 from ..evaluation.metrics import counts, dice
@@ -112,7 +112,7 @@ def _viewer_data(images: Sequence[np.ndarray], labels: Mapping[str, np.ndarray],
                  marks: np.ndarray) -> dict:
     """Collect what viewer.js draws, cropped to the brain: volumes (X, Y, Z) in LPS."""
     brain = np.any([image != 0 for image in images], axis=0)
-    box = tuple(slice(max(0, low - 2), high + 2) for low, high in bounding_box(brain))
+    box = padded_box(brain, 2)
     return {"shape": images[0][box].shape, "offset": [side.start for side in box], "floor": FLOOR,
             "start": [slice_with_most_tumor(marks[box], axis) for axis in range(3)],
             "images": [_gray(MODALITY_TITLES[modality], image[box])

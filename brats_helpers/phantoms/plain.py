@@ -16,7 +16,7 @@ from scipy.special import ndtri
 
 from ..basics.constants import ED, ET, NCR
 from ..data.cases import Patient
-from ..data.preprocessing import bounding_box, largest_component
+from ..data.preprocessing import largest_component, padded_box
 from .anatomy import (
     brats_affine,
     column,
@@ -40,7 +40,7 @@ SHADING = (0.16, 0.12, 0.12, 0.14)  # of each modality, log-normal
 SHADING_MM, SHADING_LIMIT = 70, 1.4  # the length over which it changes; deviations at most
 NOISE, TEXTURE = 0.025, 0.05  # Rician, relative to white matter; of the tissue itself
 SCALE = (400, 3000)  # white matter's 1.0 in the scanner's own units
-REACH_MM = 17  # of the widest filter: what lies farther from the brain changes nothing in it
+REACH_MM = 17  # the widest filter below reaches 16 mm; what lies farther outside has no effect
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def make_plain(seed: int, index: int, spacing_mm: float = 2.0) -> Patient:
     lesions = plan_lesions(rng, size_rank(seed, index))
     place = coordinates_mm(spacing_mm)
     tissue = anatomy(rng, place, lesions, spacing_mm)
-    shape, box = tissue.shape[1:], _around(tissue[2] > 0, math.ceil(REACH_MM / spacing_mm))
+    shape, box = tissue.shape[1:], padded_box(tissue[2] > 0, math.ceil(REACH_MM / spacing_mm))
     place, tissue = (array[(slice(None), *box)] for array in (place, tissue))
     noise = Noise(rng, shape, box)
     labels = np.zeros(tissue.shape[1:], np.uint8)
@@ -72,11 +72,6 @@ def make_plain(seed: int, index: int, spacing_mm: float = 2.0) -> Patient:
     images[(slice(None), *box)] = scan(noise, tissue, labels, spacing_mm)
     reference[box] = labels
     return Patient(f"BraTS2021_{index:05d}", images, reference, brats_affine(spacing_mm))
-
-
-def _around(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
-    """Return the box of a mask with a margin of some voxels, as far as the volume reaches."""
-    return tuple(slice(max(0, low - margin), high + margin) for low, high in bounding_box(mask))
 
 
 def plan_lesions(rng: np.random.Generator, rank: float) -> list[Lesion]:
@@ -191,6 +186,6 @@ def _depth_mm(mask: np.ndarray, spacing_mm: float) -> np.ndarray:
     """Measure how deep in a mask its voxels lie; the nearest voxel outside touches its box."""
     depth = np.zeros(mask.shape)
     if mask.any():
-        box = tuple(slice(max(0, low - 1), high + 1) for low, high in bounding_box(mask))
+        box = padded_box(mask, 1)
         depth[box] = ndimage.distance_transform_edt(mask[box], sampling=spacing_mm)
     return depth

@@ -274,7 +274,7 @@ def test_a_metric_that_is_added_later_is_computed_for_patients_scored_before(
 
     names = (*metrics.SCORES, "volume")
     monkeypatch.setattr(metrics, "SCORES", names)
-    monkeypatch.setattr(scoring, "METRICS", names)
+    monkeypatch.setattr(scoring, "SCORES", names)
     monkeypatch.setattr(scoring, "score_case", with_volume)
     assert evaluate(cases, checkpoint, tmp_path, CONFIG, "test", CPU)["volume"]["WT"] == 1.0
 

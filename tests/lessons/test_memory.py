@@ -25,8 +25,8 @@ def test_fake_tensors_are_counted_as_real_ones_are(monkeypatch, count: int, mixe
         counts.append([memory.kept_mib(lambda: UNet((4, 8, 8), checkpointing=on),  # noqa: B023
                                        (count, 5, 16, 16, 16), mixed) for on in (False, True)])
         monkeypatch.setattr(memory, "FakeTensorMode", contextlib.nullcontext)  # the second time
-    assert counts[0] == pytest.approx(counts[1], rel=0.01)
-    assert counts[0][1] < 0.6 * counts[0][0]
+    assert counts[0] == pytest.approx(counts[1], rel=1e-3)
+    assert mixed or counts[0][1] < counts[0][0] / 2
 
 
 def test_a_network_that_fits_no_laptop_is_counted() -> None:

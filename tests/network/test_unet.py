@@ -10,6 +10,7 @@ import pytest
 import torch
 from monai.networks.nets import DynUNet
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from brats_helpers.basics.config import PRESETS, Config
 from brats_helpers.basics.device import Device, describe_device
@@ -59,6 +60,16 @@ def test_same_weights_same_output_as_dynunet() -> None:
     x = torch.randn(2, 5, 16, 32, 24)
     with torch.inference_mode():
         torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-4)
+
+
+def test_full_network_runs_forward_and_backward_without_memory() -> None:
+    with FakeTensorMode():  # shapes, no numbers
+        model = UNet(PRESETS["full"].filters).train()
+        outputs = model(torch.empty(1, 5, 128, 64, 64))
+        sum(o.mean() for o in outputs).backward()
+        assert all(p.grad.shape == p.shape for p in model.parameters())
+    assert [tuple(o.shape) for o in outputs] == [(1, 3, 128, 64, 64), (1, 3, 64, 32, 32),
+                                                 (1, 3, 32, 16, 16)]
 
 
 def test_seven_levels_run_forward_and_backward_on_the_smallest_patch() -> None:

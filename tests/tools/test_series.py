@@ -17,8 +17,9 @@ import pytest
 from conftest import SMOKE
 
 from brats_helpers.__main__ import main
+from brats_helpers.basics.config import Config
 from brats_helpers.basics.errors import BratsError
-from brats_helpers.data.cohort import read_cohort
+from brats_helpers.data.cohort import read_cohort, read_source, write_source
 from brats_helpers.phantoms.kinds import make_patient
 from brats_helpers.tools import series
 
@@ -163,16 +164,19 @@ def test_all_five_notebooks_run_and_the_second_time_reuse(tmp_path: Path) -> Non
                       parameters={k: SMOKE[k] for k in ("epochs", "steps", "patch")})
     assert before == [path.stat().st_mtime_ns for path in kept]
     assert metrics == json.loads((work / "metrics.json").read_text())
+    config, source = Config.load(work / "config.json"), read_source(work)
+    write_source(work, config.with_(seed=1), *(source[key] for key in ("source", "training")),
+                 source["test"], synthetic=True)  # as notebook 01 does
+    with pytest.raises(BratsError, match="run notebooks 02 and 03 again"):
+        series.run_series(work=work, only=5)
 
 
 @pytest.mark.skipif("BRATS_REAL_DATA" not in os.environ,
                     reason="BRATS_REAL_DATA is not set: no real scans to test on")
-def test_real_patients_go_through_all_that_read_patients(tmp_path: Path) -> None:
-    work, small = tmp_path / "work", {**SMOKE, "tta": False}
-    for number in (1, 2, 3, 5):
-        known = {name: value for name, value in small.items() if name in series.declared(number)}
-        series.run_series(source=os.environ["BRATS_REAL_DATA"] if number == 1 else None, work=work,
-                          only=number, parameters=known)
+def test_real_patients_go_through_all_five(tmp_path: Path) -> None:
+    work = series.run_series(source=os.environ["BRATS_REAL_DATA"], work=tmp_path / "work",
+                             parameters={"tta": False, **{name: value for name, value
+                                         in SMOKE.items() if "patients" not in name}})
     metrics = json.loads((work / "metrics.json").read_text())
     assert metrics["set"] == "validation"
     assert metrics["checkpoint"] == "last.pt"
