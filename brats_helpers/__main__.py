@@ -1,4 +1,4 @@
-"""The command line: `python -m brats_helpers COMMAND`; `--help` lists the commands."""
+"""The command line, `python -m brats_helpers COMMAND`. `--help` lists the commands."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def _folder_option(command: argparse.ArgumentParser, name: str, folder: str) -> 
 
 
 def path_of(text: str) -> Path:
-    """Return the path; an empty text, as of a shell's unset variable, would be this folder."""
+    """Return a text as a path; ArgumentTypeError for "", which would mean this folder."""
     return Path(_named(text))
 
 
@@ -218,8 +218,8 @@ def _import_option(command: argparse.ArgumentParser) -> None:
 
 
 def _stop(error: OSError) -> int:
-    """Say why nothing can be written; what is printed to may be full, or gone."""
-    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # or Python would try again at its end
+    """Say why nothing can be written. The standard output itself may be full, or closed."""
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # or Python would write to it at exit
     with contextlib.suppress(OSError):
         print(f"\n{error.filename or 'the output'} cannot be written to ({error.strerror}): name "
               "another place.", file=sys.stderr)
@@ -227,7 +227,7 @@ def _stop(error: OSError) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status; a problem is one message without a traceback."""
+    """Run a command and return its exit status. A problem prints one message, no traceback."""
     for name in ("stdout", "stderr"):  # a caller may have closed them
         if getattr(sys, name) is None:
             setattr(sys, name, nowhere := open(os.devnull, "w", encoding="utf-8"))
@@ -335,14 +335,14 @@ def _train_alone_or_in_a_group(options: argparse.Namespace) -> int:
     from .basics.device import keep_memory
     from .data.cohort import read_cohort
     from .training import distributed
-    from .training.stages import checkpoint_folder, for_cohort, train_work
+    from .training.stages import checkpoint_folder, settings_for_cohort, train_work
     parameters = parameters_of(options)
     config = Config.load(options.config or options.work / "config.json").with_(**parameters)
 
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     with hold_folder(options.work) if first else contextlib.nullcontext(), distributed.group():
         if not options.config:  # else notebook 05 has settled it
-            config = for_cohort(config, read_cohort(options.work), parameters)
+            config = settings_for_cohort(config, read_cohort(options.work), parameters)
         keep_memory()
         last = train_work(config, options.work.absolute(), all_data=options.everyone)[-1]
         measured = f"validation Dice {last['dice']}" if last["dice"] else "measured on nobody"

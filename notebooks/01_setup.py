@@ -71,7 +71,7 @@ from pathlib import Path
 
 folders = [*(Path.cwd() / "here").parents, *Path("/content").glob("*"), *Path("/kaggle/input").glob("*")]
 sys.path[:0] = [str(p) for p in folders if (p / "brats_helpers").is_dir()][:1]
-from brats_helpers.lessons.session import start
+from brats_helpers.lessons import start
 
 work, device = start(work)
 
@@ -88,8 +88,8 @@ work, device = start(work)
 # %% tags=["readme"]
 from dataclasses import replace
 
-from brats_helpers.phantoms.kinds import make_patient
-from brats_helpers.lessons.plots import show_modalities, three_planes, upright
+from brats_helpers.lessons import show_modalities, three_planes, upright
+from brats_helpers.phantoms import make_patient
 
 stranger_mm = max(1.0, (spacing_mm or 2.0) / 2)  # voxels of 1 mm, unless the series works at coarse ones
 stranger = make_patient(1, 0, stranger_mm, "varied")  # synthetic, whatever the source
@@ -113,9 +113,8 @@ show_modalities(stranger, synthetic=True)
 # patient. **Question.** Where will it be wrong?
 
 # %%
-from brats_helpers.data.preprocessing import lps_spacing
-from brats_helpers.evaluation.prediction import segment
-from brats_helpers.evaluation.pretrained import load_pretrained
+from brats_helpers.data import lps_spacing
+from brats_helpers.evaluation import load_pretrained, segment
 
 box, box_config = load_pretrained(device)
 answer, _ = segment([box], stranger, box_config, False, device)
@@ -143,7 +142,7 @@ patient = make_patient(config.seed, 0, config.spacing_mm)  # synthetic, whatever
 show_modalities(patient, synthetic=True)
 
 # %%
-from brats_helpers.lessons.plots import series_map
+from brats_helpers.lessons import series_map
 
 series_map(1)
 
@@ -200,7 +199,7 @@ show_modalities(patient, plane="sagittal", synthetic=True)
 # axial slice.
 
 # %%
-from brats_helpers.lessons.plots import tumor_3d, upright
+from brats_helpers.lessons import tumor_3d, upright
 
 labels, brain = (upright(v, patient.affine) for v in (patient.reference, patient.images[0] > 0))
 tumor_3d(labels, brain, patient.spacing, patient.name, synthetic=True)
@@ -211,9 +210,9 @@ tumor_3d(labels, brain, patient.spacing, patient.name, synthetic=True)
 # %%
 import numpy as np
 
-from brats_helpers.basics.constants import MODALITIES
-from brats_helpers.data.preprocessing import slice_with_most_tumor
-from brats_helpers.lessons.plots import compare_slices
+from brats_helpers.basics import MODALITIES
+from brats_helpers.data import slice_with_most_tumor
+from brats_helpers.lessons import compare_slices
 
 quiz = make_patient(config.seed, 2, config.spacing_mm)
 order = [MODALITIES[i] for i in np.random.default_rng(3).permutation(4)]
@@ -247,7 +246,7 @@ checks.check_contrasts(answer, order)
 # share, divided by the sum of their areas. 1 means equal, and 0 means that they share nothing.
 
 # %%
-from brats_helpers.lessons.outline import draw_outline_task
+from brats_helpers.lessons import draw_outline_task
 
 drawn = make_patient(0, 7, 2.0)
 draw_outline_task(drawn)
@@ -279,10 +278,8 @@ investigations.check_outline(corners, drawn)
 # but its patients are harder to learn and closer to real ones.
 
 # %%
-from brats_helpers.data.archive import is_archive, list_archive, summarize
-from brats_helpers.data.sources import resolve_source
-from brats_helpers.phantoms.kinds import KINDS
-from brats_helpers.phantoms.archive import build_cohort
+from brats_helpers.data import is_archive, list_archive, resolve_source, summarize_archive
+from brats_helpers.phantoms import KINDS, build_cohort
 
 synthetic = source in KINDS
 if synthetic:
@@ -353,7 +350,7 @@ investigations.check_best_threshold(best_threshold, others)
 # edema?
 
 # %%
-from brats_helpers.lessons.plots import histograms
+from brats_helpers.lessons import histograms
 
 histograms(patient.images, patient.reference, "intensity", synthetic=True)
 
@@ -371,7 +368,7 @@ histograms(patient.images, patient.reference, "intensity", synthetic=True)
 # imaging), `blosc2` compresses, and `monai` is the medical imaging library that our own code is tested against.
 
 # %%
-from brats_helpers.lessons.session import package_versions
+from brats_helpers.lessons import package_versions
 
 for name, version in package_versions().items():
     print(f"{name:<12} {version}")
@@ -402,7 +399,7 @@ config
 # A setting that cannot work is refused at once, with the reason (notebook 04 explains its words):
 
 # %%
-from brats_helpers.basics.errors import BratsError
+from brats_helpers.basics import BratsError
 
 try:
     settings.preset("quick").with_(patch=60)
@@ -435,12 +432,12 @@ checks.check_float_gigabytes(gigabytes, box, 1251)
 # measured. *Raw* is the unpacked scans, *prepared* the files of notebook 03, and *other* the checkpoints and results.
 
 # %%
-from brats_helpers.data.cases import find_cases
-from brats_helpers.lessons.session import disk_budget
-from brats_helpers.basics.device import where_am_i
+from brats_helpers.basics import where_am_i
+from brats_helpers.data import find_cases
+from brats_helpers.lessons import disk_budget
 
 packed = is_archive(training)
-found = summarize(list_archive(training)) if packed else find_cases(training)
+found = summarize_archive(list_archive(training)) if packed else find_cases(training)
 everyone = len(found) + (config.test_patients if test else 0)
 budget = disk_budget(config, everyone, work, packed and where_am_i() != "kaggle")
 print(", ".join(f"{name} {value:.2f}" for name, value in budget.items() if name != "fits"))
@@ -449,7 +446,7 @@ if not budget["fits"]:
 
 # %%
 sizes = {name: budget[f"{name}_gb"] for name in ("raw", "prepared", "other")}
-from brats_helpers.lessons.plots import bars
+from brats_helpers.lessons import bars
 
 bars(sizes, f"GB that the series will write for {everyone} patients", "GB")
 
@@ -459,9 +456,9 @@ bars(sizes, f"GB that the series will write for {everyone} patients", "GB")
 # preset learns from smaller patches.)
 
 # %%
-from brats_helpers.lessons.forecast import forecast
+from brats_helpers.lessons import forecast_minutes
 
-minutes = forecast(config, device)
+minutes = forecast_minutes(config, device)
 
 # %% [markdown]
 # ## 6. Save and verify
@@ -469,7 +466,7 @@ minutes = forecast(config, device)
 # The next notebooks read these two files and nothing from this notebook's memory.
 
 # %%
-from brats_helpers.data.cohort import write_source
+from brats_helpers.data import write_source
 
 write_source(work, config, source, training, test, synthetic=source in KINDS)
 assert settings.Config.load(work / "config.json") == config

@@ -62,14 +62,14 @@ from pathlib import Path
 
 folders = [*(Path.cwd() / "here").parents, *Path("/content").glob("*"), *Path("/kaggle/input").glob("*")]
 sys.path[:0] = [str(p) for p in folders if (p / "brats_helpers").is_dir()][:1]
-from brats_helpers.lessons.session import start
+from brats_helpers.lessons import start
 
 work, device = start(work)
 
 # %%
-from brats_helpers.basics.config import Config
-from brats_helpers.data.cohort import read_source
-from brats_helpers.lessons.plots import series_map
+from brats_helpers.basics import Config
+from brats_helpers.data import read_source
+from brats_helpers.lessons import series_map
 
 config = Config.load(work / "config.json")
 cohort = read_source(work)
@@ -95,13 +95,13 @@ series_map(2)
 # **Question.** How many files does a patient have in BraTS?
 
 # %%
-from brats_helpers.data.archive import extract, is_archive, list_archive, summarize
+from brats_helpers.data import extract, is_archive, list_archive, summarize_archive
 
 places = [Path(cohort[key]) for key in ("training", "test") if cohort[key]]
 for archive in filter(is_archive, places):
     files = list_archive(archive)
     size = sum(file.size for file in files) / 1e6
-    print(f"{archive.name}: {len(files)} files, {len(summarize(files))} patients, {size:.1f} MB; first {files[0].name}")
+    print(f"{archive.name}: {len(files)} files, {len(summarize_archive(files))} patients, {size:.1f} MB; first {files[0].name}")
 
 # %% [markdown]
 # <details><summary>Answer</summary>
@@ -118,7 +118,7 @@ import io
 import tarfile
 import tempfile
 
-from brats_helpers.basics.errors import BratsError
+from brats_helpers.basics import BratsError
 
 with tempfile.TemporaryDirectory() as folder:
     hostile = Path(folder) / "hostile.tar"
@@ -138,9 +138,8 @@ with tempfile.TemporaryDirectory() as folder:
 # copy. With `unpack=False`, a plain tar is not unpacked either, and each scan is read straight from it.
 
 # %%
-from brats_helpers.data.archive import find_patients, readable_in_place
-from brats_helpers.data.unused import listing
-from brats_helpers.basics.device import where_am_i
+from brats_helpers.basics import where_am_i
+from brats_helpers.data import find_patients, list_unused, readable_in_place
 
 folders = {key: cohort[key] and Path(cohort[key]) for key in ("training", "test")}
 keep_packed = where_am_i() == "kaggle" if unpack is None else not unpack
@@ -151,7 +150,7 @@ for key, path in folders.items():
 found = {key: find_patients(folder) for key, folder in folders.items() if folder}
 cases = {key: found[key].cases if key in found else [] for key in folders}
 print({key: f"{len(group)} patients" for key, group in cases.items()})
-print(*(listing(one.unused) for one in found.values() if one.unused), sep="\n")
+print(*(list_unused(one.unused) for one in found.values() if one.unused), sep="\n")
 
 # %% [markdown]
 # ## 3. Inside one scan
@@ -165,7 +164,7 @@ print(*(listing(one.unused) for one in found.values() if one.unused), sep="\n")
 import nibabel as nib
 import numpy as np
 
-from brats_helpers.data.cases import check_case, find_cases, on_disk
+from brats_helpers.data import check_case, find_cases, on_disk
 
 sane = (c for c in cases["training"] if c.reference and not check_case(c)["problems"])
 first = next(sane, None)
@@ -217,8 +216,8 @@ checks.check_position(position, scan.affine, (10, 20, 30))
 # %%
 from IPython.display import display
 
-from brats_helpers.data.cases import read_case
-from brats_helpers.lessons.plots import show_modalities
+from brats_helpers.data import read_case
+from brats_helpers.lessons import show_modalities
 
 patient = read_case(first)
 display(show_modalities(patient, synthetic=synthetic))
@@ -234,7 +233,7 @@ show_modalities(patient, plane="coronal", synthetic=synthetic)
 # %%
 import pydicom
 
-from brats_helpers.data.dicom import convert_series, write_series
+from brats_helpers.data import convert_series, write_series
 
 with tempfile.TemporaryDirectory() as folder:
     pixels = np.clip(patient.images[0], 0, 32767).astype(np.int16)
@@ -284,9 +283,9 @@ print("on disk:", np.unique(on_disk), " in this project:", np.unique(patient.ref
 # patients (or a `dataset.json`) decide, and a label with an uncertain meaning is refused:
 
 # %%
-from brats_helpers.data.labels import table_text
+from brats_helpers.data import label_table
 
-print(table_text())
+print(label_table())
 
 # %% [markdown]
 # "Refused" means that no class here fits. The row of BraTS 2017 to 2021 also takes 3 for ET, because many copies of these
@@ -330,9 +329,9 @@ checks.check_to_disk(to_disk)
 # What if you forget this? Here is the reference as it is on disk, and what you find if you look for label 3.
 
 # %%
-from brats_helpers.data.preprocessing import slice_with_most_tumor
-from brats_helpers.evaluation.metrics import dice
-from brats_helpers.lessons.plots import pictures, upright
+from brats_helpers.data import slice_with_most_tumor
+from brats_helpers.evaluation import dice
+from brats_helpers.lessons import pictures, upright
 
 raw = np.asarray(nib.load(first.reference).dataobj)
 at = slice_with_most_tumor(upright(patient.reference, patient.affine))
@@ -353,13 +352,12 @@ pictures({name: view[:, :, at].T for name, view in views.items()}, synthetic, pl
 # each patient once, completely. Every problem becomes a sentence in a list.
 
 # %%
-from brats_helpers.data.cases import check_cohort
-from brats_helpers.data.plausibility import of_cohort
+from brats_helpers.data import check_cohort, cohort_warnings
 
 rows = {key: check_cohort(group) for key, group in cases.items()}
 checked = rows["training"] + rows["test"]
 problems = [(row["name"], problem) for row in checked for problem in row["problems"]]
-warnings = [text for row in checked for text in row["warnings"]] + of_cohort(checked)
+warnings = [text for row in checked for text in row["warnings"]] + cohort_warnings(checked)
 alone = [row["name"] for row in checked if not row["reference"]]
 print(f"{len(checked)} patients checked, {len(problems)} problem(s)")
 print(f"{len(alone)} without a reference, so not used here (`brats_helpers predict` segments them)", *alone)
@@ -396,7 +394,7 @@ if not first.channels:
 # `on_error="skip"` it goes on without them, and the results say who was left out.
 
 # %%
-from brats_helpers.data.check import problems_text
+from brats_helpers.data import problems_text
 
 if on_error not in ("raise", "skip"):
     raise BratsError(f"on_error={on_error!r} is not known: give raise or skip.")
@@ -410,7 +408,7 @@ sound = {key: [row for row in rows[key] if not row["problems"]] for key in rows}
 # ## 5. How large are the tumors?
 
 # %%
-from brats_helpers.lessons.plots import volume_distribution
+from brats_helpers.lessons import volume_distribution
 
 labeled = [row for row in everyone if row["volumes_ml"]]
 whole = {row["name"]: sum(row["volumes_ml"].values()) for row in labeled}
@@ -453,7 +451,7 @@ checks.check_tumor_volume(tumor_ml, patient.reference, patient.spacing)
 # one has others (Nyúl and Udupa 1999).
 
 # %%
-from brats_helpers.lessons.plots import histograms
+from brats_helpers.lessons import histograms
 
 histograms(patient.images, patient.reference, "intensity, scanner units", synthetic=synthetic)
 
@@ -472,8 +470,7 @@ histograms(patient.images, patient.reference, "intensity, scanner units", synthe
 # `persons`.
 
 # %%
-from brats_helpers.data.cases import find_twins
-from brats_helpers.data.splits import find_persons, make_splits, read_persons
+from brats_helpers.data import find_persons, find_twins, make_splits, read_persons
 
 both = cases["training"] + cases["test"]
 listed = read_persons(persons, [case.name for case in both]) if persons else {}
@@ -496,7 +493,7 @@ print("persons with several scans:", splits["persons"] or "none")
 # %%
 import matplotlib.pyplot as plt
 
-from brats_helpers.lessons.plots import finish
+from brats_helpers.lessons import finish
 
 assert not set(splits["training"]) & set(splits["validation"])
 assert sorted(splits["training"] + splits["validation"]) == sorted(volumes)
@@ -540,7 +537,7 @@ assert not sides[0] & sides[1]
 # **Question.** What Dice does the copying machine get when slices are shuffled, and what when patients are split?
 
 # %%
-from brats_helpers.lessons.investigations import copying_machine, slice_and_neighbor, tumor_slices
+from brats_helpers.lessons import copying_machine, slice_and_neighbor, tumor_slices
 
 some = [case for case in cases["training"] if case.name in volumes][:12]
 slices = tumor_slices(some)  # per slice: patient, FLAIR inside the brain, tumor mask
@@ -599,7 +596,7 @@ investigations.check_twin(find_twin)
 # </details>
 
 # %%
-from brats_helpers.lessons.viewers import slice_viewer
+from brats_helpers.lessons import slice_viewer
 
 slice_viewer(patient, synthetic=synthetic)
 
@@ -607,7 +604,7 @@ slice_viewer(patient, synthetic=synthetic)
 # ## 8. Save and verify
 
 # %%
-from brats_helpers.data.cohort import read_cohort, write_patients
+from brats_helpers.data import read_cohort, write_patients
 
 write_patients(work, folders, rows, splits)
 written = read_cohort(work)

@@ -61,18 +61,16 @@ from pathlib import Path
 
 folders = [*(Path.cwd() / "here").parents, *Path("/content").glob("*"), *Path("/kaggle/input").glob("*")]
 sys.path[:0] = [str(p) for p in folders if (p / "brats_helpers").is_dir()][:1]
-from brats_helpers.lessons.session import start
+from brats_helpers.lessons import start
 
 work, device = start(work)
 
 # %%
 import numpy as np
 
-from brats_helpers.data.cases import file_state, read_case
-from brats_helpers.data.cohort import read_cohort
-from brats_helpers.basics.config import Config
-from brats_helpers.basics.files import write_json
-from brats_helpers.lessons.plots import series_map
+from brats_helpers.basics import Config, write_json
+from brats_helpers.data import file_state, read_case, read_cohort
+from brats_helpers.lessons import series_map
 
 config, cohort = Config.load(work / "config.json"), read_cohort(work)
 cases, synthetic = cohort.cases, cohort.synthetic
@@ -103,7 +101,7 @@ series_map(3)
 # </details>
 
 # %%
-from brats_helpers.data.preprocessing import to_lps
+from brats_helpers.data import to_lps
 
 patient = read_case(next(case for case in cases["training"] if case.reference))
 images = np.stack([to_lps(image, patient.affine) for image in patient.images])
@@ -132,8 +130,8 @@ checks.check_shape(shape, patient.images)
 # cerebellum, the finely folded part at the bottom of the sagittal slice: it belongs at the back (P).
 
 # %%
-from brats_helpers.data.preprocessing import slice_with_most_tumor
-from brats_helpers.lessons.plots import pictures
+from brats_helpers.data import slice_with_most_tumor
+from brats_helpers.lessons import pictures
 
 d, h, w = (slice_with_most_tumor(labels, axis) for axis in range(3))
 cuts = {"axial": images[0, d], "coronal": images[0, ::-1, h], "sagittal": images[0, ::-1, :, w]}
@@ -154,7 +152,7 @@ views = {"scan": images[0, d], "affine read": turned[d], "affine ignored": bare[
 pictures(views, synthetic, plane="axial")
 
 # %%
-from brats_helpers.evaluation.metrics import dice
+from brats_helpers.evaluation import dice
 
 wrong = dice(labels[:, :, ::-1] > 0, labels > 0)
 print(f"Dice of a perfect segmentation that was mirrored on the way: {wrong:.2f}")
@@ -167,8 +165,8 @@ print(f"Dice of a perfect segmentation that was mirrored on the way: {wrong:.2f}
 # of the voxels is left?
 
 # %%
-from brats_helpers.data.preprocessing import bounding_box, brain_mask
-from brats_helpers.lessons.viewers import show_source
+from brats_helpers.data import bounding_box, brain_mask
+from brats_helpers.lessons import show_source
 
 show_source(brain_mask, bounding_box)
 
@@ -247,7 +245,7 @@ checks.check_zscore(zscore)
 # says where the brain is. This is simple if you do it in the right order. Here is the module's version:
 
 # %%
-from brats_helpers.data.preprocessing import normalize, statistics
+from brats_helpers.data import normalize, statistics
 
 show_source(normalize)
 
@@ -263,7 +261,7 @@ print(f"five channels {scored.shape}: mean 0 and deviation 1 in the brain, 0 out
 # Compare these with the histograms of notebook 02. All four contrasts now have the same unit:
 
 # %%
-from brats_helpers.lessons.plots import histograms
+from brats_helpers.lessons import histograms
 
 brain_only = np.where(within, scored[:4], 0).transpose(0, 3, 2, 1)
 histograms(brain_only, cropped_labels.T, "standard deviations", synthetic=synthetic)
@@ -327,13 +325,12 @@ print(measured, "becomes", np.abs(measured.astype(np.int64).astype(np.int16)))
 # ([Benchmarks](../benchmarks/README.md) has the sizes at 1 mm next to those of other tools.)
 
 # %%
-from brats_helpers.lessons.plots import bars
-from brats_helpers.data.preprocessing import prepare
-from brats_helpers.data.storage import load, save
+from brats_helpers.data import load_prepared, prepare, save_prepared
+from brats_helpers.lessons import bars
 
 prepared = prepare(patient, config.spacing_mm)
 path = work / "preprocessed" / "example.b2nd"
-save(prepared, path)
+save_prepared(prepared, path)
 voxels, stored = prepared.volume.size, path.stat().st_size
 case = cohort.by_name[patient.name]
 raw = sum(file_state(case, scan)[0] for scan in (*case.images, case.reference))
@@ -352,8 +349,7 @@ bars(megabytes, "MB for one patient of this cohort", "", (gray, red, orange, gre
 # %%
 import time
 
-from brats_helpers.data.storage import open_volume, read_patch
-from brats_helpers.data.pipeline import preprocess_cohort
+from brats_helpers.data import open_volume, preprocess_cohort, read_patch
 
 everyone = cases["training"] + cases["test"]
 metas = preprocess_cohort(everyone, work / "preprocessed", config.spacing_mm, jobs)
@@ -389,7 +385,7 @@ print(f"stored {volume.shape} as {volume.dtype}; a patch {patch.shape} in {took:
 # coarsen to 2 mm. **Question.** Which of the two comes back exactly, and what does coarsening cost the other?
 
 # %%
-from brats_helpers.data.preprocessing import restore
+from brats_helpers.data import restore
 from brats_helpers.phantoms import make_patient
 
 fine = make_patient(0, 7, 1.0)  # a phantom, whatever the source
@@ -424,7 +420,7 @@ pictures(pair | {"differs": differs}, synthetic=True, plane="axial")
 # %%
 from tqdm import tqdm
 
-from brats_helpers.data.pipeline import verify_prepared
+from brats_helpers.data import verify_prepared
 
 picked = np.random.default_rng(config.seed).permutation(len(everyone))[:6]
 sample = [everyone[i] for i in picked]
@@ -434,9 +430,9 @@ coarser = max(prepared.meta.downsampling) > 1
 verdict = "brain and labels lie where they should" if coarser else "not one voxel differs"
 print(f"{len(wrong)} patients compared with their scans: {verdict}")
 
-shifted = load(files[sample[0].name])
+shifted = load_prepared(files[sample[0].name])
 shifted.volume = np.roll(shifted.volume, 6, axis=1)  # the brain moves up by six voxels
-save(shifted, work / "preprocessed" / "shifted.b2nd")
+save_prepared(shifted, work / "preprocessed" / "shifted.b2nd")
 print("shifted on purpose:", *verify_prepared(sample[0], work / "preprocessed" / "shifted.b2nd"), sep="\n  ")
 (work / "preprocessed" / "shifted.b2nd").unlink()
 
@@ -474,7 +470,7 @@ print(f"{len(odd)} outlier(s)", *odd, sep="\n  ")
 # %%
 import matplotlib.pyplot as plt
 
-from brats_helpers.lessons.plots import finish
+from brats_helpers.lessons import finish
 
 figure, ax = plt.subplots(figsize=(7, 2.2))
 for place, z in enumerate(robust.values()):
@@ -524,7 +520,7 @@ import json
 
 from monai.data import load_decathlon_datalist
 
-from brats_helpers.data.formats import exportable, write_nnunet
+from brats_helpers.data import exportable, write_nnunet
 
 chosen = [case for case in cases["training"] if exportable(case)]
 if chosen:  # 4D files are in the Decathlon's format already, and a tar is not read by others

@@ -64,7 +64,7 @@ from pathlib import Path
 
 folders = [*(Path.cwd() / "here").parents, *Path("/content").glob("*"), *Path("/kaggle/input").glob("*")]
 sys.path[:0] = [str(p) for p in folders if (p / "brats_helpers").is_dir()][:1]
-from brats_helpers.lessons.session import start
+from brats_helpers.lessons import start
 
 work, device = start(work)
 
@@ -72,10 +72,9 @@ work, device = start(work)
 import numpy as np
 import torch
 
-from brats_helpers.data.cohort import read_cohort
-from brats_helpers.basics.config import PRESETS, Config
-from brats_helpers.basics.files import write_json
-from brats_helpers.lessons.plots import series_map
+from brats_helpers.basics import PRESETS, Config, write_json
+from brats_helpers.data import read_cohort
+from brats_helpers.lessons import series_map
 
 config, cohort = Config.load(work / "config.json").with_(network=network), read_cohort(work)
 synthetic = cohort.synthetic
@@ -100,8 +99,8 @@ series_map(4)
 # network:
 
 # %%
+from brats_helpers.lessons import show_source
 from brats_helpers.network import unet
-from brats_helpers.lessons.viewers import show_source
 
 show_source(unet.ConvNormAct, unet.Stage)
 
@@ -162,8 +161,8 @@ show_source(unet.joined, unet.UNet)
 # level take. The top has two convolutions on each side, so it keeps 4 x 64 x 128³ numbers of 4 bytes.
 
 # %% tags=["readme"]
-from brats_helpers.lessons.plots import diagram_unet
-from brats_helpers.network.unet import UNet, count_parameters, layers_in_use, level_table
+from brats_helpers.lessons import diagram_unet, level_table
+from brats_helpers.network import UNet, count_parameters, layers_in_use
 
 rows = level_table(PRESETS["full"].filters, PRESETS["full"].patch)
 diagram_unet(rows)
@@ -174,7 +173,7 @@ diagram_unet(rows)
 # **Question.** Which levels have more parameters, those with a large volume or those with a small one?
 
 # %%
-from brats_helpers.lessons.plots import bars
+from brats_helpers.lessons import bars
 
 bars({row["level"]: row["parameters"] / 1e6 for row in rows}, "million parameters")
 
@@ -205,7 +204,7 @@ print({name: f"{count:,}" for name, count in counts.items()})
 # one voxel at the bottom of a small network and look where it arrives. (Instance norm looks at all voxels, so it is off.)
 
 # %%
-from brats_helpers.lessons.plots import curves
+from brats_helpers.lessons import curves
 
 torch.manual_seed(0)
 probe = UNet((4, 4, 4), in_channels=1).eval()
@@ -363,7 +362,7 @@ print(f"in a batch with a patch that is right: {both.item():.3f}")
 # swell:
 
 # %%
-from brats_helpers.lessons.plots import pictures
+from brats_helpers.lessons import pictures
 
 rim = ((grid - 16).norm(dim=0) < 9) & ((grid - 16).norm(dim=0) > 7.4)
 averaged = torch.nn.functional.adaptive_avg_pool3d(rim.float()[None, None], 8)
@@ -396,7 +395,7 @@ pictures(views, limits=(0, 1))
 # %%
 from functools import partial
 
-from brats_helpers.lessons.memory import kept_mib
+from brats_helpers.lessons import kept_mib
 
 filters, kept = PRESETS["quick"].filters, {}
 remedies = {"two patches, fp32": (2, 48, False, False), "16-bit activations": (2, 48, True, False)}
@@ -487,10 +486,8 @@ if full_size:
 # (Success is not a result: the network was trained on these voxels.)
 
 # %%
-from brats_helpers.data.preprocessing import normalize_batch
-from brats_helpers.data.loaders import PatchDataset, batches
-from brats_helpers.network.losses import deep_supervision_loss, labels_to_regions
-from brats_helpers.data.pipeline import prepared_files
+from brats_helpers.data import PatchDataset, batches, normalize_batch, prepared_files
+from brats_helpers.network import deep_supervision_loss, labels_to_regions
 
 edge = min(32, config.patch) if len(config.filters) <= 5 else config.patch
 patients = [cohort.by_name[name] for name in cohort.splits["training"]]
@@ -554,13 +551,13 @@ pictures(views, synthetic, prediction=True, plane="axial")
 # do you still recognize the brain, and where only the place of the tumor?
 
 # %%
-from brats_helpers.data.storage import load
-from brats_helpers.evaluation.pretrained import load_pretrained
-from brats_helpers.lessons.features import draw_features, feature_maps
+from brats_helpers.data import load_prepared
+from brats_helpers.evaluation import load_pretrained
+from brats_helpers.lessons import draw_features, feature_maps
 
 box, box_config = load_pretrained(device)
 print(f"{type(box).__name__}, channels {box_config.filters}, {count_parameters(box):,} weights")
-maps = feature_maps(box, load(files[0]), device)
+maps = feature_maps(box, load_prepared(files[0]), device)
 draw_features(maps, synthetic)
 
 # %% [markdown]
@@ -625,7 +622,7 @@ checks.check_own_network(own_network)
 # Notebook 05 builds such a class from its name:
 
 # %%
-from brats_helpers.evaluation.build import build_network
+from brats_helpers.evaluation import build_network
 
 name = config.network if network else "monai.networks.nets:SegResNet"
 other = build_network(config.with_(network=name), device).eval()

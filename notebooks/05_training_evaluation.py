@@ -76,7 +76,7 @@ from pathlib import Path
 
 folders = [*(Path.cwd() / "here").parents, *Path("/content").glob("*"), *Path("/kaggle/input").glob("*")]
 sys.path[:0] = [str(p) for p in folders if (p / "brats_helpers").is_dir()][:1]
-from brats_helpers.lessons.session import start
+from brats_helpers.lessons import start
 
 work, device = start(work)
 
@@ -84,19 +84,17 @@ work, device = start(work)
 import numpy as np
 import torch
 
-from brats_helpers.data.cohort import read_cohort
-from brats_helpers.basics.config import Config
-from brats_helpers.training.launch import for_all_gpus, train_here
-from brats_helpers.lessons.plots import baseline_curves, curves, dice_boxplot, series_map
-from brats_helpers.data.pipeline import prepared_files
-from brats_helpers.training.stages import for_cohort
+from brats_helpers.basics import Config
+from brats_helpers.data import prepared_files, read_cohort
+from brats_helpers.lessons import baseline_curves, curves, dice_boxplot, series_map
+from brats_helpers.training import for_all_gpus, settings_for_cohort, train_here
 
 config = Config.load(work / "config.json")
 asked = {name: globals().get(name) for name in vars(config)}  # the parameters above, by name
 config = for_all_gpus(config.with_(**asked), device, processes if batch is None else 1)
 cohort = read_cohort(work)
 given = [name for name, value in asked.items() if value is not None]
-config = for_cohort(config, cohort, given)
+config = settings_for_cohort(config, cohort, given)
 config.preset, config.epochs, config.steps, config.batch, config.patch
 
 # %%
@@ -124,14 +122,13 @@ series_map(5)
 # largest connected piece. **Question.** What Dice will the whole tumor get?
 
 # %%
-from brats_helpers.evaluation.metrics import threshold_baseline
-from brats_helpers.data.storage import load
-from brats_helpers.data.preprocessing import normalize
+from brats_helpers.data import load_prepared, normalize
+from brats_helpers.evaluation import threshold_baseline
 
 
 def scored_flair(names: list[str]) -> tuple[list, list]:
     """Z-scored FLAIR and the reference of these patients."""
-    found = [load(prepared[name]) for name in names]
+    found = [load_prepared(prepared[name]) for name in names]
     z = [normalize(p.volume[:4], p.meta.mean, p.meta.std)[0] for p in found]
     return z, [p.volume[4] for p in found]
 
@@ -162,11 +159,11 @@ baseline_curves(thresholds, scores, synthetic)
 # have no R and L, because one is a mirror image.)
 
 # %%
-from brats_helpers.data.preprocessing import slice_with_most_tumor
+from brats_helpers.data import slice_with_most_tumor
+from brats_helpers.lessons import compare_slices
 from brats_helpers.training import augmentation as augment
-from brats_helpers.lessons.plots import compare_slices
 
-generator, example = torch.Generator().manual_seed(1), load(prepared[held_out[0]])
+generator, example = torch.Generator().manual_seed(1), load_prepared(prepared[held_out[0]])
 z = normalize(example.volume[:4], example.meta.mean, example.meta.std)
 image, label = torch.from_numpy(z), torch.from_numpy(example.volume[4:])
 spatial = {"original": (image, label), "flip": (image.flip(3), label.flip(3))}
@@ -220,8 +217,8 @@ compare_slices(shown, index=at, shared_window=True, synthetic=synthetic, columns
 # long), step, and update the **EMA**, a running average of the weights. The EMA is what we validate and save.
 
 # %%
-from brats_helpers.training.step import plain_train_step, train_step
-from brats_helpers.lessons.viewers import show_source
+from brats_helpers.lessons import show_source
+from brats_helpers.training import plain_train_step, train_step
 
 show_source(plain_train_step)
 
@@ -244,8 +241,7 @@ show_source(train_step)
 # The next cell trains. **Question.** Is the loss still falling at the end? Is the validation Dice still rising?
 
 # %%
-from brats_helpers.lessons.plots import learning_curves
-from brats_helpers.lessons.viewers import Dashboard
+from brats_helpers.lessons import Dashboard, learning_curves
 
 history = train_here(config, work, processes, on_epoch=Dashboard(), device=device)
 
@@ -265,10 +261,10 @@ learning_curves(history)
 # **Question.** What does the network learn first?
 
 # %%
-from brats_helpers.lessons.features import draw_forming
-from brats_helpers.training.forming import read_forming
+from brats_helpers.lessons import draw_forming
+from brats_helpers.training import read_forming
 
-companion = load(prepared[min(learned + held_out)])
+companion = load_prepared(prepared[min(learned + held_out)])
 print("it learned from this patient" if companion.meta.name in learned else "it did not learn from this patient")
 draw_forming(companion, read_forming(work / "checkpoints"), synthetic)
 
@@ -286,7 +282,7 @@ draw_forming(companion, read_forming(work / "checkpoints"), synthetic)
 # window counted the same?
 
 # %%
-from brats_helpers.evaluation.sliding_window import gaussian_weight, window_starts
+from brats_helpers.evaluation import gaussian_weight, window_starts
 
 edge, length = config.patch, max(config.patch, *example.volume.shape[1:])
 starts = window_starts(length, edge, config.overlap)
@@ -341,8 +337,7 @@ checks.check_mirror_average(second_opinion)
 # uses 0.5 and windows of equal weight. We follow the paper, but give the size of a small piece in mm³:
 
 # %%
-from brats_helpers.evaluation import prediction as inference
-from brats_helpers.evaluation.postprocessing import postprocess
+from brats_helpers.evaluation import postprocess, prediction as inference
 
 show_source(postprocess)
 
@@ -378,8 +373,7 @@ checks.check_threshold_chain(labels_from)
 # **Question.** What will the network score?
 
 # %%
-from brats_helpers.evaluation.scoring import evaluate
-from brats_helpers.evaluation.metrics import bootstrap_ci, interval_text
+from brats_helpers.evaluation import bootstrap_ci, evaluate, interval_text
 
 which, checkpoint = ("test", "best.pt") if test_names else ("validation", "last.pt")
 chosen, path = [cases[name] for name in judged_names], work / "checkpoints" / checkpoint
@@ -445,8 +439,7 @@ checks.check_hd95(hausdorff_95)
 # code](https://github.com/rachitsaluja/BraTS-2023-Metrics)). A missed or false one scores 0:
 
 # %%
-from brats_helpers.evaluation.scoring import read_prediction
-from brats_helpers.evaluation.metrics import lesion_wise, regions
+from brats_helpers.evaluation import lesion_wise, read_prediction, regions
 
 
 each = []
@@ -467,9 +460,8 @@ print({kind: sum(scores[kind] for scores in each) for kind in ("found", "missed"
 # %%
 from IPython.display import display
 
-from brats_helpers.lessons.diagnosis import compare_masks, diagnose
-from brats_helpers.lessons.plots import three_planes, upright
-from brats_helpers.data.preprocessing import lps_spacing
+from brats_helpers.data import lps_spacing
+from brats_helpers.lessons import compare_masks, diagnose, three_planes, upright
 
 order = sorted(rows, key=lambda row: np.mean([row[name]["dice"] for name in ("WT", "TC", "ET")]))
 worst = order[0]
@@ -534,8 +526,7 @@ beside(*read_prediction(cases[median["name"]], work), f"median: {median['name']}
 # %%
 from dataclasses import replace
 
-from brats_helpers.evaluation.checkpoints import load_checkpoint
-from brats_helpers.evaluation.metrics import dice
+from brats_helpers.evaluation import dice, load_checkpoint
 from brats_helpers.phantoms import make_patient
 
 model, trained = load_checkpoint(path, device)
@@ -590,8 +581,7 @@ beside(strangers[lowest], answers[lowest], f"{strangers[lowest].name}: through i
 # if a scan lies far outside their range. **Question.** How many warnings do our four strangers cause?
 
 # %%
-from brats_helpers.data.storage import open_volume
-from brats_helpers.data.preprocessing import prepare
+from brats_helpers.data import open_volume, prepare
 from brats_helpers.evaluation import domain_shift as shift
 from brats_helpers.lessons import plots
 
@@ -600,7 +590,7 @@ seen = shift.ranges([open_volume(prepared[n])[1].fingerprint for n in learned])
 for stranger, prepared_stranger, score in zip(strangers, others, falls):
     warnings = shift.outside_ranges(prepared_stranger.meta.fingerprint, seen)
     print(f"{stranger.name}: Dice of WT {score[0]:.2f}, {len(warnings)} warning(s)", *warnings[:1])
-judged = [load(prepared[name]) for name in judged_names[:8]]
+judged = [load_prepared(prepared[name]) for name in judged_names[:8]]
 plots.two_cohorts(judged, others, ("judged above", "strangers"), synthetic)
 
 # %% [markdown]
@@ -620,7 +610,7 @@ plots.two_cohorts(judged, others, ("judged above", "strangers"), synthetic)
 # patient: the network in the box. It does not know these four strangers either. **Question.** What will it score on them?
 
 # %%
-from brats_helpers.evaluation.pretrained import load_pretrained
+from brats_helpers.evaluation import load_pretrained
 
 box, box_config = load_pretrained(device)
 guesses = [inference.segment([box], stranger, box_config, tta=False, device=device)[0] for stranger in strangers]
@@ -652,7 +642,7 @@ for name, scores in (("network of this notebook", falls), ("network in the box",
 # </details>
 
 # %% tags=["exercise"]
-from brats_helpers.lessons.budget import Lab
+from brats_helpers.lessons import Lab
 
 lab = Lab(model, trained, device, strangers, strange)
 more = {"steps": min(30, config.steps)}  # solution
@@ -693,7 +683,7 @@ viewers.slice_viewer(worst_patient, worst_mask, synthetic)
 # %%
 from IPython.display import Markdown
 
-from brats_helpers.evaluation.scoring import verify_masks, write_model_card
+from brats_helpers.evaluation import verify_masks, write_model_card
 
 verify_masks(chosen, work)
 print(f"{len(chosen)} masks in {work / 'predictions'}: labels 0, 1, 2, 4, the scans' geometry")

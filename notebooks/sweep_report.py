@@ -24,8 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
-from brats_helpers.evaluation.metrics import bootstrap_ci
-from brats_helpers.lessons.plots import bars, curves, use_style
+from brats_helpers.evaluation import bootstrap_ci
+from brats_helpers.lessons import bars, curves, use_style
 
 use_style()
 rows = json.loads((Path(work) / "sweep.json").read_text())
@@ -60,8 +60,8 @@ bars(mean, "mean Dice of the three regions")
 # ## Learning curves
 
 # %%
-from brats_helpers.evaluation.checkpoints import read_checkpoint
-from brats_helpers.basics.device import describe_device
+from brats_helpers.basics import describe_device
+from brats_helpers.evaluation import read_checkpoint
 
 device, places = describe_device(), Path(work) / "points"
 last = {row["name"]: places / row["name"] / "checkpoints" / "last.pt" for row in good}

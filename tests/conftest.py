@@ -23,7 +23,7 @@ from brats_helpers.basics.config import Config
 from brats_helpers.basics.device import Device
 from brats_helpers.data.cases import Case, find_cases
 from brats_helpers.data.preprocessing import prepare
-from brats_helpers.data.storage import save
+from brats_helpers.data.storage import save_prepared
 from brats_helpers.evaluation.checkpoints import read_checkpoint
 from brats_helpers.phantoms.anatomy import brats_affine
 from brats_helpers.phantoms.kinds import make_patient
@@ -135,7 +135,7 @@ def prepared(tmp_path_factory) -> list[Path]:
     paths = []
     for index in range(4):
         paths.append(folder / f"P{index}.b2nd")
-        save(prepare(make_patient(0, index, 8.0), 8.0), paths[-1])
+        save_prepared(prepare(make_patient(0, index, 8.0), 8.0), paths[-1])
     return paths
 
 

@@ -27,7 +27,7 @@ from brats_helpers.data.cases import Patient, find_cases, read_case, write_mask
 from brats_helpers.data.check import check_path
 from brats_helpers.data.pipeline import preprocess_cohort
 from brats_helpers.data.preprocessing import prepare
-from brats_helpers.data.storage import save
+from brats_helpers.data.storage import save_prepared
 from brats_helpers.evaluation.checkpoints import load_checkpoint, write_checkpoint
 from brats_helpers.evaluation.scoring import evaluate
 from brats_helpers.network.unet import UNet
@@ -228,11 +228,11 @@ def test_on_a_disk_that_is_really_full_the_good_files_stay(tiny_disk: Path, tmp_
     config, model = Config(filters=(4, 6, 8), patch=16), UNet((4, 6, 8))
     write_checkpoint(tiny_disk / "last.pt", config, {"average": model.state_dict()})
     before, noise = digests(tiny_disk), np.random.default_rng(0).integers(0, 4, (200, 200, 200))
+    patient = Patient("P", noise[None].repeat(4, 0).astype(np.int16) * 997, None, np.eye(4))
     ways = [lambda: write_checkpoint(tiny_disk / "last.pt", config,
                                      {"average": {"x": torch.randn(1_000_000)}}),
             lambda: write_mask(tiny_disk / "mask.nii.gz", noise, np.eye(4)),
-            lambda: save(prepare(Patient("P", noise[None].repeat(4, 0).astype(np.int16) * 997, None,
-                                         np.eye(4)), 1.0), tiny_disk / "P.b2nd")]
+            lambda: save_prepared(prepare(patient, 1.0), tiny_disk / "P.b2nd")]
     for way in ways:
         with pytest.raises(BratsError, match="could not be written.*MB are free"):
             way()

@@ -60,9 +60,39 @@ def test_contributing_and_notebook_01_show_the_map() -> None:
 
 
 def test_the_reading_list_takes_an_afternoon() -> None:
-    lines = [len((PACKAGE / f"{name}.py").read_text(encoding="utf-8").splitlines())
-             for name in READING]
+    files = {PACKAGE / f"{name}.py" for name in READING} | set((PACKAGE / "network").glob("*.py"))
+    lines = [len(path.read_text(encoding="utf-8").splitlines()) for path in files]
     assert len(READING) >= 9 and sum(lines) <= 1600
+
+
+def test_rooms_export_what_notebooks_import_and_no_more() -> None:
+    """A name that is exported comes from the module that the room's list says."""
+    line = re.compile(r"^from brats_helpers\.(\w+) import (?:\(([^)]*)\)|(.*))$", re.MULTILINE)
+    text = "\n".join(path.read_text(encoding="utf-8") for path in FOLDER.glob("*.py"))
+    assert not re.search(r"brats_helpers\.\w+\.\w+ import", text)
+    for room in set(ROOMS) - {"tools"}:
+        package = importlib.import_module(f"brats_helpers.{room}")
+        used = {name.split()[0] for found, *names in line.findall(text) if found == room
+                for name in "".join(names).split(",") if name.strip()}
+        modules = {path.stem for path in (PACKAGE / room).glob("*.py")}
+        assert used - modules == set(package.__all__)
+        assert all(hasattr(package, name) for name in used - modules)
+
+
+def test_no_six_lines_stand_twice() -> None:
+    """Lines of code in a row, without blanks, comments and what only closes a bracket."""
+    seen: dict[tuple[str, ...], str] = {}
+    twice = []
+    for path in sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")):
+        lines = [(number, line.strip()) for number, line
+                 in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+                 if re.search(r"\w", line) and not re.match(r"\s*(#|from |import )", line)]
+        for start in range(len(lines) - 5):
+            six = tuple(line for _, line in lines[start:start + 6])
+            place = f"{path.relative_to(ROOT)}:{lines[start][0]}"
+            if seen.setdefault(six, place) != place:
+                twice.append(f"{place} = {seen[six]}")
+    assert not twice
 
 
 def test_the_lists_of_tests_name_tests_that_exist() -> None:

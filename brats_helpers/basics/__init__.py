@@ -3,8 +3,9 @@
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
-    "config": ["PRESETS", "Config", "preset"],
-    "device": ["Device", "describe_device"],
+    "config": ["PRESETS", "Config"],
+    "constants": ["MODALITIES"],
+    "device": ["describe_device", "where_am_i"],
     "errors": ["BratsError"],
-    "files": ["read_json", "write_json"],
+    "files": ["write_json"],
 })

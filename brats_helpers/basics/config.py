@@ -1,6 +1,6 @@
 """The settings of a run: one frozen dataclass and three presets.
 
-`quick` learns from phantoms on a laptop, `kaggle` is sized for a 16 GB GPU, `full` is
+`quick` learns from phantoms on a laptop, `kaggle` is sized for a 16 GB GPU, and `full` is
 NVIDIA's recipe (Futrega et al. 2021, arXiv:2110.03352). The configuration is written into every
 checkpoint, and resuming or predicting rebuilds the network from it.
 """
@@ -22,8 +22,8 @@ FORMER_NAMES = {"foreground": "oversample_foreground"}  # in files of earlier ve
 DROPPED = ("pretrain",)  # settings that only earlier versions had
 KINDS = {int: (Integral, "a whole number"), float: (Real, "a number"),
          bool: (bool, "true or false"), str: (str, "text")}
-# Least and most of each setting. A file from elsewhere may hold any number, and beyond these limits
-# memory ends, or a run never does.
+# The least and most of each setting. A file from elsewhere may hold any number, and beyond these
+# limits memory runs out, or a run never ends.
 LIMITS = {
     "seed": (0, 2**32 - 1), "spacing_mm": (SMALLEST_MM, LARGEST_MM), "patients": (1, 100_000),
     "test_patients": (0, 100_000), "validation": (0.001, 0.999), "folds": (2, 100_000),
@@ -36,7 +36,7 @@ LARGEST_PATCH, MOST_FILTERS, MOST_LEVELS = 512, 1024, 9  # the brain of BraTS fi
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a result: on the CPU, equal settings and data give equal runs."""
+    """The settings that decide a result. On the CPU, equal settings and data give equal runs."""
 
     preset: str = "full"
     seed: int = 0
@@ -54,10 +54,10 @@ class Config:
     checkpointing: bool = False  # recompute activations: less memory, a third slower
     # training
     patch: int = 128  # voxels per edge
-    batch: int = 2  # patches a step
+    batch: int = 2  # patches per step
     oversample_foreground: float = 0.4  # share of patches centered on a tumor voxel
     epochs: int = 30
-    steps: int = 500  # optimizer steps an epoch
+    steps: int = 500  # optimizer steps per epoch
     learning_rate: float = 3e-4  # peak, after the warm-up
     warmup: int = 250  # steps
     weight_decay: float = 1e-4
@@ -72,7 +72,7 @@ class Config:
     tta: bool = True  # average over all 8 mirrored views; False: over 2
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot work, naming the field and what it may be."""
+        """Raise BratsError for a setting that cannot work, naming it and what it may be."""
         for name, annotation in get_type_hints(type(self)).items():
             value, (kind, wanted) = getattr(self, name), KINDS.get(annotation, (object, ""))
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -88,7 +88,7 @@ class Config:
                     f"{name}={getattr(self, name)!r} cannot work: it must be {wanted}.")
 
     def _rules(self) -> list[tuple[str, bool, str]]:
-        """List each field's rule: name, whether it holds, what the value must be."""
+        """List each field's rule: its name, whether it holds, and what the value must be."""
         ours = self.network == OWN_NETWORK  # another network checks its own rules
         depth = 2 ** (len(self.filters) - 1) if ours else 1
         return [
@@ -108,7 +108,7 @@ class Config:
         ]
 
     def with_(self, **changes: object) -> Config:
-        """Copy with some fields changed. None keeps a value. BratsError for an unknown name."""
+        """Copy the settings with changes; None keeps a value. BratsError for an unknown name."""
         known = {f.name for f in fields(self)}
         if unknown := sorted(set(changes) - known):
             raise BratsError(f"unknown setting {', '.join(unknown)}; "
@@ -121,7 +121,7 @@ class Config:
 
     @classmethod
     def load(cls, path: Path) -> Config:
-        """Read what `save` wrote; BratsError names a file that is missing or of another shape."""
+        """Read what `save` wrote; BratsError names a file that is missing or malformed."""
         values = read_json(path, "notebook 01")
         try:
             return cls.from_dict(values)
@@ -131,7 +131,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict) -> Config:
-        """Rebuild a configuration from `dataclasses.asdict`, as a checkpoint stores it."""
+        """Rebuild a configuration from a checkpoint's dictionary; BratsError if it is another."""
         filters = values.get("filters") if isinstance(values, dict) else None
         named = isinstance(filters, (list, tuple)) and all(isinstance(name, str) for name in values)
         if not named:

@@ -23,7 +23,7 @@ REGIONS = {"WT": (NCR, ED, ET), "TC": (NCR, ET), "ET": (ET,)}
 REGION_TITLES = {"WT": "whole tumor", "TC": "tumor core", "ET": "enhancing tumor"}
 
 BRATS_SHAPE = (240, 240, 155)  # voxels of 1 mm, x y z
-SMALLEST_MM, LARGEST_MM = 0.2, 20.0  # plausible edges of a voxel
+SMALLEST_MM, LARGEST_MM = 0.2, 20.0  # plausible edge lengths of a voxel
 ORIENTATION = ("L", "P", "S")  # the directions in which BraTS's indices grow
 
 # Post-processing, from probabilities to labels.
@@ -32,7 +32,7 @@ SMALL_COMPONENT_MM3 = 16.0  # ET components smaller than this ...
 SMALL_TOTAL_MM3 = 73.0  # ... and a whole ET smaller than this ...
 SMALL_PROBABILITY = 0.9  # ... become NCR if their mean probability is below this
 
-# If only reference or only prediction is empty: the diagonal of a 240 x 240 x 155 mm volume.
+# If only the reference or the prediction is empty: the diagonal of a 240 x 240 x 155 mm volume.
 HD95_EMPTY_MM = 373.1287
 
 LABEL_COLORS = {NCR: "#0072B2", ED: "#009E73", ET: "#E69F00"}

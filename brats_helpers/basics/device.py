@@ -24,13 +24,13 @@ from .errors import BratsError
 GIB = 2**30
 PRECISION = "BRATS_PRECISION"  # environment variable that overrides the precision
 PRECISIONS = ("float32", "bfloat16", "float16")
-# Environment variable: number in malloc.h, bytes.
+# Environment variable -> the option's number in malloc.h, and its value in bytes.
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": (-1, 2**31 - 1), "MALLOC_MMAP_THRESHOLD_": (-3, 2**28)}
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where tensors live and in which precision they are multiplied."""
+    """The processor that holds the tensors, and the precision of its matrix products."""
 
     kind: str  # "cuda", "mps" or "cpu"
     name: str
@@ -50,7 +50,7 @@ class Device:
 
     @property
     def compiles(self) -> bool:
-        """Tell whether `torch.compile` works: with a GPU that Triton supports, and a C compiler."""
+        """Tell whether `torch.compile` works: it needs Triton, a GPU for it, and a C compiler."""
         return (self.kind == "cuda" and torch.cuda.get_device_capability() >= (7, 0)
                 and any(map(shutil.which, ("cc", "gcc")))
                 and importlib.util.find_spec("triton") is not None)
@@ -91,7 +91,7 @@ def _best_device() -> Device:
 
 
 def supported(major: int, minor: int, built_for: list[str]) -> bool:
-    """Tell whether binaries for these architectures ("sm_75", ...) run on a capability."""
+    """Tell whether binaries for these architectures ("sm_75", ...) run on this GPU capability."""
     for architecture in built_for:
         kind, number = architecture.split("_")
         target = (int(number.rstrip("af")[:-1]), int(number.rstrip("af")[-1]))
@@ -149,9 +149,10 @@ def work_folder(work: str = "") -> Path:
 def keep_memory() -> None:
     """Tell glibc to keep the memory of freed tensors, here and in processes started from here.
 
-    Otherwise it returns the memory after every large tensor, and page faults to get it back take
-    over a third of a training step on a CPU (benchmarks/README.md). Tensors of 256 MiB and more,
-    those of the full network, still go back: among them, page faults cost little and gaps much.
+    Otherwise it returns the memory after every large tensor, and the page faults that fetch it
+    again take over a third of a training step on a CPU (benchmarks/README.md). The memory of
+    tensors of 256 MiB and more, as in the full network, still goes back: kept, it would leave
+    large gaps, and page faults cost such tensors little.
     """
     if platform.libc_ver()[0] == "glibc":
         for variable, (option, size) in MALLOC.items():
@@ -160,7 +161,7 @@ def keep_memory() -> None:
 
 
 def gpu_load() -> dict[str, float]:
-    """Return peak GiB of GPU memory and, if the driver tells, percent busy; {} without a GPU."""
+    """Return the peak GiB of GPU memory and, if the driver tells, its load in %; {} without one."""
     if not torch.cuda.is_available():
         return {}
     found = {"gpu/memory_gib": torch.cuda.max_memory_allocated() / GIB}

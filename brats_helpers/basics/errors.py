@@ -14,7 +14,7 @@ class BratsError(Exception):
 
 
 class Stopped(BratsError):
-    """The user pressed stop; the message says what is saved and how to go on."""
+    """A stop by the user; the message says what is saved and how to go on."""
 
 
 def short_messages() -> None:

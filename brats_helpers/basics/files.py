@@ -34,12 +34,12 @@ LARGEST_GUESS = 2**28  # bytes to allocate at most for the size that a .gz file 
 
 
 def safe_cell(text: object) -> object:
-    """Keep spreadsheets from running a text that begins like a formula."""
+    """Quote a text that a spreadsheet would run as a formula."""
     return f"'{text}" if isinstance(text, str) and text[:1] in tuple("=+-@\t") else text
 
 
 def output_file(path: Path) -> Path:
-    """Return where a file is to be written, past links; BratsError if no file can replace it."""
+    """Return the path to write to, with links resolved; BratsError if no file may be there."""
     path = Path(path)
     if path.is_dir():
         raise BratsError(f"{path} is a folder, and a file is written there: move it away, or name "
@@ -62,7 +62,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; it replaces `path` when the block succeeds.
 
     It keeps the suffixes, by which nibabel chooses the format, and is removed on failure.
-    BratsError if the disk is full, the folder may not be written, or `path` is no regular file.
+    BratsError if the disk is full, the folder is read-only, or `path` is not a regular file.
     """
     path, temporary = Path(path), None
     try:
@@ -100,7 +100,7 @@ def _explain(path: Path, error: OSError | RuntimeError) -> None:
 
 @contextmanager
 def stop_button() -> Iterator[Callable[[], bool]]:
-    """Note Ctrl-C or a notebook's stop button, so that no step is left half done.
+    """Record Ctrl-C or a notebook's stop button, so that no step is left half done.
 
     Yields a function that tells whether it was pressed. A second press raises at once.
     """
@@ -150,7 +150,7 @@ class Packed:
         return self.archive / PurePosixPath(self.member).parent
 
     def read_bytes(self, last: int = 0) -> bytes:
-        """Read all or the last bytes; OSError if the archive is shorter than its headers say."""
+        """Read the `last` bytes, or all for 0; OSError if the archive is cut short."""
         count = min(last, self.size) or self.size
         with open(self.archive, "rb") as file:
             file.seek(self.offset + self.size - count)
@@ -163,7 +163,7 @@ class Packed:
 def gunzip(content: bytes, most: int = 0) -> bytes:
     """Decompress the content of a .gz file; OSError if it is damaged or cut short.
 
-    most: bytes that may come out, if there is a limit; OSError beyond it.
+    `most` limits the bytes that come out (0: no limit); OSError beyond it.
     """
     expected = min(int.from_bytes(content[-4:], "little"), most or LARGEST_GUESS, LARGEST_GUESS)
     try:
@@ -193,7 +193,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, made_by: str) -> Any:
-    """Read a JSON file; `made_by`, as in "notebook 02", completes the message if it is missing."""
+    """Read a JSON file; BratsError if it is missing or invalid names `made_by`, "notebook 02"."""
     path = Path(path)
     if not path.is_file():
         raise BratsError(f"{path} is missing: run {made_by} first, which writes it.")

@@ -14,7 +14,10 @@ MOST = 4  # processes per core; joblib starts as many as it is told, however lit
 
 
 def useful(jobs: int, tasks: int) -> int:
-    """Return the processes to start for `jobs` (-1: one per core); Dask counts its own workers."""
+    """Return how many processes to start for `jobs` (-1: one per core); BratsError for 0.
+
+    At most one per task, and MOST per core. Dask counts its own workers, so `jobs` stays.
+    """
     if jobs == 0:
         raise BratsError("jobs=0 cannot work: give 1 or more, or -1 for one process per core.")
     if "Dask" in type(get_active_backend()[0]).__name__:
@@ -30,6 +33,6 @@ def deaths() -> tuple[type[BaseException], ...]:
 
 
 def killed(error: BaseException) -> str:
-    """Explain a patient without a result whose process died with no other work to do."""
+    """Explain why a patient has no result: their process died while it had no other task."""
     return (f"its process was killed ({type(error).__name__}), most often because memory ran out: "
             "try again with --jobs 1")

@@ -17,14 +17,14 @@ from filelock import FileLock, Timeout
 
 from .errors import BratsError
 
-HELD = "BRATS_HELPERS_HOLD"  # environment: the folders that this run holds
+HELD = "BRATS_HELPERS_HOLD"  # environment variable: the folders that this run holds
 HOST = f"{zlib.crc32(platform.node().encode()):08x}"
 TEMPORARY = re.compile(r"\.part-([0-9a-f]{8})-(\d+)-")
-ABANDONED = 3600  # s since another machine has written to a file
+ABANDONED = 3600  # seconds since another machine last wrote to a file
 
 
 def temporary_prefix() -> str:
-    """Return how the names of this process's temporary files begin."""
+    """Return the prefix of this process's temporary files."""
     return f".part-{HOST}-{os.getpid()}-"
 
 
@@ -38,7 +38,7 @@ def is_leftover(path: Path) -> bool:
         if match[1] != HOST:
             return time.time() - modified > ABANDONED
         process = psutil.Process(int(match[2]))
-        # A process that began after the file was written has only inherited the number.
+        # A process that began after the file was written only reuses its number.
         return process.status() == psutil.STATUS_ZOMBIE or process.create_time() > modified + 1
     except psutil.NoSuchProcess:
         return True

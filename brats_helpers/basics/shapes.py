@@ -19,7 +19,7 @@ NUMBER = (int, float)
 
 
 def mismatch(value: Any, shape: Any, where: str = "it") -> str:
-    """Return what is wrong with a value, or "" where it has the shape."""
+    """Return what is wrong with a value, or "" if it has the shape."""
     kinds = shape if isinstance(shape, tuple) else (
         shape if isinstance(shape, type) else type(shape),)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):

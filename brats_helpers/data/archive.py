@@ -36,12 +36,12 @@ def readable_in_place(path: Path) -> bool:
 
 
 def patients_in(place: Path) -> list[Case]:
-    """Return the patients of `find_patients` alone."""
+    """Return the patients that `find_patients` finds."""
     return find_patients(place).cases
 
 
 def find_patients(place: Path) -> Found:
-    """Find the patients of a folder or of plain tars, which are not unpacked, and unused files."""
+    """Find the patients and unused files of a folder, or of plain tars without unpacking them."""
     place = Path(place)
     if not is_archive(place):
         return find(place)
@@ -51,8 +51,8 @@ def find_patients(place: Path) -> Found:
     return Found(found.cases, found.unused + besides(place, archives)) if place.is_dir() else found
 
 
-def summarize(members: Sequence[Member]) -> list[dict]:
-    """Return a row for each patient in an archive's list: name, files (which kinds), megabytes."""
+def summarize_archive(members: Sequence[Member]) -> list[dict]:
+    """Return a row for each patient in an archive's list: {"name", "files" (their kinds), "mb"}."""
     found: dict[str, dict[str, int]] = defaultdict(dict)
     sizes = {Packed(Path(), m.name, 0, m.size): m.size for m in members}
     for one in group(sizes)[0]:
@@ -67,9 +67,9 @@ def summarize(members: Sequence[Member]) -> list[dict]:
 def extract(path: Path, folder: Path, limits: Limits = LIMITS) -> list[Path]:
     """Unpack an archive's files into `folder`, with progress; returns their paths.
 
-    Of a folder of archives, each goes into its own folder. A file that is there with the right
-    size is kept, unless the folder was unpacked from another archive: then it is emptied first.
-    Refuses the whole archive before writing if a member is unsafe or the disk is too full.
+    Each archive of a folder gets its own folder. A file that is there with the right size is kept.
+    A folder that was unpacked from another archive is emptied first. BratsError before anything of
+    an archive is written, if a member is unsafe or the disk is too full.
     """
     path, folder = Path(path), Path(folder)
     _empty_if_other(path, folder)

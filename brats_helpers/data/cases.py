@@ -36,7 +36,7 @@ from .records import Case, Patient
 LARGEST = 1e15  # intensity, so that no sum of squares overflows
 NESTED = ("one volume in which each region is painted over the larger one: first edema's label, "
           "then the core's, then the enhancing tumor's")
-TWIN = 0.02  # by which numbers of `identity` may differ between copies
+TWIN = 0.02  # largest difference between copies in the numbers of `identity`
 
 
 def find_cases(folder: Path) -> list[Case]:
@@ -45,7 +45,7 @@ def find_cases(folder: Path) -> list[Case]:
 
 
 def on_disk(case: Case, folder: Path) -> Case:
-    """Return the patient with files of their own; those in a tar are written into `folder`."""
+    """Return the patient with unpacked files; those in a tar are written into `folder`."""
     def written(path: Path | Packed | None) -> Path | None:
         if not isinstance(path, Packed):
             return path
@@ -78,7 +78,7 @@ def read_case(case: Case) -> Patient:
     images = images.transpose(0, 3, 2, 1)
     present = [m for m in MODALITIES if m not in case.missing]
     for n, image in enumerate(images):
-        middle = image[..., image.shape[-1] // 2]  # is enough most times
+        middle = image[..., image.shape[-1] // 2]  # usually enough
         if not (middle.any() or image.any()):
             fail(case, case.images[0 if case.channels else n], f"{present[n]} is 0 everywhere",
                  "export it again from its source, or leave this patient out")
@@ -116,7 +116,7 @@ def read_reference(case: Case, shape: tuple[int, ...], affine: np.ndarray) -> np
 
 def _read_labels(case: Case, shape: tuple[int, ...], affine: np.ndarray
                  ) -> tuple[np.ndarray | None, int]:
-    """Read a reference, and which number the enhancing tumor has in it (`labels.enhancing`)."""
+    """Read a reference, and the number of the enhancing tumor in it (`labels.enhancing`)."""
     if case.reference is None:
         return None, 0
     image = open_image(case, case.reference)
@@ -135,7 +135,7 @@ def _read_labels(case: Case, shape: tuple[int, ...], affine: np.ndarray
 
 
 def _other_shape(case: Case, image: nib.Nifti1Image, shape: tuple[int, ...]) -> tuple[str, str]:
-    """Say what a reference of another shape is, and what to do: a mask a label, or of others."""
+    """Return what is wrong with a reference of another shape, often one-hot, and what to do."""
     if len(image.shape) == 4 and shape in (image.shape[:3], image.shape[1:]):
         axis = 3 if image.shape[:3] == shape else 0
         array = voxels(case, case.reference, image)
@@ -161,7 +161,7 @@ def check_case(case: Case) -> dict:
     """Return a row for the cohort's table.
 
     Keys: name, problems (why it cannot be used), warnings (what is likely wrong), notes, shape,
-    spacing_mm, orientation, dtype, volumes_ml by label, images, reference, identity, enhancing (of
+    spacing_mm, orientation, dtype, volumes_ml by label, images, reference, identity, enhancing (see
     `records.Patient`).
     """
     try:
@@ -191,9 +191,9 @@ def _row(case: Case, *problems: str) -> dict:
 
 
 def check_cohort(cases: Iterable[Case], jobs: int = -1) -> list[dict]:
-    """Return `check_case` of every patient, in parallel and in order, with progress.
+    """Run `check_case` on all patients in parallel, with progress; returns the rows in order.
 
-    After a process dies, the others go on.
+    If a process dies, the others go on.
     """
     cases, rows, alone = list(cases), [], False
     pool = Parallel(n_jobs=useful(jobs, len(cases)), return_as="generator")
@@ -213,9 +213,9 @@ def check_cohort(cases: Iterable[Case], jobs: int = -1) -> list[dict]:
 
 
 def file_state(case: Case, path: Path | Packed) -> tuple[int, int]:
-    """Return size and checksum of a patient's file; BratsError if it is gone or may not be read.
+    """Return a file's size in bytes and its checksum; BratsError if it is gone or unreadable.
 
-    The checksum of a .gz file is gzip's own, its last eight bytes.
+    The checksum is CRC-32; that of a .gz file is gzip's own, its last eight bytes.
     """
     try:
         file = path if isinstance(path, Packed) else Packed(path, path.name, 0, path.stat().st_size)
@@ -231,7 +231,7 @@ def find_twins(rows: Iterable[Mapping]) -> list[list[str]]:
     """Return groups of patients with the same images, from the rows of `check_case`.
 
     Copies that were scaled, flipped, compressed again or saved as another type, even of 8 bits, are
-    found, too. They belong on one side of a split.
+    found, too. A group belongs on one side of a split.
     """
     rows = [row for row in rows if row.get("identity")]
     numbers, groups, grouped = np.array([row["identity"] for row in rows]), [], set()
@@ -248,7 +248,8 @@ def find_twins(rows: Iterable[Mapping]) -> list[list[str]]:
 def write_mask(path: Path, mask: np.ndarray, affine: np.ndarray, like: Case | None = None) -> None:
     """Write a mask of labels 0 to 3, (X, Y, Z), as uint8, with the geometry of the case `like`.
 
-    The enhancing tumor becomes 4, or 3 for patients named as since BraTS 2023 (see `labels`).
+    Labels on disk have the numbers of the patient's data set (`labels.scheme_of`); ET is 4 without
+    `like`. BratsError if the disk is full or read-only.
     """
     on_disk = scheme_of(like or Case("", (), None)).on_disk
     image = nib.Nifti1Image(np.array(on_disk, np.uint8)[mask], affine)

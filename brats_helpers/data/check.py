@@ -19,10 +19,10 @@ from .cases import check_cohort, find_twins
 from .finding import besides
 from .layouts import NIFTI
 from .members import list_archive, why_broken
-from .plausibility import of_cohort
+from .plausibility import cohort_warnings
 from .records import Found, Unused, shown
 from .sources import archives_of, is_archive, kind_of, resolve_source
-from .unused import SHOWN, listing
+from .unused import SHOWN, list_unused
 
 FIELDS = ("patient", "status", "shape", "spacing_mm", "orientation", "reference", "NCR_ml", "ED_ml",
           "ET_ml", "remarks")
@@ -37,7 +37,7 @@ td,th{{border:1px solid #bbb;padding:.3em .6em;text-align:left;vertical-align:to
 
 @dataclass(frozen=True)
 class Report:
-    """Hold what was found at a place: patients, unused files, and warnings about the cohort."""
+    """The findings at a place: patients, unused files, and warnings about the cohort."""
 
     place: Path
     rows: Sequence[Mapping]  # of `cases.check_case`
@@ -46,7 +46,7 @@ class Report:
 
     @property
     def sound(self) -> bool:
-        """Tell whether a person has nothing to do."""
+        """Tell whether nothing needs a person's attention."""
         return not (self.warnings or any(row["problems"] or row["warnings"] for row in self.rows)
                     or any(one.remedy for one in self.unused))
 
@@ -62,7 +62,7 @@ class Report:
 def check_path(path: Path, jobs: int = -1) -> Report:
     """Find and check all patients in a folder or archive.
 
-    A compressed archive is unpacked into a temporary folder. Where some archives of a folder are
+    A compressed archive is unpacked into a temporary folder. If some archives of a folder are
     broken, the others are checked.
     """
     place = _source(path)
@@ -98,7 +98,7 @@ def _check_place(path: Path, place: Path, jobs: int) -> Report:
 
 @contextmanager
 def _temporary(place: Path) -> Iterator[str]:
-    """Yield a temporary folder, which errors call by the name of the place."""
+    """Yield a temporary folder; errors name the place instead of it."""
     with tempfile.TemporaryDirectory(prefix="brats-check-") as folder:
         try:
             yield folder
@@ -107,7 +107,7 @@ def _temporary(place: Path) -> Iterator[str]:
 
 
 def _source(path: Path) -> Path:
-    """Return the place to read from; BratsError for a zip of something else, as a checkpoint is."""
+    """Return the place to read from; BratsError for a zip without scans, such as a checkpoint."""
     place = resolve_source(path)
     if kind_of(place) == "zip" and not any(NIFTI.search(m.name) for m in list_archive(place)):
         raise BratsError(f"{place} is a zip file without a NIfTI scan: name an archive or a folder "
@@ -139,15 +139,15 @@ def check_found(found: Found, place: Path, jobs: int) -> Report:
     rows = check_cohort(found.cases, jobs if len(found.cases) > 1 else 1)
     twins = [f"{', '.join(names)} have the same scans: keep one of them"
              for names in find_twins(rows)]
-    return Report(Path(place), rows, found.unused, [*of_cohort(rows), *twins])
+    return Report(Path(place), rows, found.unused, [*cohort_warnings(rows), *twins])
 
 
 def unused_at(path: Path) -> str:
     """List the unused files of a source; a compressed archive is not opened for that."""
     place = _source(path)
     if is_archive(place) and not readable_in_place(place):
-        return listing(_besides(path))
-    return listing(find_patients(place).unused + (_besides(path) if place.is_file() else []))
+        return list_unused(_besides(path))
+    return list_unused(find_patients(place).unused + (_besides(path) if place.is_file() else []))
 
 
 def warnings_of(work: Path) -> list[str]:
@@ -156,7 +156,7 @@ def warnings_of(work: Path) -> list[str]:
         return []
     found = read_json(Path(work) / "patients.json", "notebook 02")
     rows = [row for rows in found["rows"].values() for row in rows]
-    return [text for row in rows for text in row.get("warnings", [])] + of_cohort(rows)
+    return [text for row in rows for text in row.get("warnings", [])] + cohort_warnings(rows)
 
 
 def status(row: Mapping) -> str:
@@ -178,7 +178,7 @@ def remarks(row: Mapping) -> list[str]:
 
 
 def table_rows(rows: Sequence[Mapping]) -> list[tuple]:
-    """Return rows as FIELDS has them."""
+    """Return the rows of the table, with the columns of FIELDS."""
     return [(row["name"], status(row),
              *(" x ".join(f"{v:g}" for v in row[key] or ()) for key in ("shape", "spacing_mm")),
              row["orientation"] or "", "yes" if row["reference"] else "no",
@@ -187,7 +187,7 @@ def table_rows(rows: Sequence[Mapping]) -> list[tuple]:
 
 
 def text(report: Report) -> str:
-    """Return the report for a terminal: a line a patient, and below each the remarks."""
+    """Return the report for a terminal: one line per patient, each followed by its remarks."""
     width = max([len(row["name"]) for row in report.rows] + [7])
     line = f"{{:<{width}}}  {{:<8}} {{:<16}} {{:<18}} {{:<5}} {{}}"
     lines = [line.format("patient", "status", "shape", "voxel (mm)", "axes", "reference")]
@@ -195,13 +195,13 @@ def text(report: Report) -> str:
         lines.append(line.format(*cells[:6]))
         lines += [f"    {remark}" for remark in remarks(row) if remark != "no reference"]
     lines += [f"\nWARNING: {warning}" for warning in report.warnings]
-    if said := listing(report.unused):
+    if said := list_unused(report.unused):
         lines.append(f"\n{said}")
     return "\n".join([*lines, f"\n{report.summary}"])
 
 
 def write_csv(path: Path, report: Report) -> None:
-    """Write a line a patient, then one for each unused file and each warning on the cohort."""
+    """Write one CSV line per patient, then per unused file and per warning about the cohort."""
     blank = [""] * (len(FIELDS) - 3)
     rows = [*table_rows(report.rows),
             *([shown(str(one.path)), "not used", *blank, f"{one.reason}; {one.remedy}".strip("; ")]
@@ -226,7 +226,7 @@ def write_html(path: Path, report: Report) -> None:
 
 
 def check_outputs(*paths: Path | None) -> None:
-    """Refuse output paths that cannot be written before the work is done."""
+    """Raise BratsError, before the work is done, for output paths that cannot be written."""
     given = [Path(path).absolute() for path in paths if path]
     if len(set(given)) < len(given):
         raise BratsError(f"{given[0]} was named for two tables: give each its own name.")

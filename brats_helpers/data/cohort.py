@@ -1,6 +1,6 @@
 """Keep settings, patients and the split in the work folder, from one notebook to the next.
 
-Each step's files carry the tag of their source. So the next step notices if one was skipped or run
+Each step's files carry the tag of their source, so the next step notices if one was skipped or run
 with other settings.
 """
 
@@ -30,7 +30,7 @@ SPLITS = {"tag": str, "seed": NUMBER, "training": [str], "validation": [str], "f
 
 @dataclass(frozen=True)
 class Cohort:
-    """Hold the patients of a work folder, by set: "training" (and validation) and "test"."""
+    """The patients of a work folder, by set: "training" (and validation) and "test"."""
 
     synthetic: bool  # phantoms, not people
     cases: Mapping[str, Sequence[Case]]  # by set: those that passed the check
@@ -53,7 +53,7 @@ class Cohort:
         return [case.name for case in self.cases["test"] if case.reference]
 
     def held_out(self, config: Config) -> list[str]:
-        """Name the patients that training does not see: the validation set or a fold."""
+        """Name the patients held out of training: validation or a fold, BratsError if missing."""
         folds = self.splits["folds"]
         if config.fold >= len(folds):
             raise BratsError(f"fold={config.fold} cannot work: this cohort is small and has folds "

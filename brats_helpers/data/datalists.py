@@ -1,4 +1,4 @@
-"""Read the patients that a JSON file lists: of the Decathlon, nnU-Net or MONAI, and BIDS's labels.
+"""Read the patients in a JSON list of the Decathlon, nnU-Net or MONAI, and the labels of BIDS.
 
 References: medicaldecathlon.com; nnunetv2, documentation/dataset_format.md; MONAI,
 `load_decathlon_datalist`; bids-specification.readthedocs.io, imaging derivatives.
@@ -27,18 +27,18 @@ WANTED = (
     '(Decathlon, MONAI) or {"channel_names": {"0": "FLAIR", ...}, "labels": {...}} (nnU-Net)')
 MEANING = ((ET, r"^et$|^at$|(?<!non.)(?<!non)enhanc|gd.enh"),
            (ED, r"edema|oedema|^ed$|snfh|infiltr"), (NCR, r"necro|^ncr|^net|non.?enh|^nc\b"))
-NO_TUMOR = re.compile(r"^ignore$|cavity|resection")  # nnU-Net's voxels without a truth; no tumor
+NO_TUMOR = re.compile(r"^ignore$|cavity|resection")  # nnU-Net's unlabeled voxels, or no tumor
 REGION = ((ET, r"enhanc|^et$"), (NCR, r"core|^tc$"), (ED, r"whole|^wt$|all"))
 BIDS_FOLDER = re.compile(r"(sub|ses)-.+|anat", re.IGNORECASE)  # below a data set's own folder
 
 
 class NotAList(Exception):
-    """Say why a JSON file is not a list of patients."""
+    """The reason why a JSON file is not a list of patients."""
 
 
 @dataclass
 class Listed:
-    """Collect the patients of lists, the files that belong to them, and what is not used."""
+    """The patients of lists, the files that belong to them, and what is not used."""
 
     cases: list[Case] = field(default_factory=list)
     files: set[Path] = field(default_factory=set)
@@ -110,7 +110,7 @@ def _without_doubtful(case: Case, found: Listed, index: Path) -> Case:
 
 
 def _channels(content: Mapping) -> list[str | None]:
-    """Return the modality of each channel, None of another; an empty list if it does not say."""
+    """Return each channel's modality, None for another contrast; [] if the list names none."""
     named = content.get("channel_names", content.get("modality"))
     if named is None:
         return []
@@ -136,7 +136,7 @@ def _numbers(values: Iterable) -> bool:
 
 def _rows(content: Mapping, index: Path, count: int
           ) -> Iterable[tuple[list[Path], Path | None]]:
-    """Yield the images, of `count` channels, and the label of every patient that the file lists."""
+    """Yield each listed patient's images, of `count` channels, and label."""
 
     def place(text: object) -> Path:
         if not isinstance(text, str) or CONTROL.search(text):
@@ -171,7 +171,7 @@ def _rows(content: Mapping, index: Path, count: int
 def _numbered(path: Path, stem: str, count: int) -> list[Path]:
     """Return nnU-Net's files of a patient, X_0000 and so on, with the ending of `path`.
 
-    Of more than `count` channels, those that the list names; 0: all.
+    These are the first `count` channels, which the list names; 0 means all.
     """
     stem = re.sub(r"([*?[])", r"[\1]", stem)
     ending = NIFTI.search(path.name)[0]
@@ -231,7 +231,7 @@ def _by_number(images: list[Path], channels: list[str | None]) -> list[str | Non
 
 
 def labels_of(content: Mapping) -> tuple[tuple[int, int], ...] | None:
-    """Return (label on disk, label here) from a data set's description; None if uncertain."""
+    """Return pairs (label on disk, label here) from a description; None if uncertain."""
     found = content.get("labels")
     if not isinstance(found, dict):
         return None
@@ -258,7 +258,7 @@ def labels_of(content: Mapping) -> tuple[tuple[int, int], ...] | None:
 
 
 def with_bids_table(case: Case) -> tuple[Case, Unused | None]:
-    """Give a BIDS reference the meaning of its numbers that `dseg.tsv` states, beside or above it.
+    """Give a BIDS reference the meanings of its numbers from `dseg.tsv`, beside or above it.
 
     A reference whose table cannot be read is left out, and returned with the reason.
     """

@@ -1,4 +1,4 @@
-"""Convert a scanner's DICOM series to one NIfTI file with nothing of the patient but the voxels.
+"""Convert a scanner's DICOM series to a NIfTI file that holds only voxels of the patient.
 
 A series is a folder of slices, one file each, placed by ImagePositionPatient (the first voxel),
 ImageOrientationPatient (the directions of rows and columns) and PixelSpacing (DICOM PS3.3, section
@@ -29,9 +29,9 @@ SHARED = ("ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
 
 def write_series(image: np.ndarray, affine: np.ndarray, folder: Path,
                  **attributes: object) -> list[Path]:
-    """Write a volume, (X, Y, Z) int16 of 0 or more, as a scanner does: one file a slice along Z.
+    """Write a volume, (X, Y, Z) int16 of 0 or more, as a scanner does: one file per slice of Z.
 
-    `attributes` are set in every file by their DICOM keyword, as in PatientName="Doe^Jane".
+    `attributes` set DICOM keywords in every file, as in PatientName="Doe^Jane".
     """
     to_lps, series, study = TO_RAS @ affine, generate_uid(), generate_uid()
     edges = np.linalg.norm(to_lps[:3, :3], axis=0)

@@ -15,7 +15,7 @@ from ..basics.files import Packed
 from .datalists import Listed, read_lists, with_bids_table
 from .layouts import BIDS, FILE_NAME, NIFTI, case_of, group
 from .records import CONTROL, Case, Found, Unused, shown
-from .unused import explain, hint, listing, shorten
+from .unused import explain, hint, list_unused, shorten
 
 WANTED = ("four files a patient named like X_flair.nii.gz, X_t1.nii.gz, X_t1ce.nii.gz, X_t2.nii.gz "
           "(or X-t2f, X-t1n, X-t1c, X-t2w), BIDS, or a dataset.json of the Decathlon, nnU-Net or "
@@ -84,12 +84,12 @@ def find_packed(files: Sequence[Packed], archive: Path) -> Found:
 
 
 def _nobody(place: Path, also: str, found: Found) -> BratsError:
-    said = f"\n{listing(found.unused, 5)}" if found.unused else ""
+    said = f"\n{list_unused(found.unused, 5)}" if found.unused else ""
     return BratsError(f"no patient in {place}: looked for {WANTED}.{also}{said}")
 
 
 def besides(folder: Path, archives: Sequence[Path]) -> list[Unused]:
-    """Return what is not used in a folder of archives, besides these."""
+    """Return the unused files of a folder of archives, apart from the archives."""
     files, left, closed = _walk(folder)
     left += [Unused(path, *said) for path, said in closed.items()]
     return shorten([*left, *filter(None, (explain(p, []) for p in files if p not in archives))])
@@ -111,7 +111,7 @@ def _found(files: Sequence[Path | Packed], listed: Listed, left: Sequence[Unused
 
 
 def _namesakes(cases: Sequence[Case]) -> Iterator[Case]:
-    """Give patients of one name a problem, and names with the folder in which they differ."""
+    """Give patients of one name a problem, and new names from the folders that differ."""
     names = Counter(case.name for case in cases)
     for case in cases:
         if names[case.name] == 1:
@@ -128,7 +128,7 @@ def _namesakes(cases: Sequence[Case]) -> Iterator[Case]:
 
 
 def _without_copies(cases: list[Case]) -> tuple[list[Case], list[Unused]]:
-    """Keep one of the patients that several archives hold with the same files."""
+    """Keep one copy of each patient whose files several archives hold."""
     kept: list[Case] = []
     repeated: list[Unused] = []
     for case in cases:
@@ -153,8 +153,8 @@ def _same_files(a: Case, b: Case) -> bool:
 def _walk(root: Path) -> tuple[list[Path], list[Unused], dict[Path, tuple[str, str]]]:
     """Return all files below a folder, sorted, and the links and folders that cannot be used.
 
-    Folders that may not be read, or whose names cannot be printed, come by themselves, with the
-    reason and the remedy.
+    Folders that may not be read, or whose names cannot be printed, are returned separately,
+    with the reason and the remedy.
     """
     files, left, seen, waiting, closed, odd = [], [], set(), [root], [], {}
     while waiting:
@@ -228,7 +228,7 @@ def _hidden(name: str) -> bool:
 
 
 def _ours(folder: Path, root: Path) -> bool:
-    """Tell whether this project has written a folder: a part of a work folder, or an export."""
+    """Tell whether this project wrote a folder: a part of a work folder, or an export."""
     try:
         if (folder / EXPORT).is_file():
             return True
@@ -243,7 +243,7 @@ def _ours(folder: Path, root: Path) -> bool:
 
 
 def _without_masks(names: Sequence[str]) -> Iterable[str]:
-    """Leave out the masks that this project has written among a folder's files."""
+    """Leave out, among a folder's files, the masks that this project wrote."""
     if not MASKS & set(names):
         return names
     return (n for n in names if not NIFTI.search(n) or FILE_NAME.match(n) or BIDS.match(n))

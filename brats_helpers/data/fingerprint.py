@@ -1,4 +1,4 @@
-"""Compute a scan's fingerprint, as nnU-Net uses the word: statistics of size and intensities."""
+"""Compute a scan's fingerprint, in nnU-Net's sense: statistics of size and intensities."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def scan_fingerprint(volume: np.ndarray, mean: Sequence[float], std: Sequence[fl
                      grid_mm: Sequence[float], spacing_mm: Sequence[float]) -> dict[str, float]:
     """Compute the statistics of one patient's images, (4, D, H, W), 0 outside the brain.
 
-    grid_mm: voxel edges of the images, d h w. spacing_mm: of the stored scan, if coarser. Keys
-    begin with the kind: "ml" and "mm" of the brain, "voxel" in mm, "z" a quantile of a modality,
-    "r" the correlation of two modalities.
+    `grid_mm` and `spacing_mm` are the voxel edges of the images and of the stored scan, d h w. Keys
+    begin with the kind: "ml" and "mm" of the brain, "voxel" its longest edge in mm, "z" a quantile
+    of a modality's z-scores, "r" the correlation of two modalities.
     """
     step = max(1, round((volume[0].size / SAMPLED_VOXELS) ** (1 / 3)))
     inside = _sample_brain(volume, step)
@@ -47,9 +47,9 @@ def identity(images: np.ndarray) -> list[float]:
     """Compute 46 numbers that copies of a patient's images, (4, X, Y, Z), have in common.
 
     They are means of the z-scores in the brain, in ten bands from the darkest voxels to the
-    brightest, and the modalities' correlations. A scale, another type and a flip leave them as they
-    are, and to round the voxels to 8 bits moves them by up to 0.013: a mean evens it out, and a
-    quantile would not. Of 12 real patients, the nearest two differ by 0.22.
+    brightest, and the modalities' correlations; [] for almost no brain. Scaling, another type or a
+    flip does not change them. Rounding the voxels to 8 bits moves them by up to 0.013, less than it
+    moves quantiles. Of 12 real patients, the nearest two differ by 0.22.
     """
     step = max(1, round((images[0].size / TWIN_VOXELS) ** (1 / 3)))
     grid = tuple(_mirrored(size, step) for size in images.shape[1:])

@@ -33,7 +33,7 @@ BRATS = {"name": "BraTS", "licence": "as stated by the challenge's organizers",
 def write_nnunet(cases: Sequence[Case], splits: dict, folder: Path, synthetic: bool) -> Path:
     """Write `folder`/Dataset021_BraTS: labelsTr/ and lists for nnU-Net, the Decathlon and MONAI.
 
-    cases: patients with a reference and one file a modality. Returns the folder.
+    BratsError for a case without a reference or one unpacked file per modality. Returns the path.
     """
     root = Path(folder) / DATASET
     sources = read_json(root / SOURCES, "notebook 03") if (root / SOURCES).is_file() else {}

@@ -30,7 +30,7 @@ WITHOUT_3 = re.compile(r"brats(20)?(1\d|2[01])|fets|upenn-gbm|ucsf-pdgm|tcga",
 
 @dataclass(frozen=True)
 class Scheme:
-    """Map the labels of a data set, number on disk -> label here, and refuse some."""
+    """The labels of a data set, number on disk -> label here, and the refused ones."""
 
     title: str
     names: str  # pattern of its patients' names
@@ -59,7 +59,7 @@ SCHEMES = (
 
 
 def scheme_of(case: Case) -> Scheme:
-    """Return the labels of the data set that a patient belongs to, judged by names."""
+    """Return the labels of the data set that a patient belongs to, judged by the names."""
     if case.labels:
         first = {here: value for value, here in reversed(case.labels)}
         on_disk = (0, *(first.get(label, label) for label in (NCR, ED, ET)))
@@ -71,7 +71,7 @@ def scheme_of(case: Case) -> Scheme:
 
 
 def as_written(case: Case) -> dict[int, int]:
-    """Return the labels of our masks of a patient, with 4 for ET, too, as older versions wrote."""
+    """Return number -> label in our masks of a patient; a free 4 is ET, as in older versions."""
     return {DISK_ET: ET, **dict(zip(scheme_of(case).on_disk[1:], (NCR, ED, ET), strict=True))}
 
 
@@ -115,8 +115,8 @@ def refusal(case: Case, values: list[float]) -> tuple[str, str] | None:
 def enhancing(case: Case, values: list[float]) -> int:
     """Return which label of a reference is the enhancing tumor, where names allow two readings.
 
-    0: the reference has none of them, or the data set leaves no doubt. In BraTS-PED, 4 stands for
-    a reference with label 4, which is numbered as since 2024, and 1 for one without.
+    It is 0 if the reference has none of them, or the data set leaves no doubt. In BraTS-PED it is 4
+    for a reference with label 4, whose numbers are those since 2024, and 1 for one without.
     """
     if scheme_of(case) is PEDIATRIC:
         return DISK_ET if DISK_ET in values else int(any(values))
@@ -126,7 +126,7 @@ def enhancing(case: Case, values: list[float]) -> int:
 def doubtful(found: Mapping[str, int]) -> list[str]:
     """Return a warning for each data set in which another label may be the enhancing tumor.
 
-    found: the number of the enhancing tumor (`enhancing`) by patient.
+    `found` holds the number from `enhancing` by patient.
     """
     children = {name: label for name, label in found.items()
                 if re.match(PEDIATRIC.names, name, re.IGNORECASE)}
@@ -155,7 +155,7 @@ def convert(case: Case, values: np.ndarray) -> np.ndarray:
     return lookup(scheme_of(case).table)[values.astype(np.uint8)]
 
 
-def table_text() -> str:
+def label_table() -> str:
     """Return the labels of all known data sets as lines of text."""
     return "\n".join(f"{scheme.title:<56}" + ", ".join(
         [f"{value} {LABEL_SHORT[label]}" for value, label in scheme.table.items()]

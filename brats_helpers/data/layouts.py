@@ -1,6 +1,6 @@
 """Tell which modality of which patient a file is, by its name and place.
 
-Known are BraTS 2017 to 2025, FeTS, UPENN-GBM, UCSF-PDGM, TCGA-GBM and LGG, BraTS Toolkit, BIDS
+It knows BraTS 2017 to 2025, FeTS, UPENN-GBM, UCSF-PDGM, TCGA-GBM and LGG, BraTS Toolkit, BIDS
 (bids-specification.readthedocs.io), a folder for each file (`X_flair.nii/any.nii`) and a folder
 for each modality (`flair/X.nii`).
 """
@@ -41,7 +41,7 @@ OTHER = re.compile(
     r"brain_?(parenchyma_)?(segmentation|mask)|desc-brain_mask|automated_approx_segm)\.nii(\.gz)?$",
     re.IGNORECASE)
 COPY = re.compile(r"copy of |kopie von |copie de ", re.IGNORECASE)  # as file managers name copies
-VISIT = re.compile(  # a folder's name that says when, and not who
+VISIT = re.compile(  # a folder's name that tells the visit, not the person
     r"(19|20)\d\d[-_.]?[01]\d[-_.]?[0-3]\d(T\d+)?|"
     r"(ses|session|visit|timepoint|tp|time|week|month|day|year|scan|exam|follow-?up|fu|baseline|"
     r"pre-?op|post-?op)([-_]?\d+)*", re.IGNORECASE)
@@ -50,7 +50,7 @@ PLAIN_FOLDERS = ("anat", "nifti", "nii", "images", "image", "scans", "scan", "mr
 
 @dataclass
 class Group:
-    """Hold the files of one patient, by kind."""
+    """The files of one patient, by kind."""
 
     folder: Path
     name: str
@@ -64,7 +64,7 @@ class Group:
 
 
 def identify(path: Path | Packed) -> tuple[Path, str, str, bool] | None:
-    """Return a file's group folder, patient, kind, and whether the folder names the patient."""
+    """Return a file's folder, patient, kind, and whether the folder names the patient, or None."""
     if OTHER.search(path.name) or not NIFTI.search(path.name) or COPY.match(path.name):
         return None
     parent = path.parent
@@ -90,7 +90,7 @@ def _named(match: re.Match, folder: Path) -> tuple[Path, str, str, bool]:
 def _bids(folder: Path, match: re.Match) -> tuple[Path, str, str, bool] | None:
     kind, entities = match["kind"].lower(), match["entities"].lower()
     if kind == "mask":
-        return None  # of one region, and a reference tells three
+        return None  # of one region, and a reference has three
     if kind == "dseg":
         return folder, match["case"], "seg", False
     contrast = "t1ce" if kind == "t1w" and AGENT.search(entities) else SUFFIXES[kind]
@@ -108,7 +108,7 @@ def _folder_name(folder: Path) -> str:
 
 
 def group(files: Iterable[Path | Packed]) -> tuple[list[Group], set[Path | Packed]]:
-    """Return the patients that files are of, and the files that were used."""
+    """Group files by patient; returns the groups, and the files in them."""
     groups: dict[tuple[Path, str], Group] = {}
     for path in files:
         if found := identify(path):
@@ -146,7 +146,7 @@ def _leave_derived(groups: list[Group]) -> None:
 
 
 def _merge_halves(groups: list[Group]) -> None:
-    """Join groups of one name in several folders that make one whole patient together."""
+    """Join groups of one name in several folders that together make one whole patient."""
     for parts in _by_name(g for g in groups if g.modalities).values():
         count = Counter(kind for g in parts for kind in g.modalities)
         if len(parts) > 1 and set(count) == set(MODALITIES) and set(count.values()) == {1}:
@@ -173,7 +173,7 @@ def _give_references(groups: list[Group]) -> None:
 
 
 def _tell_apart(groups: list[Group]) -> None:
-    """Name patients whose files are called alike by their folders, if these differ."""
+    """Name patients with files of the same name by their folders, if these differ."""
     for name, same in _by_name(groups).items():
         folders = [_folder_name(g.folder) for g in same]
         if len(same) > 1 and name not in folders and len(set(folders)) == len(folders):
@@ -185,7 +185,7 @@ def _tell_apart(groups: list[Group]) -> None:
 
 
 def case_of(one: Group) -> Case:
-    """Return a group as a case; its `problem` says what is missing or there twice."""
+    """Return a group as a case; its `problem` says what is missing or doubled."""
     here = next(iter(one.files.values()))[0].parent
     problem = "".join(f"patient {one.name} has {len(paths)} files for {kind}: "
                       f"{', '.join(map(str, paths))}; keep one. "

@@ -29,20 +29,20 @@ SHARED = Path("/dev/shm")  # Linux's shared memory, through which processes hand
 
 
 class PatchDataset(Dataset):
-    """Draw patches of an endless, seeded stream; a patient comes as often as `paths` lists them.
+    """An endless, seeded stream of patches; a patient comes as often as `paths` lists them.
 
     `dataset[numbers]` is a batch: {"volume": (B, 5, P, P, P), four modalities and the reference as
     stored; "mean", "std": (B, 4) float32; "name", "number": lists}. With probability
     `oversample_foreground` a patch is centered on a tumor voxel of a label that is drawn first, so
-    small compartments are met as often as large ones (Isensee et al. 2021). Otherwise it lies
-    anywhere in the brain's box.
+    small compartments are met as often as large ones (Isensee et al. 2021,
+    doi:10.1038/s41592-020-01008-z). Otherwise it lies anywhere in the brain's box.
     """
 
     def __init__(self, paths: Sequence[Path], patch: int, oversample_foreground: float,
                  seed: int) -> None:
         self.paths, self.patch, self.seed = list(paths), patch, seed
         self.oversample_foreground = oversample_foreground
-        self.known: dict[Path, tuple[np.ndarray, Meta]] = {}  # mapped bytes of files met before
+        self.known: dict[Path, tuple[np.ndarray, Meta]] = {}  # mapped bytes of files opened before
 
     def __getitem__(self, numbers: Sequence[int]) -> dict:
         paths = [self.paths[patient_of(n, len(self.paths), self.seed)] for n in numbers]
@@ -71,14 +71,14 @@ class PatchDataset(Dataset):
 
 
 def patient_of(index: int, patients: int, seed: int) -> int:
-    """Choose the patient of patch `index`: every `patients` patches are a new permutation."""
+    """Choose the patient of patch `index`: every `patients` patches form a new permutation."""
     order = np.random.default_rng([seed, 0, index // patients]).permutation(patients)
     return int(order[index % patients])
 
 
 def choose_corner(meta: Meta, shape: Sequence[int], patch: int, oversample_foreground: float,
                   rng: np.random.Generator) -> np.ndarray:
-    """Draw a patch's first voxel, (3,) in d h w; outside a smaller volume, which is centered."""
+    """Draw a patch's first voxel, (3,) in d h w; below 0 where a smaller volume is centered."""
     low, high = np.zeros(3, int), np.array(shape) - patch
     short = high < 0
     low[short] = high[short] = (high[short] / 2).round()
@@ -107,7 +107,7 @@ def batches(dataset: PatchDataset, batch: int, first: int, last: int, workers: i
 
 
 class _Served(Dataset):
-    """Hand over a BratsError as an item; torch would raise it with the worker's traceback."""
+    """A dataset that returns a BratsError; torch would raise it with the worker's traceback."""
 
     def __init__(self, dataset: PatchDataset) -> None:
         self.dataset = dataset
@@ -124,7 +124,7 @@ def _ignore_stop(_: int) -> None:
 
 
 def affordable(workers: int, voxels: int, processes: int = 1) -> int:
-    """Limit the loader's workers to what shared memory holds, and print it if they become fewer.
+    """Limit the loader's workers to what shared memory holds; prints a line if they are fewer.
 
     A container often has only 64 MB, and a worker without any hangs silently. Each worker prepares
     two batches of `voxels`, up to float32, and two more are in use. Without shared memory on Linux,

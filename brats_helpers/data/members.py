@@ -33,7 +33,7 @@ LONGEST_NAME = 200  # bytes of a part of a path; most disks take 255
 
 @dataclass(frozen=True)
 class Limits:
-    """Limit what may come out of an archive; more is refused as a decompression bomb.
+    """The limits on what comes out of an archive; more is refused as a decompression bomb.
 
     BraTS 2021 has 6,255 files and 13 GB, about the size of its archive.
     """
@@ -48,7 +48,7 @@ LIMITS = Limits()
 
 @dataclass(frozen=True)
 class Member:
-    """Describe a file in an archive."""
+    """A file in an archive."""
 
     name: str
     size: int  # bytes, unpacked
@@ -86,7 +86,7 @@ def open_archive(path: Path) -> Iterator[Archive]:
 
 
 def list_archive(path: Path) -> list[Member]:
-    """List the files of an archive, or of a folder of archives; BratsError as `checked_members`.
+    """List the files of an archive, or of a folder of archives; BratsError as in `checked_members`.
 
     Reads headers only, for which a compressed tar must be decompressed in memory.
     """
@@ -100,7 +100,7 @@ def list_archive(path: Path) -> list[Member]:
 
 
 def why_broken(path: Path) -> str:
-    """Say why an archive cannot be read or is refused, after reading all of it; else nothing."""
+    """Say why an archive cannot be read or is refused, after reading all of it; "" if sound."""
     try:
         with open_archive(path) as archive:
             checked_members(path, archive, LIMITS)

@@ -1,4 +1,4 @@
-"""Open and compare a patient's NIfTI files, or refuse them in words that fit what is wrong."""
+"""Open and compare a patient's NIfTI files; refuse them with a message that says what is wrong."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ UNITS = {1: ("meters", 1000.0), 3: ("micrometers", 0.001)}  # NIfTI's codes, and
 LARGEST_VOXELS = 2**28  # of a volume, 645 along each edge
 LONGEST_MM = 1000  # edge of a volume
 SLACK = 2**26  # bytes that a file may hold besides its voxels
-SAME_GRID = 0.1  # of a voxel: by this two files of one grid may differ
-EQUAL = 1e-3  # relative: float32 keeps a limit no better, and four digits show what exceeds it
+SAME_GRID = 0.1  # of a voxel, by which two files of one grid may differ
+EQUAL = 1e-3  # relative slack: float32 rounds the limits, and messages show four digits
 
 
 def fail(case: Case, path: Path | Packed, problem: str, remedy: str) -> NoReturn:
@@ -57,9 +57,9 @@ def fail(case: Case, path: Path | Packed, problem: str, remedy: str) -> NoReturn
 
 
 def open_image(case: Case, path: Path | Packed) -> nib.Nifti1Image:
-    """Open an image whose header is read and whose voxels are not yet an array.
+    """Open an image: its header is read, and its voxels are not yet an array.
 
-    Compression is seen by content, not by name.
+    Compression is recognized by content, not by name. BratsError if it is no sound NIfTI file.
     """
     content = b""
     try:
@@ -143,7 +143,7 @@ def _refuse_others(case: Case, path: Path | Packed, content: bytes) -> None:
 
 
 def check_geometry(case: Case, scans: Sequence[nib.Nifti1Image]) -> None:
-    """Refuse scans that do not lie on one axis-aligned grid of plausible voxels in mm."""
+    """Raise BratsError for scans that are not on one axis-aligned grid of plausible voxels."""
     wanted, first = 4 if case.channels else 3, case.images[0]
     for path, scan in zip(case.images, scans, strict=True):
         if len(scan.shape) != wanted:
@@ -180,7 +180,7 @@ def guessed_axes(case: Case, scans: Sequence[nib.Nifti1Image]) -> tuple[str, ...
 
 
 def check_voxels(case: Case, path: Path | Packed, scan: nib.Nifti1Image) -> None:
-    """Refuse units other than mm, voxels no scanner makes, and a header at odds with the affine."""
+    """Raise BratsError for units other than mm, odd sizes, or a header unlike the affine."""
     zooms = np.array(scan.header.get_zooms()[:3], float)
     edges = np.linalg.norm(scan.affine[:3, :3], axis=0)
     unit, factor = UNITS.get(int(scan.header["xyzt_units"]) & 7, ("mm", 1.0))
@@ -206,7 +206,7 @@ def _size(edges: np.ndarray) -> str:
 
 def check_same_grid(case: Case, path: Path | Packed, scan: nib.Nifti1Image, affine: np.ndarray,
                     other: str) -> None:
-    """Refuse an affine that moves some corner of the volume by over a tenth of a voxel."""
+    """Raise BratsError if an affine moves a corner of the volume by over a tenth of a voxel."""
     if not np.isfinite([scan.affine, affine]).all():
         fail(case, path, "its affine holds values that are NaN or infinite",
              "write it again with the affine of its source")
@@ -219,7 +219,10 @@ def check_same_grid(case: Case, path: Path | Packed, scan: nib.Nifti1Image, affi
 
 
 def voxels(case: Case, path: Path | Packed, image: nib.Nifti1Image) -> np.ndarray:
-    """Return the voxels in their own type (scaled if the header has a scale), all finite."""
+    """Return the voxels in their own type (scaled if the header has a scale), all finite.
+
+    BratsError if they cannot be read, are not numbers, or are NaN or infinite.
+    """
     try:
         array = _in_place(image.dataobj)
     except (OSError, ValueError, OverflowError) as error:

@@ -17,11 +17,11 @@ from ..basics.files import remove_leftovers
 from ..basics.jobs import deaths, useful
 from .cases import Case, file_state, read_case
 from .preprocessing import brain_mask, prepare, restore
-from .storage import FORMAT, Meta, load, save
+from .storage import FORMAT, Meta, load_prepared, save_prepared
 
 
 def content_hash(case: Case, spacing_mm: float) -> str:
-    """Hash a patient's files and the target grid; of a .gz, only gzip's own checksum is read."""
+    """Hash a patient's files and the target grid to 16 characters; a .gz has its own checksum."""
     digest = hashlib.sha256(f"{FORMAT} {spacing_mm}".encode())
     for path in (*case.images, case.reference):
         if path is not None:
@@ -34,11 +34,11 @@ def preprocess_case(case: Case, folder: Path, spacing_mm: float) -> Meta:
     """Prepare a patient into `folder`/<name>.b2nd, unless an up-to-date file is there."""
     path, wanted = Path(folder) / f"{case.name}.b2nd", content_hash(case, spacing_mm)
     with contextlib.suppress(BratsError):  # a missing, damaged or older file is replaced
-        before = load(path)
+        before = load_prepared(path)
         if before.meta.content_hash == wanted:
             return before.meta
     prepared = prepare(read_case(case), spacing_mm, wanted)
-    save(prepared, path)
+    save_prepared(prepared, path)
     return prepared.meta
 
 
@@ -64,7 +64,7 @@ def prepared_files(cases: Sequence[Case], folder: Path, spacing_mm: float) -> di
     """
     files = {case.name: Path(folder) / f"{case.name}.b2nd" for case in cases}
     metas = Parallel(n_jobs=-1, prefer="threads", return_as="generator")(
-        delayed(lambda path: load(path).meta)(path) for path in files.values())
+        delayed(lambda path: load_prepared(path).meta)(path) for path in files.values())
     checked = tqdm(zip(cases, metas, strict=True), total=len(cases), desc="compare with the scans",
                    unit="patient")
     stale = [c.name for c, meta in checked if meta.content_hash != content_hash(c, spacing_mm)]
@@ -77,7 +77,7 @@ def prepared_files(cases: Sequence[Case], folder: Path, spacing_mm: float) -> di
 
 def verify_prepared(case: Case, path: Path) -> list[str]:
     """Compare a prepared file with the scan voxel by voxel; returns the problems found."""
-    prepared, patient = load(path), read_case(case)
+    prepared, patient = load_prepared(path), read_case(case)
     back = restore(prepared.volume, prepared.meta)
     if max(prepared.meta.downsampling) > 1:  # only the geometry can be compared
         brain, scan = brain_mask(back[:4]), brain_mask(patient.images)

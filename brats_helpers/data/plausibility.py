@@ -20,13 +20,13 @@ LOOKED_AT = 200_000  # voxels
 LARGEST_ML, LARGE_ML, SMALL_ML = 20_000, 2_500, 800
 NOT_STRIPPED = 1.3  # times the other modalities' voxels that are not 0
 ALIKE = 0.995  # correlation of two contrasts; T1 and T1CE of one patient stay under 0.95
-DARK, BRIGHT = 0.10, 0.98  # quantiles: fluid is dark in T1; what is brightest in T2, and in FLAIR
+DARK, BRIGHT = 0.10, 0.98  # quantiles: fluid, dark in T1, and the brightest voxels of T2 and FLAIR
 BRIGHTEST = 0.999  # the quantile of vessels and rims that take up contrast agent
 LIKER = 0.1  # by which T1CE may correlate more with FLAIR than with T1; good patients: -0.03
 SWAPPED = 0.4  # standard deviations by which FLAIR and T2 must look like each other
 UNLIKE = 0.25  # by which T1 and T1CE correlate more than any other pair, in good patients
 # Standard deviations by which T1 may exceed T1CE in its brightest voxels and in the enhancing
-# tumor; in every good patient, it stays 1.1 below and 0.1 above.
+# tumor; good patients have at most -1.1 and 0.1.
 BRIGHTER = 1.0
 NEGATIVE = 0.2  # of the brain
 FEW_VOXELS = 20
@@ -34,12 +34,12 @@ COVERED = 0.95  # of the brain, by each modality
 EMPTY, PARTIAL = 0.5, 0.8  # of what the other modalities cover; good patients have 0.96 or more
 BEYOND = 0.1  # of the brain, where one modality alone is not 0; good patients have up to 0.03
 MISPLACED = 0.05  # of the brain, both missed and covered in excess; good patients have up to 0.02
-FITS, FITS_BETTER = 0.95, 0.01  # Dice of a flipped brain; good patients' is 0.01 below the stored
+FITS, FITS_BETTER = 0.95, 0.01  # Dice after a flip, and its gain; -0.01 in good patients
 AXES = {**dict.fromkeys("LR", "from left to right"), **dict.fromkeys("AP", "from front to back"),
         **dict.fromkeys("IS", "upside down")}
 OUTSIDE = 0.1  # of a reference
 LARGEST_TUMOR = 0.6  # of the brain; no tumor of the 22 patients exceeds 0.17
-FAR = 1.25  # half edges of the volume, its middle from the origin
+FAR = 1.25  # half edges, from the volume's middle to the origin
 FLAIR, T1, T1CE, T2 = range(4)
 
 
@@ -122,7 +122,7 @@ def constant(images: np.ndarray, some: np.ndarray) -> list[str]:
 
 
 def volumes(nonzero: np.ndarray, ml: float, background: Mapping) -> tuple[list[str], list[str]]:
-    """Return problems and warnings about the size of the brain, (4, n) bool, `ml` a voxel."""
+    """Return problems and warnings about the brain's size; (4, n) bool, `ml` per voxel."""
     size = float(nonzero.any(0).sum() * ml)
     if size > LARGEST_ML:
         return [f"its nonzero voxels fill {size / 1000:.1f} liters, and a brain 1 to 2; correct "
@@ -158,7 +158,7 @@ def below_zero(some: np.ndarray) -> tuple[list[str], list[str]]:
 
 
 def swapped(some: np.ndarray, brain: np.ndarray, enhancing: np.ndarray) -> list[str]:
-    """Return warnings about exchanged modalities, (4, n); brain, enhancing: which voxels, (n,)."""
+    """Return warnings about exchanged modalities, (4, n); brain and enhancing are (n,) bool."""
     inside = some[:, brain].astype(np.float64)
     if inside.shape[1] < 1000 or not inside.std(1).all():
         return []
@@ -185,13 +185,13 @@ def swapped(some: np.ndarray, brain: np.ndarray, enhancing: np.ndarray) -> list[
 
 
 def enhancing(patient: Patient, step: int) -> np.ndarray:
-    """Tell which voxels of the grid the reference calls enhancing tumor, (n,); none without one."""
+    """Mark the enhancing tumor on the grid, (n,) bool; no voxel without a reference."""
     labels = patient.images[0] if patient.reference is None else patient.reference
     return (labels[::step, ::step, ::step].ravel() == ET) & (patient.reference is not None)
 
 
 def _flair_is_t2(z: np.ndarray) -> bool:
-    """Tell whether fluid, dark in T1, is bright in FLAIR and dark in T2; z-scores, (4, n)."""
+    """Tell whether fluid, dark in T1, is bright in FLAIR and dark in T2; z is (4, n)."""
     fluid = [z[T2][dark].mean() - z[FLAIR][dark].mean()
              for dark in (z[m] <= np.quantile(z[m], DARK) for m in (T1, T1CE))]
     brightest = (z[FLAIR][z[T2] >= np.quantile(z[T2], BRIGHT)].mean()
@@ -240,7 +240,7 @@ def misplaced(nonzero: np.ndarray) -> list[str]:
 
 
 def gaps(patient: Patient, step: int) -> list[str]:
-    """Return a sentence about slices between others of the brain that are 0 in all modalities."""
+    """Return a sentence about slices inside the brain that are 0 in all modalities."""
     empty = 0
     for axis in range(3):
         grid = [slice(None, None, step)] * 3
@@ -255,7 +255,7 @@ def gaps(patient: Patient, step: int) -> list[str]:
 def parts(masks: Mapping[str, np.ndarray], ml: float) -> tuple[list[str], list[str]]:
     """Return problems and warnings about modalities that cover less than the others.
 
-    masks: (n,) bool each, of `ml` a voxel.
+    Each mask is (n,) bool, with `ml` per voxel.
     """
     problems, warnings = [], []
     for name, mask in masks.items():
@@ -293,10 +293,7 @@ def _place(patient: Patient) -> list[str]:
 
 
 def outside(patient: Patient, step: int, nonzero: np.ndarray) -> list[str]:
-    """Return sentences where much of the reference lies outside the brain, or it fills the brain.
-
-    nonzero: (4, n) bool.
-    """
+    """Return sentences about a reference outside the brain, (4, n) bool, or all over it."""
     if patient.reference is None:
         return []
     marked, brain = patient.reference[::step, ::step, ::step].ravel() > 0, nonzero.any(0)
@@ -319,7 +316,7 @@ def _reference(patient: Patient) -> list[str]:
             if 0 < counts[label] < FEW_VOXELS]
 
 
-def of_cohort(rows: Sequence[Mapping]) -> list[str]:
+def cohort_warnings(rows: Sequence[Mapping]) -> list[str]:
     """Return warnings about the cohort as a whole, from the rows of `cases.check_case`."""
     labeled = [row["volumes_ml"] for row in rows if row["volumes_ml"] and not row["problems"]]
     if labeled and not any(value for one in labeled for value in one.values()):
@@ -333,7 +330,7 @@ def of_cohort(rows: Sequence[Mapping]) -> list[str]:
 
 
 def _whole(rows: Sequence[Mapping]) -> list[str]:
-    """Return a warning if some references have one label alone, and others several."""
+    """Return a warning if some references have only one label, and others several."""
     kinds = {row.get("name"): sum(map(bool, row["volumes_ml"].values()))
              for row in rows if row["volumes_ml"]}
     single = [name for name, count in kinds.items() if count == 1]

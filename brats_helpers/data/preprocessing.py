@@ -1,4 +1,4 @@
-"""Turn a scan into what the network reads, and an array of the network back to the scan's grid.
+"""Turn a scan into the network's input, and the network's arrays back to the scan's grid.
 
 Preparing crops to the brain and keeps the scanner's integers. The z-score is left to the training
 device; mean and standard deviation travel with the file. Arrays are (D, H, W) = (z, y, x) in LPS.
@@ -64,7 +64,7 @@ def padded_box(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
 
 
 def slice_with_most_tumor(labels: np.ndarray, axis: int = -1) -> int:
-    """Find the slice across an axis with the most tumor, or the middle one without any."""
+    """Find the slice across an axis with the most tumor, or the middle one if there is none."""
     areas = np.moveaxis(labels > 0, axis, 0).sum((1, 2))
     return int(areas.argmax()) if areas.any() else len(areas) // 2
 
@@ -79,7 +79,7 @@ def statistics(images: np.ndarray, mask: np.ndarray,
                name: str = "") -> tuple[np.ndarray, np.ndarray]:
     """Compute each modality's mean and standard deviation in the brain, both (C,) float64.
 
-    0 and 1 for a modality that is 0 everywhere, which stays 0.
+    They are 0 and 1 for a modality that is 0 everywhere. BratsError for any other constant one.
     """
     mean, std = np.zeros(len(images)), np.zeros(len(images))
     for n, image in enumerate(images):
@@ -88,7 +88,7 @@ def statistics(images: np.ndarray, mask: np.ndarray,
             continue
         values = image[mask].astype(np.float64)
         mean[n] = values.mean()
-        values -= mean[n]  # in place, because memory takes the time here
+        values -= mean[n]  # in place, because memory access is the bottleneck
         std[n] = np.sqrt(np.square(values, out=values).mean())
     if not std.all():
         flat = ", ".join(m for m, s in zip(MODALITIES, std, strict=False) if s == 0)
@@ -101,7 +101,7 @@ def normalize(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -
     """Z-score the brain, set the rest to 0, append the brain: (4, ...) to (5, ...) float32.
 
     The brain is found first: after the z-score, "above 0" would find only voxels brighter than
-    average. Reference for `normalize_batch`.
+    average. This is the reference for `normalize_batch`.
     """
     mask = brain_mask(images)
     shape = (-1, *[1] * mask.ndim)
@@ -110,9 +110,9 @@ def normalize(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -
 
 
 def normalize_batch(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Do what `normalize` does for a batch on its device.
+    """Z-score a batch on its device, as `normalize` does for one patient.
 
-    images (B, 4, D, H, W) of any type with 0 outside the brain; mean, std (B, 4). Returns
+    images are (B, 4, D, H, W) of any type, 0 outside the brain; mean and std are (B, 4). Returns
     (B, 5, D, H, W) float32.
     """
     brain = images[:, :1] != 0
@@ -120,7 +120,7 @@ def normalize_batch(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         brain |= image != 0
     out = torch.empty(len(images), images.shape[1] + 1, *images.shape[2:], device=images.device)
     shape = (*mean.shape, 1, 1, 1)
-    out[:, :-1] = images  # and the rest in place, because memory takes the time here
+    out[:, :-1] = images  # and the rest in place: memory access is the bottleneck
     out[:, :-1].sub_(mean.view(shape)).div_(std.view(shape)).mul_(brain)
     out[:, -1:] = brain
     return out
@@ -137,7 +137,7 @@ def network_input(prepared: Prepared, device: Device) -> Tensor:
 # ---- a patient
 
 def prepare(patient: Patient, spacing_mm: float, content_hash: str = "") -> Prepared:
-    """Turn to LPS, crop to the brain, and downsample to `spacing_mm` if the scan is finer."""
+    """Turn a patient to LPS, crop to the brain, and downsample to `spacing_mm` if finer."""
     scans = [to_lps(image, patient.affine) for image in patient.images]  # views
     mask = brain_mask(scans)
     box = bounding_box(mask)
@@ -184,7 +184,7 @@ def sample_voxels(labels: np.ndarray, name: str) -> dict[str, list[int]]:
 def coarsen(images: np.ndarray, factor: Sequence[float]) -> np.ndarray:
     """Downsample images (C, D, H, W) in the same type; the last voxel may reach past the end.
 
-    Trilinear with edges aligned: at a factor of 2 this is the mean of 2 x 2 x 2 voxels.
+    Interpolation is trilinear with edges aligned: a factor of 2 averages 2 x 2 x 2 voxels.
     """
     small = rescale(images, [1 / f for f in factor])
     if images.dtype.kind == "f":
@@ -216,8 +216,8 @@ def rescale(array: np.ndarray, scale: Sequence[float]) -> np.ndarray:
 def restore(array: np.ndarray, meta: Meta) -> np.ndarray:
     """Return an array on the prepared grid, (C, D, H, W), to the scan's, (C, X, Y, Z).
 
-    0 outside the brain's box. Probabilities (floating point) are interpolated, labels (integers)
-    take the nearest voxel.
+    It is 0 outside the brain's box. Probabilities (floating point) are interpolated; labels
+    (integers) take the nearest voxel.
     """
     size = [stop - start for start, stop in meta.bounding_box]
     if max(meta.downsampling) > 1:

@@ -1,4 +1,4 @@
-"""Define a patient's files, the patient in memory, and what lies on disk unused."""
+"""Define a patient's files, the patient in memory, and the unused files on disk."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def shown(text: str) -> str:
-    """Escape what would break a line or a table."""
+    """Escape the characters that would break a line or a table."""
     return CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 @dataclass(frozen=True)
 class Case:
-    """Say where a patient's files are, on disk or in a plain tar."""
+    """The places of a patient's files, on disk or in a plain tar."""
 
     name: str
-    images: tuple[Path | Packed, ...]  # one a modality, in the order of MODALITIES; or one 4D file
+    images: tuple[Path | Packed, ...]  # one per modality, ordered as MODALITIES; or one 4D file
     reference: Path | Packed | None  # the expert's segmentation, if there is one
     channels: tuple[int, ...] = ()  # of a 4D file: the place of each modality in it
     problem: str = ""  # why it cannot be read, if the names alone tell
@@ -36,13 +36,13 @@ class Case:
 
 @dataclass
 class Patient:
-    """Hold a patient in memory, in the index order (X, Y, Z) and orientation of the files."""
+    """A patient in memory, in the index order (X, Y, Z) and orientation of the files."""
 
     name: str
     images: np.ndarray  # (4, X, Y, Z) int16, or float32 where int16 would lose something
     reference: np.ndarray | None  # (X, Y, Z) uint8, labels 0 to 3
     affine: np.ndarray  # (4, 4), voxel indices to mm; right, anterior and superior are positive
-    notes: tuple[str, ...] = ()  # what was remarkable in reading
+    notes: tuple[str, ...] = ()  # remarks from reading
     enhancing: int = 0  # tells how the reference is numbered (`labels.enhancing`)
     doubts: tuple[str, ...] = ()  # what had to be guessed in reading
 
@@ -59,7 +59,7 @@ class Patient:
 
 @dataclass(frozen=True)
 class Unused:
-    """Name a file or folder that looks like part of a patient and is not read."""
+    """A file or folder that looks like part of a patient but is not read."""
 
     path: Path | Packed
     reason: str
@@ -71,7 +71,7 @@ class Unused:
 
 @dataclass(frozen=True)
 class Found:
-    """Hold the patients of a place, sorted by name, and everything that is not used."""
+    """The patients of a place, sorted by name, and everything that is not used."""
 
     cases: list[Case]
     unused: list[Unused]

@@ -29,10 +29,10 @@ def is_archive(path: Path) -> bool:
 
 
 def archives_of(path: Path) -> list[Path]:
-    """Return the archive itself, or those of a folder without scans of its own; else nothing."""
+    """Return the archive itself, or those of a folder without scans of its own; else []."""
     if not path.is_dir():
         return [path]
-    # os.path: a folder that may not be read hides its files from this, and `find` names it.
+    # os.path.isfile skips what is in an unreadable folder without an error; `find` names it.
     files = [p for p in sorted(path.rglob("*")) if os.path.isfile(p) and not any(
         part.startswith((".", "__MACOSX")) for part in p.relative_to(path).parts)]
     if any(NIFTI.search(p.name) or p.name == "dataset.json" for p in files):
@@ -43,7 +43,7 @@ def archives_of(path: Path) -> list[Path]:
 def resolve_source(path: Path) -> Path:
     """Return the place to read from: an archive, a folder of patients, or a folder of archives.
 
-    Of a folder with one archive, as on Kaggle, the archive. BratsError if nothing can be read.
+    It is the archive of a folder with only one, as on Kaggle. BratsError if nothing can be read.
     """
     path = Path(path).expanduser().absolute()
     if path.is_dir():
@@ -54,7 +54,7 @@ def resolve_source(path: Path) -> Path:
 
 
 def refuse_unread(path: Path) -> None:
-    """Refuse a missing path, or a file that is not an archive; the message names its type."""
+    """Raise BratsError for a missing path or a file that is no archive, and name its type."""
     if not path.is_file():
         link = f"a link to {path.readlink()}, which is " if path.is_symlink() else ""
         raise BratsError(f"{path} is {link}not there: give the path of a {', '.join(ENDINGS)} file "

@@ -27,7 +27,7 @@ VISITS = [re.compile(pattern, re.IGNORECASE) for pattern in (
     r"(.*\d.*?)[-_](?:(?:19|20)\d\d[-_.]?[01]\d[-_.]?[0-3]\d(?:T\d+)?)",  # any number with a date
     r"(.*\d.*?)[-_.](?:ses|session|visit|timepoint|tp|fu|followup|follow-up|week|month|baseline"
     r"|pre-?op|post-?op)[-_]?\w*(?:[-_]\d+)?")]
-# What may be a visit, and is one if other names differ in it alone: p05_pre, p07-V1, p08_scan1.
+# Endings that mark a visit if other names differ in them alone: p05_pre, p07-V1, p08_scan1.
 REPEATED = re.compile(
     r"(.*?\d.*?)(?:[-_.](?:(?:pre|post)[a-z]*\d?"
     r"|(?:v|scan|exam|study|time|day|year|mr)[-_]?\d{1,3}|[myw]\d{1,2}"
@@ -43,7 +43,7 @@ def person_of(name: str) -> str:
 
 
 def _by_names(names: Sequence[str]) -> dict[str, str]:
-    """Return the person of each patient as all names together tell, in capitals or not."""
+    """Return each patient's person, judged by all names together, in any case."""
     persons = {name: person_of(name) for name in names}
     without = {one: match[1] if (match := REPEATED.fullmatch(one)) else one
                for one in persons.values()}
@@ -58,8 +58,8 @@ def find_persons(names: Sequence[str], listed: Mapping[str, str] | None = None,
                  twins: Sequence[Sequence[str]] = ()) -> dict[str, str]:
     """Return the person of each patient.
 
-    listed: persons that the user knows (`read_persons`), which override the names.
-    twins: groups of patients with the same scans (`cases.find_twins`); each becomes one person.
+    `listed` holds persons that the user knows (`read_persons`), which override the names. `twins`
+    are groups of patients with the same scans (`cases.find_twins`); each becomes one person.
     """
     listed = listed or {}
     named = _by_names([*names, *listed])
@@ -75,7 +75,7 @@ def find_persons(names: Sequence[str], listed: Mapping[str, str] | None = None,
 def read_persons(path: str | Path, names: Sequence[str]) -> dict[str, str]:
     """Read a CSV with the columns patient and person, separated by commas, semicolons or tabs.
 
-    names: all patients of the cohort. BratsError names the line or the column that is wrong.
+    `names` are all patients of the cohort. BratsError names the line or the column that is wrong.
     """
     path = Path(path).expanduser()
     lines = _lines_of(path)
@@ -136,7 +136,7 @@ def deal(order: Sequence[str], volumes: Sequence[float], groups: int,
          rng: np.random.Generator) -> list[list[str]]:
     """Deal names into `groups` so that each gets its share of every tumor size.
 
-    Sorted by volume, each run of `groups` neighbors is dealt one to a group, in random order.
+    The names are sorted by volume, and each group gets one of every `groups` neighbors at random.
     """
     ranked = [order[i] for i in np.argsort(volumes, kind="stable")]
     hands: list[list[str]] = [[] for _ in range(groups)]
@@ -152,11 +152,10 @@ def make_splits(names: Sequence[str], volumes_ml: Sequence[float], seed: int,
                 persons: Mapping[str, str] | None = None) -> dict:
     """Split people into training and validation, and into folds, stratified by tumor volume.
 
-    The volume of a person is that of their largest tumor. persons: the person of each patient
-    (`find_persons`), by default as the names say. Returns names under "training" and "validation",
-    a list of those held out per fold under "folds", and the patients of each person who has
-    several under "persons". The order of the input does not matter. BratsError for fewer than two
-    persons.
+    The volume (ml) of a person is that of their largest tumor. `persons` is from `find_persons`; by
+    default, the names decide. Returns names under "training" and "validation", a list of those held
+    out per fold under "folds", and the patients of each person who has several under "persons". The
+    order of the input does not matter. BratsError for fewer than two persons.
     """
     if len(set(names)) < len(names):
         raise BratsError("two patients have the same name: rename one.")

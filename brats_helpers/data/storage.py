@@ -20,7 +20,8 @@ from ..basics.files import atomic_path, isal_zlib
 
 FORMAT = 5  # of a prepared file
 AGAIN = "run notebook 03 again, which replaces it"
-# Against zstd: a seventh more bytes, and a patch in two thirds of the time (benchmarks/README.md).
+# Compared with zstd, files are a seventh larger, and a patch takes two thirds of the time
+# (benchmarks/README.md).
 COMPRESSION = {"codec": blosc2.Codec.LZ4HC, "clevel": 1, "filters": [blosc2.Filter.SHUFFLE],
                "nthreads": 1}
 ROWS = 8  # a block holds this many rows of one channel in all slices, and decompresses as a whole
@@ -31,7 +32,7 @@ STORED_NAMES = {"bounding_box": "box", "downsampling": "factor", "content_hash":
 
 @dataclass(frozen=True)
 class Meta:
-    """Describe a prepared patient, without the voxels; enough to restore the scan's grid."""
+    """The facts about a prepared patient, without the voxels; they restore the scan's grid."""
 
     name: str
     shape: tuple[int, int, int]  # of the scan, (X, Y, Z)
@@ -64,13 +65,13 @@ class Meta:
 
 @dataclass
 class Prepared:
-    """Hold a prepared patient: voxels and what is known of them."""
+    """A prepared patient: the voxels and what is known of them."""
 
     volume: np.ndarray  # (5, D, H, W): four modalities, and labels 0 to 3 (0 without a reference)
     meta: Meta
 
 
-def save(prepared: Prepared, path: Path) -> None:
+def save_prepared(prepared: Prepared, path: Path) -> None:
     """Write a prepared patient as one Blosc2 array: LZ4 over shuffled integers, and its Meta."""
     _, depth, height, width = prepared.volume.shape
     with atomic_path(path) as temporary:
@@ -89,7 +90,7 @@ def checksum(prepared: Prepared) -> int:
     return isal_zlib.crc32(np.ascontiguousarray(prepared.volume), meta)
 
 
-def load(path: Path) -> Prepared:
+def load_prepared(path: Path) -> Prepared:
     """Read a whole prepared patient into memory; BratsError if it is not what was written."""
     array = open_mapped(map_file(path), path)
     with _reading(path):
@@ -105,7 +106,7 @@ def load(path: Path) -> Prepared:
 def open_volume(path: Path) -> tuple[blosc2.NDArray, Meta]:
     """Open a prepared file: an array (5, D, H, W) that decompresses on indexing, and its Meta.
 
-    Only `load` compares the checksum.
+    Only `load_prepared` compares the checksum.
     """
     array = open_mapped(map_file(path), path)
     return array, read_meta(array, path)
@@ -123,7 +124,7 @@ def map_file(path: Path) -> np.ndarray:
 def open_mapped(mapped: np.ndarray, path: Path) -> blosc2.NDArray:
     """Open the array in a prepared file's bytes, (N,) uint8, without copying them."""
     with _reading(path):
-        array = blosc2.ndarray_from_cframe(mapped)  # what `blosc2.open` does after much else
+        array = blosc2.ndarray_from_cframe(mapped)  # the last step of `blosc2.open`
         array.mapped = mapped  # old versions of Blosc2 do not keep the bytes alive
         if array.chunks != (1, *array.shape[1:]) or array.schunk.nchunks != len(array):
             raise ValueError(f"a shape of {array.shape}")
@@ -155,7 +156,7 @@ def _read_stored(array: blosc2.NDArray, path: Path) -> dict:
 
 
 def read_patch(array: blosc2.NDArray, meta: Meta, corner: Sequence[int], into: np.ndarray) -> None:
-    """Fill `into`, (5, d, h, w), with the voxels from `corner` on, (3,) in d h w; 0 if outside.
+    """Fill `into`, (5, d, h, w), with the voxels from `corner` on, (3,) in d h w; 0 outside.
 
     Faster than slicing the array: each block is copied while it is in the processor's cache, and
     blocks of the reference without a tumor are not decompressed.

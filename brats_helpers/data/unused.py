@@ -203,7 +203,7 @@ def hint(case: Case, unused: Sequence[Unused]) -> tuple[Case, list[Unused]]:
 
 
 def shorten(unused: Iterable[Unused]) -> list[Unused]:
-    """Merge what is alike in one line: several files of a folder or ending, for one reason."""
+    """Merge similar files into one line: those of a folder or ending with the same reason."""
     alike: dict[tuple, list[Unused]] = defaultdict(list)
     for one in unused:
         other = OTHER.search(one.path.name) if one.reason.startswith("another") else None
@@ -214,7 +214,7 @@ def shorten(unused: Iterable[Unused]) -> list[Unused]:
             else first for first, *more in alike.values()]
 
 
-def listing(unused: Sequence[Unused], shown: int = SHOWN) -> str:
+def list_unused(unused: Sequence[Unused], shown: int = SHOWN) -> str:
     """List unused files as lines of text, at most `shown`; empty if there are none."""
     lines = [f"  {one}" for one in unused[:shown]]
     if len(unused) > shown:

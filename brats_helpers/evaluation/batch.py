@@ -47,7 +47,7 @@ PROBE = 1 << 20  # bytes that must fit into the output folder
 
 @dataclass(frozen=True)
 class Task:
-    """Tell a worker how to load its ensemble, once."""
+    """The instructions by which a worker loads its ensemble, once."""
 
     checkpoints: tuple[Path, ...]
     tta: bool
@@ -62,7 +62,7 @@ def predict_cases(folders: Sequence[Path], checkpoints: Sequence[Path] | None, o
 
     Several checkpoints are averaged; without any, the network in the box does it. What an earlier
     call finished from the same checkpoints, options and scans is kept unless `overwrite` is set.
-    jobs: processes, -1 for one per core; under joblib's Dask backend, the cluster's workers.
+    `jobs` counts the processes, -1 for one per core; joblib's Dask backend uses its own workers.
     Returns each patient's row of predictions.csv.
     """
     if jobs < 1 and jobs != -1:
@@ -98,7 +98,7 @@ def predict_cases(folders: Sequence[Path], checkpoints: Sequence[Path] | None, o
 
 
 def try_output(out: Path) -> None:
-    """Write a file of 1 MB and remove it; BratsError if masks could not be written."""
+    """Write a file of 1 MB and remove it; BratsError if masks cannot be written."""
     there = next(path for path in (out, *out.parents) if path.exists() or path.is_symlink())
     if not there.is_dir():
         raise BratsError(f"{out} cannot hold masks, because {there} is not a folder: name a folder "
@@ -114,8 +114,8 @@ def try_output(out: Path) -> None:
 def find_patients(folders: Sequence[Path], masks: Set[Path]) -> tuple[list[Case], list[dict]]:
     """Find the patients in the folders, without their references.
 
-    masks: of earlier calls, which are no scans. Also returns a row for each of several folders
-    that holds no patient, and for each name that several patients have.
+    `masks` are files of earlier calls, which are no scans. Also returns a row for each of several
+    folders without a patient, and for each name of several patients. BratsError if none is left.
     """
     found: dict[str, Case] = {}
     rows, namesakes = [], {}
@@ -187,7 +187,7 @@ def _check(cases: Sequence[Case], table: Table, ensemble: Ensemble) -> Iterator[
 
 def _share_out(cases: Sequence[Case], ensemble: Ensemble, task: Task, out: Path,
                jobs: int) -> Iterator[dict]:
-    """Segment patients here or in several processes; after a process dies, others go on."""
+    """Segment patients here or in several processes; if one dies, the others go on."""
     cluster = "Dask" in type(get_active_backend()[0]).__name__
     if jobs == 1 and not cluster or len(cases) == 1:
         ready = ensemble.compiled(len(cases))

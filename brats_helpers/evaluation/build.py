@@ -32,8 +32,8 @@ def build_network(config: Config, device: Device, from_checkpoint: bool = False)
 
     A class other than the U-Net is called with in_channels=5 and out_channels=3, and with
     spatial_dims and img_size if it takes them. In training mode it may return logits (B, 3, P, P,
-    P) or a list of them, finest first. from_checkpoint: the configuration comes from a file and may
-    import nothing. Raises BratsError if the class is not available or does not fit.
+    P) or a list of them, finest first. With `from_checkpoint` the configuration is from a file and
+    may import nothing. Raises BratsError if the class is not available or does not fit.
     """
     torch.backends.cudnn.benchmark = True  # patches have one shape: find its fastest kernels once
     if config.network == OWN_NETWORK:
@@ -72,7 +72,7 @@ def _constructor_arguments(network: type[nn.Module], config: Config) -> dict[str
 
 
 def compile_for_training(model: nn.Module, device: Device, steps: int) -> None:
-    """Compile the U-Net in place, if the GPU has a compiler and there are enough steps to gain.
+    """Compile the U-Net in place, if the GPU has a compiler and the steps are worth it.
 
     Norm and activation become one kernel. It runs again in the backward pass where keeping its
     result would take much memory (https://pytorch.org/blog/activation-checkpointing-techniques/).

@@ -1,9 +1,9 @@
-"""Checkpoints: what is in one, and how a network comes back from it.
+"""Write and read checkpoints, and rebuild their networks.
 
 A checkpoint is a dictionary of plain values and tensors, read with `weights_only=True`, so that a
-file from elsewhere can run no code. It holds the configuration that its network is rebuilt from,
-for which nothing is imported either (see `build`). Weights to hand on are stored as safetensors,
-with the rest of the dictionary as JSON in the file's header.
+file from elsewhere can run no code. Its network is rebuilt from the configuration in it, which
+imports nothing either (see `build`). Weights to share are stored as safetensors, with the rest of
+the dictionary as JSON in the file's header.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def read_checkpoint(path: Path, device: Device, needs: Iterable[str] = USUAL) ->
 
 
 def write_safetensors(path: Path, config: Config, content: dict) -> None:
-    """Write weights to hand on: `content` is that of a checkpoint, without what training needs."""
+    """Write weights to share: `content` is a checkpoint's, without what training needs."""
     from safetensors.torch import save_file
     values = _described(config, content)
     tensors = {name: value.contiguous() for name, value in sorted(values.pop("average").items())}
@@ -160,7 +160,7 @@ def _unreadable(path: Path, error: Exception) -> str:
 
 
 def _check(path: Path, content: object, needs: Iterable[str]) -> dict:
-    """Return the content; BratsError if it is not that of a checkpoint of ours."""
+    """Return the content; BratsError if it is not from a checkpoint of this project."""
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         held = (f" (it holds {', '.join(map(str, list(content)[:3]))})"
                 if isinstance(content, dict) and content else "")
@@ -196,14 +196,17 @@ def load_weights(model: nn.Module, weights: dict, path: Path) -> None:
     """Put weights into a network; BratsError if they are of another architecture."""
     try:
         model.load_state_dict(weights)
-    except (RuntimeError, AttributeError, TypeError) as error:  # the latter two: names are no text
+    except (RuntimeError, AttributeError, TypeError) as error:  # the latter two: a name is not text
         raise BratsError(f"{path} does not fit the network that its own settings describe "
                          f"({str(error).splitlines()[-1].strip()}): it was changed, or is "
                          "damaged.") from error
 
 
 def load_checkpoint(path: Path, device: Device | None = None) -> tuple[nn.Module, Config]:
-    """Load a checkpoint's averaged network, in evaluation mode, and its configuration."""
+    """Load a checkpoint's averaged network, in evaluation mode, and its configuration.
+
+    BratsError if the file is missing, damaged or not one of ours.
+    """
     device = device or describe_device()
     return network_of(read_checkpoint(path, device), path, device)
 
@@ -218,7 +221,7 @@ def config_of(content: dict, path: Path) -> Config:
 
 
 def network_of(content: dict, path: Path, device: Device) -> tuple[nn.Module, Config]:
-    """Do what `load_checkpoint` does for a checkpoint that has been read already."""
+    """Rebuild the network of a checkpoint that was read, as `load_checkpoint` does."""
     config = config_of(content, path)
     model = build_network(config, device, from_checkpoint=True)
     load_weights(model, content["average"], path)

@@ -2,7 +2,7 @@
 
 A network's probabilities do not show how far a scan is from the training data, and the farther it
 is, the less they can be trusted (Ovadia et al. 2019, arXiv:1906.02530). So a checkpoint keeps the
-range of each statistic of `data.fingerprint` over the training patients. A patient far outside of a
+range of each statistic of `data.fingerprint` over the training patients. A patient far outside a
 range is segmented with a warning.
 """
 

@@ -38,7 +38,7 @@ class Ensemble:
     least_dice: float  # an expected Dice below it brings a warning
 
     def compiled(self, patients: int) -> Ensemble:
-        """Prepare the networks for this number of patients: compiled if that is worth it."""
+        """Return a copy for this number of patients, compiled if that is worth it."""
         number = passes(patients, self.tta)
         models = [for_inference(model, self.device, number) for model in self.models]
         return replace(self, models=models)

@@ -29,7 +29,7 @@ def regions(labels: np.ndarray) -> np.ndarray:
 
 
 def counts(predicted: np.ndarray, reference: np.ndarray) -> tuple[int, int, int, int]:
-    """Count the voxels that are true positive, false positive, false negative, true negative."""
+    """Count the true positive, false positive, false negative and true negative voxels."""
     tp, p, r = (int(np.count_nonzero(m)) for m in (predicted & reference, predicted, reference))
     return tp, p - tp, r - tp, predicted.size - p - r + tp
 
@@ -45,7 +45,7 @@ def dice(predicted: np.ndarray, reference: np.ndarray) -> float:
 
 
 def surface(mask: np.ndarray) -> np.ndarray:
-    """Find the voxels of a boolean mask with a face to its outside, or at the volume's edge."""
+    """Mark the voxels of a boolean mask with a face to its outside, or at the volume's edge."""
     inner = mask.copy()
     for axis in range(3):
         source, target = np.moveaxis(mask, axis, 0), np.moveaxis(inner, axis, 0)
@@ -149,7 +149,7 @@ def bootstrap_ci(values: Sequence[float]) -> tuple[float, float, float]:
     return float(values.mean()), float(interval.low), float(interval.high)
 
 
-def summarize(rows: Sequence[dict]) -> dict:
+def average_scores(rows: Sequence[dict]) -> dict:
     """Average the rows of `score_case` over patients: {"dice": {"WT": ..}, .., "dice_ci95": ..}.
 
     The interval of Dice is None for a single patient.
@@ -162,7 +162,7 @@ def summarize(rows: Sequence[dict]) -> dict:
 
 
 def interval_text(interval: Sequence[float] | None) -> str:
-    """Format an interval of `summarize`."""
+    """Format an interval of `average_scores`, as in "0.812 to 0.870"."""
     return "{:.3f} to {:.3f}".format(*interval) if interval else "one patient: none"
 
 
@@ -170,7 +170,7 @@ def threshold_baseline(images: Sequence[np.ndarray], references: Sequence[np.nda
                        thresholds: Sequence[float]) -> np.ndarray:
     """Score a method without a network: the largest component brighter than a threshold.
 
-    images: z-scored FLAIR; references: labels 0 to 3. Returns WT Dice, (patients, thresholds).
+    images are z-scored FLAIR, references labels 0 to 3. Returns WT Dice, (patients, thresholds).
     """
     return np.array([[dice(largest_component(image > t), reference > 0) for t in thresholds]
                      for image, reference in zip(images, references, strict=True)])

@@ -24,9 +24,9 @@ POSTPROCESSING = (REGION_THRESHOLDS, SMALL_COMPONENT_MM3, SMALL_TOTAL_MM3, SMALL
 def postprocess(probabilities: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
     """Turn probabilities of WT, TC and ET, (3, X, Y, Z), into labels 0 to 3, (X, Y, Z) uint8.
 
-    The thresholds apply in turn: a voxel below WT's is background, else below TC's edema, else
-    below ET's the non-enhancing core, else ET. Then ET that is small and has a low mean probability
-    becomes non-enhancing core, first each component, then ET as a whole.
+    A voxel below WT's threshold is background; of the rest, one below TC's is edema, one below
+    ET's is non-enhancing core, and all others are ET. Then ET that is small and has a low mean
+    probability becomes non-enhancing core: first each component, then ET as a whole.
     """
     full = np.zeros(probabilities.shape[1:], np.uint8)
     tumor = probabilities[0] >= REGION_THRESHOLDS["WT"]

@@ -1,8 +1,8 @@
 """From a trained network to one patient's segmentation: windows, flips, post-processing.
 
-Windows overlap and are weighted by a Gaussian (Isensee et al. 2021), eight flips are averaged as
-probabilities, and thresholds and small components follow Futrega et al. 2021 (arXiv:2110.03352,
-section 3.5).
+Overlapping windows are weighted by a Gaussian (Isensee et al. 2021), the probabilities of two or
+eight mirrored views are averaged, and thresholds and small components follow Futrega et al. 2021
+(arXiv:2110.03352, section 3.5).
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def segment(models: Sequence[nn.Module], patient: Patient, config: Config, tta: 
             device: Device | None = None, seen: Mapping[str, Sequence[float]] | None = None,
             warn: Callable[[str], None] = lambda text: tqdm.write(f"WARNING: {text}")
             ) -> tuple[np.ndarray, np.ndarray]:
-    """Return labels (X, Y, Z) and probabilities (3, X, Y, Z) of a patient, on the scan's own grid.
+    """Return a patient's labels, (X, Y, Z) uint8, and probabilities, (3, X, Y, Z) float32.
 
-    seen: what the training patients looked like (`domain_shift.ranges`); warn: called with a
-    sentence where this patient is unlike them.
+    Both are on the scan's own grid. `seen` holds the ranges of the training patients
+    (`domain_shift.ranges`); `warn` gets a sentence if this patient lies far outside them.
     """
     prepared = prepare(patient, config.spacing_mm)
     absent = {name for name, image in zip(MODALITIES, patient.images, strict=True)
@@ -49,5 +49,5 @@ def segment(models: Sequence[nn.Module], patient: Patient, config: Config, tta: 
     probabilities = predict_prepared(models, prepared, config.patch, config.overlap,
                                      config.tta if tta is None else tta, device)
     labels = postprocess(probabilities, patient.spacing)
-    # Interpolation may reach a voxel out of the brain.
+    # Interpolation may reach a voxel outside the brain.
     return labels * brain_mask(patient.images), probabilities

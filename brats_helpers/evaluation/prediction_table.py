@@ -50,7 +50,7 @@ class Table:
                        f"{aside.name}. Without it, all masks are made again.")
 
     def keeps(self, case: Case, source: str) -> bool:
-        """Tell whether the mask stays: it was made from the same, or somebody corrected it."""
+        """Tell whether the mask stays: it is up to date, or somebody corrected it."""
         row, mask = self.rows.get(case.name, {}), self.path.parent / f"{case.name}.nii.gz"
         if row.get("status") != DONE or not mask.is_file():
             return False
@@ -66,14 +66,14 @@ class Table:
         return True
 
     def fail(self, name: str, status: str, problems: Sequence[str]) -> None:
-        """Note and print why a patient has no mask."""
+        """Record and print why a patient has no mask."""
         tqdm.write(f"NOT SEGMENTED: {name}: {' '.join(problems)}")
         if (self.path.parent / f"{name}.nii.gz").is_file():
             problems = [*problems, "The mask that is there is from an earlier call."]
         self.rows[name] = new_row(name, status, problems)
 
     def write(self, row: dict) -> None:
-        """Take over a patient's row and print its warnings."""
+        """Store a patient's row, save the table, and print the row's warnings."""
         name, known = row["case"], self.rows.get(row["case"], {})
         if row["status"] == FAILED:
             self.fail(name, FAILED, [row["warnings"]])
@@ -85,7 +85,7 @@ class Table:
         self.save()
 
     def save(self) -> None:
-        """Write the table; it is whole at any moment."""
+        """Write the table atomically."""
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, COLUMNS)
         writer.writeheader()
@@ -100,7 +100,7 @@ def _own(name: str) -> str:
 
 
 def new_row(name: str, status: str, warnings: Iterable[str] = (), **values: object) -> dict:
-    """Return one row of the table, by column; other columns as `values`."""
+    """Return a row of the table, by column; `values` fills further columns."""
     return dict.fromkeys(COLUMNS, "") | {
         "case": name, "status": status, "warnings": " | ".join(warnings), **values}
 

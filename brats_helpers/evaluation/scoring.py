@@ -25,7 +25,7 @@ from ..data.pipeline import content_hash
 from ..network.unet import count_parameters
 from .build import for_inference
 from .checkpoints import USUAL, network_of, read_checkpoint, weights_tag
-from .metrics import SCORES, interval_text, score_case, summarize
+from .metrics import SCORES, average_scores, interval_text, score_case
 from .postprocessing import POSTPROCESSING
 from .prediction import passes, segment
 
@@ -67,9 +67,9 @@ def evaluate(cases: Sequence[Case], checkpoint: Path, work: Path, config: Config
              device: Device, left_out: Sequence[str] = ()) -> dict:
     """Segment and score patients with a reference; write predictions/ and metrics.json.
 
-    which: "test" or "validation", the set of these patients; left_out: patients left out because
-    of problems, for the record. An evaluation that was stopped keeps the patients that the same
-    weights have scored. Returns the metrics.
+    `which` names their set, "test" or "validation"; `left_out` lists patients with problems, for
+    the record. Patients that the same weights scored before a stop are not scored again. Returns
+    the metrics. BratsError without patients, or if one has no reference.
     """
     if not cases:
         raise BratsError("there is no patient to evaluate on: see notebook 02's split.")
@@ -80,7 +80,7 @@ def evaluate(cases: Sequence[Case], checkpoint: Path, work: Path, config: Config
     metrics = {
         "cases": len(rows), "left_out": list(left_out), "set": which,
         "checkpoint": Path(checkpoint).name,
-        **summarize(rows), "per_case": rows,
+        **average_scores(rows), "per_case": rows,
         "preset": trained.preset, "seed": trained.seed, "parameters": count_parameters(model),
         "train_seconds": round(last["seconds"], 1)}
     write_json(Path(work) / "metrics.json", metrics)
@@ -145,7 +145,7 @@ def _mask_path(work: Path, name: str) -> Path:
 
 
 def verify_masks(cases: Sequence[Case], work: Path) -> None:
-    """Assert that each mask has its scan's geometry, BraTS's labels, and one byte a voxel."""
+    """Assert that each mask has its scan's geometry, BraTS's labels, and one byte per voxel."""
     for case in cases:
         scan, mask = open_image(case, case.images[0]), nib.load(_mask_path(work, case.name))
         assert mask.shape == scan.shape[:3] and np.allclose(mask.affine, scan.affine), case.name

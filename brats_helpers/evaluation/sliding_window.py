@@ -16,14 +16,14 @@ from ..network.unet import UNet
 from .build import full_resolution_logits
 
 FLIPS = [axes for n in range(4) for axes in combinations((2, 3, 4), n)]  # all 8, none first
-OPPOSITE_FLIPS = [FLIPS[0], FLIPS[-1]]  # two that mirror each axis half of the time
+OPPOSITE_FLIPS = [FLIPS[0], FLIPS[-1]]  # two that mirror no axis, or all
 BATCH = 2  # views in one pass, where that is faster (`_batch_size`)
 STRETCH = 1.25  # longest window, in patches (benchmarks/README.md)
 SIGMA = 1 / 8  # of the Gaussian weight, in window edges
 
 
 def window_starts(length: int, patch: int, overlap: float) -> list[int]:
-    """Place windows evenly along an axis, overlapping by at least that share: first voxels."""
+    """Return the first voxels of windows that lie evenly and overlap by at least that share."""
     if length <= patch:
         return [0]
     count = int(np.ceil((length - patch) / max(1, patch * (1 - overlap)))) + 1
@@ -43,7 +43,7 @@ def window_edge(length: int, patch: int, overlap: float, multiple: int, stretch:
 def gaussian_weight(*edges: int) -> Tensor:
     """Weigh the voxels of a window: 1 at the center, never below 0.001, as in MONAI.
 
-    edges: three, or one of a cube (P, P, P).
+    `edges` are three, or one for a cube. Returns (D, H, W) float32.
     """
     axes = [torch.exp(-0.5 * ((torch.arange(n) - (n - 1) / 2) / (n * SIGMA)) ** 2)
             for n in edges * (3 // len(edges))]
@@ -57,8 +57,8 @@ def sliding_window_inference(
         stretch: float = 1.0) -> Tensor:
     """Compute the probabilities of the three regions, averaged over windows and flips.
 
-    image: (5, D, H, W), z-scored; a volume smaller than a window is padded with background.
-    stretch: how much longer than a patch a window may be, for our U-Net on a CPU.
+    image is z-scored, (5, D, H, W); a volume smaller than a window is padded with background. For
+    our U-Net on a CPU, a window may be up to `stretch` patches long.
     Returns (3, D, H, W) float32, on the image's device.
     """
     device = device or describe_device()
@@ -89,8 +89,8 @@ def sliding_window_inference(
 def _batch_size(device: Device, patch: int) -> int:
     """Choose how many views pass through the network at once.
 
-    On a CPU torch leaves most convolutions of a single small patch in float32 to a slow kernel
-    instead of oneDNN. Two patches take less time than one. Large patches do not need that and take
+    On a CPU, torch runs most convolutions of a single small float32 patch in a slow kernel instead
+    of oneDNN, so that two patches take less time than one. Large patches do not need that and take
     much memory.
     """
     if device.kind == "cpu":
@@ -116,8 +116,8 @@ def predict_prepared(models: Sequence[nn.Module], prepared: Prepared, patch: int
                      tta: bool, device: Device | None = None) -> np.ndarray:
     """Compute the probabilities on the scan's own grid, averaged over the models (the folds).
 
-    tta: use all 8 flips instead of 2, and no window longer than a patch, in four times the time or
-    more (benchmarks/README.md compares them).
+    With `tta`, all 8 flips instead of 2 and no window longer than a patch take four times as long
+    or longer (benchmarks/README.md compares them).
     Returns (3, X, Y, Z) float32.
     """
     device = device or describe_device()

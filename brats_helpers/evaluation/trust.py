@@ -1,4 +1,4 @@
-"""How far a mask can be trusted: the network's own guess of its Dice.
+"""Tell how far a mask can be trusted, by the network's own guess of its Dice.
 
 If a voxel belongs to the tumor with the probability that the network gives, the expected overlap
 follows from the probabilities alone. Where a network is unsure, the guess is low. It is a guess:
@@ -14,8 +14,8 @@ from scipy import ndimage
 def expected_dice(probability: np.ndarray, mask: np.ndarray) -> float:
     """Estimate the Dice of a mask from the probabilities that it was made of, both (X, Y, Z).
 
-    The expected Dice, times the share of the mask in its largest part: scattered pieces are most
-    often false. 0 for an empty mask.
+    This is the expected Dice times the share of the mask in its largest part, because scattered
+    pieces are most often false; 0 for an empty mask.
     """
     if not mask.any():
         return 0.0

@@ -29,7 +29,7 @@ from ..data.preprocessing import (
     prepare,
     restore,
 )
-from ..data.storage import save
+from ..data.storage import save_prepared
 from ..evaluation.metrics import dice, regions
 from ..evaluation.sliding_window import (
     FLIPS,
@@ -38,8 +38,8 @@ from ..evaluation.sliding_window import (
     sliding_window_inference,
 )
 from ..network.losses import labels_to_regions
-from ..phantoms import make_patient
-from ..training import new_state
+from ..phantoms.kinds import make_patient
+from ..training.state import new_state
 from ..training.step import train_step
 
 BUDGET_S = 120.0
@@ -114,7 +114,7 @@ class Lab:
         with tempfile.TemporaryDirectory() as folder:
             paths = [Path(folder) / f"{n}.b2nd" for n in range(len(self.learned))]
             for path, patient in zip(paths, self.learned, strict=True):
-                save(prepare(patient, config.spacing_mm), path)
+                save_prepared(prepare(patient, config.spacing_mm), path)
             stream = PatchDataset(paths, config.patch, config.oversample_foreground, config.seed)
             end = time.perf_counter() + BUDGET_S - self.spent
             for batch in tqdm(batches(stream, config.batch, 0, steps), "learn", steps, leave=False):

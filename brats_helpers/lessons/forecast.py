@@ -20,7 +20,7 @@ OTHER_SECONDS = 80.0  # of notebooks 02 to 05 that depend little on the network:
 OTHER_STEPS = 350  # validation, evaluation and notebook 04, in training steps
 
 
-def forecast(config: Config, device: Device, seconds: float = 2.0) -> float | None:
+def forecast_minutes(config: Config, device: Device, seconds: float = 2.0) -> float | None:
     """Print device, precision, threads and the minutes that notebooks 02 to 05 will take.
 
     Returns the minutes; None, and no measurement, for a preset other than quick.

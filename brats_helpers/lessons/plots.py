@@ -534,7 +534,7 @@ def dice_boxplot(rows: Sequence[Mapping], synthetic: bool = False) -> Figure:
 
 
 def diagram_unet(rows: Sequence[Mapping]) -> Figure:
-    """Draw the network of `unet.level_table` as a U, and next to it the memory of its levels.
+    """Draw the network of `levels.level_table` as a U, and next to it the memory of its levels.
 
     Memory is that of the convolutions' outputs, four bytes a number: two in the encoder and two in
     the decoder of each level, for one patch.

@@ -3,7 +3,6 @@
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
-    "losses": ["batch_dice_loss", "cross_entropy_loss", "deep_supervision_loss",
-              "labels_to_regions", "region_loss"],
-    "unet": ["UNet", "count_parameters", "level_table"],
+    "losses": ["deep_supervision_loss", "labels_to_regions"],
+    "unet": ["UNet", "count_parameters", "layers_in_use"],
 })

@@ -1,8 +1,8 @@
-"""The training loss: for each region batch Dice + binary cross-entropy, on three resolutions.
+"""The training loss: batch Dice + binary cross-entropy of each region, at three resolutions.
 
-Dice as in Milletari et al. 2016 (arXiv:1606.04797) over the whole batch at once, cross-entropy as
-in Futrega et al. 2021 (arXiv:2110.03352, section 3.4); deep supervision weights from Isensee et al.
-2021 (doi:10.1038/s41592-020-01008-z).
+Dice is that of Milletari et al. 2016 (arXiv:1606.04797), over the whole batch at once. The
+cross-entropy follows Futrega et al. 2021 (arXiv:2110.03352, section 3.4), and the weights of deep
+supervision follow Isensee et al. 2021 (doi:10.1038/s41592-020-01008-z).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def batch_dice_loss(logits: Tensor, target: Tensor,
 
     logits and target are (B, 3, D, H, W); target may be soft, between 0 and 1. With one sum over
     the batch, the loss of a patch without a region does not jump between 0 and 1. `reduce` adds up
-    the sums of several processes that share a batch.
+    the sums of all processes that share a batch.
     """
     probability = torch.sigmoid(logits)
     axes = (0, 2, 3, 4)
@@ -45,7 +45,7 @@ def batch_dice_loss(logits: Tensor, target: Tensor,
 def cross_entropy_loss(logits: Tensor, target: Tensor, class_weight: float = 1.0) -> Tensor:
     """Compute the mean binary cross-entropy of each region: (3,).
 
-    `class_weight` multiplies the part of tumor voxels.
+    `class_weight` multiplies the loss of the voxels inside the region.
     """
     weight = None if class_weight == 1 else torch.tensor(class_weight, device=logits.device)
     loss = F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight, reduction="none")

@@ -1,8 +1,8 @@
 """Instance norm (Ulyanov et al. 2016, arXiv:1607.08022) that keeps the layout of its input.
 
-Torch's own norm puts the channels first and costs two copies of every activation; convolutions on a
-CPU want them last. Over one patch instance norm is batch norm, which keeps the layout. A compiler
-for GPUs receives the formula, which it fuses with the operations around it.
+Torch's own norm puts the channels first, where convolutions on a CPU want them last, and so costs
+two copies of every activation. Over a single patch, instance norm equals batch norm, which keeps
+the layout. A compiler for GPUs gets the formula, which it fuses with the operations around it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ NARROW = 16  # channels; with fewer, torch's batch norm adds long sums in float3
 
 
 def compiled(x: Tensor) -> bool:
-    """Return whether a network compiled for the GPU of x runs (`build.compile_for_training`)."""
+    """Tell whether this runs in a network compiled for x's GPU (`build.compile_for_training`)."""
     return x.device.type == "cuda" and torch.compiler.is_compiling()
 
 
 class InstanceNorm3d(nn.InstanceNorm3d):
-    """`nn.InstanceNorm3d(channels, affine=True)`, the same numbers in the layout of its input."""
+    """An `nn.InstanceNorm3d(channels, affine=True)` whose output keeps its input's layout."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize each channel of each patch of (B, C, D, H, W), then scale and shift it."""

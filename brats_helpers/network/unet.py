@@ -96,7 +96,7 @@ class UNet(nn.Module):
     def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
         """Run a stage, and lay its output out once for the next level, the skip and the head.
 
-        A call of the whole stage would keep its input, the largest tensor of inference, to the end.
+        Calling the whole stage would keep its input, the largest tensor of inference, to the end.
         """
         if self.checkpointing and self.training:
             return channels_last_where_faster(checkpoint(stage, x, use_reentrant=False))
@@ -108,7 +108,7 @@ class UNet(nn.Module):
 def joined(upsample: nn.Module, x: Tensor, skips: list[Tensor]) -> Tensor:
     """Concatenate the upsampled x and the last of the skips, which is removed.
 
-    At inference on a CPU the skip is freed before x is upsampled, which lowers the peak of memory.
+    At inference on a CPU the skip is freed before x is upsampled, which lowers the peak memory.
     """
     if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
         return torch.cat((upsample(x), skips.pop()), dim=1)
@@ -143,27 +143,3 @@ def layers_in_use(model: nn.Module, x: Tensor) -> list[nn.Module]:
     for hook in hooks:
         hook.remove()
     return met
-
-
-def level_table(filters: Sequence[int], patch: int,
-                in_channels: int = len(CHANNELS)) -> list[dict]:
-    """List the levels: name, channels, edge, parameters and receptive field, lengths in voxels.
-
-    Counts the parameters of a network built on the meta device (shapes without memory).
-    """
-    with torch.device("meta"):
-        model = UNet(filters, in_channels)
-    rows, field, step = [], 1, 1
-    for i, stage in enumerate(model.encoder):
-        for conv in (block[0] for block in stage):
-            field += (conv.kernel_size[0] - 1) * step
-            step *= conv.stride[0]
-        rows.append({"level": f"encoder {i}", "channels": filters[i], "edge": patch // 2**i,
-                     "parameters": count_parameters(stage), "receptive_field": field})
-    for j, stages in enumerate(zip(model.upsample, model.decoder, strict=True)):
-        i = len(filters) - 2 - j
-        rows.append({"level": f"decoder {i}", "channels": filters[i], "edge": patch // 2**i,
-                     "parameters": sum(map(count_parameters, stages)), "receptive_field": None})
-    rows.append({"level": "heads", "channels": len(REGIONS), "edge": patch,
-                 "parameters": count_parameters(model.heads), "receptive_field": None})
-    return rows

@@ -47,7 +47,7 @@ def brats_affine(spacing_mm: float) -> np.ndarray:
 
 def coordinates_mm(spacing_mm: float,
                    extent_mm: Sequence[float] = BRATS_SHAPE) -> np.ndarray:
-    """Give each voxel's place in mm from the middle of the brain, (3, X, Y, Z) float32.
+    """Compute each voxel's place in mm from the middle of the brain, (3, X, Y, Z) float32.
 
     As in the template, right, anterior and superior are positive.
     """
@@ -58,7 +58,7 @@ def coordinates_mm(spacing_mm: float,
 
 
 def size_rank(seed: int, index: int) -> float:
-    """Rank a patient's tumor size by a golden ratio sequence.
+    """Return the rank of a patient's tumor size, 0 to 1, from a golden ratio sequence.
 
     Any run of patients then has small and large tumors in the same proportion.
     """
@@ -66,7 +66,7 @@ def size_rank(seed: int, index: int) -> float:
 
 
 def rotation_and_scale(rng: np.random.Generator) -> np.ndarray:
-    """Draw a patient's rotation, size and side: a matrix, (3, 3), from place to template."""
+    """Draw a patient's rotation, size and mirroring: the (3, 3) matrix from place to template."""
     angles = rng.uniform(-6, 6, 3) * (1, -1, 1)
     rotation = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
     return (rotation @ np.diag(rng.uniform(1.0, 1.17, 3))
@@ -74,7 +74,7 @@ def rotation_and_scale(rng: np.random.Generator) -> np.ndarray:
 
 
 class Mass(Protocol):
-    """What pushes tissue away."""
+    """A mass that pushes tissue away."""
 
     center: Sequence[float]  # mm from the middle of the brain
     radius: float
@@ -82,7 +82,10 @@ class Mass(Protocol):
 
 
 def displaced(source: np.ndarray, place: np.ndarray, masses: Sequence[Mass]) -> np.ndarray:
-    """Apply the mass effect: tissue from a tumor's center moves to its surroundings."""
+    """Apply the mass effect to source, in place: tissue moves away from a tumor's center.
+
+    source and place are (3, X, Y, Z) in mm.
+    """
     for mass in masses:
         away = place - column(mass.center)
         distance = np.sqrt((away**2).sum(0)) + 1e-3
@@ -114,5 +117,5 @@ def _head() -> np.ndarray:
 
 
 def column(values: Sequence[float]) -> np.ndarray:
-    """Shape three numbers so that they apply to (3, X, Y, Z)."""
+    """Shape three numbers so that they broadcast over (3, X, Y, Z)."""
     return np.array(values, np.float32)[:, None, None, None]

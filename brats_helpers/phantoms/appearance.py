@@ -1,4 +1,4 @@
-"""How the varied kind looks: tissues to four modalities, with all that scanners add."""
+"""The look of the varied kind: from tissues to four modalities, with all that scanners add."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPREAD = np.array([[0.20, 0.08, 0.08, 0.26, 0.14, 0.12, 0.13],
                    [0.20, 0.09, 0.05, 0.14, 0.10, 0.07, 0.09],
                    [0.20, 0.09, 0.05, 0.13, 0.10, 0.07, 0.16],
                    [0.20, 0.08, 0.10, 0.20, 0.16, 0.14, 0.16]], np.float32)
-# How a tissue's water, which varies within it, changes each modality; and the largest strength.
+# How a tissue's water, which varies within it, changes each modality, and its largest strength.
 WATER = np.array([1.0, -0.45, -0.35, 0.9], np.float32)
 MOTTLING = 0.20
 
@@ -95,7 +95,7 @@ def scan(rng: np.random.Generator, grid: np.ndarray, shares: np.ndarray, tissue:
 
 def _texture(rng: np.random.Generator, images: np.ndarray, shares: np.ndarray,
              spacing_mm: float) -> None:
-    """Make tissues uneven: by their water, which all modalities see, and by what only one sees."""
+    """Make tissues uneven, by their water, which all modalities show, and in each modality."""
     tumor = shares[NECROSIS:].sum(0)
     shape = tumor.shape
     fine, coarse = (smooth_noise(rng, shape, rng.uniform(*limits) / spacing_mm)
@@ -111,7 +111,7 @@ def _texture(rng: np.random.Generator, images: np.ndarray, shares: np.ndarray,
 
 def _leftovers(rng: np.random.Generator, images: np.ndarray, outside: np.ndarray,
                spacing_mm: float) -> None:
-    """Give what skull-stripping left of dura, fat and muscle any intensity."""
+    """Give arbitrary intensities to the dura, fat and muscle that skull-stripping left."""
     plain = rng.uniform(0.3, 1.2)
     levels = (rng.uniform(0.2, 0.9), plain, plain + rng.uniform(0, 2), rng.uniform(0.2, 1.3))
     uneven = np.exp(0.4 * smooth_noise(rng, outside.shape, rng.uniform(4, 10) / spacing_mm))
@@ -121,7 +121,7 @@ def _leftovers(rng: np.random.Generator, images: np.ndarray, outside: np.ndarray
 
 def _enhance_normal(rng: np.random.Generator, grid: np.ndarray, images: np.ndarray, tissue: Tissue,
                     labels: np.ndarray, spacing_mm: float) -> None:
-    """Add what takes up gadolinium and is no tumor: vessels, plexus, sinuses, falx and dura."""
+    """Add what takes up gadolinium but is no tumor: vessels, plexus, sinuses, falx and dura."""
     gray, white, brain, _ = tissue
     shape, healthy = labels.shape, labels == 0
     fluid = np.clip(brain - gray - white, 0, 1) * healthy

@@ -25,10 +25,10 @@ TEST_INDEX = 90_000  # the first test patient's number, so that no name occurs t
 
 def build_cohort(folder: Path, seed: int, patients: int, test_patients: int, spacing_mm: float,
                  jobs: int = -1, kind: str = "phantom") -> tuple[Path, Path | None]:
-    """Write the training and the test archive into `folder`, of one of KINDS.
+    """Write the training and the test archive of one of KINDS into `folder`.
 
     Archives of the same settings are reused. The same settings give the same bytes. Returns both
-    paths, the second None without test patients.
+    paths; the second is None without test patients.
     """
     folder = Path(folder)
     paths = []
@@ -43,7 +43,7 @@ def build_cohort(folder: Path, seed: int, patients: int, test_patients: int, spa
 
 
 def _build_archive(path: Path, settings: dict, indices: Sequence[int], jobs: int) -> None:
-    note = path.with_suffix(".json")  # the settings of the archive beside it
+    note = path.with_suffix(".json")  # the settings of the archive that lies beside it
     if path.is_file() and note.is_file() and json.loads(note.read_text()) == settings:
         return
     note.unlink(missing_ok=True)

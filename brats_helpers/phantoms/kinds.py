@@ -18,7 +18,7 @@ VERSIONS = {"phantom": plain.VERSION, "varied": varied.VERSION}
 def make_patient(seed: int, index: int, spacing_mm: float = 2.0, kind: str = "phantom") -> Patient:
     """Make patient number `index` of a synthetic cohort; the same numbers give the same voxels.
 
-    kind: one of KINDS. "phantom" is the plain kind.
+    `kind` is one of KINDS; "phantom" means the plain kind.
     """
     return KINDS[kind](seed, index, spacing_mm)
 

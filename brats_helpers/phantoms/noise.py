@@ -9,16 +9,16 @@ import numpy as np
 
 
 def smooth_noise(rng: np.random.Generator, shape: Sequence[int], length: float) -> np.ndarray:
-    """Make noise that varies over `length` voxels, mean 0, deviation about 0.45: float32."""
+    """Make noise that varies over `length` voxels, with mean 0, deviation about 0.45: float32."""
     nodes = [int(np.ceil(s / length)) + 3 for s in shape]
     field = rng.standard_normal(nodes).astype(np.float32)
-    for axis, s in enumerate(shape):  # separable: one cubic interpolation an axis
+    for axis, s in enumerate(shape):  # separable: one cubic interpolation per axis
         field = _interpolate(field, np.linspace(1, 1 + (s - 1) / length, s), axis)
     return field / 0.75
 
 
 def _interpolate(array: np.ndarray, positions: np.ndarray, axis: int) -> np.ndarray:
-    """Smooth an array along an axis by cubic B-splines, at real-valued positions."""
+    """Interpolate an array along an axis by cubic B-splines, at real-valued positions."""
     first = np.floor(positions).astype(int)
     t = (positions - first).astype(np.float32)
     weights = ((1 - t) ** 3 / 6, (3 * t**3 - 6 * t**2 + 4) / 6,
@@ -32,7 +32,7 @@ def _interpolate(array: np.ndarray, positions: np.ndarray, axis: int) -> np.ndar
 
 @dataclass(frozen=True)
 class Noise:
-    """Random fields in a box of a volume, drawn for all of it: a box changes no voxel."""
+    """Random fields drawn for a whole volume and cut to a box, which so changes no voxel."""
 
     rng: np.random.Generator
     shape: tuple[int, ...]  # of the volume

@@ -56,7 +56,7 @@ class Lesion:
 
 
 def make_plain(seed: int, index: int, spacing_mm: float = 2.0) -> Patient:
-    """Make patient number `index` of the plain cohort `seed`; both always give the same voxels."""
+    """Make patient number `index` of the plain cohort `seed`; equal numbers give equal voxels."""
     rng = np.random.default_rng([seed, index, VERSION])
     lesions = plan_lesions(rng, size_rank(seed, index))
     place = coordinates_mm(spacing_mm)
@@ -77,7 +77,7 @@ def make_plain(seed: int, index: int, spacing_mm: float = 2.0) -> Patient:
 def plan_lesions(rng: np.random.Generator, rank: float) -> list[Lesion]:
     """Draw one or two tumors: most with a rim around necrosis, some without ET, some of ET only.
 
-    rank: the first tumor's place in the distribution of sizes, from 0 (smallest) to 1.
+    `rank` is the first tumor's place in the distribution of sizes, from 0 (smallest) to 1.
     """
     kind = rng.choice(["ring", "no ET", "ET only"], p=(0.82, 0.09, 0.09))
     lesions = []
@@ -113,7 +113,7 @@ def grow(noise: Noise, place: np.ndarray, lesion: Lesion, tissue: np.ndarray,
          spacing_mm: float) -> np.ndarray:
     """Grow one tumor: labels (X, Y, Z) uint8, a core inside edema that follows white matter.
 
-    place: (3, X, Y, Z), mm from the middle of the brain; tissue: of `anatomy`.
+    place is (3, X, Y, Z), in mm from the middle of the brain; tissue is from `anatomy`.
     """
     gray, white, brain = tissue
     stretched = (place - column(lesion.center)) / column(lesion.axes)
@@ -141,7 +141,7 @@ def scan(noise: Noise, tissue: np.ndarray, labels: np.ndarray,
          spacing_mm: float) -> np.ndarray:
     """Compute a patient's modalities, (4, X, Y, Z) int16, 0 outside the brain.
 
-    tissue: gray matter, white matter and brain, (3, X, Y, Z); labels (X, Y, Z), 0 to 3.
+    tissue is gray matter, white matter and brain, (3, X, Y, Z); labels are (X, Y, Z), 0 to 3.
     """
     shares = _shares(noise, tissue, labels, spacing_mm)
     table = CONTRAST * np.exp(CONTRAST_SPREAD * noise.rng.standard_normal(CONTRAST.shape))
@@ -183,7 +183,7 @@ def _shares(noise: Noise, tissue: np.ndarray, labels: np.ndarray,
 
 
 def _depth_mm(mask: np.ndarray, spacing_mm: float) -> np.ndarray:
-    """Measure how deep in a mask its voxels lie; the nearest voxel outside touches its box."""
+    """Measure each voxel's depth in a mask, in mm; its padded box holds the nearest outside."""
     depth = np.zeros(mask.shape)
     if mask.any():
         box = padded_box(mask, 1)

@@ -29,7 +29,7 @@ class Tumor:
 
 
 def plan(rng: np.random.Generator, rank: float) -> list[Tumor]:
-    """Draw a main tumor of the size that `rank` gives it, from 0 to 1, and its satellites."""
+    """Draw a main tumor, whose size follows `rank` from 0 to 1, and its satellites."""
     kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
     radius = float(np.clip(16.5 * np.exp(0.45 * ndtri(np.clip(rank, 0.01, 0.99))), 5, 36))
     if kind == "solid":
@@ -89,7 +89,7 @@ def grow(rng: np.random.Generator, grid: np.ndarray, tumor: Tumor,
 
 def enhancing(rng: np.random.Generator, depth: np.ndarray, tumor: Tumor,
               spacing_mm: float) -> np.ndarray:
-    """Mark where the core takes up contrast agent; depth: mm from its center."""
+    """Mark where the core takes up contrast agent; depth is in mm from its center."""
     noise = smooth_noise(rng, depth.shape, rng.uniform(4, 12) / spacing_mm)
     if tumor.kind == "non-enhancing":
         return np.zeros(depth.shape, bool)

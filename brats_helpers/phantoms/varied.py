@@ -2,7 +2,7 @@
 
 A network that learns from these meets what real patients have and the plain kind lacks: solid,
 patchy and non-enhancing tumors, edema in fingers, hemorrhage, satellites, aged brains, careless
-skull-stripping, thick slices, and the shading of the coil. Domain randomization is the idea of
+skull-stripping, thick slices, and the shading of the coil. The domain randomization follows
 SynthSeg (Billot et al. 2023, doi:10.1016/j.media.2023.102789). The mean contrasts and their spread
 were set after a look at twenty development patients (docs/zero_shot.md).
 """
@@ -85,7 +85,7 @@ def brain_of(rng: np.random.Generator, grid: np.ndarray, tumors: list[Tumor],
     shell = np.clip(3 - 3.3 * depth, 0, 1)
     sulci = shell * np.clip(smooth_noise(rng, shape, rng.uniform(4, 7) / spacing_mm)
                             - rng.uniform(0, 1.2), 0, 1)
-    kept = (1 - 0.8 * shrunk * (gray < 0.75)) * (1 - sulci) * inside  # sulci of the old are wide
+    kept = (1 - 0.8 * shrunk * (gray < 0.75)) * (1 - sulci) * inside  # old brains have wide sulci
     return Tissue(gray * kept, white * (1 - sulci) * inside, inside, inside & (brain < 0.5))
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..basics.config import preset
 from ..basics.device import describe_device
 from ..data.preprocessing import prepare
-from ..data.storage import save
+from ..data.storage import save_prepared
 from ..evaluation.checkpoints import read_checkpoint, write_safetensors
 from ..evaluation.pretrained import WEIGHTS
 from ..phantoms.varied import VERSION, make_varied
@@ -51,4 +51,4 @@ def prepare_phantoms(folder: Path, number: int) -> list[Path]:
 
 def _prepare_one(path: Path, index: int) -> None:
     patient = make_varied(CONFIG.seed, index, CONFIG.spacing_mm)
-    save(prepare(patient, CONFIG.spacing_mm, f"varied {CONFIG.seed} {index}"), path)
+    save_prepared(prepare(patient, CONFIG.spacing_mm, f"varied {CONFIG.seed} {index}"), path)

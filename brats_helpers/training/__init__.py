@@ -3,9 +3,8 @@
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
+    "forming": ["read_forming"],
     "launch": ["for_all_gpus", "train_here"],
-    "loop": ["train"],
-    "stages": ["for_cohort", "train_work"],
-    "state": ["new_state"],
-    "step": ["learning_rate", "plain_train_step", "prepare_batch", "train_step"],
+    "stages": ["settings_for_cohort"],
+    "step": ["plain_train_step", "train_step"],
 })

@@ -14,7 +14,7 @@ from ..basics.config import Config
 from ..basics.device import Device
 from ..basics.files import atomic_path
 from ..data.preprocessing import network_input, slice_with_most_tumor
-from ..data.storage import load
+from ..data.storage import load_prepared
 from ..evaluation.sliding_window import sliding_window_inference
 from . import distributed
 from .state import State
@@ -39,7 +39,7 @@ class Forming:
         """Write the slice with most tumor, (3, H, W) uint8, if this step is one to keep."""
         if state.step not in self.steps:
             return
-        prepared, network = load(self.patient), state.ema.module.eval()
+        prepared, network = load_prepared(self.patient), state.ema.module.eval()
         image = network_input(prepared, self.device)
         found = sliding_window_inference(network, image, self.config.patch, self.config.overlap,
                                          device=self.device)

@@ -24,7 +24,7 @@ from ..basics.errors import BratsError, Stopped
 from ..basics.files import stop_button, write_json
 from ..data.loaders import PatchDataset, batches, explain_killed_worker
 from ..data.preprocessing import Prepared, network_input
-from ..data.storage import load
+from ..data.storage import load_prepared
 from ..evaluation.build import for_inference
 from ..evaluation.checkpoints import write_checkpoint
 from ..evaluation.metrics import dice, regions
@@ -173,7 +173,7 @@ def validate(model: nn.Module, paths: Sequence[Path], config: Config,
     scores = []
     example = None
     for path in paths[distributed.rank()::distributed.world_size()]:
-        prepared = load(path)
+        prepared = load_prepared(path)
         image = network_input(prepared, device)
         probability = sliding_window_inference(model, image, config.patch, config.overlap,
                                                device=device, stretch=STRETCH)

@@ -53,7 +53,7 @@ def training_files(config: Config, work: Path,
     return [files[name] for name in learned], [files[name] for name in held_out]
 
 
-def for_cohort(config: Config, cohort: Cohort, asked: Collection[str] = ()) -> Config:
+def settings_for_cohort(config: Config, cohort: Cohort, asked: Collection[str] = ()) -> Config:
     """Choose the settings for the patients of a work folder, as `for_few_patients` describes."""
     return for_few_patients(config, len(cohort.training_names(config)), cohort.synthetic, asked)
 

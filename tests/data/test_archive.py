@@ -26,7 +26,7 @@ from brats_helpers.data.archive import (
     list_archive,
     patients_in,
     readable_in_place,
-    summarize,
+    summarize_archive,
 )
 from brats_helpers.data.cases import check_case, find_twins, on_disk, read_case
 from brats_helpers.data.check import check_path
@@ -44,7 +44,7 @@ def cohort(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tgz", "a.zip"])
 def test_list_and_extract_give_what_was_packed(cohort: Path, tmp_path: Path, name: str) -> None:
     archive = pack(cohort, tmp_path / name)
-    rows = summarize(list_archive(archive))
+    rows = summarize_archive(list_archive(archive))
     assert [row["name"] for row in rows] == ["P1", "P2"] and len(rows[0]["files"]) == 5
     for path in extract(archive, tmp_path / "out"):
         assert path.read_bytes() == (cohort / path.relative_to(tmp_path / "out")).read_bytes()
@@ -122,7 +122,7 @@ def test_bombs_are_refused_before_anything_is_written(tmp_path: Path, faults) ->
 
 
 def test_the_decathlons_patients_are_counted() -> None:
-    rows = summarize(
+    rows = summarize_archive(
         [
             Member(f"Task01/{folder}/BRATS_{n:03d}.nii.gz", 10**6)
             for n in range(3)

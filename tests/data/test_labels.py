@@ -11,8 +11,8 @@ from conftest import small_volumes, write_case
 
 from brats_helpers.basics.errors import BratsError
 from brats_helpers.data.cases import Case, check_cohort, find_cases, read_case, write_mask
-from brats_helpers.data.labels import as_written, convert, scheme_of, table_text
-from brats_helpers.data.plausibility import of_cohort
+from brats_helpers.data.labels import as_written, convert, label_table, scheme_of
+from brats_helpers.data.plausibility import cohort_warnings
 
 OLD, NEW = ("_flair", "_t1", "_t1ce", "_t2", "_seg"), ("-t2f", "-t1n", "-t1c", "-t2w", "-seg")
 IMAGES, LABELS = small_volumes()
@@ -97,7 +97,7 @@ def test_a_list_of_its_own_comes_before_names() -> None:
     assert scheme_of(case).title == "its list of labels" and scheme_of(case).on_disk == (0, 2, 1, 3)
     assert as_written(case)[1] == 2 and convert(case, np.array([1, 2, 3])).tolist() == [2, 1,
                                                                                               3]
-    assert "4 refused" in table_text() and "1 ET, 2 NCR, 3 NCR, 4 ED" in table_text()
+    assert "4 refused" in label_table() and "1 ET, 2 NCR, 3 NCR, 4 ED" in label_table()
 
 
 def test_label_3_for_4_is_read_and_the_cohort_is_warned_of_once(tmp_path: Path) -> None:
@@ -107,26 +107,30 @@ def test_label_3_for_4_is_read_and_the_cohort_is_warned_of_once(tmp_path: Path) 
         write_case(tmp_path, name, IMAGES, on_disk, endings=NEW if "GLI" in name else OLD)
     rows = check_cohort(find_cases(tmp_path), 1)
     assert not any(row["problems"] for row in rows)
-    (brats,) = of_cohort(rows)
+    (brats,) = cohort_warnings(rows)
     assert "tumor in 1 patient(s), such as BraTS2021_00001, and their data set has 4" in brats
     for name in ("BraTS2021_00002", "B", "C"):
         write_case(tmp_path, name, IMAGES, LABELS)
-    own, brats = of_cohort(check_cohort(find_cases(tmp_path), 1))
+    own, brats = cohort_warnings(check_cohort(find_cases(tmp_path), 1))
     assert "in 2 patient(s), such as A, and label 4 in 2, such as B" in own
     assert "such as BraTS2021_00001, and label 4 in 1, such as BraTS2021_00002" in brats
 
 
 def test_pediatric_references_without_label_4_bring_a_warning(tmp_path: Path) -> None:
+    def warnings() -> list[str]:
+        rows = check_cohort(find_cases(tmp_path), 1)
+        return [text for text in cohort_warnings(rows) if "2023" in text]
+
     for number in range(2):
         write_case(tmp_path, f"BraTS-PED-0000{number}-000", IMAGES, LABELS % 4, endings=NEW)
-    (said,) = [text for text in of_cohort(check_cohort(find_cases(tmp_path), 1)) if "2023" in text]
+    (said,) = warnings()
     assert "(2 patient(s), such as BraTS-PED-00000-000)" in said and "1 may be NCR, 2 ED" in said
     write_case(tmp_path, "BraTS-PED-00002-000", IMAGES, LABELS, endings=NEW)
-    assert not [text for text in of_cohort(check_cohort(find_cases(tmp_path), 1)) if "2023" in text]
+    assert not warnings()
 
 
 def test_a_reference_with_one_label_among_others_is_asked_about(tmp_path: Path) -> None:
     write_case(tmp_path, "P1", IMAGES, LABELS)
     write_case(tmp_path, "P2", IMAGES, (LABELS > 0).astype(np.uint8))
-    (said,) = of_cohort(check_cohort(find_cases(tmp_path), 1))
+    (said,) = cohort_warnings(check_cohort(find_cases(tmp_path), 1))
     assert "such as P2, has one label alone" in said and "a mask of the whole tumor" in said

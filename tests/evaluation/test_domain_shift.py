@@ -15,7 +15,7 @@ from scipy.stats import wasserstein_distance
 from brats_helpers.data import fingerprint
 from brats_helpers.data.cases import read_case
 from brats_helpers.data.preprocessing import prepare
-from brats_helpers.data.storage import load
+from brats_helpers.data.storage import load_prepared
 from brats_helpers.evaluation import domain_shift as shift
 from brats_helpers.evaluation.batch import predict_cases
 from brats_helpers.evaluation.checkpoints import read_checkpoint, write_checkpoint
@@ -85,7 +85,7 @@ def test_distances_are_scipys_on_all_voxels_and_none_to_oneself(patients: list) 
 def test_training_notes_what_it_saw(prepared, tmp_path: Path) -> None:  # noqa: F811
     paths = [*prepared, *prepared[:1]]
     train(CONFIG, paths, prepared[:1], tmp_path, device=CPU)
-    training_ranges = shift.ranges([load(path).meta.fingerprint for path in paths])
+    training_ranges = shift.ranges([load_prepared(path).meta.fingerprint for path in paths])
     assert training_ranges and all(
         read_checkpoint(tmp_path / name, CPU)["seen"] == training_ranges
         for name in ("best.pt", "last.pt")

@@ -11,13 +11,13 @@ from scipy import ndimage
 
 from brats_helpers.basics.constants import HD95_EMPTY_MM
 from brats_helpers.evaluation.metrics import (
+    average_scores,
     bootstrap_ci,
     dice,
     distances_mm,
     hd95,
     regions,
     score_case,
-    summarize,
     threshold_baseline,
 )
 
@@ -78,7 +78,7 @@ def test_intervals_hold_the_mean_and_are_reproducible() -> None:
     assert low < mean < high and (mean, low, high) == bootstrap_ci(values)
     assert abs((high - low) - 2 * 1.96 * values.std() / np.sqrt(30)) < 0.02  # near the normal one
     row = score_case(blobs(0), blobs(1000), (1, 1, 1))
-    assert summarize([row, row])["dice"]["WT"] == row["WT"]["dice"]
+    assert average_scores([row, row])["dice"]["WT"] == row["WT"]["dice"]
 
 
 def test_baseline_finds_a_bright_ball_and_ignores_a_second_one() -> None:

@@ -14,7 +14,7 @@ def test_it_says_what_was_chosen_and_leaves_the_random_numbers_alone(capsys) -> 
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    minutes = forecast.forecast(CONFIG, CPU, seconds=0.1)
+    minutes = forecast.forecast_minutes(CONFIG, CPU, seconds=0.1)
     assert torch.equal(torch.rand(2), expected)
     said = capsys.readouterr().out
     assert f"cpu, float32, {torch.get_num_threads()} threads; 12 steps of 2 patches of 16" in said
@@ -23,7 +23,7 @@ def test_it_says_what_was_chosen_and_leaves_the_random_numbers_alone(capsys) -> 
 
 def test_another_preset_is_not_measured(monkeypatch, capsys) -> None:
     monkeypatch.setattr(forecast, "step_seconds", None)
-    assert forecast.forecast(preset("full"), CPU) is None
+    assert forecast.forecast_minutes(preset("full"), CPU) is None
     assert "costs.md" in capsys.readouterr().out
 
 

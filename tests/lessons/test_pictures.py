@@ -22,6 +22,7 @@ from brats_helpers.data.cases import Patient
 from brats_helpers.data.preprocessing import prepare, slice_with_most_tumor
 from brats_helpers.evaluation.metrics import score_case
 from brats_helpers.lessons import plots, surfaces
+from brats_helpers.lessons.levels import level_table
 from brats_helpers.lessons.session import show_figures
 from brats_helpers.lessons.surfaces import camera, render
 from brats_helpers.lessons.viewers import (
@@ -31,7 +32,6 @@ from brats_helpers.lessons.viewers import (
     slice_viewer,
     threshold_explorer,
 )
-from brats_helpers.network.unet import level_table
 from brats_helpers.phantoms.kinds import make_patient
 from brats_helpers.tools.series import smaller_png
 

@@ -17,7 +17,7 @@ from brats_helpers.basics.device import Device, describe_device
 from brats_helpers.basics.errors import BratsError
 from brats_helpers.evaluation.build import WORTH_COMPILING, compile_for_training, for_inference
 from brats_helpers.network import unet
-from brats_helpers.network.unet import UNet, count_parameters, level_table
+from brats_helpers.network.unet import UNet, count_parameters
 
 
 def dynunet(filters: tuple[int, ...], supervised: bool = False) -> DynUNet:
@@ -144,13 +144,6 @@ def test_a_compiled_copy_for_inference_rounds_once_and_serves_the_next_network(
             torch.testing.assert_close(torch.sigmoid(twin(x).float()), torch.sigmoid(exact),
                                        atol=0.03, rtol=0)
     assert programs() == before + 1
-
-
-def test_level_table_counts_every_parameter_and_doubles_the_field() -> None:
-    rows = level_table((64, 96, 128, 192, 256, 384, 512), 128)
-    assert sum(row["parameters"] for row in rows) == 50_838_665
-    assert [row["receptive_field"] for row in rows[:7]] == [5, 11, 23, 47, 95, 191, 383]
-    assert [row["edge"] for row in rows[:7]] == [128, 64, 32, 16, 8, 4, 2]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from brats_helpers.basics.errors import BratsError, Stopped
 from brats_helpers.basics.files import read_json, write_json
 from brats_helpers.data.loaders import PatchDataset, batches
 from brats_helpers.data.splits import make_splits
-from brats_helpers.data.storage import load, save
+from brats_helpers.data.storage import load_prepared, save_prepared
 from brats_helpers.evaluation.checkpoints import read_checkpoint
 from brats_helpers.network.losses import deep_supervision_loss
 from brats_helpers.phantoms.kinds import make_patient
@@ -186,8 +186,8 @@ def test_where_a_group_fails_one_process_trains_alone_to_the_same_end(
 
 def test_a_poisoned_patient_is_named_whoever_has_met_it(work: Path, faults) -> None:
     for path in sorted((work / "preprocessed").glob("*.b2nd"))[1:]:
-        bad = load(path)
-        save(replace(bad, meta=replace(bad.meta, std=(float("nan"),) * 4)), path)
+        bad = load_prepared(path)
+        save_prepared(replace(bad, meta=replace(bad.meta, std=(float("nan"),) * 4)), path)
     with pytest.raises(
         BratsError,
         match=r"the loss became nan.*at step 0, on patches of P\d, P\d, P\d, P\d: .*on_nan=halve",

@@ -10,7 +10,7 @@ import torch
 from conftest import CONFIG, CPU, weights
 
 from brats_helpers.basics.errors import Stopped
-from brats_helpers.data.storage import load
+from brats_helpers.data.storage import load_prepared
 from brats_helpers.training import forming
 from brats_helpers.training.forming import read_forming
 from brats_helpers.training.loop import train
@@ -24,7 +24,7 @@ def test_slices_are_kept_at_early_steps_and_the_last_and_change_no_weight(prepar
     train(CONFIG, prepared[:3], prepared[3:], tmp_path / "seen", device=CPU)
     found = read_forming(tmp_path / "seen")
     assert list(found) == [0, 2, 5, 12]
-    shape = load(min(prepared)).volume.shape[2:]
+    shape = load_prepared(min(prepared)).volume.shape[2:]
     assert all(p.shape == (3, *shape) and 0 <= p.min() <= p.max() <= 1 for p in found.values())
     assert not np.array_equal(found[0], found[12])
     one, other = (weights(tmp_path / name / "last.pt") for name in ("short", "seen"))

@@ -27,7 +27,7 @@ from brats_helpers.basics.errors import BratsError, Stopped
 from brats_helpers.basics.files import read_json
 from brats_helpers.data import loaders
 from brats_helpers.data.loaders import PatchDataset, batches, patient_of
-from brats_helpers.data.storage import load, save
+from brats_helpers.data.storage import load_prepared, save_prepared
 from brats_helpers.evaluation.checkpoints import load_checkpoint, read_checkpoint
 from brats_helpers.training import loop as training
 from brats_helpers.training import resume, step
@@ -80,9 +80,9 @@ def test_patients_met_before_keep_no_file_open_and_do_not_travel_to_another_proc
 
 
 def test_integer_and_floating_point_patients_share_a_batch(prepared, tmp_path: Path) -> None:
-    other = load(prepared[1])
+    other = load_prepared(prepared[1])
     other.volume = other.volume.astype(np.float32)
-    save(other, tmp_path / "F.b2nd")
+    save_prepared(other, tmp_path / "F.b2nd")
     served = next(
         batches(PatchDataset([prepared[0], tmp_path / "F.b2nd"], 16, 0.4, 0), 2, 0, 1, workers=1)
     )
@@ -180,7 +180,7 @@ def test_every_patient_is_shown_equally_often_and_tumor_as_often_as_asked(prepar
 
 
 def test_a_patch_larger_than_the_brain_is_padded_with_background(prepared) -> None:
-    whole = load(prepared[0]).volume
+    whole = load_prepared(prepared[0]).volume
     item = PatchDataset(prepared[:1], 48, 0.0, 0)[[0]]["volume"][0].numpy()
     low = np.rint((48 - np.array(whole.shape[1:])) / 2).astype(int)  # in the middle
     around = [(0, 0), *((a, 48 - a - n) for a, n in zip(low, whole.shape[1:], strict=True))]
@@ -296,8 +296,8 @@ def test_a_stop_is_heeded_after_the_step_and_goes_on_to_the_same_bits(prepared, 
 @pytest.fixture
 def poisoned(prepared, tmp_path: Path) -> list[Path]:
     """Three patients to learn from, the second of which makes every loss NaN."""
-    bad = load(prepared[1])
-    save(replace(bad, meta=replace(bad.meta, name="BAD", std=(float("nan"),) * 4)),
+    bad = load_prepared(prepared[1])
+    save_prepared(replace(bad, meta=replace(bad.meta, name="BAD", std=(float("nan"),) * 4)),
          tmp_path / "BAD.b2nd")
     return [prepared[0], tmp_path / "BAD.b2nd", prepared[2]]
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import CONFIG, CPU
 
 from brats_helpers.basics.errors import BratsError
-from brats_helpers.data.storage import load
+from brats_helpers.data.storage import load_prepared
 from brats_helpers.evaluation.metrics import regions
 from brats_helpers.training import tensorboard as tracking
 from brats_helpers.training.loop import train
@@ -67,7 +67,7 @@ def test_tensorboard_reads_the_history_and_a_resumed_training_writes_no_step_twi
 
 
 def test_outlines_of_reference_and_prediction_are_side_by_side(prepared) -> None:
-    patient = load(prepared[0])
+    patient = load_prepared(prepared[0])
     reference = regions(patient.volume[4])
     picture = tracking.overlay(patient, reference)
     _, height, width = patient.volume.shape[1:]

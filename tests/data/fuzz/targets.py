@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from brats_helpers.basics.errors import BratsError
-from brats_helpers.data.archive import Limits, extract, summarize
+from brats_helpers.data.archive import Limits, extract, summarize_archive
 from brats_helpers.data.cases import Case, check_case
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -24,7 +24,7 @@ def archive(data: bytes) -> None:
         path.write_bytes(data[1:])
         try:
             written = extract(path, folder / "in" / "out", LIMITS)
-            summarize([])
+            summarize_archive([])
         except BratsError as error:
             assert path.name in str(error) or "could not be written" in str(error)
             written = []
