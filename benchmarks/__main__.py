@@ -16,6 +16,7 @@ from brats_helpers.basics.device import describe_device, keep_memory
 from . import cohort, peers
 from .items import ITEMS, Bench
 from .report import write
+from .timing import processor
 
 HERE = Path(__file__).resolve().parent
 
@@ -42,7 +43,7 @@ def main() -> int:
             done = getattr(bench, name)()
             results += done if isinstance(done, list) else [done] if done else []
     device = describe_device()
-    machine = {"processor": device.name, "threads": torch.get_num_threads(),
+    machine = {"processor": processor(device), "threads": torch.get_num_threads(),
                "precision": str(device.dtype), "torch": torch.__version__,
                "python": platform.python_version(), "data": "phantoms, 240 x 240 x 155" if synthetic
                else "real patients, 240 x 240 x 155", "date": datetime.date.today().isoformat()}

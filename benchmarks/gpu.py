@@ -29,7 +29,7 @@ from brats_helpers.basics.files import atomic_path, read_json, write_json
 from brats_helpers.data.cases import Patient
 from brats_helpers.data.loaders import PatchDataset, batches
 from brats_helpers.data.preprocessing import Prepared, prepare
-from brats_helpers.data.storage import save
+from brats_helpers.data.storage import save_prepared
 from brats_helpers.evaluation import sliding_window
 from brats_helpers.evaluation.build import WORTH_COMPILING, compile_for_training, for_inference
 from brats_helpers.network import losses
@@ -283,7 +283,7 @@ def parts(device: Device, filters: Sequence[int], patch: int, spacing_mm: float,
     patients = [make_patient(0, number, spacing_mm) for number in PATIENTS]
     paths = [folder / f"{patient.name}.b2nd" for patient in patients]
     for patient, path in zip(patients, paths, strict=True):
-        save(prepare(patient, spacing_mm), path)
+        save_prepared(prepare(patient, spacing_mm), path)
     kaggle, full = (PRESETS[name].with_(filters=tuple(filters), patch=patch, spacing_mm=spacing_mm)
                     for name in ("kaggle", "full"))
     return {"inference_seconds": lambda: infer_seconds(device, full, patients),

@@ -23,7 +23,7 @@ from brats_helpers.data.loaders import PatchDataset, batches
 from brats_helpers.evaluation import metrics, sliding_window
 from brats_helpers.evaluation import prediction as inference
 from brats_helpers.evaluation.checkpoints import load_checkpoint
-from brats_helpers.network import losses
+from brats_helpers.network import losses, norm
 from brats_helpers.network.unet import UNet
 from brats_helpers.training import augmentation as ours_augment
 from brats_helpers.training import step
@@ -63,7 +63,7 @@ class Bench:
         load = peers.monai_preprocessing()
 
         def ours() -> None:
-            storage.save(preprocessing.prepare(read_case(case), 1.0), out / "ours.b2nd")
+            storage.save_prepared(preprocessing.prepare(read_case(case), 1.0), out / "ours.b2nd")
 
         def monai() -> None:
             done = load(peers.monai_entry(case))
@@ -73,7 +73,7 @@ class Bench:
         ways = {"nnU-Net": lambda: self.nnunet.preprocess(case.name), "MONAI": monai,
                 "NVIDIA": lambda: peers.nvidia_preprocess(case, out)}
         ours(), ways["NVIDIA"]()
-        prepared = storage.load(out / "ours.b2nd")
+        prepared = storage.load_prepared(out / "ours.b2nd")
         scored = preprocessing.normalize(prepared.volume[:4], prepared.meta.mean, prepared.meta.std)
         brain = scored[4] == 1
         difference = np.abs(scored[:4] - np.load(out / "x.npy")[:4])[:, brain]
@@ -133,7 +133,7 @@ class Bench:
         volume, meta = storage.open_volume(files[0])
         patch = np.empty((5, 99, 99, 99), volume.dtype)
         storage.read_patch(volume, meta, (9, 9, 9), patch)
-        assert np.array_equal(storage.load(files[0]).volume, volume[:])
+        assert np.array_equal(storage.load_prepared(files[0]).volume, volume[:])
         assert np.array_equal(patch, volume[:, 9:108, 9:108, 9:108])
         equal = ("a patch is bit by bit the stored volume's; ours is int16 and is z-scored on the "
                  "device (see train-step)")
@@ -186,7 +186,8 @@ class Bench:
                         self.device.dtype)
         loss = peers.monai_loss(target)
         ways = {"MONAI fp32": _stepper(theirs, loss, x, torch.float32),
-                "MONAI equal precision": _stepper(theirs, loss, x, self.device.dtype)}
+                "MONAI equal precision": _stepper(theirs, loss, x, self.device.dtype),
+                "ours, torch's batch norm": mock.patch.object(norm, "NARROW", 0)(step)}
         with torch.inference_mode():
             a, b = ours.eval()(x), theirs.eval()(x)
         ours.train(), theirs.train()

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from brats_helpers.basics.files import atomic_path, read_json
 
-from . import costs, few_patients, gpu, report, zero_shot
+from . import costs, few_patients, gpu, report, whole_brain, zero_shot
 from . import real_tables as real
 
 HERE = Path(__file__).resolve().parent
+RESULTS = ("results", "plain_cpu/results")  # with bf16, and without
 MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 # Our code, the library that could replace it, and the item and peer that compare them.
 OURS = (("Blosc2 files and `read_patch`", "nnU-Net's store and loader", "patch", "nnU-Net"),
@@ -26,6 +27,7 @@ OURS = (("Blosc2 files and `read_patch`", "nnU-Net's store and loader", "patch",
         ("`data/preprocessing`", "MONAI's transforms", "preprocess", "MONAI"),
         ("`training/augmentation`", "MONAI's transforms", "augment", "MONAI"),
         ("`network/unet`", "MONAI's `DynUNet`", "train-step", "MONAI equal precision"),
+        ("`norm.Folded`", "torch's batch norm", "train-step", "ours, torch's batch norm"),
         ("`evaluation/sliding_window`", "MONAI's inferer", "infer, 8 views", "MONAI"),
         ("`evaluation/metrics`", "MONAI's metrics", "metrics", "MONAI"),
         ("the same", "DeepMind's surface-distance", "metrics", "surface-distance"),
@@ -38,12 +40,25 @@ def _stored(name: str) -> dict:
 
 def ours_or_library() -> str:
     """Return the table of what our code gains over the library that could replace it."""
-    results = {item["item"]: item for item in _stored("results")["items"]}
-    lines = ["| ours | library | gain | measured as |", "|---|---|---|---|"]
+    machines = [{item["item"]: item for item in _stored(name)["items"]} for name in RESULTS]
+    lines = ["| ours | library | gain with bf16 | without | measured as |", "|---|---|---|---|---|"]
     for ours, library, item, peer in OURS:
-        gain = "1/{:.1f} of the space" if results[item]["unit"] == "MB" else "{:.1f} times as fast"
-        lines.append(f"| {ours} | {library} | {gain.format(results[item]['ratio'][peer])} "
-                     f"| {item} |")
+        found = [results[item] for results in machines]
+        gain = "1/{:.1f} of the space" if found[0]["unit"] == "MB" else "{:.1f} times as fast"
+        gains = " | ".join(gain.format(result["ratio"][peer]) for result in found)
+        lines.append(f"| {ours} | {library} | {gains} | {item} |")
+    return "\n".join(lines)
+
+
+def missed() -> str:
+    """List the goals that a machine missed, as Markdown."""
+    lines = []
+    for name in RESULTS:
+        results, machine = report.load(HERE / f"{name}.json")
+        short = [f"{r.item} against {peer} {r.ratio[peer]:.2f} (goal {goal:.3g})" for r in results
+                 for peer, goal in r.goals.items() if r.ratio[peer] < goal]
+        lines.append(f"- {machine['processor']}, {machine['precision'].removeprefix('torch.')}: "
+                     f"{'; '.join(short) or 'none'}.")
     return "\n".join(lines)
 
 
@@ -53,7 +68,8 @@ def tables() -> dict[str, Callable[[], str]]:
                            for name in ("real_cohort", "real_cohort_earlier"))
     now = [result for result in everything if result["learnt"] == 8]
     found: dict[str, Callable[[], str]] = {
-        "costs": costs.table, "ours": ours_or_library,
+        "costs": costs.table, "ours": ours_or_library, "missed": missed,
+        "whole_brain": lambda: whole_brain.table(_stored("whole_brain")),
         "gpu": lambda: gpu.goals(_stored("gpu_nvidia_h200")),
         "by_patients": lambda: real.by_patients(everything)}
     shot = _stored("zero_shot")
@@ -79,8 +95,8 @@ def pages() -> dict[Path, str]:
         text = path.read_text(encoding="utf-8")
         if MARK.search(text):
             made[path] = MARK.sub(lambda m: f"{m[1]}\n{known[m[2]]()}\n\n{m[3]}", text)
-    results, machine = report.load(HERE / "results.json")
-    made[HERE / "results.md"] = report.table(results, machine)
+    for name in RESULTS:
+        made[HERE / f"{name}.md"] = report.table(*report.load(HERE / f"{name}.json"))
     made[HERE / "gpu_nvidia_h200.md"] = gpu.table(_stored("gpu_nvidia_h200"))
     return made
 

@@ -111,11 +111,11 @@ def on_loaders(folder: Path, spacing_mm: float = 1.0, patch: int = 128,
     """
     from brats_helpers.data.loaders import PatchDataset, batches
     from brats_helpers.data.preprocessing import prepare
-    from brats_helpers.data.storage import save
+    from brats_helpers.data.storage import save_prepared
     from brats_helpers.phantoms.kinds import make_patient
     paths, rows = [folder / f"{index}.b2nd" for index in range(2)], []
     for index, path in enumerate(paths):
-        save(prepare(make_patient(0, index, spacing_mm), spacing_mm), path)
+        save_prepared(prepare(make_patient(0, index, spacing_mm), spacing_mm), path)
     for workers in (0, 1, 2):
         stream = batches(PatchDataset(paths, patch, 0.4, 0), 2, 0, count + 10, workers)
         for _ in range(10):

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from brats_helpers.basics.device import Device
+
 Way = Callable[[], object]
 
 
@@ -37,6 +39,12 @@ class Result:
                 "peers": {k: round(v, 3) for k, v in self.peers.items()},
                 "ratio": {k: round(v, 2) for k, v in self.ratio.items()}, "goals": self.goals,
                 "equal": self.equal}
+
+
+def processor(device: Device) -> str:
+    """Return the processor's name, and the instructions to which oneDNN is limited, if it is."""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    return f"{device.name} limited to {limit}" if limit else device.name
 
 
 def race(ours: Way, peers: Mapping[str, Way], rounds: int,

@@ -122,7 +122,8 @@ def _predict_command(commands: argparse._SubParsersAction, shown: Mapping[str, o
                          help="the folder for <case>.nii.gz and predictions.csv")
     _import_option(predict)
     predict.add_argument("--tta", action="store_true",
-                         help="average over all 8 mirrored copies instead of 4: half as fast")
+                         help="average over all 8 mirrored copies instead of 2; takes at least "
+                              "four times as long")
     predict.add_argument("--overwrite", action="store_true",
                          help="make masks again that are there already")
     predict.add_argument("--jobs", type=int, default=1, metavar="N",

@@ -131,7 +131,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict) -> Config:
-        """Rebuild a configuration from a checkpoint's dictionary; BratsError if it is another."""
+        """Rebuild a configuration from `asdict` or a checkpoint; BratsError if it is invalid."""
         filters = values.get("filters") if isinstance(values, dict) else None
         named = isinstance(filters, (list, tuple)) and all(isinstance(name, str) for name in values)
         if not named:

@@ -39,14 +39,14 @@ def safe_cell(text: object) -> object:
 
 
 def output_file(path: Path) -> Path:
-    """Return the path to write to, with links resolved; BratsError if no file may be there."""
+    """Return the path to write to, with links resolved; BratsError if a file cannot go there."""
     path = Path(path)
     if path.is_dir():
         raise BratsError(f"{path} is a folder, and a file is written there: move it away, or name "
                          "another place.")
     if path.exists() and (not path.is_file() or _is_printed_to(path)):
-        raise BratsError(f"{path} is a device, a pipe or the file that is printed to, and would be "
-                         "replaced: name a file of its own.")
+        raise BratsError(f"{path} is a device, a pipe or the file that receives the printed "
+                         "output: name another file.")
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
@@ -62,7 +62,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; it replaces `path` when the block succeeds.
 
     It keeps the suffixes, by which nibabel chooses the format, and is removed on failure.
-    BratsError if the disk is full, the folder is read-only, or `path` is not a regular file.
+    BratsError if the disk is full, the folder is not writable, or `path` is no regular file.
     """
     path, temporary = Path(path), None
     try:
@@ -177,7 +177,7 @@ def gunzip(content: bytes, most: int = 0) -> bytes:
     except (EOFError, zlib.error, isal_zlib.error) as error:
         raise OSError(str(error)) from error
     if most and len(whole) > most:
-        raise OSError(f"it unpacks to more than {most:,} bytes, which its header does not ask for")
+        raise OSError(f"it unpacks to more than the {most:,} bytes that its header declares")
     return whole
 
 
@@ -193,7 +193,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, made_by: str) -> Any:
-    """Read a JSON file; BratsError if it is missing or invalid names `made_by`, "notebook 02"."""
+    """Read a JSON file that `made_by` ("notebook 02") wrote; BratsError if missing or invalid."""
     path = Path(path)
     if not path.is_file():
         raise BratsError(f"{path} is missing: run {made_by} first, which writes it.")

@@ -53,7 +53,7 @@ class Cohort:
         return [case.name for case in self.cases["test"] if case.reference]
 
     def held_out(self, config: Config) -> list[str]:
-        """Name the patients held out of training: validation or a fold, BratsError if missing."""
+        """Name the patients held out, the validation set or a fold; BratsError for no such fold."""
         folds = self.splits["folds"]
         if config.fold >= len(folds):
             raise BratsError(f"fold={config.fold} cannot work: this cohort is small and has folds "

@@ -1,4 +1,4 @@
-"""Convert a scanner's DICOM series to a NIfTI file that holds only voxels of the patient.
+"""Convert a scanner's DICOM series to a NIfTI file with the voxels and nothing else of the patient.
 
 A series is a folder of slices, one file each, placed by ImagePositionPatient (the first voxel),
 ImageOrientationPatient (the directions of rows and columns) and PixelSpacing (DICOM PS3.3, section
@@ -29,7 +29,7 @@ SHARED = ("ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
 
 def write_series(image: np.ndarray, affine: np.ndarray, folder: Path,
                  **attributes: object) -> list[Path]:
-    """Write a volume, (X, Y, Z) int16 of 0 or more, as a scanner does: one file per slice of Z.
+    """Write a volume, (X, Y, Z) int16 of 0 or more, as a scanner does: one file per slice along Z.
 
     `attributes` set DICOM keywords in every file, as in PatientName="Doe^Jane".
     """

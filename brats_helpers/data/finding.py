@@ -17,9 +17,9 @@ from .layouts import BIDS, FILE_NAME, NIFTI, case_of, group
 from .records import CONTROL, Case, Found, Unused, shown
 from .unused import explain, hint, list_unused, shorten
 
-WANTED = ("four files a patient named like X_flair.nii.gz, X_t1.nii.gz, X_t1ce.nii.gz, X_t2.nii.gz "
-          "(or X-t2f, X-t1n, X-t1c, X-t2w), BIDS, or a dataset.json of the Decathlon, nnU-Net or "
-          "MONAI")
+WANTED = ("four files per patient, named like X_flair.nii.gz, X_t1.nii.gz, X_t1ce.nii.gz, "
+          "X_t2.nii.gz (or X-t2f, X-t1n, X-t1c, X-t2w), BIDS, or a dataset.json of the Decathlon, "
+          "nnU-Net or MONAI")
 WORK = ("cohort.json", "config.json")  # files of a work folder, and the folders that we write there
 OURS = ("preprocessed", "predictions", "notebooks", "checkpoints", "everyone", "nnunet",
         "pretraining")
@@ -69,7 +69,7 @@ def find(folder: Path) -> Found:
 
 def _pictures(files: Sequence[Path]) -> list[Unused]:
     """Name pictures, for a folder that holds no scan."""
-    return shorten(Unused(p, f"in the format {p.suffix[1:].upper()}, and NIfTI is needed",
+    return shorten(Unused(p, f"in the format {p.suffix[1:].upper()}, but NIfTI is needed",
                           "use the scan that it was made from")
                    for p in files if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
 

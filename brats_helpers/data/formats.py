@@ -41,7 +41,7 @@ def write_nnunet(cases: Sequence[Case], splits: dict, folder: Path, synthetic: b
     for case in tqdm(cases, desc="export", unit="patient"):
         if not exportable(case):
             raise BratsError(f"patient {case.name}: the export needs a file for each modality, "
-                             "unpacked, and a reference; leave it out.")
+                             "unpacked, and a reference; leave this patient out.")
         label, tag = root / "labelsTr" / f"{case.name}.nii.gz", content_hash(case, 0)
         if sources.get(case.name) != tag or not label.is_file():
             _write_label(case, label)

@@ -59,7 +59,7 @@ def fail(case: Case, path: Path | Packed, problem: str, remedy: str) -> NoReturn
 def open_image(case: Case, path: Path | Packed) -> nib.Nifti1Image:
     """Open an image: its header is read, and its voxels are not yet an array.
 
-    Compression is recognized by content, not by name. BratsError if it is no sound NIfTI file.
+    Compression is recognized by content, not by name. BratsError if it is not a sound NIfTI file.
     """
     content = b""
     try:
@@ -180,7 +180,7 @@ def guessed_axes(case: Case, scans: Sequence[nib.Nifti1Image]) -> tuple[str, ...
 
 
 def check_voxels(case: Case, path: Path | Packed, scan: nib.Nifti1Image) -> None:
-    """Raise BratsError for units other than mm, odd sizes, or a header unlike the affine."""
+    """Raise BratsError for units other than mm, odd voxel sizes, or a header unlike its affine."""
     zooms = np.array(scan.header.get_zooms()[:3], float)
     edges = np.linalg.norm(scan.affine[:3, :3], axis=0)
     unit, factor = UNITS.get(int(scan.header["xyzt_units"]) & 7, ("mm", 1.0))

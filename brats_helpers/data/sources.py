@@ -43,7 +43,7 @@ def archives_of(path: Path) -> list[Path]:
 def resolve_source(path: Path) -> Path:
     """Return the place to read from: an archive, a folder of patients, or a folder of archives.
 
-    It is the archive of a folder with only one, as on Kaggle. BratsError if nothing can be read.
+    A folder with one archive, as on Kaggle, means that archive. BratsError if nothing can be read.
     """
     path = Path(path).expanduser().absolute()
     if path.is_dir():

@@ -43,7 +43,7 @@ def person_of(name: str) -> str:
 
 
 def _by_names(names: Sequence[str]) -> dict[str, str]:
-    """Return each patient's person, judged by all names together, in any case."""
+    """Return each patient's person, judged by all names together, ignoring case."""
     persons = {name: person_of(name) for name in names}
     without = {one: match[1] if (match := REPEATED.fullmatch(one)) else one
                for one in persons.values()}

@@ -32,7 +32,7 @@ STORED_NAMES = {"bounding_box": "box", "downsampling": "factor", "content_hash":
 
 @dataclass(frozen=True)
 class Meta:
-    """The facts about a prepared patient, without the voxels; they restore the scan's grid."""
+    """The description of a prepared patient, from which the scan's grid can be restored."""
 
     name: str
     shape: tuple[int, int, int]  # of the scan, (X, Y, Z)

@@ -95,7 +95,7 @@ def _not_an_image(name: str) -> tuple[str, str] | None:
 
 
 def _in_format(title: str) -> tuple[str, str]:
-    return (f"in the format {title}, and NIfTI is needed",
+    return (f"in the format {title}, but NIfTI is needed",
             "convert the series with dcm2niix" if title == "DICOM" else "convert it to .nii.gz")
 
 
@@ -146,8 +146,8 @@ def _of_somebody(path: Path | Packed, cases: Sequence[Case], ending: str
     known, stem = identify(path), NIFTI.sub("", path.name)
     owner = known[1] if known and known[2] == "seg" else stem
     if LISTED.fullmatch(path.parent.name) and any(case.name == owner for case in cases):
-        return (f"the reference of {owner}, which its dataset.json does not give it, or not with "
-                "labels that are known", f'name it as the "label" of {owner}, and the meaning of '
+        return (f"the reference of {owner}, but its dataset.json does not list it, or its labels "
+                "are unknown", f'name it as the "label" of {owner}, and the meaning of '
                 'its numbers in "labels"')
     if known and known[2] == "seg":
         same = [case for case in cases if case.name == known[1]]

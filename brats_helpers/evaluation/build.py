@@ -72,7 +72,7 @@ def _constructor_arguments(network: type[nn.Module], config: Config) -> dict[str
 
 
 def compile_for_training(model: nn.Module, device: Device, steps: int) -> None:
-    """Compile the U-Net in place, if the GPU has a compiler and the steps are worth it.
+    """Compile the U-Net in place, if the GPU has a compiler and enough steps follow.
 
     Norm and activation become one kernel. It runs again in the backward pass where keeping its
     result would take much memory (https://pytorch.org/blog/activation-checkpointing-techniques/).

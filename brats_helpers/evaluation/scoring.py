@@ -121,7 +121,10 @@ def _network_title(config: Config) -> str:
 
 
 def read_prediction(case: Case, work: Path) -> tuple[Patient, np.ndarray]:
-    """Read a patient and the mask that `evaluate` wrote: labels 0 to 3, (X, Y, Z) uint8."""
+    """Read a patient and the mask that `evaluate` wrote: labels 0 to 3, (X, Y, Z) uint8.
+
+    BratsError if the mask cannot be read or does not have the scan's shape.
+    """
     patient, path = read_case(case), _mask_path(work, case.name)
     labels = read_mask(path, case)
     if labels.shape != patient.images.shape[1:]:

@@ -1,7 +1,7 @@
 """Improve a network on patients that it does not know, with two minutes to spend.
 
 A plan names some levers. It is scored on practice patients, who may be looked at as often as time
-allows, or on test patients, which a `Lab` remembers.
+allows, or on test patients; a `Lab` records these looks.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ WARMUP = 5  # steps
 
 
 class Lab:
-    """Trains on some strangers, scores plans on others, and counts time and looks at the test."""
+    """A lab that trains on strangers, scores plans on others, and counts time and test looks."""
 
     def __init__(self, model: nn.Module, config: Config, device: Device, test: Sequence[Patient],
                  kind: str) -> None:
@@ -79,7 +79,7 @@ class Lab:
         return found
 
     def judge(self, plan: Mapping[str, object], who: str) -> float:
-        """Return the score of a plan without a record of it."""
+        """Return the score of a plan without recording it."""
         if not self.practice:
             numbers = tqdm(range(FIRST, FIRST + LEARNED + PRACTICE), "strangers", leave=False)
             made = [make_patient(SEED, n, self.config.spacing_mm, self.kind) for n in numbers]
@@ -160,7 +160,7 @@ def describe(plan: Mapping[str, object]) -> str:
 
 
 def labels_of(probabilities: np.ndarray, plan: Mapping[str, object]) -> np.ndarray:
-    """Turn probabilities (3, X, Y, Z) into labels, with a plan's threshold and largest piece."""
+    """Turn probabilities (3, X, Y, Z) into labels by a plan's threshold and largest piece."""
     whole, core, enhancing = probabilities
     inner = np.where(enhancing < REGION_THRESHOLDS["ET"], NCR, ET)
     labels = np.where(core < REGION_THRESHOLDS["TC"], ED, inner)

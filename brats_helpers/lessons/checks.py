@@ -23,7 +23,7 @@ PREFIX = {"right": "Right. ", "wrong": "Not yet right. ", "open": "Not tried yet
 
 @dataclass(frozen=True)
 class Verdict:
-    """Hold what a check found: "right", "wrong" or "open", and a sentence for the student."""
+    """The result of a check: "right", "wrong" or "open", and a sentence for the student."""
 
     state: str
     message: str
@@ -39,10 +39,10 @@ def judge(answer: object, right: bool, praise: str, wanted: str, *mistakes: tupl
           tolerance: float = 1e-6) -> Verdict:
     """Judge an answer by its value, never by how it was found.
 
-    mistakes: (hint, wrong, ...) in the order in which they are tried; the first that fits is shown.
-    `wrong` is a value, equal to the answer up to `tolerance`, or a function that returns a bool.
-    Functions run only if no earlier mistake fits, and one that raises does not fit.
-    wanted: what the exercise asks for, shown if no mistake fits.
+    `mistakes` are (hint, wrong, ...), tried in this order; the first that fits is shown. `wrong` is
+    a value, equal to the answer up to `tolerance`, or a function that returns a bool. Functions run
+    only if no earlier mistake fits, and one that raises does not fit. If none fits, `wanted` says
+    what the exercise asks for. In a headless run a wrong answer raises AssertionError.
     """
     if is_blank(answer):
         return BLANK
@@ -101,7 +101,7 @@ def shown(answer: object) -> str:
 
 def check_float_gigabytes(answer: object, shape: Sequence[int], patients: int) -> Verdict:
     """Check the GB (1e9 bytes) that all patients need: five float32 channels of this shape each."""
-    gb = float(np.prod(shape)) * patients / 1e9  # of one channel with one byte a voxel
+    gb = float(np.prod(shape)) * patients / 1e9  # of one channel with one byte per voxel
     return judge(
         answer, near(answer, gb * 20, 0.01), "More than four times what Kaggle keeps.",
         "voxels x channels x bytes x patients / 1e9.",
@@ -159,7 +159,7 @@ def check_tumor_volume(answer: object, labels: np.ndarray, spacing: Sequence[flo
 
 
 def check_to_disk(function: Function) -> Verdict:
-    """Check labels 0, 1, 2, 3 turned to 0, 1, 2, 4."""
+    """Check that labels 0, 1, 2, 3 are turned into 0, 1, 2, 4."""
     given = np.array([[0, 1], [2, 3]], np.uint8)
     before, answer = given.copy(), attempt(function, given)
     array = isinstance(answer, np.ndarray)

@@ -23,7 +23,7 @@ MARGIN = 6  # voxels around what is shown
 
 
 def diagnose(patient: Patient, mask: np.ndarray) -> list[str]:
-    """Say for each region what a mask (X, Y, Z) missed and marked falsely, and the likely cause."""
+    """Say for each region what a mask (X, Y, Z) missed or marked falsely, and the likely cause."""
     pairs = zip(REGIONS, regions(mask), regions(patient.reference), strict=True)
     return [f"{name}: {' '.join(_findings(patient, name, *pair))}" for name, *pair in pairs]
 

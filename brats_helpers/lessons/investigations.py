@@ -250,7 +250,7 @@ def check_explanation(answer: object, row: Mapping,
 def check_budget(chosen: object, lab: Lab, before: float) -> Verdict:
     """Check that a plan was chosen on practice patients alone, and score it on the test once.
 
-    before: the mean Dice of the test patients without a plan.
+    `before` is the mean Dice of the test patients without a plan.
     """
     from .budget import complete, describe
     if not isinstance(chosen, Mapping):

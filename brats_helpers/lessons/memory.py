@@ -13,8 +13,8 @@ def kept_mib(build: Callable[[], nn.Module], shape: Sequence[int], mixed: bool) 
     """Return the MiB that autograd keeps for the backward pass of a network, parameters left out.
 
     Fake tensors have shapes and no memory, so nothing is computed and any size fits. Memory that
-    several layers share counts once. build: makes the network; shape: of its input; mixed: with
-    bf16 activations. Uses torch.autograd.graph.saved_tensors_hooks.
+    several layers share counts once. `build` makes the network, `shape` is that of its input, and
+    `mixed` stands for bf16 activations. Uses torch.autograd.graph.saved_tensors_hooks.
     """
     kept: dict[int, UntypedStorage] = {}
 

@@ -53,7 +53,7 @@ LINES = (BLUE, "#D55E00", "#009E73", "#CC79A7", INK)  # told apart by the color-
 
 @dataclass(frozen=True)
 class SliceStyle:
-    """How a slice is drawn: gray levels, and the opacity and palette of what lies over it."""
+    """The look of a slice: gray levels, and the opacity and palette of what lies over it."""
 
     limits: tuple[float, float] | None = None  # intensities of black and white; None: `window`
     opacity: float = 1.0
@@ -119,7 +119,7 @@ def draw_slice(ax: Axes, image: np.ndarray, plane: str, index: int,
 
 def tint(gray: np.ndarray, marks: np.ndarray, legend: Mapping[str, str],
          opacity: float | np.ndarray = 1.0) -> np.ndarray:
-    """Return what to lay over a slice: RGBA, (rows, columns, 4), transparent where marks are 0.
+    """Return an overlay for a slice: RGBA, (rows, columns, 4), transparent where marks are 0.
 
     The mark (1, 2, ...) decides the hue and the gray (0 to 1) the brightness, so that a label has
     the color of the legend on every modality and the tissue stays visible.
@@ -130,7 +130,7 @@ def tint(gray: np.ndarray, marks: np.ndarray, legend: Mapping[str, str],
 
 
 def add_letters(ax: Axes, plane: str) -> None:
-    """Write at each side of a picture toward which side of the patient it lies."""
+    """Write on each side of a picture which side of the patient it shows."""
     for mark, (x, y, ha, va) in zip(PLANES[plane][1], LETTERS, strict=True):
         ax.text(x, y, mark, transform=ax.transAxes, color="white", fontsize=8, ha=ha, va=va,
                 path_effects=[withStroke(linewidth=1.5, foreground="black")])
@@ -143,10 +143,10 @@ def _hide_frame(ax: Axes) -> None:
 
 def finish(figure: Figure, synthetic: bool, legend: bool | Mapping[str, str] = False,
            prediction: bool = False, alt: str = "") -> Figure:
-    """Add the legend, the words below and alt text to a figure, and close it to pyplot.
+    """Add the legend, the words below and alt text to a figure, and close it in pyplot.
 
-    legend: True for the labels, or name -> color. prediction: whether it shows what a network
-    predicted. alt: a description for readers who cannot see it, by default made of the titles.
+    `legend` is True for the labels, or name -> color. `prediction` tells whether it shows what a
+    network predicted. `alt` describes it for readers who cannot see it, by default from the titles.
     """
     if legend:
         colors = LABEL_LEGEND if legend is True else legend
@@ -220,7 +220,7 @@ def bars(values: Mapping[str, float], label: str, unit: str = "", colors: Sequen
 
 
 def same_digits(values: Sequence[float]) -> list[str]:
-    """Write numbers with equally many decimals, so that the largest has three digits."""
+    """Write numbers with the same count of decimals, so that the largest has three digits."""
     digits = max(0, 2 - int(np.floor(np.log10(max(np.abs(values).max(), 1e-9)))))
     least = 10.0**-digits
     return [f"< {least:.{digits}f}" if 0 < value < least / 2 else f"{value:,.{digits}f}"
@@ -264,7 +264,7 @@ def pictures(images: Mapping[str, np.ndarray], synthetic: bool = False,
     """Draw named two-dimensional arrays in a row, from top to bottom.
 
     Arrays of uint8 are labels and get their colors (3 and 4 are both ET); all others are gray.
-    plane: of slices, which get its letters; a picture named after a plane has that plane's.
+    `plane` gives slices its letters; a picture named after a plane gets that plane's.
     """
     figure, axes = plt.subplots(1, len(images), figsize=(min(9.6, 3.2 * len(images)), 3.2),
                                 squeeze=False)
@@ -311,8 +311,8 @@ def compare_slices(volumes: Mapping[str, np.ndarray], index: int | None = None,
                    shared_window: bool = False, columns: int = 4, letters: bool = True) -> Figure:
     """Draw an axial slice of each named volume, with the labels of the same name over it.
 
-    index: of the slice; without one, that with most tumor, or the middle one without labels.
-    letters: R, L, A and P at the edges.
+    `index` is the slice's, by default that with the most tumor, or the middle without labels.
+    `letters` adds R, L, A and P at the edges.
     """
     everything = np.concatenate([volume.ravel() for volume in volumes.values()])
     style = SliceStyle(limits=window(everything) if shared_window else None)
@@ -434,7 +434,7 @@ def two_cohorts(here: Sequence[Prepared], there: Sequence[Prepared], names: Sequ
                 synthetic: bool = False) -> Figure:
     """Draw the z-scores of two cohorts where they differ most, and how far they are apart.
 
-    names: of the two cohorts. Each panel shows one modality in one compartment.
+    `names` are the cohorts'. Each panel shows one modality in one compartment.
     """
     table = distances(here, there)
     apart = {(compartment, n): far for compartment, row in table.items()
@@ -536,8 +536,8 @@ def dice_boxplot(rows: Sequence[Mapping], synthetic: bool = False) -> Figure:
 def diagram_unet(rows: Sequence[Mapping]) -> Figure:
     """Draw the network of `levels.level_table` as a U, and next to it the memory of its levels.
 
-    Memory is that of the convolutions' outputs, four bytes a number: two in the encoder and two in
-    the decoder of each level, for one patch.
+    Memory is that of the convolutions' outputs, four bytes per number, for one patch: of two in the
+    encoder and two in the decoder of each level.
     """
     encoder = [row for row in rows if row["level"].startswith("encoder")]
     height = 0.75 * len(encoder) + 0.9

@@ -34,7 +34,7 @@ KAGGLE_INPUT = Path("/kaggle/input")
 # What one notebook leaves for the next, at the top of the work folder.
 HANDED_ON = {"config.json", "cohort.json", "patients.json", "splits.json", "architecture.json",
              "data", "cases", "preprocessed", "checkpoints", "pretraining"}
-# MB a patient by spacing in mm, measured on ten BraTS 2021 patients (1 mm) and on phantoms (2 mm).
+# MB per patient by spacing in mm, measured on ten BraTS 2021 patients (1 mm) or phantoms (2 mm).
 RAW_MB = {1.0: 9.9, 2.0: 1.4}  # four modalities and the reference, .nii.gz
 PREPARED_MB = {1.0: 8.77, 2.0: 1.2}  # one .b2nd file
 OTHER_MB = 1850.0  # the full network's last two checkpoints and its best, in fp32
@@ -66,7 +66,7 @@ def start(work: str = "") -> tuple[Path, Device]:
 
 
 def show_figures() -> None:
-    """Make a cell's figure a picture, even if MPLBACKEND names another backend than Jupyter's."""
+    """Show a cell's figure as a picture, even if MPLBACKEND names a backend other than inline."""
     shell = get_ipython()
     if shell and "inline" not in matplotlib.get_backend():
         select_figure_formats(shell, {"png"}, bbox_inches="tight")
@@ -149,7 +149,7 @@ def disk_budget(config: Config, patients: int, work: Path,
                 unpack: bool = True) -> dict[str, float | bool]:
     """Return raw_gb, prepared_gb, other_gb, needed_gb, free_gb, and whether the series fits.
 
-    unpack: whether the scans are written, too; scans in a folder are read in place.
+    `unpack` tells whether the scans are written, too; those in a folder are read in place.
     """
     spacing = min(RAW_MB, key=lambda mm: abs(mm - config.spacing_mm))
     raw = patients * unpack * RAW_MB[spacing] / 1000

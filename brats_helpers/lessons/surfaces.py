@@ -22,7 +22,7 @@ GLASS = np.array([0.62, 0.66, 0.72])
 def camera(azimuth: float, elevation: float) -> np.ndarray:
     """Return the viewer's right, up and backward as rows, in LPS.
 
-    azimuth: degrees from the front (0) to the patient's left (90). elevation: 90 is from above.
+    `azimuth` is 0 degrees from the front and 90 from the patient's left; `elevation` 90 is above.
     """
     a, e = np.radians([azimuth, elevation])
     back = np.array([np.sin(a) * np.cos(e), -np.cos(a) * np.cos(e), np.sin(e)])
@@ -34,7 +34,7 @@ def render(labels: np.ndarray, brain: np.ndarray, spacing: Sequence[float], view
            cut_at: int | None = None, pixels: int = 480) -> np.ndarray:
     """Render labels in a translucent brain; all in LPS, (X, Y, Z).
 
-    view: from `camera`. cut_at: the axial slice above which the tumor is cut away.
+    `view` is from `camera`; above the axial slice `cut_at` the tumor is cut away.
     Returns a picture (pixels, pixels, 3), 0 to 1, with the volume's center in the middle. It
     reaches half of the volume's diagonal to each side.
     """

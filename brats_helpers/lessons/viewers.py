@@ -83,7 +83,7 @@ def slice_viewer(patient: Patient, prediction: np.ndarray | None = None,
     The page holds the data and runs viewer.js, so it works without a kernel. Where scripts do not
     run, as on GitHub, it shows a picture of the same slices.
 
-    prediction: labels, (X, Y, Z) as read from disk, to choose instead of the reference.
+    `prediction`, labels (X, Y, Z) in the scan's order, can be chosen instead of the reference.
     """
     from IPython.display import HTML
     images = [upright(image, patient.affine) for image in patient.images]
@@ -158,7 +158,7 @@ def _redraw(draw: Callable[[], None], *controls: ipywidgets.Widget) -> None:
 
 def threshold_explorer(patient: Patient, probability: np.ndarray,
                        synthetic: bool = False) -> ipywidgets.Widget:
-    """Move the threshold on WT's probabilities, (X, Y, Z); see mask, Dice and volume."""
+    """Show mask, Dice and volume for a movable threshold on WT's probabilities, (X, Y, Z)."""
     import ipywidgets as widgets
     truth = patient.reference > 0
     scan, marks = (upright(volume, patient.affine) for volume in (patient.images[0], truth))
@@ -191,7 +191,7 @@ def comparison_viewer(rows: Sequence[Mapping], read: Callable[[str], tuple[Patie
                       synthetic: bool = False) -> ipywidgets.Widget:
     """Show reference, prediction and error of every patient in `evaluation.evaluate`, worst first.
 
-    read: returns the patient of a name and the predicted labels, (X, Y, Z), when it is chosen.
+    `read` returns the patient of a chosen name and the predicted labels, (X, Y, Z).
     """
     import ipywidgets as widgets
     score = {row["name"]: float(np.mean([row[region]["dice"] for region in REGIONS]))
@@ -227,7 +227,7 @@ def comparison_viewer(rows: Sequence[Mapping], read: Callable[[str], tuple[Patie
 
 
 def augmentation_playground(prepared: Prepared, synthetic: bool = False) -> ipywidgets.Widget:
-    """Move a slider for each transform, and see it on the slice with the most tumor."""
+    """Show the transforms, a slider for each, on the slice with the most tumor."""
     import ipywidgets as widgets
     import torch
     z_scored = normalize(prepared.volume[:4], prepared.meta.mean, prepared.meta.std)
@@ -279,7 +279,7 @@ def _augment(volume: torch.Tensor, marks: torch.Tensor,
 
 
 class Dashboard:
-    """Redraw the learning curves in a live notebook while a network trains."""
+    """The learning curves in a live notebook, redrawn while a network trains."""
 
     def __init__(self) -> None:
         self.handle = None

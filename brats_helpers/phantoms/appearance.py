@@ -95,7 +95,7 @@ def scan(rng: np.random.Generator, grid: np.ndarray, shares: np.ndarray, tissue:
 
 def _texture(rng: np.random.Generator, images: np.ndarray, shares: np.ndarray,
              spacing_mm: float) -> None:
-    """Make tissues uneven, by their water, which all modalities show, and in each modality."""
+    """Make tissues uneven, by their water, which all modalities show, and in each one alone."""
     tumor = shares[NECROSIS:].sum(0)
     shape = tumor.shape
     fine, coarse = (smooth_noise(rng, shape, rng.uniform(*limits) / spacing_mm)

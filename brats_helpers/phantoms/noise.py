@@ -32,7 +32,7 @@ def _interpolate(array: np.ndarray, positions: np.ndarray, axis: int) -> np.ndar
 
 @dataclass(frozen=True)
 class Noise:
-    """Random fields drawn for a whole volume and cut to a box, which so changes no voxel."""
+    """Random fields drawn for a whole volume and cut to a box, so the box changes no voxel."""
 
     rng: np.random.Generator
     shape: tuple[int, ...]  # of the volume

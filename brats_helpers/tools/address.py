@@ -1,4 +1,4 @@
-"""The repository's address on GitHub: in the README's badges and in the notebooks, or nowhere."""
+"""Write the repository's GitHub address into the README and the notebooks, or remove it."""
 
 from __future__ import annotations
 

@@ -47,7 +47,10 @@ def as_dynunet(model: nn.Module, config: Config) -> DynUNet:
 
 
 def export_bundle(checkpoint: Path, out: Path) -> Path:
-    """Write a MONAI bundle into `out`: weights, metadata, and inference from a patient's files."""
+    """Write a MONAI bundle into `out`: weights, metadata, and inference from a patient's files.
+
+    BratsError for a network other than the U-Net.
+    """
     model, config = load_checkpoint(checkpoint, CPU)
     if config.network != OWN_NETWORK:
         raise BratsError(f"the network of {checkpoint} is {config.network}, and the bundle "
@@ -64,7 +67,7 @@ def export_bundle(checkpoint: Path, out: Path) -> Path:
 
 
 def export_onnx(checkpoint: Path, out: Path) -> Path:
-    """Write the network as ONNX, for any batch.
+    """Write the network as ONNX, for any batch; BratsError without onnx and onnxscript.
 
     Input "image" (batch, 5, P, P, P), z-scored; output "logits" (batch, 3, P, P, P): WT, TC, ET.
     """

@@ -162,7 +162,7 @@ def sign_in() -> object:
 def push(folders: list[Path], client: object) -> None:
     """Upload the helper dataset, then push each notebook when the previous one has run.
 
-    folders: from `build`; client: from `sign_in`. Raises BratsError at the first failure.
+    `folders` are from `build`, `client` is from `sign_in`. Raises BratsError at the first failure.
     """
     helpers, *books = folders
     dataset = read_json(helpers / "dataset-metadata.json", "kaggle build")["id"]

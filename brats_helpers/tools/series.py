@@ -139,7 +139,10 @@ def _check_preset(work: Path, preset: str | None, numbers: Sequence[int]) -> Non
 
 
 def execute(number: int, folder: Path, parameters: Mapping[str, object]) -> Path:
-    """Execute a notebook into `folder` and render it as HTML; returns the executed notebook."""
+    """Execute a notebook into `folder` and render it as HTML; returns the executed notebook.
+
+    BratsError names the cell at which it stopped.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     name = NAMES[number - 1]
     target = folder / f"{name}.ipynb"
@@ -245,9 +248,9 @@ def regenerate(work: Path) -> None:
 
 
 def smaller_png(picture: str) -> str:
-    """Reduce a PNG in base64 to 256 colors: half of the bytes, and no difference that one sees.
+    """Reduce a PNG in base64 to 256 colors: half the bytes, and no visible difference.
 
-    The colors of a legend keep their place: few pixels have them, and they would be merged.
+    Legend colors are kept exactly: few pixels have them, so they would be merged.
     """
     image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
     common = 256 - len(KEPT)
@@ -276,7 +279,7 @@ def write_pictures(notebook: nbformat.NotebookNode, name: str) -> None:
 def clean(notebook: nbformat.NotebookNode, private: str = "") -> nbformat.NotebookNode:
     """Remove what changes between runs or machines: cell ids, paths, progress bars, widgets.
 
-    What the run took stays, for the test of the minutes that the notebook announces.
+    The duration of the run stays, to test the minutes that the notebook announces.
     """
     notebook.metadata = {
         **{k: v for k, v in notebook.metadata.items() if k == SECONDS},

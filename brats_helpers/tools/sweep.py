@@ -55,7 +55,7 @@ def run_sweep(grid: Mapping[str, Sequence[object]], work: Path, preset: str | No
               backend: str = "loky", scheduler: str | None = None) -> list[dict]:
     """Run every point of a grid in `work`/points.
 
-    fixed: parameters of all points; scheduler: address of a Dask cluster, with backend "dask".
+    `fixed` are parameters of all points; `scheduler` is a Dask cluster's address, for "dask".
     The notebooks before 05 run once for each choice of the parameters that 05 does not declare.
     Returns a row for each point: its parameters, and its metrics or its error.
     """

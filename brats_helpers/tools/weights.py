@@ -38,7 +38,7 @@ def make_weights(work: Path, target: Path = WEIGHTS) -> Path:
 
 
 def prepare_phantoms(folder: Path, number: int) -> list[Path]:
-    """Make the first phantoms of the cohort and store them prepared; those that are there stay."""
+    """Make the first phantoms of the cohort and store them prepared; files that exist stay."""
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"varied_{VERSION}_{index:05d}.b2nd" for index in range(number)]
     missing = [index for index, path in enumerate(files) if not path.exists()]

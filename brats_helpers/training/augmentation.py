@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PROBABILITY = 0.15  # of each transform but those below
-FLIP_PROBABILITY = 0.5  # an axis
+FLIP_PROBABILITY = 0.5  # of each axis
 SCANNER_PROBABILITY = 0.3  # of brightness, contrast, gamma and shift (benchmarks/real_cohort.md)
 ZOOM = (1.0, 1.4)
 ROTATION_DEGREES = 30.0  # largest angle about each axis
 ELASTIC_VOXELS = 4.0  # largest shift, at the nodes of a coarse grid
 ELASTIC_NODES = 5  # along each axis
 SLABS = 8  # that a CPU resamples in parallel
-NOISE_SIGMA = 0.33  # in standard deviations of the brain, as all intensities
+NOISE_SIGMA = 0.33  # in standard deviations of the brain, like all intensities
 BLUR_SIGMA = (0.5, 1.5)  # voxels
 BRIGHTNESS = (0.7, 1.3)
 CONTRAST = (0.65, 1.5)
@@ -62,7 +62,7 @@ def augment_one(image: Tensor, label: Tensor, generator: torch.Generator) -> tup
 
 
 def inside(x: Tensor, brain: Tensor) -> Tensor:
-    """Set x, (4, D, H, W) or D in slabs, to 0 outside the brain, (1, D, H, W), and append it."""
+    """Set x, (4, D, H, W) or in slabs, to 0 outside brain, (1, D, H, W), and append brain."""
     out = torch.empty(len(x) + 1, *brain.shape[1:], device=x.device)
     torch.mul(x, brain.view(1, *x.shape[1:]), out=out[:-1].view(x.shape))
     out[-1:] = brain
@@ -106,7 +106,7 @@ def sampling_grid(shape: torch.Size, zoom: float, angles: list[float] | None, el
                   generator: torch.Generator, device: torch.device | None = None) -> Tensor:
     """Compute where each voxel of the result is sampled: (1, D, H, W, 3), x y z from -1 to 1.
 
-    zoom above 1 enlarges; angles in degrees about the three axes; elastic: largest shift in voxels.
+    Zoom above 1 enlarges, the three angles are degrees, and elastic is the largest shift in voxels.
     """
     half = torch.tensor([s / 2 for s in reversed(shape)])  # rotate in voxels, or a box would shear
     matrix = torch.diag(1 / half) @ rotation(angles or [0, 0, 0]) @ torch.diag(half) / zoom
@@ -135,7 +135,7 @@ def rotation(degrees: list[float]) -> Tensor:
 
 
 def resample(image: Tensor, label: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
-    """Sample the image (5, D, H, W) linearly, brain mask and label (1, D, H, W) by nearest voxel.
+    """Sample the image (5, D, H, W) linearly, its mask and the label (1, D, H, W) by nearest voxel.
 
     Voxels from outside the patch are 0.
     """
@@ -148,8 +148,8 @@ def resample(image: Tensor, label: Tensor, grid: Tensor) -> tuple[Tensor, Tensor
 def sample(volume: Tensor, grid: Tensor, mode: str) -> Tensor:
     """Run `grid_sample` on a volume (C, D, H, W) and a grid (1, D, H, W, 3).
 
-    Returns (C, slabs, D / slabs, H, W). On a CPU the threads of `grid_sample` share a batch and not
-    a volume, so the slabs of the result form a batch. Channels last read memory once for all.
+    Returns (C, slabs, D / slabs, H, W). On a CPU the threads of `grid_sample` share a batch, not
+    a volume, so the slabs of the result form a batch. With channels last, all are read at once.
     """
     shape = grid.shape[1:4]
     slabs = 1

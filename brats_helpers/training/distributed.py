@@ -1,4 +1,4 @@
-"""One training on several processes, each with a GPU or with a part of the CPU.
+"""One training in several processes, each with a GPU or with a part of the CPU.
 
 torchrun starts the processes, tells each its rank by environment variables, and replaces those that
 die (https://docs.pytorch.org/docs/stable/elastic/run.html). DistributedDataParallel averages their
@@ -89,7 +89,7 @@ def parallel(model: nn.Module) -> nn.Module:
 
 
 class _AllReduceSum(torch.autograd.Function):
-    """The sum over all processes; their losses depend on every part, so gradients add up too.
+    """The sum over all processes. Their losses depend on every part, so gradients add up too.
 
     `torch.distributed.nn.functional.all_reduce` does the same, but is deprecated.
     """
@@ -158,9 +158,9 @@ def rank_zero_first() -> Iterator[None]:
 
 
 def as_worker(work: Callable[[], int]) -> int:
-    """Do the work; report an error to torchrun, if it started this process.
+    """Do the work, and report an error to torchrun if it started this process.
 
-    After a BratsError torchrun does not restart: a restart does not help.
+    Torchrun does not restart after a BratsError, because that would not help.
     """
     if not dist.is_torchelastic_launched():
         return work()

@@ -25,7 +25,7 @@ FULL = 255  # stands for a probability of 1
 
 
 class Forming:
-    """Watches a training and keeps the probabilities in one slice of the cohort's first patient."""
+    """A watch on a training, which keeps the probabilities in a slice of the first patient."""
 
     def __init__(self, patients: Sequence[Path], folder: Path, config: Config,
                  device: Device) -> None:
@@ -36,7 +36,7 @@ class Forming:
         self.steps = {*EARLY, total} if wanted else set()
 
     def __call__(self, state: State) -> None:
-        """Write the slice with most tumor, (3, H, W) uint8, if this step is one to keep."""
+        """Write the slice with the most tumor, (3, H, W) uint8, if this step is one to keep."""
         if state.step not in self.steps:
             return
         prepared, network = load_prepared(self.patient), state.ema.module.eval()

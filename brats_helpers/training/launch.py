@@ -38,7 +38,7 @@ STOP_SECONDS = 600  # that torchrun waits for processes to save: the longest val
 
 
 class GroupFailed(Exception):
-    """Several processes did not start, hung at the start, or died too often."""
+    """A failure of several processes, which did not start, hung at the start, or died too often."""
 
 
 def train_here(config: Config, work: Path, processes: int | None = None,
@@ -46,9 +46,9 @@ def train_here(config: Config, work: Path, processes: int | None = None,
                device: Device | None = None) -> list[dict]:
     """Call `train_work` in this process, or in several that torchrun starts, one for each GPU.
 
-    processes: None is one for each GPU, or fewer if they cannot share the batch equally. If they
-    fail as a group, this process trains alone, from their last checkpoint. Errors, the stop and the
-    result are those of `train`.
+    By default there is one process per GPU, or fewer if they cannot share the batch equally. If
+    they fail as a group, this process trains alone, from their last checkpoint. Errors, the stop
+    and the result are those of `train`.
     """
     device = device or describe_device()
     gpus = torch.cuda.device_count() if device.kind == "cuda" else 1
@@ -79,9 +79,9 @@ def _train_together(config: Config, work: Path, processes: int,
 
 
 def for_all_gpus(config: Config, device: Device, processes: int | None = None) -> Config:
-    """Raise the batch to at least a patch for each process, with as many patches an epoch.
+    """Raise the batch to at least one patch per process, with as many patches per epoch.
 
-    processes: None is one for each GPU. Two T4s then train the kaggle preset, whose batch is a
+    By default there is one process per GPU. Two T4s then train the kaggle preset, whose batch is a
     single patch, with NVIDIA's batch of two.
     """
     processes = processes or (torch.cuda.device_count() if device.kind == "cuda" else 1)
@@ -103,13 +103,13 @@ def choose_processes(batch: int, gpus: int) -> int:
 
 
 class HistoryWatch:
-    """Reads a history file whenever it changes, and passes the history to `on_epoch`."""
+    """A watch on a history file, which passes the history to `on_epoch` when it changes."""
 
     def __init__(self, path: Path, on_epoch: Callable[[list[dict]], None] | None) -> None:
         self.path = path
         self.on_epoch = on_epoch
         self.history: list[dict] = []
-        self.last_mtime = self._mtime()  # a file that is there already is of an earlier training
+        self.last_mtime = self._mtime()  # an existing file is of an earlier training
 
     def _mtime(self) -> int:
         with contextlib.suppress(FileNotFoundError):
@@ -131,7 +131,7 @@ def run_processes(arguments: Sequence[str], processes: int, gpus: bool,
     """Run `python -m brats_helpers ARGUMENTS` in several processes; True if it was stopped.
 
     Shows their output and calls `watch` a few times a second. Passes on the first press of the stop
-    button. BratsError with the message of the process that failed; GroupFailed if there is none.
+    button. BratsError has the message of the process that failed; GroupFailed if there is none.
     """
     with tempfile.TemporaryDirectory() as logs, stop_button() as stopped:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
@@ -161,7 +161,7 @@ def run_processes(arguments: Sequence[str], processes: int, gpus: bool,
 def _until_it_ends(child: subprocess.Popen, started: Path) -> Iterator[None]:
     """Yield a few times a second while torchrun runs; GroupFailed if a start takes too long.
 
-    started: exists while the processes are together; a restart removes it.
+    The file `started` exists while the processes are connected; a restart removes it.
     """
     deadline = time.monotonic() + START_SECONDS
     while child.poll() is None:

@@ -43,7 +43,7 @@ HISTORY = "history.json"  # the record of every epoch, beside the checkpoints
 
 @dataclass
 class Run:
-    """Hold what stays the same during a training."""
+    """The parts of a training that stay the same."""
 
     config: Config
     validation: Sequence[Path]
@@ -62,9 +62,9 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
 
     Writes last.pt (the whole state, every epoch and every ten minutes), before.pt (the one before),
     history.json, the slices of `forming` and, with validation patients, best.pt (averaged weights
-    with the highest mean Dice). A stop (Ctrl-C) takes effect after the present step, saves, and
+    with the highest mean Dice). A stop (Ctrl-C) takes effect after the current step, saves, and
     raises Stopped. In `distributed.group` each process takes its share of every batch. `start` is
-    a checkpoint with the initial weights; `synthetic` marks pictures.
+    a checkpoint with the initial weights; `synthetic` marks the pictures as such.
     """
     device = device or describe_device()
     state, tag = create_or_resume(config, training, validation, folder, device, start)

@@ -109,7 +109,7 @@ def newest(folder: Path, device: Device) -> dict | None:
 
 
 def resume(state: State, folder: Path, tag: str, config: Config, device: Device) -> None:
-    """Load the last checkpoint with this fingerprint; one of other settings is kept aside."""
+    """Load the last checkpoint with this fingerprint; move one of other settings aside."""
     content = newest(folder, device)
     if content and content["fingerprint"] != tag:
         _set_aside(folder, content["fingerprint"])

@@ -1,4 +1,4 @@
-"""The training of a work folder; of few real patients, it starts from the network in the box.
+"""Train on a work folder. For few real patients, start from the network in the box.
 
 Starting from weights that another training left is transfer learning (Tajbakhsh et al. 2016,
 doi:10.1109/TMI.2016.2535302). docs/zero_shot.md measures the gain.
@@ -44,7 +44,7 @@ def checkpoint_folder(work: Path, all_data: bool = False) -> Path:
 
 def training_files(config: Config, work: Path,
                    all_data: bool = False) -> tuple[list[Path], list[Path]]:
-    """Find the prepared patients to learn from and to validate on; all and none for all_data."""
+    """Find the prepared patients to learn from and to validate on (all and none with all_data)."""
     cohort = read_cohort(work)
     learned = cohort.training_names(config, all_data)
     held_out = [] if all_data else cohort.held_out(config)

@@ -1,4 +1,4 @@
-"""Everything that changes during training: weights, their average, optimizer, counters."""
+"""The state of a training: weights, their average, optimizer, counters."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class State:
     seconds: float = 0.0  # of training, over all sessions
     best: float = -1.0  # mean validation Dice of the best checkpoint
     training_ranges: dict = field(default_factory=dict)  # `domain_shift.ranges` of the patients
-    losses: list[float] = field(default_factory=list)  # of the present epoch
-    history: list[dict] = field(default_factory=list)  # one record an epoch
+    losses: list[float] = field(default_factory=list)  # of the current epoch
+    history: list[dict] = field(default_factory=list)  # one record per epoch
     parallel: nn.Module = field(init=False)  # the model; its gradients are shared by all processes
 
     def __post_init__(self) -> None:
@@ -45,7 +45,7 @@ class State:
                 "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, content: dict) -> None:
-        """Take over what `state_dict` returned; a field that an old file lacks keeps its value."""
+        """Load what `state_dict` returned; a field that an old file lacks keeps its value."""
         self.model.load_state_dict(content["model"])
         self.ema.module.load_state_dict(content["average"])
         self.ema.n_averaged.fill_(content["n_averaged"])

@@ -82,7 +82,7 @@ def learning_rate(step: int, config: Config) -> float:
 
 
 def set_learning_rate(state: State, config: Config) -> None:
-    """Give the optimizer the rate of the present step."""
+    """Set the optimizer's learning rate for the current step."""
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(state.step, config) * state.rate_factor
 
@@ -120,14 +120,14 @@ def leave_out(state: State, names: Sequence[str], problem: str, config: Config) 
                          "and at half the rate: on_nan=halve.")
     state.rate_factor /= 2
     if state.rate_factor < 2**-MAX_HALVINGS:
-        raise BratsError(f"{problem}, the rate halved {MAX_HALVINGS} times already: these "
+        raise BratsError(f"{problem}, after the rate was halved {MAX_HALVINGS} times: these "
                          "patients' intensities are damaged, or learning_rate is far too high.")
     tqdm.write(f"WARNING: {problem}: left out; the learning rate is multiplied by "
                f"{state.rate_factor:g} from here on.")
 
 
 def prepare_batch(batch: dict, config: Config, device: Device) -> tuple[Tensor, Tensor]:
-    """Put a batch on the device, z-scored and augmented, some patches without some modalities.
+    """Put a batch on the device, z-scored and augmented; some patches may lose modalities.
 
     Returns images (B, 5, P, P, P) and regions (B, 3, P, P, P).
     """

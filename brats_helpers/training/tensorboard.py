@@ -1,7 +1,7 @@
 """A training as TensorBoard event files, if `Config.tensorboard` is set.
 
-Losses, rates, speed, Dice and a picture at each validation, in checkpoints/tensorboard. To look at
-them: `tensorboard --logdir FOLDER`. The values are those of the history that `train` returns.
+The files in checkpoints/tensorboard hold losses, rates, speed, Dice and a picture per validation;
+`tensorboard --logdir FOLDER` shows them. The values are those of the history of `train`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from ..evaluation.metrics import regions
 from . import distributed
 
 EVERY = 10  # steps between two points of the curves of single steps
-ENLARGE = 3  # pixels a voxel
+ENLARGE = 3  # pixels per voxel
 PICTURE = "left_reference_right_network_not_for_diagnosis"
 
 
 class Tracker:
-    """Writes the events of a training; does nothing if they are not asked for."""
+    """A writer of a training's events, which does nothing if they are not asked for."""
 
     def __init__(self, folder: Path, config: Config, step: int, synthetic: bool = False) -> None:
         """Open the event file; events after `step`, where training goes on, are purged."""
@@ -41,7 +41,7 @@ class Tracker:
                 raise BratsError("tensorboard=True needs one more package: "
                                  "pip install tensorboard.") from error
             self.writer = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=step + 1)
-        self.since = (step, time.monotonic())  # where the present stretch of steps began
+        self.since = (step, time.monotonic())  # where the current stretch of steps began
 
     def step(self, step: int, loss: float, rate: float) -> None:
         """Add a point to the curves of loss, learning rate and speed, every EVERY steps."""

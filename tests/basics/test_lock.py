@@ -43,7 +43,7 @@ def test_only_a_regular_file_is_replaced_and_a_link_stays(tmp_path: Path) -> Non
         number = os.dup(1)
         os.dup2(file.fileno(), 1)
         try:
-            with pytest.raises(BratsError, match="printed to"):
+            with pytest.raises(BratsError, match="printed output"):
                 output_file(Path("/dev/stdout"))
         finally:
             os.dup2(number, 1)

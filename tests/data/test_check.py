@@ -374,7 +374,7 @@ def test_slices_without_an_ending_are_named_as_dicom_and_checksums_are_not_named
     (cohort / "P0" / "P0_t1.nii.gz.md5").write_text("d41d8cd9")
     (cohort / "LICENSE").write_text("MIT")
     said = text(check_path(cohort, 1))
-    assert "1.2.840.113619: in the format DICOM, and NIfTI is needed (and 2 more like it)" in said
+    assert "1.2.840.113619: in the format DICOM, but NIfTI is needed (and 2 more like it)" in said
     assert "1 not used" in said
 
 
