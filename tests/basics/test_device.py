@@ -21,6 +21,7 @@ from brats_helpers.lessons import session
 
 def pretend(monkeypatch, name: str, capability: tuple[int, int], built_for: list[str]) -> None:
     """A torch that sees this GPU."""
+    monkeypatch.delenv(device.PRECISION, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *a: name)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *a: capability)

@@ -165,8 +165,8 @@ def test_all_five_notebooks_run_and_the_second_time_reuse(tmp_path: Path) -> Non
     assert before == [path.stat().st_mtime_ns for path in kept]
     assert metrics == json.loads((work / "metrics.json").read_text())
     config, source = Config.load(work / "config.json"), read_source(work)
-    write_source(work, config.with_(seed=1), *(source[key] for key in ("source", "training")),
-                 source["test"], synthetic=True)  # as notebook 01 does
+    write_source(work, config.with_(seed=1), source["source"], Path(source["training"]),
+                 Path(source["test"]), synthetic=True)  # as notebook 01 does
     with pytest.raises(BratsError, match="run notebooks 02 and 03 again"):
         series.run_series(work=work, only=5)
 
