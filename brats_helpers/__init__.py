@@ -9,12 +9,12 @@ training/    patches to a checkpoint
 lessons/     what only the notebooks call
 tools/       what only a person at a terminal calls
 
-Imports run one way: basics <- data <- phantoms; basics <- network; evaluation uses data and
-network; training uses all of these. Nobody imports lessons or tools.
+Imports run one way (a <- b: b imports a). basics <- data <- phantoms, and basics <- network.
+evaluation uses data and network, and training uses all of these. Nobody imports lessons or tools.
 
-An afternoon's reading, in this order: network/unet, network/losses, data/preprocessing,
-data/loaders, training/augmentation, training/step, training/loop, evaluation/sliding_window,
-evaluation/metrics.
+An afternoon's reading, in this order: network/unet, network/norm, network/losses,
+data/preprocessing, data/loaders, training/augmentation, training/step, training/loop,
+evaluation/sliding_window, evaluation/metrics.
 """
 
 import os

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..basics.constants import MODALITIES
+from ..basics.constants import CORNERS, MODALITIES, ORDER
 from ..basics.errors import BratsError
 from .storage import Meta, map_file, open_mapped, read_meta, read_patch
 
@@ -34,7 +34,7 @@ class PatchDataset(Dataset):
     `dataset[numbers]` is a batch: {"volume": (B, 5, P, P, P), four modalities and the reference as
     stored; "mean", "std": (B, 4) float32; "name", "number": lists}. With probability
     `oversample_foreground` a patch is centered on a tumor voxel of a label that is drawn first, so
-    small compartments are met as often as large ones (Isensee et al. 2021,
+    small labels are met as often as large ones (Isensee et al. 2021,
     doi:10.1038/s41592-020-01008-z). Otherwise it lies anywhere in the brain's box.
     """
 
@@ -51,7 +51,7 @@ class PatchDataset(Dataset):
         dtype = np.result_type(*arrays)
         volume = np.empty((len(numbers), arrays[0].shape[0], *[self.patch] * 3), dtype)
         for number, array, meta, patch in zip(numbers, arrays, metas, volume, strict=True):
-            rng = np.random.default_rng([self.seed, 1, number])
+            rng = np.random.default_rng([self.seed, CORNERS, number])
             corner = choose_corner(meta, array.shape[1:], self.patch, self.oversample_foreground,
                                    rng)
             read_patch(array, meta, corner, patch)
@@ -72,7 +72,7 @@ class PatchDataset(Dataset):
 
 def patient_of(index: int, patients: int, seed: int) -> int:
     """Choose the patient of patch `index`: every `patients` patches form a new permutation."""
-    order = np.random.default_rng([seed, 0, index // patients]).permutation(patients)
+    order = np.random.default_rng([seed, ORDER, index // patients]).permutation(patients)
     return int(order[index % patients])
 
 

@@ -1,7 +1,7 @@
 """Turn a scan into the network's input, and the network's arrays back to the scan's grid.
 
-Preparing crops to the brain and keeps the scanner's integers. The z-score is left to the training
-device; mean and standard deviation travel with the file. Arrays are (D, H, W) = (z, y, x) in LPS.
+`prepare` crops a scan to the brain and keeps the scanner's integers. The training device computes
+the z-score from the mean and standard deviation in the file. Arrays are (D, H, W) in LPS.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SAMPLES = 500  # tumor voxels kept of each label, to center patches on
 # ---- the steps
 
 def to_lps(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Turn (X, Y, Z) in any axis-aligned orientation to (D, H, W) in LPS; returns a view."""
+    """Reorient (X, Y, Z), in any axis-aligned orientation, to (D, H, W) in LPS; returns a view."""
     turn = nib.orientations.ornt_transform(
         nib.io_orientation(affine), nib.orientations.axcodes2ornt(ORIENTATION))
     return nib.apply_orientation(array, turn).T
@@ -79,7 +79,7 @@ def statistics(images: np.ndarray, mask: np.ndarray,
                name: str = "") -> tuple[np.ndarray, np.ndarray]:
     """Compute each modality's mean and standard deviation in the brain, both (C,) float64.
 
-    They are 0 and 1 for a modality that is 0 everywhere. BratsError for any other constant one.
+    0 and 1 stand for a modality that is 0 everywhere. BratsError if another one is constant.
     """
     mean, std = np.zeros(len(images)), np.zeros(len(images))
     for n, image in enumerate(images):
@@ -98,7 +98,7 @@ def statistics(images: np.ndarray, mask: np.ndarray,
 
 
 def normalize(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Z-score the brain, set the rest to 0, append the brain: (4, ...) to (5, ...) float32.
+    """Z-score the brain, set the rest to 0, append its mask: (4, ...) to (5, ...) float32.
 
     The brain is found first: after the z-score, "above 0" would find only voxels brighter than
     average. This is the reference for `normalize_batch`.
@@ -137,7 +137,7 @@ def network_input(prepared: Prepared, device: Device) -> Tensor:
 # ---- a patient
 
 def prepare(patient: Patient, spacing_mm: float, content_hash: str = "") -> Prepared:
-    """Turn a patient to LPS, crop to the brain, and downsample to `spacing_mm` if finer."""
+    """Reorient a patient to LPS, crop to the brain, and downsample to `spacing_mm` if finer."""
     scans = [to_lps(image, patient.affine) for image in patient.images]  # views
     mask = brain_mask(scans)
     box = bounding_box(mask)

@@ -110,7 +110,7 @@ def lesion_wise(predicted: np.ndarray, reference: np.ndarray,
     Masks are (X, Y, Z) bool. Connected components of the reference are one lesion if dilation by
     three voxels joins them. A predicted component belongs to every dilated lesion that it touches.
     Lesions of 50 mm3 or less are not scored. Each predicted component that touches no lesion scores
-    0 and 373.13 mm (Saluja et al., BraTS-2023-Metrics, which has 374).
+    0 and 373.13 mm (Saluja et al., BraTS-2023-Metrics, whose code uses 374).
     Returns {"dice", "hd95_mm", "found", "missed", "false"}.
     """
     box = union_box(predicted, reference, LESION_DILATION + 1)

@@ -16,7 +16,7 @@ from ..network.unet import UNet
 from .build import full_resolution_logits
 
 FLIPS = [axes for n in range(4) for axes in combinations((2, 3, 4), n)]  # all 8, none first
-OPPOSITE_FLIPS = [FLIPS[0], FLIPS[-1]]  # two that mirror no axis, or all
+OPPOSITE_FLIPS = [FLIPS[0], FLIPS[-1]]  # unmirrored, and mirrored along all three
 BATCH = 2  # views in one pass, where that is faster (`_batch_size`)
 STRETCH = 1.25  # longest window, in patches (benchmarks/README.md)
 SIGMA = 1 / 8  # of the Gaussian weight, in window edges
@@ -33,8 +33,9 @@ def window_starts(length: int, patch: int, overlap: float) -> list[int]:
 def window_edge(length: int, patch: int, overlap: float, multiple: int, stretch: float) -> int:
     """Choose a window's edge along an axis: the patch, or a longer one that computes fewer voxels.
 
-    An axis of 71 voxels takes two windows of 64, which compute most of it twice, or one of 72. A
-    longer window is a `multiple` of voxels longer than a patch, and at most `stretch` patches long.
+    An axis of 71 voxels takes two windows of 64, which compute most of it twice, or one of 72. The
+    choices are a patch plus multiples of `multiple`, what the network's levels divide by, up to
+    `stretch` patches; the shortest wins a tie.
     """
     edges = range(patch, int(stretch * patch) + 1, multiple)
     return min(edges, key=lambda edge: edge * len(window_starts(length, edge, overlap)))
@@ -63,10 +64,10 @@ def sliding_window_inference(
     """
     device = device or describe_device()
     shape, home = image.shape[1:], image.device
-    # A GPU compiles, or finds its fastest kernels, for one shape; other networks set other rules.
-    free = device.kind == "cpu" and isinstance(model, UNet)
-    multiple = 2 ** (len(model.encoder) - 1) if free else patch
-    edges = [window_edge(size, patch, overlap, multiple, stretch) for size in shape]
+    edges = [patch] * 3  # a GPU compiles for one shape, and another network may take only this one
+    if device.kind == "cpu" and isinstance(model, UNet):
+        multiple = 2 ** (len(model.encoder) - 1)
+        edges = [window_edge(size, patch, overlap, multiple, stretch) for size in shape]
     padding = [max(0, edge - size) for edge, size in zip(edges, shape, strict=True)]
     image = F.pad(image, [p for after in reversed(padding) for p in (0, after)])
     image = image.to(device.torch_device)
@@ -116,8 +117,8 @@ def predict_prepared(models: Sequence[nn.Module], prepared: Prepared, patch: int
                      tta: bool, device: Device | None = None) -> np.ndarray:
     """Compute the probabilities on the scan's own grid, averaged over the models (the folds).
 
-    With `tta`, all 8 flips instead of 2 and no window longer than a patch take four times as long
-    or longer (benchmarks/README.md compares them).
+    `tta` averages all 8 flips instead of 2 and keeps windows at the patch's size, which takes at
+    least four times as long (benchmarks/README.md compares them).
     Returns (3, X, Y, Z) float32.
     """
     device = device or describe_device()

@@ -1,8 +1,8 @@
 """Instance norm (Ulyanov et al. 2016, arXiv:1607.08022) that keeps the layout of its input.
 
-Torch's own norm puts the channels first, where convolutions on a CPU want them last, and so costs
-two copies of every activation. Over a single patch, instance norm equals batch norm, which keeps
-the layout. A compiler for GPUs gets the formula, which it fuses with the operations around it.
+Torch's own norm returns channels first. Convolutions on a CPU want channels last, so every
+activation is copied twice. Over a single patch, instance norm equals batch norm, which keeps the
+layout. A compiler for GPUs gets the formula, which it fuses with the operations around it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class InstanceNorm3d(nn.InstanceNorm3d):
             variance, mean = torch.var_mean(x.float(), (2, 3, 4), correction=0, keepdim=True)
             scale, shift = (p.view(-1, 1, 1, 1) for p in (self.weight, self.bias))
             return ((x - mean) * (variance + self.eps).rsqrt() * scale + shift).to(x.dtype)
-        if x.device.type != "cpu" or torch.compiler.is_compiling():  # ONNX knows torch's norm
+        if x.device.type != "cpu" or torch.compiler.is_compiling():  # as in an ONNX export
             return super().forward(x)
         done = [self._one(patch) for patch in x.split(1)]
         return torch.cat(done) if len(done) > 1 else done[0]

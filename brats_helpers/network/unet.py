@@ -1,8 +1,8 @@
 """NVIDIA's Optimized U-Net for BraTS21 (Futrega et al. 2021, arXiv:2110.03352, figure 4).
 
-An encoder halves the volume and adds channels. A decoder does the reverse, and sees the encoder's
+An encoder halves each edge and adds channels. A decoder does the reverse, and sees the encoder's
 activations on the way. A head scores three overlapping regions in each voxel. Topology and number
-of parameters are those of MONAI's `DynUNet` with these settings.
+of parameters are those of MONAI's `DynUNet`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Conv3d(nn.Conv3d):
 
 
 class ConvNormAct(nn.Sequential):
-    """A 3x3x3 convolution, instance norm (affine) and LeakyReLU; stride 2 halves the volume."""
+    """A 3x3x3 convolution, instance norm (affine) and LeakyReLU; stride 2 halves each edge."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__(

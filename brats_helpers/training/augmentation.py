@@ -22,7 +22,7 @@ ZOOM = (1.0, 1.4)
 ROTATION_DEGREES = 30.0  # largest angle about each axis
 ELASTIC_VOXELS = 4.0  # largest shift, at the nodes of a coarse grid
 ELASTIC_NODES = 5  # along each axis
-SLABS = 8  # that a CPU resamples in parallel
+SLABS = 8  # at most, into which a CPU's threads split a patch
 NOISE_SIGMA = 0.33  # in standard deviations of the brain, like all intensities
 BLUR_SIGMA = (0.5, 1.5)  # voxels
 BRIGHTNESS = (0.7, 1.3)
@@ -108,7 +108,7 @@ def sampling_grid(shape: torch.Size, zoom: float, angles: list[float] | None, el
 
     Zoom above 1 enlarges, the three angles are degrees, and elastic is the largest shift in voxels.
     """
-    half = torch.tensor([s / 2 for s in reversed(shape)])  # rotate in voxels, or a box would shear
+    half = torch.tensor([s / 2 for s in reversed(shape)])  # in -1..1 a rotation shears a box
     matrix = torch.diag(1 / half) @ rotation(angles or [0, 0, 0]) @ torch.diag(half) / zoom
     z, y, x = ((2 * torch.arange(n, device=device) + 1) / n - 1 for n in shape)  # voxel centers
     grid = torch.empty(*shape, 3, device=device)

@@ -33,7 +33,7 @@ from . import distributed
 from .forming import Forming
 from .resume import create_or_resume, save
 from .state import State
-from .step import PrefetchedBatches, learning_rate, train_step
+from .step import PrefetchedBatches, train_step
 from .tensorboard import Tracker
 
 SAVE_SECONDS = 600  # between two checkpoints, at most
@@ -60,11 +60,11 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
           start: Path | None = None, synthetic: bool = False) -> list[dict]:
     """Train on prepared patients, or go on from `folder`/last.pt; returns a record of each epoch.
 
-    Writes last.pt (the whole state, every epoch and every ten minutes), before.pt (the one before),
-    history.json, the slices of `forming` and, with validation patients, best.pt (averaged weights
-    with the highest mean Dice). A stop (Ctrl-C) takes effect after the current step, saves, and
-    raises Stopped. In `distributed.group` each process takes its share of every batch. `start` is
-    a checkpoint with the initial weights; `synthetic` marks the pictures as such.
+    Writes last.pt (the whole state, every epoch and every ten minutes), before.pt (the previous
+    one), history.json, the slices of `forming` and, with validation patients, best.pt (averaged
+    weights with the highest mean Dice). A stop (Ctrl-C) takes effect after the current step, saves,
+    and raises Stopped. In `distributed.group` each process takes its share of every batch. `start`
+    is a checkpoint with the initial weights; `synthetic` marks TensorBoard's pictures as such.
     """
     device = device or describe_device()
     state, tag = create_or_resume(config, training, validation, folder, device, start)
@@ -132,12 +132,11 @@ def finish_epoch(state: State, run: Run) -> None:
     epoch = state.step // config.steps
     scores = example = None
     if run.validation and (epoch % config.validate_every == 0 or epoch == config.epochs):
-        passes = config.epochs * config.steps
-        network = for_inference(state.ema.module, run.device, passes)
+        network = for_inference(state.ema.module, run.device, config.epochs * config.steps)
         scores, example = validate(network, run.validation, config, run.device)
     state.history.append({
         "step": state.step, "epoch": epoch, "loss": sum(state.losses) / max(1, len(state.losses)),
-        "learning_rate": learning_rate(state.step - 1, config), "dice": scores,
+        "learning_rate": state.optimizer.param_groups[0]["lr"], "dice": scores,
         "seconds": round(state.seconds, 1)})
     state.losses = []
     if scores:
@@ -177,7 +176,7 @@ def validate(model: nn.Module, paths: Sequence[Path], config: Config,
         image = network_input(prepared, device)
         probability = sliding_window_inference(model, image, config.patch, config.overlap,
                                                device=device, stretch=STRETCH)
-        predicted = probability.cpu().numpy() > 0.5
+        predicted = probability.cpu().numpy() > 0.5  # only compared between epochs
         reference = regions(prepared.volume[4])
         scores.append([dice(p, r) for p, r in zip(predicted, reference, strict=True)])
         example = example or (prepared, predicted)

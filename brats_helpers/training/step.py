@@ -1,7 +1,7 @@
 """One optimizer step.
 
 Read `plain_train_step` first: it is the whole idea. `train_step` takes the same step and adds mixed
-precision, several processes, prefetching, and batches whose loss is not a number.
+precision, several processes, prefetching, and a decision about a loss that is not a number.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..basics.config import Config
+from ..basics.constants import AUGMENTATION
 from ..basics.device import Device
 from ..basics.errors import BratsError
 from ..data.preprocessing import normalize_batch
@@ -147,5 +148,5 @@ def patch_generator(seed: int, number: int) -> torch.Generator:
 
     The two are hashed: torch's CPU generator uses 32 bits of its seed, too few for both.
     """
-    hashed = np.random.SeedSequence([seed, 2, number]).generate_state(1)[0]
+    hashed = np.random.SeedSequence([seed, AUGMENTATION, number]).generate_state(1)[0]
     return torch.Generator().manual_seed(int(hashed))
