@@ -20,8 +20,8 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = ("README.md", "CONTRIBUTING.md", "LICENSE", "kaggle-metadata.json", "docs/*.md",
          "docs/*.png", "docs/*.gif", "docs/*.svg", "docs/*.json", "docs/assets/*.css",
-         "docs/assets/*/*", "notebooks/0*.ipynb", "benchmarks/*.md", "benchmarks/*.json",
-         "benchmarks/*.png")
+         "docs/assets/*/*", "notebooks/0*.ipynb", "benchmarks/**/*.md", "benchmarks/**/*.json",
+         "benchmarks/**/*.png")
 TERMS = "| term | meaning |\n|---|---|\n"
 log = get_plugin_logger("site")
 

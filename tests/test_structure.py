@@ -106,7 +106,7 @@ def test_the_lists_of_tests_name_tests_that_exist() -> None:
 def test_links_of_the_guides_lead_to_pages_of_the_site() -> None:
     """`make site` is strict, and it is not a part of this suite."""
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"),
-             *ROOT.glob("benchmarks/*.md")]
+             *ROOT.glob("benchmarks/**/*.md")]
     links = [(page, link.split("#")[0]) for page in pages
              for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
              if not link.startswith(("http", "#", "mailto"))]
