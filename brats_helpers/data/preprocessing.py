@@ -157,10 +157,12 @@ def prepare(patient: Patient, spacing_mm: float, content_hash: str = "") -> Prep
     images, labels = volume[:-1], volume[-1]
     mean, std = statistics(images, mask, patient.name)
     return Prepared(volume, Meta(
-        patient.name, patient.images.shape[1:], tuple(map(tuple, patient.affine.tolist())), box,
-        factor, tuple(mean.tolist()), tuple(std.tolist()), patient.reference is not None,
-        content_hash, tumor_rows(labels), sample_voxels(labels, patient.name),
-        scan_fingerprint(images, mean, std, np.multiply(factor, spacing), spacing)))
+        name=patient.name, shape=patient.images.shape[1:],
+        affine=tuple(map(tuple, patient.affine.tolist())), bounding_box=box, downsampling=factor,
+        mean=tuple(mean.tolist()), std=tuple(std.tolist()), content_hash=content_hash,
+        has_reference=patient.reference is not None, tumor_rows=tumor_rows(labels),
+        tumor_voxels=sample_voxels(labels, patient.name),
+        fingerprint=scan_fingerprint(images, mean, std, np.multiply(factor, spacing), spacing)))
 
 
 def tumor_rows(labels: np.ndarray) -> tuple[int, int]:

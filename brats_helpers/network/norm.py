@@ -38,12 +38,12 @@ class InstanceNorm3d(nn.InstanceNorm3d):
         return torch.cat(done) if len(done) > 1 else done[0]
 
     def _one(self, x: Tensor) -> Tensor:
-        neighbors = 1
+        k = 1
         if self.num_features < NARROW:
-            neighbors = gcd(COLUMNS // self.num_features, x[0, 0].numel())
-        if neighbors == 1:
+            k = gcd(COLUMNS // self.num_features, x[0, 0].numel())
+        if k == 1:
             return F.batch_norm(x, None, None, self.weight, self.bias, True, eps=self.eps)
-        return Folded.apply(x, self.weight, self.bias, neighbors, self.eps)
+        return Folded.apply(x, self.weight, self.bias, k, self.eps)
 
 
 class Folded(torch.autograd.Function):
@@ -69,25 +69,25 @@ class Folded(torch.autograd.Function):
         ctx.k, ctx.eps = k, eps
         repeated = (v.repeat(k) for v in (weight, bias, mean, variance))
         torch.native_batch_norm(rows, *repeated, False, 0.0, eps,
-                                out=(_rows(out, k), one[:0], one[:0].clone()))
+                                out=(_rows(out, k), one[:0], one[:0].clone()))  # two unused
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Differentiate the formula with mean and variance fixed, then through these two."""
         (x, weight, mean, variance), k = ctx.saved_tensors, ctx.k
-        rows, known = _rows(x, k), [v.repeat(k) for v in (weight, mean, variance)]
-        fixed, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
-            _rows(gradient, k), rows, *known, None, None, False, ctx.eps, [True] * 3)
-        by_weight, by_bias = (v.view(k, -1).sum(0) for v in (by_weight, by_bias))
+        rows, repeated = _rows(x, k), [v.repeat(k) for v in (weight, mean, variance)]
+        grad_fixed, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+            _rows(gradient, k), rows, *repeated, None, None, False, ctx.eps, [True] * 3)
+        grad_weight, grad_bias = (v.view(k, -1).sum(0) for v in (grad_weight, grad_bias))
         rstd = (variance + ctx.eps).rsqrt()
         scale = weight * rstd / (rows.numel() // len(weight))
-        slope = -scale * rstd * by_weight
-        shift = -scale * by_bias - slope * mean
+        slope = -scale * rstd * grad_weight
+        shift = -scale * grad_bias - slope * mean
         slope, shift = (v.repeat(k).to(x.dtype) for v in (slope, shift))
-        by_rows = torch.addcmul(fixed.add_(shift), rows, slope)
-        by_x = by_rows.view(1, *x.shape[2:], x.shape[1]).permute(0, 4, 1, 2, 3)
-        return by_x, by_weight, by_bias, None, None
+        grad_rows = torch.addcmul(grad_fixed.add_(shift), rows, slope)
+        grad_x = grad_rows.view(1, *x.shape[2:], x.shape[1]).permute(0, 4, 1, 2, 3)
+        return grad_x, grad_weight, grad_bias, None, None
 
 
 def _rows(x: Tensor, k: int) -> Tensor:

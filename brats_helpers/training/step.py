@@ -6,7 +6,6 @@ precision, several processes, prefetching, and a decision about a loss that is n
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -95,20 +94,20 @@ class PrefetchedBatches(Iterator):
         self.source = source
         self.config = config
         self.device = device
-        self.ready: list[dict] = []
+        self.ready: dict | None = None
 
     def prepare_next(self) -> None:
         """Prepare the next batch, unless it is ready or there is none."""
-        if not self.ready:
-            for batch in itertools.islice(self.source, 1):
-                prepared = prepare_batch(batch, self.config, self.device)
-                self.ready.append(batch | {"prepared": prepared})
+        if self.ready is None and (batch := next(self.source, None)):
+            prepared = prepare_batch(batch, self.config, self.device)
+            self.ready = batch | {"prepared": prepared}
 
     def __next__(self) -> dict:
         self.prepare_next()
-        if not self.ready:
+        if self.ready is None:
             raise StopIteration
-        return self.ready.pop()
+        batch, self.ready = self.ready, None
+        return batch
 
 
 def leave_out(state: State, names: Sequence[str], problem: str, config: Config) -> None:
