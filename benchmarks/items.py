@@ -74,7 +74,7 @@ class Bench:
                 "NVIDIA": lambda: peers.nvidia_preprocess(case, out)}
         ours(), ways["NVIDIA"]()
         prepared = storage.load_prepared(out / "ours.b2nd")
-        scored = preprocessing.normalize(prepared.volume[:4], prepared.meta.mean, prepared.meta.std)
+        scored = preprocessing.normalize(prepared.images, prepared.meta.mean, prepared.meta.std)
         brain = scored[4] == 1
         difference = np.abs(scored[:4] - np.load(out / "x.npy")[:4])[:, brain]
         equal = ("z-scores in the brain against NVIDIA's: median difference "
@@ -206,7 +206,7 @@ class Bench:
         prepared = preprocessing.prepare(read_case(self.case), 2.0)
         meta = prepared.meta
         image = torch.from_numpy(
-            preprocessing.normalize(prepared.volume[:4], meta.mean, meta.std))
+            preprocessing.normalize(prepared.images, meta.mean, meta.std))
         short = [p for s in reversed(image.shape[1:]) for p in (0, max(0, 64 - s))]
         # MONAI would pad at both ends, and we at one.
         image = torch.nn.functional.pad(image, short)

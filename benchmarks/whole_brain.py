@@ -52,7 +52,7 @@ def measure(way: str, work: Path) -> dict:
 
         def run() -> object:
             prepared = prepare(patient, config.spacing_mm)
-            image = normalize(prepared.volume[:4], prepared.meta.mean, prepared.meta.std)
+            image = normalize(prepared.images, prepared.meta.mean, prepared.meta.std)
             return predictor.predict_sliding_window_return_logits(torch.from_numpy(image))
     begin = time.perf_counter()
     run()

@@ -84,7 +84,7 @@ def _one_view(model: nn.Module, prepared: Prepared, config: Config, device: Devi
     found = (found * image[4]).cpu().numpy()
     return [round(float(value), 4) for value in (
         *(dice(mask, truth) for mask, truth in
-          zip(found > 0.5, regions(prepared.volume[4]), strict=True)),
+          zip(found > 0.5, regions(prepared.reference), strict=True)),
         expected_dice(found[0], found[0] > 0.5))]
 
 

@@ -129,8 +129,8 @@ from brats_helpers.evaluation import threshold_baseline
 def scored_flair(names: list[str]) -> tuple[list, list]:
     """Z-scored FLAIR and the reference of these patients."""
     found = [load_prepared(prepared[name]) for name in names]
-    z = [normalize(p.volume[:4], p.meta.mean, p.meta.std)[0] for p in found]
-    return z, [p.volume[4] for p in found]
+    z = [normalize(p.images, p.meta.mean, p.meta.std)[0] for p in found]
+    return z, [p.reference for p in found]
 
 
 thresholds = np.linspace(0.2, 3, 15)
@@ -164,7 +164,7 @@ from brats_helpers.lessons import compare_slices
 from brats_helpers.training import augmentation as augment
 
 generator, example = torch.Generator().manual_seed(1), load_prepared(prepared[held_out[0]])
-z = normalize(example.volume[:4], example.meta.mean, example.meta.std)
+z = normalize(example.images, example.meta.mean, example.meta.std)
 image, label = torch.from_numpy(z), torch.from_numpy(example.volume[4:])
 spatial = {"original": (image, label), "flip": (image.flip(3), label.flip(3))}
 moved = {"rotation": (1.0, [0, 0, 25], 0.0), "zoom": (1.4, None, 0.0), "elastic": (1.0, None, 6.0)}
@@ -190,7 +190,7 @@ changed = {
     "gamma 1.5": augment.change_gamma(image[:4], 1.5),
 }
 shown = {name: (x * brain)[0].numpy().T for name, x in changed.items()}
-at = slice_with_most_tumor(example.volume[4].T)
+at = slice_with_most_tumor(example.reference.T)
 compare_slices(shown, index=at, shared_window=True, synthetic=synthetic, columns=6)
 
 # %% [markdown]

@@ -70,6 +70,16 @@ class Prepared:
     volume: np.ndarray  # (5, D, H, W): four modalities, and labels 0 to 3 (0 without a reference)
     meta: Meta
 
+    @property
+    def images(self) -> np.ndarray:
+        """Return the modalities as stored, (4, D, H, W)."""
+        return self.volume[:-1]
+
+    @property
+    def reference(self) -> np.ndarray:
+        """Return the reference's labels, (D, H, W)."""
+        return self.volume[-1]
+
 
 def save_prepared(prepared: Prepared, path: Path) -> None:
     """Write a prepared patient as one Blosc2 array: LZ4 over shuffled integers, and its Meta."""

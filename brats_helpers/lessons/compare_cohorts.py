@@ -17,8 +17,8 @@ def scores_of(patients: Sequence[Prepared], label: int) -> np.ndarray:
     """Return z-scores of one compartment (0: brain without tumor) of some patients: (4, n)."""
     found = []
     for patient in patients:
-        images, mean, std = patient.volume[:-1], patient.meta.mean, patient.meta.std
-        inside = images[:, (patient.volume[-1] == label) & (images != 0).any(0)]
+        images, mean, std = patient.images, patient.meta.mean, patient.meta.std
+        inside = images[:, (patient.reference == label) & (images != 0).any(0)]
         inside = inside[:, ::max(1, inside.shape[1] // VOXELS)]
         found.append((inside - np.reshape(mean, (-1, 1))) / np.reshape(std, (-1, 1)))
     return np.concatenate(found, axis=1)

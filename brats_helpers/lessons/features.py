@@ -30,7 +30,7 @@ def feature_maps(model: UNet, prepared: Prepared, device: Device) -> dict[str, n
     tumor; the network gets the slab around it, padded to sizes that its levels can halve.
     """
     edge = 2 ** (len(model.encoder) - 1)
-    at, (height, width) = slice_with_most_tumor(prepared.volume[4], 0), prepared.volume.shape[2:]
+    at, (height, width) = slice_with_most_tumor(prepared.reference, 0), prepared.volume.shape[2:]
     image = F.pad(network_input(prepared, device), (0, -width % edge, 0, -height % edge,
                                                     SLAB // 2, SLAB // 2))[:, at:at + SLAB]
     found = {"input": image}
@@ -91,8 +91,8 @@ def _show(ax: Axes, image: np.ndarray, title: str, limits: tuple[float, float] |
 def draw_forming(prepared: Prepared, found: Mapping[int, np.ndarray],
                  synthetic: bool = False) -> Figure:
     """Draw the probability of the whole tumor after some steps, of `training.forming`."""
-    at = slice_with_most_tumor(prepared.volume[4], axis=0)
-    flair, truth = prepared.volume[FLAIR, at], prepared.volume[4, at] > 0
+    at = slice_with_most_tumor(prepared.reference, axis=0)
+    flair, truth = prepared.volume[FLAIR, at], prepared.reference[at] > 0
     figure, axes = plt.subplots(1, len(found) + 1, figsize=(9.6, 2.7), squeeze=False)
     low, high = window(flair)
     axes[0, 0].imshow(np.where(flair == 0, low, flair), cmap="gray", vmin=low, vmax=high)

@@ -230,8 +230,8 @@ def augmentation_playground(prepared: Prepared, synthetic: bool = False) -> ipyw
     """Show the transforms, a slider for each, on the slice with the most tumor."""
     import ipywidgets as widgets
     import torch
-    z_scored = normalize(prepared.volume[:4], prepared.meta.mean, prepared.meta.std)
-    z = slice_with_most_tumor(prepared.volume[4].T)
+    z_scored = normalize(prepared.images, prepared.meta.mean, prepared.meta.std)
+    z = slice_with_most_tumor(prepared.reference.T)
     slab = slice(max(0, z - 8), z + 8)  # compute only what is shown
     whole = torch.from_numpy(z_scored[:, slab])
     marks = torch.from_numpy(prepared.volume[4:, slab])

@@ -43,7 +43,7 @@ class Forming:
         image = network_input(prepared, self.device)
         found = sliding_window_inference(network, image, self.config.patch, self.config.overlap,
                                          device=self.device)
-        at = slice_with_most_tumor(prepared.volume[4], axis=0)
+        at = slice_with_most_tumor(prepared.reference, axis=0)
         with atomic_path(self.folder / f"{state.step}.npy") as temporary:
             np.save(temporary, (found[:, at] * FULL).round().byte().cpu().numpy())
 

@@ -177,7 +177,7 @@ def validate(model: nn.Module, paths: Sequence[Path], config: Config,
         probability = sliding_window_inference(model, image, config.patch, config.overlap,
                                                device=device, stretch=STRETCH)
         predicted = probability.cpu().numpy() > 0.5  # only compared between epochs
-        reference = regions(prepared.volume[4])
+        reference = regions(prepared.reference)
         scores.append([dice(p, r) for p, r in zip(predicted, reference, strict=True)])
         example = example or (prepared, predicted)
     scores = distributed.gather(scores)

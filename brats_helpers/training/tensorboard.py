@@ -76,7 +76,7 @@ def overlay(prepared: Prepared, predicted: np.ndarray) -> np.ndarray:
 
     The axial slice is the one with most tumor; predicted is (3, D, H, W) bool.
     """
-    flair, labels = prepared.volume[0], prepared.volume[4]
+    flair, labels = prepared.volume[0], prepared.reference
     index = slice_with_most_tumor(labels, axis=0)
     low, high = np.percentile(flair[flair != 0], (1, 99))
     gray = np.clip((flair[index] - low) / max(high - low, 1e-6), 0, 1)

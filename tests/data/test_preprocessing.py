@@ -82,7 +82,7 @@ def test_coarsening_keeps_the_geometry(shape) -> None:
     smooth = (1000 + 10 * grid[0] + 7 * grid[1] - 5 * grid[2]).astype(np.float32)
     patient = Patient("P", np.stack([smooth] * 4), None, np.diag([-1.0, -1.0, 1.0, 1.0]))
     prepared = prepare(patient, 2.0)
-    back = restore(prepared.volume[:4].astype(np.float32), prepared.meta)[0]
+    back = restore(prepared.images.astype(np.float32), prepared.meta)[0]
     inner = tuple(slice(3, n - 3) for n in shape)
     # a linear ramp: no shift, no bend
     assert back.shape == shape and np.abs(back - smooth)[inner].max() < 0.01

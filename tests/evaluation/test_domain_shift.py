@@ -36,7 +36,7 @@ def changed(patient, order: tuple[int, ...] = (0, 1, 2, 3), spacing: float = 4.0
     mean, std = (
         scale * np.array(values)[list(order)] for values in (patient.meta.mean, patient.meta.std)
     )
-    images = patient.volume[:-1][list(order)].astype(np.int32) * scale
+    images = patient.images[list(order)].astype(np.int32) * scale
     return fingerprint.scan_fingerprint(images, mean, std, (spacing,) * 3, (spacing,) * 3)
 
 
@@ -73,7 +73,7 @@ def test_distances_are_scipys_on_all_voxels_and_none_to_oneself(patients: list) 
         for side, cohort in zip(values, (patients[:2], patients[2:4]), strict=True):
             for p in cohort:
                 flair = p.volume[0].astype(float)
-                side.extend((flair[p.volume[-1] == label] - p.meta.mean[0]) / p.meta.std[0])
+                side.extend((flair[p.reference == label] - p.meta.mean[0]) / p.meta.std[0])
         assert apart[name]["FLAIR"] == pytest.approx(wasserstein_distance(*values), abs=0.05)
     assert all(
         value == 0

@@ -28,7 +28,7 @@ def test_every_level_shows_the_same_slice_at_its_own_size(prepared: Prepared) ->
         "input": (5, height, width), "encoder 0": (4, height, width), "encoder 1": (6, *half),
         "encoder 2": (8, *quarter), "decoder 1": (6, *half), "decoder 0": (4, height, width),
         "output": (3, height, width)}
-    at = int((prepared.volume[4] > 0).sum((1, 2)).argmax())
+    at = int((prepared.reference > 0).sum((1, 2)).argmax())
     assert np.array_equal(maps["input"][4] > 0, prepared.volume[:4, at].any(0))
     assert not model.encoder[0]._forward_hooks  # nothing is left behind
     figure = draw_features(maps, True)

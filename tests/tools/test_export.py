@@ -68,7 +68,7 @@ def test_monai_verifies_the_bundle_and_it_segments_as_we_do(checkpoint: Path,
     case = patients_in(tmp_path / "data")[0]
     patient = read_case(case)
     ours = prepare(patient, 4.0)
-    wanted = normalize(ours.volume[:4], ours.meta.mean, ours.meta.std).transpose(0, 3, 2, 1)
+    wanted = normalize(ours.images, ours.meta.mean, ours.meta.std).transpose(0, 3, 2, 1)
     np.testing.assert_allclose(np.concatenate((given["image"], given["brain"])), wanted, atol=1e-3)
     workflow.run()
     assert torch.is_grad_enabled()  # a bundle is a guest: it leaves the settings as they were

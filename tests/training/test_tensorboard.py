@@ -68,7 +68,7 @@ def test_tensorboard_reads_the_history_and_a_resumed_training_writes_no_step_twi
 
 def test_outlines_of_reference_and_prediction_are_side_by_side(prepared) -> None:
     patient = load_prepared(prepared[0])
-    reference = regions(patient.volume[4])
+    reference = regions(patient.reference)
     picture = tracking.overlay(patient, reference)
     _, height, width = patient.volume.shape[1:]
     assert picture.shape == (height * tracking.ENLARGE, 2 * width * tracking.ENLARGE, 3)
