@@ -1,7 +1,7 @@
 """Train on a work folder. For few real patients, start from the network in the box.
 
 Starting from weights that another training left is transfer learning (Tajbakhsh et al. 2016,
-doi:10.1109/TMI.2016.2535302). docs/zero_shot.md measures the gain.
+doi:10.1109/TMI.2016.2535302). docs/zero_shot.md measures what it does.
 """
 
 from __future__ import annotations
@@ -84,8 +84,9 @@ def for_few_patients(config: Config, patients: int, synthetic: bool,
     config = config.with_(**{name: value for name, value in chosen.items() if name not in asked})
     _say(f"{few}: the training starts from the network in the box, which learned from synthetic "
          f"patients, and takes {config.epochs * config.steps} steps with a learning rate of "
-         f"{config.learning_rate:g}. pretrained=False leaves that out; docs/zero_shot.md "
-         "measures the gain.")
+         f"{config.learning_rate:g} (pretrained=False: from random weights). Compare the result "
+         "with the network in the box before you use it: with four patients it was worse "
+         "(docs/zero_shot.md).")
     return config
 
 
