@@ -14,7 +14,7 @@ from pathlib import Path
 
 from brats_helpers.basics.files import atomic_path, read_json
 
-from . import costs, few_patients, gpu, report, whole_brain, zero_shot
+from . import costs, few_patients, gpu, limit, report, whole_brain, zero_shot
 from . import real_tables as real
 
 HERE = Path(__file__).resolve().parent
@@ -69,6 +69,7 @@ def tables() -> dict[str, Callable[[], str]]:
     now = [result for result in everything if result["learnt"] == 8]
     found: dict[str, Callable[[], str]] = {
         "costs": costs.table, "ours": ours_or_library, "missed": missed,
+        "limit": lambda: limit.sentence(_stored("limit")),
         "whole_brain": lambda: whole_brain.table(_stored("whole_brain")),
         "gpu": lambda: gpu.goals(_stored("gpu_nvidia_h200")),
         "by_patients": lambda: real.by_patients(everything)}

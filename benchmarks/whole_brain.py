@@ -40,23 +40,19 @@ def measure(way: str, work: Path) -> dict:
     patient, config = read_case(cases[0]), PRESETS["full"]
     torch.manual_seed(0)
     if way == "ours":
-        model = UNet(config.filters).eval()
-
-        def run() -> object:
-            return segment([model], patient, config, tta=False, device=describe_device())
+        views, model = WAYS[way], UNet(config.filters).eval()
+        begin = time.perf_counter()
+        segment([model], patient, config, tta=False, device=describe_device())
     else:
         plans = peers.NnUNet(cohort.nnunet_dataset(cases, work / "nnunet", synthetic))
-        network = peers.dynunet(config.filters).eval()
+        views, network = 1, peers.dynunet(config.filters).eval()
         predictor = peers.nnunet_predictor(network, plans, config.patch)
         predictor.use_mirroring = False
-
-        def run() -> object:
-            prepared = prepare(patient, config.spacing_mm)
-            image = normalize(prepared.images, prepared.meta.mean, prepared.meta.std)
-            return predictor.predict_sliding_window_return_logits(torch.from_numpy(image))
-    begin = time.perf_counter()
-    run()
-    seconds = (time.perf_counter() - begin) / (WAYS[way] if way == "ours" else 1)
+        begin = time.perf_counter()
+        prepared = prepare(patient, config.spacing_mm)
+        image = normalize(prepared.images, prepared.meta.mean, prepared.meta.std)
+        predictor.predict_sliding_window_return_logits(torch.from_numpy(image))
+    seconds = (time.perf_counter() - begin) / views
     import resource  # not on Windows
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {"seconds_a_view": round(seconds, 1), "peak_gib": round(peak, 2)}

@@ -408,9 +408,9 @@ dice_boxplot(rows, synthetic=synthetic)
 
 # %% [markdown]
 # **Dice** counts voxels. **HD95** measures how far apart two surfaces are (the 95th percentile, in mm). A false island
-# far away changes Dice little, but it ruins HD95 once it holds more than a twentieth of the predicted surface. In our run,
-# those in the last line above have islands. In a patient without ET, a single marked voxel makes Dice 0 and
-# HD95 373 mm (a rule of BraTS).
+# far away changes Dice little, but it ruins HD95 once it holds more than a twentieth of the predicted surface. The
+# patients in the last line above have such islands. In a patient without ET, a single marked voxel makes Dice 0 and HD95
+# 373 mm (a rule of BraTS).
 #
 # ### Exercise 3: HD95
 #
@@ -623,8 +623,8 @@ for name, scores in (("network of this notebook", falls), ("network in the box",
 #
 # Read the second row: it wins back most of what was lost for WT and TC, and less than half for ET. (Variety, number of
 # phantoms and size of the network all differ, so this comparison cannot tell which counts most.) With fewer than 40 real
-# patients, this notebook starts from these weights. That does not always help: in each of three draws, training them on
-# four patients lowered the score of the others ([what we know](../docs/zero_shot.md)).
+# patients, this notebook starts from these weights. That can harm: in each of three draws, training them on four
+# patients lowered the mean Dice of the others ([what we know](../docs/zero_shot.md)).
 # </details>
 #
 # ### Exercise 5: two minutes

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import write_case
 
-from benchmarks import costs, gpu, pages, real_cohort, real_systems, real_tables
+from benchmarks import costs, gpu, limit, pages, real_cohort, real_systems, real_tables
 from benchmarks.report import table
 from benchmarks.timing import Result, race
 from brats_helpers.basics.config import Config
@@ -206,6 +206,13 @@ def test_a_verdict_names_the_goals_that_were_missed() -> None:
                         "All goals reached.")
     assert "behind by 0.200 in P00 and 0.200 in P01. Missed: a mean at least 0.03 above" in lines[1]
     assert lines[2].startswith("- All seeds, each patient counted once, ours: 0.050 above")
+
+
+def test_the_operations_of_a_step_are_counted() -> None:
+    found = limit.measure(rounds=1)
+    at_the_top = 2 * 2 * 64**3 * 27 * (5 * 8 + 8 * 8 + 16 * 8 + 8 * 8)  # two patches, convolutions
+    assert 3 * at_the_top < 1.1 * found["operations"] < 6 * at_the_top  # forward and backward
+    assert found["step_s"] > 0 and f"{found['product_s']:.2f} s" in limit.sentence(found)
 
 
 def test_computed_costs_agree_with_published_ones_and_a_patch_can_be_timed() -> None:

@@ -221,7 +221,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("a small disk cannot be mounted here: that takes root")
     yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # others may look at it
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # others may have it open
 
 
 def test_on_a_disk_that_is_really_full_the_good_files_stay(tiny_disk: Path, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 CHANNELS = (*MODALITIES, "foreground")  # the network's input; "foreground" is the brain's mask
-ORDER, CORNERS, AUGMENTATION = 0, 1, 2  # what a seed's streams of random numbers are for
 MODALITY_TITLES = {"flair": "FLAIR", "t1": "T1", "t1ce": "T1CE", "t2": "T2"}
 
 # Inside the project labels are 0, 1, 2, 3; on disk the enhancing tumor is 4 (3 since BraTS 2023).

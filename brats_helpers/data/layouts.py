@@ -1,4 +1,4 @@
-"""Tell which modality of which patient a file is, by its name and place.
+"""Recognize a file's patient and modality by its name and place.
 
 It knows BraTS 2017 to 2025, FeTS, UPENN-GBM, UCSF-PDGM, TCGA-GBM and LGG, BraTS Toolkit, BIDS
 (bids-specification.readthedocs.io), a folder for each file (`X_flair.nii/any.nii`) and a folder

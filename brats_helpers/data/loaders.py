@@ -21,10 +21,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..basics.constants import CORNERS, MODALITIES, ORDER
+from ..basics.constants import MODALITIES
 from ..basics.errors import BratsError
 from .storage import Meta, map_file, open_mapped, read_meta, read_patch
 
+ORDER, CORNERS, AUGMENTATION = 0, 1, 2  # streams of random numbers of one seed
 SHARED = Path("/dev/shm")  # Linux's shared memory, through which processes hand over tensors
 
 

@@ -22,7 +22,7 @@ NOT_STRIPPED = 1.3  # times the other modalities' voxels that are not 0
 ALIKE = 0.995  # correlation of two contrasts; T1 and T1CE of one patient stay under 0.95
 DARK, BRIGHT = 0.10, 0.98  # quantiles: fluid, dark in T1, and the brightest voxels of T2 and FLAIR
 BRIGHTEST = 0.999  # the quantile of vessels and rims that take up contrast agent
-LIKER = 0.1  # by which T1CE may correlate more with FLAIR than with T1; good patients: -0.03
+LIKER = 0.1  # by which T1CE may correlate more with FLAIR than with T1 (-0.03 in good patients)
 SWAPPED = 0.4  # standard deviations by which FLAIR and T2 must look like each other
 UNLIKE = 0.25  # by which T1 and T1CE correlate more than any other pair, in good patients
 # Standard deviations by which T1 may exceed T1CE in its brightest voxels and in the enhancing

@@ -44,7 +44,7 @@ def lps_spacing(spacing: Sequence[float], affine: np.ndarray) -> tuple[float, ..
 
 
 def brain_mask(images: Sequence[np.ndarray]) -> np.ndarray:
-    """Mark voxels where any modality is not 0: (C, ...) to (...) bool; their masks may differ."""
+    """Mark the voxels, (...) bool, where any modality of (C, ...) is not 0; masks may differ."""
     mask = images[0] != 0
     for image in images[1:]:
         mask |= image != 0
@@ -128,7 +128,7 @@ def normalize_batch(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 def network_input(prepared: Prepared, device: Device) -> Tensor:
     """Put a prepared patient on the device as the network's input: (5, D, H, W) float32."""
-    images = torch.from_numpy(prepared.volume[None, :4]).to(device.torch_device)
+    images = torch.from_numpy(prepared.images[None]).to(device.torch_device)
     mean, std = (torch.tensor([values], device=device.torch_device)
                  for values in (prepared.meta.mean, prepared.meta.std))
     return normalize_batch(images, mean, std)[0]

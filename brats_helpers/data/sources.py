@@ -1,4 +1,4 @@
-"""Tell by its content what a source is: an archive, or a folder of patients or archives."""
+"""Recognize a source by its content: an archive, or a folder of patients or archives."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def resolve_source(path: Path) -> Path:
 
 
 def refuse_unread(path: Path) -> None:
-    """Raise BratsError for a missing path or a file that is no archive, and name its type."""
+    """Raise BratsError if a path is missing or no archive; the message names the file's type."""
     if not path.is_file():
         link = f"a link to {path.readlink()}, which is " if path.is_symlink() else ""
         raise BratsError(f"{path} is {link}not there: give the path of a {', '.join(ENDINGS)} file "

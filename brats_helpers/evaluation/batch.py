@@ -47,7 +47,7 @@ PROBE = 1 << 20  # bytes that must fit into the output folder
 
 @dataclass(frozen=True)
 class Task:
-    """The instructions by which a worker loads its ensemble, once."""
+    """The instructions for a worker to load its ensemble, once."""
 
     checkpoints: tuple[Path, ...]
     tta: bool

@@ -90,7 +90,7 @@ def _show(ax: Axes, image: np.ndarray, title: str, limits: tuple[float, float] |
 
 def draw_forming(prepared: Prepared, found: Mapping[int, np.ndarray],
                  synthetic: bool = False) -> Figure:
-    """Draw the probability of the whole tumor after some steps, of `training.forming`."""
+    """Draw the probability of the whole tumor after some steps, from `read_forming`."""
     at = slice_with_most_tumor(prepared.reference, axis=0)
     flair, truth = prepared.volume[FLAIR, at], prepared.reference[at] > 0
     figure, axes = plt.subplots(1, len(found) + 1, figsize=(9.6, 2.7), squeeze=False)

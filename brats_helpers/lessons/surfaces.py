@@ -96,8 +96,8 @@ def _reachable(field: np.ndarray, spacing: Sequence[float], view: np.ndarray,
                line: np.ndarray) -> tuple[np.ndarray, float, float]:
     """Find the pixels whose rays can hit the surface, (n, n), and its largest and least depth.
 
-    The surface lies within a voxel of one above 0.5. line: where the n pixels of a row lie, in mm;
-    depth: mm towards the viewer.
+    The surface lies within a voxel of one above 0.5. `line` holds where the n pixels of a row
+    lie, and depth is measured toward the viewer, both in mm.
     """
     places = (np.argwhere(field > 0.5) - (np.array(field.shape) - 1) / 2) * spacing @ view.T
     near = np.zeros((len(line), len(line)), bool)

@@ -22,7 +22,7 @@ ZOOM = (1.0, 1.4)
 ROTATION_DEGREES = 30.0  # largest angle about each axis
 ELASTIC_VOXELS = 4.0  # largest shift, at the nodes of a coarse grid
 ELASTIC_NODES = 5  # along each axis
-SLABS = 8  # at most, into which a CPU's threads split a patch
+SLABS = 8  # pieces of a patch that a CPU's threads share, at most
 NOISE_SIGMA = 0.33  # in standard deviations of the brain, like all intensities
 BLUR_SIGMA = (0.5, 1.5)  # voxels
 BRIGHTNESS = (0.7, 1.3)
@@ -62,7 +62,7 @@ def augment_one(image: Tensor, label: Tensor, generator: torch.Generator) -> tup
 
 
 def inside(x: Tensor, brain: Tensor) -> Tensor:
-    """Set x, (4, D, H, W) or in slabs, to 0 outside brain, (1, D, H, W), and append brain."""
+    """Set x, (4, D, H, W) or in slabs, to 0 outside the brain, (1, D, H, W), and append it."""
     out = torch.empty(len(x) + 1, *brain.shape[1:], device=x.device)
     torch.mul(x, brain.view(1, *x.shape[1:]), out=out[:-1].view(x.shape))
     out[-1:] = brain
@@ -108,7 +108,8 @@ def sampling_grid(shape: torch.Size, zoom: float, angles: list[float] | None, el
 
     Zoom above 1 enlarges, the three angles are degrees, and elastic is the largest shift in voxels.
     """
-    half = torch.tensor([s / 2 for s in reversed(shape)])  # in -1..1 a rotation shears a box
+    # Rotate voxel coordinates: a rotation of those from -1 to 1 would shear a box.
+    half = torch.tensor([s / 2 for s in reversed(shape)])
     matrix = torch.diag(1 / half) @ rotation(angles or [0, 0, 0]) @ torch.diag(half) / zoom
     z, y, x = ((2 * torch.arange(n, device=device) + 1) / n - 1 for n in shape)  # voxel centers
     grid = torch.empty(*shape, 3, device=device)
@@ -149,7 +150,7 @@ def sample(volume: Tensor, grid: Tensor, mode: str) -> Tensor:
     """Run `grid_sample` on a volume (C, D, H, W) and a grid (1, D, H, W, 3).
 
     Returns (C, slabs, D / slabs, H, W). On a CPU the threads of `grid_sample` share a batch, not
-    a volume, so the slabs of the result form a batch. With channels last, all are read at once.
+    a volume, so the slabs of the result form a batch. With channels last, one read serves them all.
     """
     shape = grid.shape[1:4]
     slabs = 1

@@ -25,7 +25,7 @@ FULL = 255  # stands for a probability of 1
 
 
 class Forming:
-    """A watch on a training, which keeps the probabilities in a slice of the first patient."""
+    """A recorder of how the probabilities in one slice of the first patient change in training."""
 
     def __init__(self, patients: Sequence[Path], folder: Path, config: Config,
                  device: Device) -> None:

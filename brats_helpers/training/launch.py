@@ -103,7 +103,7 @@ def choose_processes(batch: int, gpus: int) -> int:
 
 
 class HistoryWatch:
-    """A watch on a history file, which passes the history to `on_epoch` when it changes."""
+    """A reader of a history file that passes the history to `on_epoch` when it changes."""
 
     def __init__(self, path: Path, on_epoch: Callable[[list[dict]], None] | None) -> None:
         self.path = path

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..basics.config import Config
-from ..basics.constants import AUGMENTATION
 from ..basics.device import Device
 from ..basics.errors import BratsError
+from ..data.loaders import AUGMENTATION
 from ..data.preprocessing import normalize_batch
 from ..network.losses import deep_supervision_loss, labels_to_regions
 from . import distributed

@@ -150,7 +150,7 @@ def test_a_reading_process_is_deaf_to_ctrl_c_and_missed_when_killed(prepared, tm
     monkeypatch.setattr(training, "SAVE_SECONDS", 0)
 
     def kill(history: list[dict]) -> None:
-        if len(history) == 1:  # once: to look for it again would hide its end from torch
+        if len(history) == 1:  # once: a second look would reap it before torch notices
             reading_processes()[-1].kill()
 
     with pytest.raises(BratsError, match="a process that reads .* was killed .*memory ran out"):
