@@ -118,7 +118,7 @@ def train_steps(model: nn.Module, device: Device, batch: int, patch: int, steps:
     """
     model = model.to(device.torch_device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
-    scaler = torch.amp.GradScaler(device.kind, enabled=device.scaler)
+    scaler = torch.amp.GradScaler(device.kind, enabled=device.loss_scaling)
     source, seen = stream(device, batch, patch), []
     first = next(source)
     for step in range(steps + 3):

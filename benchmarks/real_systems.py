@@ -30,7 +30,7 @@ from brats_helpers.evaluation.postprocessing import postprocess
 from brats_helpers.evaluation.pretrained import WEIGHTS
 from brats_helpers.evaluation.sliding_window import predict_prepared
 from brats_helpers.training.loop import train
-from brats_helpers.training.stages import for_few_patients
+from brats_helpers.training.stages import for_few_patients, rehearse
 from brats_helpers.training.state import new_state
 from brats_helpers.training.step import train_step
 
@@ -116,8 +116,10 @@ class Ours:
                 clock.snapshot(checkpoints / "last.pt", reached[-1])
             reached.append(clock.spent)
 
-        start = WEIGHTS if config.pretrained else None
-        train(config, paths, [], checkpoints, keep, describe_device(), start)
+        start, source = None, ()
+        if config.pretrained:
+            start, source = WEIGHTS, rehearse(paths, self.folder / "rehearsal", config)
+        train(config, paths, [], checkpoints, keep, describe_device(), start, source=source)
         clock.snapshot(checkpoints / "last.pt")
         clock.finish(steps=EPOCHS * config.steps, pretrained=config.pretrained, patch=config.patch,
                      batch=config.batch, learning_rate=config.learning_rate)

@@ -42,6 +42,7 @@ STORED = Path(__file__).with_name("zero_shot.json")
 SETS = [names for n in range(4, 0, -1) for names in combinations(MODALITIES, n)]  # all four first
 ALL = " ".join(MODALITIES)
 BOX = "the network in the box"
+ABLATION = "ablation: "  # what the names of networks that lack something begin with
 FAILED = 0.6  # a mask with a lower WT Dice should have been warned of
 FALSE_ALARMS = 0.2  # at most, of the other masks
 
@@ -125,11 +126,26 @@ def summary_table(results: Mapping[str, dict]) -> str:
     parts = {f"{BOX}, BraTS {year}": {name: row for name, row in box.items() if mark in name}
              for year, mark in ((2021, "BraTS2021"), (2018, "Brats18"))}
     for name, rows in ({BOX: box} | parts | dict(results)).items():
-        if len(rows) < 2:
+        if len(rows) < 2 or name.startswith(ABLATION):
             continue
         columns = np.array([row["dice"] for row in rows.values()]).T
         cells = ["{:.3f} ({:.3f} to {:.3f})".format(*bootstrap_ci(column)) for column in columns]
         lines.append(f"| {name} | {len(rows)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def ablation_table(results: Mapping[str, dict]) -> str:
+    """Return a row for each network that lacks something: mean Dice, and the box's gain over it."""
+    lines = ["| network | " + " | ".join(REGIONS) + " | mean | the box above it (95% interval) |",
+             "|---|--:|--:|--:|--:|---|"]
+    for name, rows in results.items():
+        if name == BOX or name.startswith(ABLATION):
+            mine = np.array([row["dice"] for row in rows.values()])
+            box = np.array([results[BOX][patient]["dice"] for patient in rows])
+            gain = "{:+.3f} ({:+.3f} to {:+.3f})".format(*bootstrap_ci((box - mine).mean(1)))
+            cells = " | ".join(f"{value:.3f}" for value in (*mine.mean(0), mine.mean()))
+            lines.append(f"| {name.removeprefix(ABLATION)} | {cells} | "
+                         f"{'' if name == BOX else gain} |")
     return "\n".join(lines)
 
 

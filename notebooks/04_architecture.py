@@ -508,7 +508,7 @@ def learn(rate: float, steps: int) -> tuple[torch.nn.Module, list[float]]:
     torch.manual_seed(config.seed)
     model = UNet(filters).to(device.torch_device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
-    scaler = torch.amp.GradScaler(device.kind, enabled=device.scaler)  # only fp16 needs it
+    scaler = torch.amp.GradScaler(device.kind, enabled=device.loss_scaling)  # fp16 needs it
     history = []
     for _ in tqdm(range(steps), desc=f"rate {rate:g}"):
         with device.autocast():

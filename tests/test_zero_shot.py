@@ -40,11 +40,23 @@ def test_the_warning_is_judged_on_patients_that_did_not_set_it() -> None:
 def test_tables_hold_the_means() -> None:
     scores = rows([0.9] * 4, [0.5, 0.7, 0.9, 0.7])
     assert "| 4 | 0.700 (" in zero_shot.summary_table({zero_shot.BOX: scores})
+    lacking = {f"{zero_shot.ABLATION}no rims": rows([0.9] * 4, [0.4, 0.6, 0.8, 0.6])}
+    both = {zero_shot.BOX: scores} | lacking
+    assert "no rims" not in zero_shot.summary_table(both)
+    assert "| no rims | 0.600 | 0.600 | 0.600 | 0.600 | +0.100 (+0.100 to +0.100) |" in (
+        zero_shot.ablation_table(both))
     assert zero_shot.sets_table(scores).splitlines()[-1].endswith("| 0.17 | -0.52 |")
-    better = [{"learnt": ["A"], "draw": 3, "scores": rows([0.9] * 4, [0.6, 0.8, 0.9, 0.9]),
-               "before": scores}]
-    assert few_patients.table(better).splitlines()[-1].startswith(
-        "| 1 | 3 | 4 | 0.800 | 0.800 | 0.800 | 0.800 | +0.100 (")
+
+
+def test_the_curve_counts_each_patient_once() -> None:
+    box = rows([0.9] * 4, [0.5, 0.7, 0.9, 0.7])
+    draws = [{"system": "ours", "learnt": ["P3"], "draw": n, "minutes": 1, "scores": scores}
+             for n, scores in enumerate((
+                 {"P0": [0.6] * 3, "P1": [0.8] * 3, "P2": [1.0] * 3}, {"P0": [0.8] * 3}))]
+    line = few_patients.table(draws, box).splitlines()[-1]
+    assert line.startswith("| 1 | from the network in the box | 2 | 0.800 | 0.800 | 0.800 | "
+                           "0.800 | 0.800, 0.800 | +0.133 (")
+    assert few_patients.gains([d["scores"] for d in draws], box) == pytest.approx([0.2, 0.1, 0.1])
 
 
 def test_draws_are_repeatable_and_differ() -> None:

@@ -44,7 +44,7 @@ class Device:
         return torch.device(self.kind)
 
     @property
-    def scaler(self) -> bool:
+    def loss_scaling(self) -> bool:
         """Tell whether gradients need loss scaling, because fp16 cannot represent them."""
         return self.dtype == torch.float16
 

@@ -13,13 +13,13 @@ TISSUES = ("CSF", "GM", "WM", "necrosis", "non-enhancing", "edema", "ET")
 CSF, GM, WM, NECROSIS, SOLID, EDEMA, ENHANCING = range(7)
 # Mean intensity of each tissue; white matter on T1 is 1. Rows: FLAIR, T1, T1CE, T2.
 CONTRAST = np.array([[0.30, 0.74, 0.62, 0.86, 0.98, 0.90, 0.92],
-                     [0.32, 0.83, 1.00, 0.73, 0.81, 0.89, 0.90],
-                     [0.34, 0.83, 1.00, 0.70, 0.80, 0.87, 1.27],
+                     [0.32, 0.83, 1.00, 0.73, 0.84, 0.88, 0.90],
+                     [0.34, 0.83, 1.00, 0.70, 0.82, 0.86, 1.27],
                      [1.35, 0.68, 0.52, 1.12, 0.94, 0.82, 0.84]], np.float32)
 # How far a patient's own means deviate, log-normal.
 SPREAD = np.array([[0.20, 0.08, 0.08, 0.26, 0.14, 0.12, 0.13],
-                   [0.20, 0.09, 0.05, 0.17, 0.14, 0.08, 0.09],
-                   [0.20, 0.09, 0.05, 0.17, 0.14, 0.08, 0.16],
+                   [0.20, 0.09, 0.05, 0.14, 0.10, 0.07, 0.09],
+                   [0.20, 0.09, 0.05, 0.13, 0.10, 0.07, 0.16],
                    [0.20, 0.08, 0.10, 0.20, 0.16, 0.14, 0.16]], np.float32)
 # How a tissue's water, which varies within it, changes each modality, and its largest strength.
 WATER = np.array([1.0, -0.45, -0.35, 0.9], np.float32)
@@ -55,10 +55,7 @@ def tissue_shares(rng: np.random.Generator, tissue: Tissue, labels: np.ndarray,
 
 def contrasts(rng: np.random.Generator) -> np.ndarray:
     """Draw a patient's mean of each tissue in each modality: (4, 7)."""
-    own = rng.standard_normal(CONTRAST.shape)
-    # Without uptake, a tissue looks much the same on T1 and T1CE.
-    own[2, :ENHANCING] = 0.8 * own[1, :ENHANCING] + 0.6 * own[2, :ENHANCING]
-    own *= SPREAD
+    own = rng.standard_normal(CONTRAST.shape) * SPREAD
     own[:, NECROSIS:] += rng.standard_normal((4, 1)) * 0.05  # the tumor as a whole
     table = CONTRAST * np.exp(own)
     if rng.random() < 0.12:  # a cyst: fluid that FLAIR suppresses

@@ -12,8 +12,7 @@ from ..basics.constants import ED, ET, NCR
 from .anatomy import Tissue, column
 from .noise import smooth_noise
 
-SMALL = 0.3  # share of tumors whose radius is drawn evenly, so that tiny cores are common
-KINDS = {"ring": 0.50, "solid": 0.12, "non-enhancing": 0.19, "patchy": 0.19}
+KINDS = {"ring": 0.54, "solid": 0.13, "non-enhancing": 0.15, "patchy": 0.18}
 
 
 @dataclass(frozen=True)
@@ -32,15 +31,14 @@ class Tumor:
 def plan(rng: np.random.Generator, rank: float) -> list[Tumor]:
     """Draw a main tumor, whose size follows `rank` from 0 to 1, and its satellites."""
     kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
-    radius = float(min(16.5 * np.exp(0.45 * ndtri(min(rank, 0.99))), 36))
-    if rank < SMALL:  # a fifth of the patients have less than 2 ml of core, often in much edema
-        radius = float(np.interp(rank, (0, SMALL), (2.5, 16.5 * np.exp(0.45 * ndtri(SMALL)))))
+    radius = float(np.clip(16.5 * np.exp(0.45 * ndtri(np.clip(rank, 0.01, 0.99))), 5, 36))
     if kind == "solid":
         radius = min(0.8 * radius, 20)
     side = rng.choice([-1, 1])
     center = np.array([side * rng.uniform(8, 52), rng.uniform(-66, 54), rng.uniform(-30, 50)])
     first = Tumor(kind, center, radius, rng.uniform(0.07, 0.35) * radius + 1.2,
-                  rng.choice([20, 36], p=[0.8, 0.2]) * rng.beta(1.2, 1.3),
+                  rng.choice([20, 36], p=[0.8, 0.2]) * rng.beta(1.2, 1.3)
+                  * (0.5 if kind == "non-enhancing" else 1),
                   rng.uniform(0.65, 1.5, 3), rng.uniform(0.08, 0.33) * radius)
     tumors = [first]
     for _ in range(int(rng.choice([0, 1, 2, 3], p=[0.68, 0.18, 0.09, 0.05]))):
@@ -98,7 +96,7 @@ def enhancing(rng: np.random.Generator, depth: np.ndarray, tumor: Tumor,
     if tumor.kind == "solid":
         return noise > rng.uniform(-2.5, -1)
     if tumor.kind == "patchy":  # nodules, more often near the edge
-        return noise + depth / tumor.radius > rng.uniform(1.0, 2.6)
+        return noise + depth / tumor.radius > rng.uniform(1.0, 2.2)
     rim = tumor.rim * (1 + rng.uniform(0.1, 1.0) * noise)
     short = max(1.5, rng.uniform(0.2, 0.5) * tumor.radius / spacing_mm)
     inner = depth + rng.uniform(0, 0.2) * tumor.radius * smooth_noise(rng, depth.shape, short)

@@ -8,47 +8,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from joblib import Parallel, delayed
-from tqdm import tqdm
-
 from ..basics.config import preset
 from ..basics.device import describe_device
-from ..data.preprocessing import prepare
-from ..data.storage import save_prepared
 from ..evaluation.checkpoints import read_checkpoint, write_safetensors
 from ..evaluation.pretrained import WEIGHTS
-from ..phantoms.varied import VERSION, make_varied
+from ..phantoms.prepared import prepare_varied
 from ..training.loop import train
 
 TRAINING, VALIDATION = 420, 12  # phantoms
 CONFIG = preset("quick").with_(
-    seed=21, filters=(16, 32, 64, 128), epochs=40, steps=100, learning_rate=3e-3, warmup=100,
-    ema=0.995, oversample_foreground=0.5, modality_dropout=0.4, validate_every=20,
+    seed=21, filters=(16, 32, 64, 128), patch=64, epochs=40, steps=100, learning_rate=3e-3,
+    warmup=100, ema=0.995, oversample_foreground=0.5, modality_dropout=0.4, validate_every=20,
     patients=TRAINING, test_patients=0)
 
 
 def make_weights(work: Path, target: Path = WEIGHTS) -> Path:
     """Make the phantoms, train, and write the averaged weights as safetensors to `target`."""
-    files = prepare_phantoms(work / "preprocessed", TRAINING + VALIDATION)
+    files = prepare_varied(work / "preprocessed", TRAINING + VALIDATION, CONFIG.seed,
+                           CONFIG.spacing_mm)
     train(CONFIG, files[:TRAINING], files[TRAINING:], work / "checkpoints", synthetic=True)
     content = read_checkpoint(work / "checkpoints" / "last.pt", describe_device())
     kept = ("average", "seen", "step")
     write_safetensors(target, CONFIG, {name: content[name] for name in kept})
     return target
-
-
-def prepare_phantoms(folder: Path, number: int) -> list[Path]:
-    """Make the first phantoms of the cohort and store them prepared; files that exist stay."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"varied_{VERSION}_{index:05d}.b2nd" for index in range(number)]
-    missing = [index for index, path in enumerate(files) if not path.exists()]
-    done = Parallel(n_jobs=-1, return_as="generator")(
-        delayed(_prepare_one)(files[index], index) for index in missing)
-    for _ in tqdm(done, total=len(missing), desc="phantoms", unit="patient"):
-        pass
-    return files
-
-
-def _prepare_one(path: Path, index: int) -> None:
-    patient = make_varied(CONFIG.seed, index, CONFIG.spacing_mm)
-    save_prepared(prepare(patient, CONFIG.spacing_mm, f"varied {CONFIG.seed} {index}"), path)

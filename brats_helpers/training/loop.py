@@ -57,29 +57,30 @@ class Run:
 
 def train(config: Config, training: Sequence[Path], validation: Sequence[Path], folder: Path,
           on_epoch: Callable[[list[dict]], None] | None = None, device: Device | None = None,
-          start: Path | None = None, synthetic: bool = False) -> list[dict]:
+          start: Path | None = None, synthetic: bool = False,
+          source: Sequence[Path] = ()) -> list[dict]:
     """Train on prepared patients, or go on from `folder`/last.pt; returns a record of each epoch.
 
     Writes last.pt (the whole state, every epoch and every ten minutes), before.pt (the previous
     one), history.json, the slices of `forming` and, with validation patients, best.pt (averaged
     weights with the highest mean Dice). A stop (Ctrl-C) takes effect after the current step, saves,
     and raises Stopped. In `distributed.group` each process takes its share of every batch. `start`
-    is a checkpoint with the initial weights; `synthetic` marks TensorBoard's pictures as such.
+    is a checkpoint with the initial weights. Patches come from `source`, if it is given, instead of
+    `training`. `synthetic` marks TensorBoard's pictures as such.
     """
     device = device or describe_device()
-    state, tag = create_or_resume(config, training, validation, folder, device, start)
-    tracker = Tracker(folder, config, state.step, synthetic)
-    forming = Forming([*training, *validation], folder, config, device)
-    run = Run(config, validation, folder, device, tag, tracker, forming, on_epoch)
+    state, tag = create_or_resume(config, training, validation, folder, device, start, source)
+    run = Run(config, validation, folder, device, tag,
+              Tracker(folder, config, state.step, synthetic),
+              Forming([*training, *validation], folder, config, device), on_epoch)
     _write_history(state, folder)
-    forming(state)
+    run.forming(state)
     total = config.epochs * config.steps
-    source = _batches(run, state.step, training)
-    started = time.monotonic() - state.seconds
-    saved = time.monotonic()
+    stream = _batches(run, state.step, source or training)
+    started, saved = time.monotonic() - state.seconds, time.monotonic()
     with stop_button() as stopped, explain_killed_worker(), _bar(state.step, total) as bar:
-        for batch in source:
-            _step(state, batch, run, source.prepare_next)
+        for batch in stream:
+            _step(state, batch, run, stream.prepare_next)
             bar.update()
             state.seconds = time.monotonic() - started
             if epoch_ends := state.step % config.steps == 0:
@@ -88,8 +89,7 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
             overdue = time.monotonic() - saved >= SAVE_SECONDS
             overdue, stop = distributed.any_rank(overdue, stopped())
             if overdue or stop or epoch_ends:
-                state.seconds = time.monotonic() - started
-                saved = time.monotonic()
+                state.seconds, saved = time.monotonic() - started, time.monotonic()
                 save(state, folder, config, tag)
             if stop and state.step < total:
                 raise Stopped(f"stopped after step {state.step} of {total}; all is saved in "

@@ -34,14 +34,15 @@ IRRELEVANT = ("preset", "patients", "test_patients", "tta", "on_nan", "tensorboa
 
 
 def create_or_resume(config: Config, training: Sequence[Path], validation: Sequence[Path],
-                     folder: Path, device: Device, start: Path | None) -> tuple[State, str]:
+                     folder: Path, device: Device, start: Path | None,
+                     source: Sequence[Path] = ()) -> tuple[State, str]:
     """Return the state to train from, new or the last in `folder`, and its fingerprint.
 
     Both are the same in all processes. BratsError if a batch cannot be shared equally, or if the
     processes do not see the same folder.
     """
     check_shares(config, distributed.world_size())
-    state, tag = _build(config, training, validation, device, start)
+    state, tag = _build(config, training, [*source, *validation], device, start)
     with distributed.rank_zero_first():  # it may move a folder of other settings
         remove_leftovers(folder)
         resume(state, folder, tag, config, device)
@@ -59,12 +60,12 @@ def check_shares(config: Config, processes: int) -> None:
                          "all, or fewer processes.")
 
 
-def _build(config: Config, training: Sequence[Path], validation: Sequence[Path], device: Device,
+def _build(config: Config, training: Sequence[Path], others: Sequence[Path], device: Device,
            start: Path | None) -> tuple[State, str]:
     """Build a new state, with random weights or those of a checkpoint, and its fingerprint."""
     state = new_state(config, device)
     weights = None
-    patients = [*training, *validation]
+    patients = [*training, *others]
     if start:
         weights = read_checkpoint(start, device)["average"]
         for model in (state.model, state.ema.module):

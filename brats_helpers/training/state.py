@@ -64,4 +64,5 @@ def new_state(config: Config, device: Device) -> State:
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate,
                                   weight_decay=config.weight_decay, fused=device.kind != "mps")
-    return State(model, ema, optimizer, torch.amp.GradScaler(device.kind, enabled=device.scaler))
+    scaler = torch.amp.GradScaler(device.kind, enabled=device.loss_scaling)
+    return State(model, ema, optimizer, scaler)

@@ -60,7 +60,7 @@ def train_step(state: State, batch: dict, config: Config, device: Device,
         while_gpu_works()
     loss = distributed.all_reduce_mean(loss)  # Dice is shared already, cross-entropy is not
     # Loss scaling skips a step with an infinite gradient by itself, and lowers the scale.
-    finite = bool(torch.isfinite(loss) and (device.scaler or torch.isfinite(norm)))
+    finite = bool(torch.isfinite(loss) and (device.loss_scaling or torch.isfinite(norm)))
     if finite:
         state.scaler.step(state.optimizer)
         state.ema.update_parameters(state.model)

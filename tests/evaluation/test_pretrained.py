@@ -21,6 +21,7 @@ from brats_helpers.data.cases import find_cases, incomplete, read_case
 from brats_helpers.data.preprocessing import network_input, prepare
 from brats_helpers.evaluation.batch import predict_cases
 from brats_helpers.evaluation.checkpoints import (
+    config_of,
     load_checkpoint,
     read_checkpoint,
     write_checkpoint,
@@ -32,6 +33,7 @@ from brats_helpers.evaluation.sliding_window import sliding_window_inference
 from brats_helpers.evaluation.trust import expected_dice
 from brats_helpers.network.unet import UNet
 from brats_helpers.phantoms.kinds import make_patient
+from brats_helpers.tools import weights
 
 SUBSETS = [names for n in (1, 2, 3) for names in combinations(range(4), n)]
 TEXT = st.binary(max_size=64)
@@ -51,6 +53,8 @@ def test_the_weights_fit_into_the_package_and_hold_what_predict_needs() -> None:
     assert WEIGHTS.stat().st_size < 16e6 and (WEIGHTS.parent / "README.md").is_file()
     assert content["seen"] and content["config"]["modality_dropout"] > 0
     assert len(content["by_modalities"]) == 15 and 0 < content["trust"]["least_dice"] < 1
+    stored = config_of(content, WEIGHTS).with_(tta=weights.CONFIG.tta)  # no part of the training
+    assert stored == weights.CONFIG  # `make weights` trains this network
 
 
 def test_safetensors_give_back_the_same_network(tmp_path: Path) -> None:

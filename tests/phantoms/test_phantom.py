@@ -11,7 +11,8 @@ from scipy import ndimage
 from brats_helpers.basics.constants import ED, ET, NCR
 from brats_helpers.data.archive import extract, list_archive
 from brats_helpers.data.cases import find_cases, read_case
-from brats_helpers.data.preprocessing import brain_mask, normalize, statistics
+from brats_helpers.data.preprocessing import brain_mask, normalize, prepare, statistics
+from brats_helpers.data.storage import load_prepared
 from brats_helpers.evaluation.metrics import threshold_baseline
 from brats_helpers.phantoms.anatomy import (
     TEMPLATE_CENTER_MM,
@@ -23,6 +24,7 @@ from brats_helpers.phantoms.anatomy import (
 from brats_helpers.phantoms.archive import TEST, TRAINING, build_cohort
 from brats_helpers.phantoms.kinds import make_patient
 from brats_helpers.phantoms.plain import _depth_mm, plan_lesions
+from brats_helpers.phantoms.prepared import prepare_varied
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +101,18 @@ def test_a_threshold_on_flair_does_not_solve_it(patients: list) -> None:
     flair = [normalize(p.images, *statistics(p.images, brain_mask(p.images)))[0] for p in patients]
     scores = threshold_baseline(flair, [p.reference for p in patients], np.linspace(0.2, 3, 15))
     assert 0.3 < scores.mean(0).max() < 0.75
+
+
+def test_prepared_phantoms_equal_the_two_steps_and_are_made_once(tmp_path: Path) -> None:
+    files = prepare_varied(tmp_path, 2, 7, 8.0)
+    stored, made = load_prepared(files[1]), prepare(make_patient(7, 1, 8.0, "varied"), 8.0)
+    assert np.array_equal(stored.volume, made.volume)
+    files[1].unlink()
+    first = files[0].stat().st_mtime_ns
+    assert prepare_varied(tmp_path, 2, 7, 8.0) == files and files[1].is_file()
+    assert files[0].stat().st_mtime_ns == first
+    assert not set(files) & {*prepare_varied(tmp_path, 1, 8, 8.0), *prepare_varied(tmp_path, 1, 7,
+                                                                                   9.0)}
 
 
 def test_varied_patients_differ_more_than_the_plain_ones_and_still_show_their_tumors(

@@ -366,11 +366,11 @@ def test_a_checkpoint_of_a_device_without_loss_scaling_goes_on_with_it_and_back(
     prepared, tmp_path: Path
 ) -> None:
     fp16 = replace(CPU, dtype=torch.float16)
-    assert fp16.scaler and not CPU.scaler
+    assert fp16.loss_scaling and not CPU.loss_scaling
     for epochs, device in enumerate((CPU, fp16, CPU), start=1):
         state = new_state(CONFIG, device)
         resume.resume(state, tmp_path, "tag", CONFIG, device)
-        assert state.step == epochs - 1 and state.scaler.is_enabled() == device.scaler
+        assert state.step == epochs - 1 and state.scaler.is_enabled() == device.loss_scaling
         state.step = epochs
         resume.save(state, tmp_path, CONFIG, "tag")
 

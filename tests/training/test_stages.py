@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,12 @@ from brats_helpers.evaluation.pretrained import load_pretrained, pretrained_conf
 from brats_helpers.phantoms.kinds import make_patient
 from brats_helpers.training import stages
 from brats_helpers.training.loop import train
-from brats_helpers.training.stages import for_few_patients, train_work, training_files
+from brats_helpers.training.stages import (
+    for_few_patients,
+    rehearse,
+    train_work,
+    training_files,
+)
 
 TINY = CONFIG.with_(epochs=1, steps=3, warmup=1, validate_every=1, validation=0.4)
 
@@ -29,7 +35,7 @@ def test_few_real_patients_start_from_the_network_in_the_box_and_others_change_n
     assert for_few_patients(QUICK, 8, True) == for_few_patients(QUICK, 40, False) == QUICK
     assert not capsys.readouterr().out
     few, box = for_few_patients(QUICK, 8, False), pretrained_config()
-    assert few.pretrained and few.filters == box.filters
+    assert few.pretrained and (few.filters, few.patch) == (box.filters, box.patch)
     assert few.learning_rate < QUICK.learning_rate
     said = capsys.readouterr().out
     assert said.startswith("8 real patients") and f"{few.learning_rate:g}" in said
@@ -47,7 +53,9 @@ def test_what_was_asked_for_stays(capsys: pytest.CaptureFixture) -> None:
         assert f"but {next(iter(asked))}=" in capsys.readouterr().out
 
 
-def test_a_work_folder_is_trained_from_the_network_in_the_box(tmp_path: Path) -> None:
+def test_a_work_folder_is_trained_from_the_network_in_the_box(tmp_path: Path,
+                                                              monkeypatch) -> None:
+    monkeypatch.setattr(stages, "REHEARSED", 2)
     for index in range(4):
         patient = make_patient(5, index, 8.0)
         write_case(tmp_path / "raw", f"P{index}", patient.images, patient.reference, patient.affine)
@@ -56,10 +64,30 @@ def test_a_work_folder_is_trained_from_the_network_in_the_box(tmp_path: Path) ->
     still = few.with_(epochs=1, learning_rate=1e-12, weight_decay=0.0)
     fill_work_folder(work, still, str(tmp_path / "raw"), tmp_path / "raw", jobs=1)
     history = train_work(still, work, device=CPU)
+    phantoms = sorted((work / "rehearsal").iterdir())
+    assert len(phantoms) == 2
+    made = [path.stat().st_mtime_ns for path in phantoms]
     assert len(history) == 1 and train_work(still, work, device=CPU) == history
+    assert [path.stat().st_mtime_ns for path in phantoms] == made
     average = read_checkpoint(work / "checkpoints" / "last.pt", CPU)["average"]
     for name, value in load_pretrained(CPU)[0].state_dict().items():
         assert torch.allclose(average[name], value, atol=1e-6), name
+
+
+def test_half_of_the_patches_come_from_phantoms(prepared: list[Path], tmp_path: Path,
+                                                monkeypatch) -> None:
+    monkeypatch.setattr(stages, "REHEARSED", 3)
+    coarse = TINY.with_(spacing_mm=8.0)
+    for patients, repeats in ((prepared[:1], 3), (prepared[:2], 2), (prepared, 1)):
+        counts = Counter(rehearse(patients, tmp_path / "phantoms", coarse))
+        assert [counts.pop(path) for path in patients] == [repeats] * len(patients)
+        assert set(counts) == {*(tmp_path / "phantoms").iterdir()} and set(counts.values()) == {1}
+    train(TINY, prepared[:2], [], tmp_path / "alone", device=CPU)
+    train(TINY, prepared[:2], [], tmp_path / "mixed", device=CPU, source=prepared[:3])
+    alone, both = (read_checkpoint(tmp_path / name / "last.pt", CPU) for name in ("alone", "mixed"))
+    assert alone["fingerprint"] != both["fingerprint"] and alone["seen"] == both["seen"]
+    assert any(not torch.equal(both["average"][key], value)
+               for key, value in alone["average"].items())
 
 
 def test_training_begins_with_the_weights_that_it_is_given(prepared: list[Path],
