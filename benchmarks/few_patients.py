@@ -64,7 +64,10 @@ def measure_ours(learnt: Sequence[Case], others: Sequence[Case], seed: int) -> d
 
 def measure_peer(learnt: Sequence[Case], others: Sequence[Case], seed: int,
                  minutes: float) -> dict:
-    """Train nnU-Net v2 with its own program for as many minutes, and score it the same way."""
+    """Train nnU-Net v2 with its own program for as many minutes; it predicts as it does by default.
+
+    So it averages eight mirrored views, ours two, and each makes labels by its own rule.
+    """
     from .real_cohort import coarse_case, scores
     from .real_systems import EPOCHS, NnUNet, read_training
     config = preset("quick")
@@ -142,7 +145,8 @@ def main() -> None:
     """Measure one system on one draw, store it, and draw the picture."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.few_patients", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--learn", type=int, default=4, help="number of patients")
+    parser.add_argument("--learn", type=int, default=4, choices=(1, 2, 4, 8),
+                        help="number of patients")
     parser.add_argument("--draw", type=int, default=0, help="seed of the draw and the training")
     parser.add_argument("--system", choices=TITLES, default=OURS)
     options = parser.parse_args()

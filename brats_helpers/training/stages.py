@@ -43,7 +43,7 @@ def train_work(config: Config, work: Path, on_epoch: Callable[[list[dict]], None
 
 
 def rehearse(patients: Sequence[Path], folder: Path, config: Config) -> list[Path]:
-    """Mix phantoms in, so that about half of the patches are theirs; makes them if need be.
+    """Mix phantoms in: of fewer than FEW patients, about half of the patches are theirs.
 
     A network forgets what it does not see again (Robins 1995, doi:10.1080/09540099550039318).
     """
@@ -91,18 +91,27 @@ def for_few_patients(config: Config, patients: int, synthetic: bool,
         _say(f"{few}. The training would start from the network in the box, but {fixed[0]}="
              f"{getattr(config, fixed[0])} is not its {getattr(box, fixed[0])}: it starts from "
              "random weights.")
-        return config
+        return config.with_(pretrained=False)
     kept = ("network", "filters", "patch", "modality_dropout")  # as it learned, it works best
     chosen = {name: getattr(box, name) for name in kept} | {
-        "pretrained": True, "learning_rate": GENTLE,
-        "steps": max(1, min(config.steps, BRIEF // config.epochs))}
+        "pretrained": True, "learning_rate": GENTLE} | _brief(config, asked)
     config = config.with_(**{name: value for name, value in chosen.items() if name not in asked})
     _say(f"{few}: the training starts from the network in the box, which learned from synthetic "
          f"patients, and takes {config.epochs * config.steps} steps with a learning rate of "
-         f"{config.learning_rate:g} (pretrained=False: from random weights). Half of the patches "
-         "come from new synthetic patients. Compare the result with the network in the box: with "
-         "four or eight patients it was slightly worse (docs/zero_shot.md).")
+         f"{config.learning_rate:g} (pretrained=False: from random weights). About half of the "
+         "patches come from synthetic patients. Compare the result with the network in the box on "
+         "patients that neither has seen: it may be worse (docs/zero_shot.md).")
     return config
+
+
+def _brief(config: Config, asked: Collection[str]) -> dict[str, float]:
+    """Choose few steps, and a warm-up and an averaging of weights that fit into them."""
+    steps = config.steps
+    if not {"epochs", "steps"} & set(asked):
+        steps = max(1, min(steps, BRIEF // config.epochs))
+    total = config.epochs * steps
+    return {"steps": steps, "warmup": min(config.warmup, total // 5),
+            "ema": min(config.ema, max(0.0, 1 - 3 / total))}
 
 
 def _say(text: str) -> None:

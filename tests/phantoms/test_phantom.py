@@ -107,9 +107,10 @@ def test_prepared_phantoms_equal_the_two_steps_and_are_made_once(tmp_path: Path)
     files = prepare_varied(tmp_path, 2, 7, 8.0)
     stored, made = load_prepared(files[1]), prepare(make_patient(7, 1, 8.0, "varied"), 8.0)
     assert np.array_equal(stored.volume, made.volume)
-    files[1].unlink()
+    files[1].write_bytes(b"cut short")
     first = files[0].stat().st_mtime_ns
-    assert prepare_varied(tmp_path, 2, 7, 8.0) == files and files[1].is_file()
+    assert prepare_varied(tmp_path, 2, 7, 8.0) == files
+    assert np.array_equal(load_prepared(files[1]).volume, made.volume)
     assert files[0].stat().st_mtime_ns == first
     assert not set(files) & {*prepare_varied(tmp_path, 1, 8, 8.0), *prepare_varied(tmp_path, 1, 7,
                                                                                    9.0)}

@@ -53,6 +53,18 @@ def test_what_was_asked_for_stays(capsys: pytest.CaptureFixture) -> None:
         assert f"but {next(iter(asked))}=" in capsys.readouterr().out
 
 
+def test_a_short_training_warms_up_and_averages_over_a_part_of_it() -> None:
+    for name in ("quick", "full"):
+        few = for_few_patients(PRESETS[name].with_(spacing_mm=2.0), 8, False)
+        total = few.epochs * few.steps
+        assert total <= stages.BRIEF and few.warmup <= total / 5
+        assert few.ema**total < 0.06  # of the weights that it began with
+    longer = for_few_patients(QUICK.with_(epochs=20), 8, False, ("epochs",))
+    assert (longer.epochs, longer.steps) == (20, QUICK.steps)
+    odd = QUICK.with_(filters=(4, 8), pretrained=True)
+    assert not for_few_patients(odd, 8, False, ("filters", "pretrained")).pretrained
+
+
 def test_a_work_folder_is_trained_from_the_network_in_the_box(tmp_path: Path,
                                                               monkeypatch) -> None:
     monkeypatch.setattr(stages, "REHEARSED", 2)
