@@ -120,21 +120,20 @@ def table(results: Sequence[Mapping], box: Mapping[str, dict]) -> str:
 
 
 def plot(results: Sequence[Mapping], box: Mapping[str, dict], path: Path) -> None:
-    """Draw the mean Dice against the number of patients: a line of means, a dot for each draw."""
+    """Draw the change in mean Dice on the same patients: a line of means, a dot for each draw."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
+    axes.axhline(0, color="0.6", linewidth=1, label="the network in the box")
     for system, color in ((OURS, "#1f77b4"), (PEER, "#8c6d46")):
-        points = {n: [np.mean(list(scores.values())) for scores in draws]
+        points = {n: [np.mean(gains([scores], box)) for scores in draws]
                   for (name, n), draws in by_number(results).items() if name == system}
-        if system == OURS:
-            points = {0: [np.mean([row["dice"] for row in box.values()])]} | points
         axes.plot(list(points), [np.mean(each) for each in points.values()], color=color,
                   label=TITLES[system])
         for number, values in points.items():
             axes.scatter([number] * len(values), values, color=color, s=18, zorder=3)
-    axes.set(xlabel="labeled patients learned from", ylabel="mean Dice of WT, TC and ET",
-             ylim=(0, 1), xticks=[0, 1, 2, 4, 8])
+    axes.set(xlabel="labeled patients learned from", ylabel="change of mean Dice",
+             xlim=(-0.3, 8.3), xticks=[0, 1, 2, 4, 8])
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")
     with atomic_path(path) as temporary:
