@@ -42,7 +42,7 @@ STORED = Path(__file__).with_name("zero_shot.json")
 SETS = [names for n in range(4, 0, -1) for names in combinations(MODALITIES, n)]  # all four first
 ALL = " ".join(MODALITIES)
 BOX = "the network in the box"
-ABLATION = "ablation: "  # what the names of networks that lack something begin with
+ABLATION = "ablation: "  # prefix of the names of networks in the ablation
 FAILED = 0.6  # a mask with a lower WT Dice should have been warned of
 FALSE_ALARMS = 0.2  # at most, of the other masks
 
@@ -135,7 +135,7 @@ def summary_table(results: Mapping[str, dict]) -> str:
 
 
 def ablation_table(results: Mapping[str, dict]) -> str:
-    """Return a row for each network that lacks something: mean Dice, and the box's gain over it."""
+    """Return a row for each network of the ablation: mean Dice, and how far the box is above it."""
     lines = ["| network | " + " | ".join(REGIONS) + " | mean | the box above it (95% interval) |",
              "|---|--:|--:|--:|--:|---|"]
     for name, rows in results.items():

@@ -623,8 +623,8 @@ for name, scores in (("network of this notebook", falls), ("network in the box",
 #
 # Read the second row: it wins back most of what was lost for WT and TC, and less than half for ET. (Variety, number of
 # phantoms and size of the network all differ, so this comparison cannot tell which counts most.) With fewer than 40 real
-# patients, this notebook starts from these weights. With four or eight patients, that was slightly worse than to keep the
-# weights as they are ([what we know](../docs/zero_shot.md)).
+# patients, this notebook starts from these weights. In our tests with one, four and eight patients, training them further
+# brought no gain ([what we know](../docs/zero_shot.md)).
 # </details>
 #
 # ### Exercise 5: two minutes

@@ -1,4 +1,4 @@
-"""Varied phantoms made straight into prepared files, for a training that starts from them."""
+"""Varied phantoms as prepared files, without an archive: for `make weights` and for rehearsal."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def _sample_template(source: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _channels_last() -> torch.Tensor:
-    """Return the template's maps with one voxel's values side by side, read five times as fast."""
+    """Return the template's maps with one voxel's values side by side, so that one read has all."""
     return torch.from_numpy(template()[0]).movedim(0, -1).contiguous().movedim(-1, 0)
 
 
