@@ -102,7 +102,7 @@ def write_safetensors(path: Path, config: Config, content: dict) -> None:
     from safetensors.torch import save_file
     values = _described(config, content)
     tensors = {name: value.contiguous() for name, value in sorted(values.pop("average").items())}
-    values["weights"] = weights_tag(tensors)  # reveals a damaged file, as a .pt's own checksum does
+    values["weights"] = hash_weights(tensors)  # reveals damage, as a .pt's own checksum does
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, {"checkpoint": json.dumps(values)})
 
@@ -118,7 +118,7 @@ def _read_safetensors(path: Path, device: Device) -> dict:
         raise ValueError(str(error)) from error
     if not isinstance(values, dict):
         return tensors
-    if values.pop("weights", None) != weights_tag(dict(sorted(tensors.items()))):
+    if values.pop("weights", None) != hash_weights(dict(sorted(tensors.items()))):
         raise ValueError("its weights do not match their checksum")
     return {**values, "average": tensors}
 
@@ -184,7 +184,7 @@ def _check(path: Path, content: object, needs: Iterable[str]) -> dict:
     return content
 
 
-def weights_tag(weights: Mapping[str, Tensor]) -> str:
+def hash_weights(weights: Mapping[str, Tensor]) -> str:
     """Hash all weights to sixteen characters."""
     digest = hashlib.sha256()
     for value in weights.values():

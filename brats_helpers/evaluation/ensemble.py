@@ -17,7 +17,7 @@ from ..basics.errors import BratsError
 from ..data.cases import Case
 from ..data.pipeline import content_hash
 from .build import for_inference
-from .checkpoints import network_of, read_checkpoint, weights_tag
+from .checkpoints import hash_weights, network_of, read_checkpoint
 from .domain_shift import union_of_ranges
 from .postprocessing import POSTPROCESSING
 from .prediction import passes
@@ -73,7 +73,7 @@ def load_ensemble(checkpoints: Sequence[Path], tta: bool) -> Ensemble:
         raise BratsError("these checkpoints work at different voxel sizes or patches and cannot be "
                          "averaged: give those of one cross-validation.")
     settings = [config.spacing_mm, config.patch, config.overlap, tta, POSTPROCESSING,
-                *sorted((other.network, weights_tag(model.state_dict()))
+                *sorted((other.network, hash_weights(model.state_dict()))
                         for model, other in loaded)]
     tag = hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
     return Ensemble([model for model, _ in loaded], config, tta, seen, device, tag,

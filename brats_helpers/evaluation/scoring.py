@@ -24,7 +24,7 @@ from ..data.nifti import open_image
 from ..data.pipeline import content_hash
 from ..network.unet import count_parameters
 from .build import for_inference
-from .checkpoints import USUAL, network_of, read_checkpoint, weights_tag
+from .checkpoints import USUAL, hash_weights, network_of, read_checkpoint
 from .metrics import SCORES, average_scores, interval_text, score_case
 from .postprocessing import POSTPROCESSING
 from .prediction import passes, segment
@@ -160,7 +160,7 @@ def _score_all(cases: Sequence[Case], model: nn.Module, config: Config, work: Pa
                device: Device) -> list[dict]:
     remove_leftovers(work / "predictions")
     notes = work / "predictions" / "scores.json"
-    tag = " ".join(map(str, (weights_tag(model.state_dict()), config.tta, config.overlap,
+    tag = " ".join(map(str, (hash_weights(model.state_dict()), config.tta, config.overlap,
                              POSTPROCESSING, *SCORES)))
     before = read_json_as(notes, "notebook 05", STORED) if notes.is_file() else {"rows": {}}
     done = before["rows"] if before.get("tag") == tag else {}

@@ -49,7 +49,7 @@ class Run:
     validation: Sequence[Path]
     folder: Path
     device: Device
-    tag: str  # fingerprint of settings and patients
+    hash: str  # of settings and patients
     tracker: Tracker
     forming: Forming
     on_epoch: Callable[[list[dict]], None] | None
@@ -69,8 +69,8 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
     `training`. `synthetic` marks TensorBoard's pictures as such.
     """
     device = device or describe_device()
-    state, tag = create_or_resume(config, training, validation, folder, device, start, source)
-    run = Run(config, validation, folder, device, tag,
+    state, run_hash = create_or_resume(config, training, validation, folder, device, start, source)
+    run = Run(config, validation, folder, device, run_hash,
               Tracker(folder, config, state.step, synthetic),
               Forming([*training, *validation], folder, config, device), on_epoch)
     _write_history(state, folder)
@@ -90,7 +90,7 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
             overdue, stop = distributed.any_rank(overdue, stopped())
             if overdue or stop or epoch_ends:
                 state.seconds, saved = time.monotonic() - started, time.monotonic()
-                save(state, folder, config, tag)
+                save(state, folder, config, run_hash)
             if stop and state.step < total:
                 raise Stopped(f"stopped after step {state.step} of {total}; all is saved in "
                               f"{folder}: run it again to go on.")
@@ -118,7 +118,7 @@ def _step(state: State, batch: dict, run: Run, while_gpu_works: Callable[[], Non
     try:
         loss = train_step(state, batch, run.config, run.device, while_gpu_works)
     except BratsError:
-        save(state, run.folder, run.config, run.tag)
+        save(state, run.folder, run.config, run.hash)
         raise
     if math.isfinite(loss):
         state.losses.append(loss)
@@ -153,7 +153,7 @@ def _keep_best(state: State, run: Run, mean_dice: float) -> None:
         state.best = mean_dice
         if distributed.rank() == 0:
             write_checkpoint(run.folder / "best.pt", run.config, {
-                "fingerprint": run.tag, "step": state.step, "best": mean_dice,
+                "fingerprint": run.hash, "step": state.step, "best": mean_dice,
                 "seen": state.training_ranges, "average": state.ema.module.state_dict()})
 
 

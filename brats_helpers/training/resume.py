@@ -20,9 +20,9 @@ from ..basics.files import remove_leftovers
 from ..data.storage import open_volume
 from ..evaluation.checkpoints import (
     RESUMED,
+    hash_weights,
     load_weights,
     read_checkpoint,
-    weights_tag,
     write_checkpoint,
 )
 from ..evaluation.domain_shift import ranges
@@ -36,20 +36,20 @@ IRRELEVANT = ("preset", "patients", "test_patients", "tta", "on_nan", "tensorboa
 def create_or_resume(config: Config, training: Sequence[Path], validation: Sequence[Path],
                      folder: Path, device: Device, start: Path | None,
                      source: Sequence[Path] = ()) -> tuple[State, str]:
-    """Return the state to train from, new or the last in `folder`, and its fingerprint.
+    """Return the state to train from, new or the last in `folder`, and its hash.
 
     Both are the same in all processes. BratsError if a batch cannot be shared equally, or if the
     processes do not see the same folder.
     """
     check_shares(config, distributed.world_size())
-    state, tag = _build(config, training, [*source, *validation], device, start)
+    state, run_hash = _build(config, training, [*source, *validation], device, start)
     with distributed.rank_zero_first():  # it may move a folder of other settings
         remove_leftovers(folder)
-        resume(state, folder, tag, config, device)
+        resume(state, folder, run_hash, config, device)
     if len(set(distributed.gather([state.step]))) > 1:
         raise BratsError(f"not all processes find the same checkpoint in {folder}: all machines "
                          "must share that folder.")
-    return state, tag
+    return state, run_hash
 
 
 def check_shares(config: Config, processes: int) -> None:
@@ -62,7 +62,7 @@ def check_shares(config: Config, processes: int) -> None:
 
 def _build(config: Config, training: Sequence[Path], others: Sequence[Path], device: Device,
            start: Path | None) -> tuple[State, str]:
-    """Build a new state, with random weights or those of a checkpoint, and its fingerprint."""
+    """Build a new state, with random weights or those of a checkpoint, and its hash."""
     state = new_state(config, device)
     weights = None
     patients = [*training, *others]
@@ -70,27 +70,28 @@ def _build(config: Config, training: Sequence[Path], others: Sequence[Path], dev
         weights = read_checkpoint(start, device)["average"]
         for model in (state.model, state.ema.module):
             load_weights(model, weights, start)
-    tag = distributed.broadcast_from_rank_zero(lambda: fingerprint(config, patients, weights))
+    run_hash = distributed.broadcast_from_rank_zero(lambda: hash_run(config, patients, weights))
     state.training_ranges = ranges([open_volume(path)[1].fingerprint for path in training])
-    return state, tag
+    return state, run_hash
 
 
-def fingerprint(config: Config, patients: Sequence[Path],
-                start: Mapping[str, Tensor] | None = None) -> str:
+def hash_run(config: Config, patients: Sequence[Path],
+             start: Mapping[str, Tensor] | None = None) -> str:
     """Hash every setting and patient that the weights or the choice of the best depend on."""
     settings = {k: v for k, v in asdict(config).items() if k not in IRRELEVANT}
-    before = [weights_tag(start)] if start else []
+    before = [hash_weights(start)] if start else []
     sources = [[p.name, open_volume(p)[1].content_hash] for p in patients]
     text = json.dumps([settings, sources, *before], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def save(state: State, folder: Path, config: Config, tag: str) -> None:
+def save(state: State, folder: Path, config: Config, run_hash: str) -> None:
     """Write the state to last.pt; the checkpoint before it becomes before.pt."""
     if distributed.rank() == 0:
         if (folder / "last.pt").is_file():
             os.replace(folder / "last.pt", folder / "before.pt")
-        write_checkpoint(folder / "last.pt", config, {"fingerprint": tag, **state.state_dict()})
+        content = {"fingerprint": run_hash, **state.state_dict()}
+        write_checkpoint(folder / "last.pt", config, content)
     distributed.barrier()  # no process goes on before it is on disk
 
 
@@ -109,13 +110,13 @@ def newest(folder: Path, device: Device) -> dict | None:
     return None
 
 
-def resume(state: State, folder: Path, tag: str, config: Config, device: Device) -> None:
-    """Load the last checkpoint with this fingerprint; move one of other settings aside."""
+def resume(state: State, folder: Path, run_hash: str, config: Config, device: Device) -> None:
+    """Load the last checkpoint with this hash; move one of other settings aside."""
     content = newest(folder, device)
-    if content and content["fingerprint"] != tag:
+    if content and content["fingerprint"] != run_hash:
         _set_aside(folder, content["fingerprint"])
         content = None
-    if not content and _bring_back(folder, tag):
+    if not content and _bring_back(folder, run_hash):
         content = newest(folder, device)
     if content:
         state.load_state_dict(content)
@@ -124,17 +125,17 @@ def resume(state: State, folder: Path, tag: str, config: Config, device: Device)
             tqdm.write(f"going on from step {state.step} of {total} ({folder})")
 
 
-def _set_aside(folder: Path, tag: str) -> None:
-    aside = folder.with_name(f"{folder.name}.{tag}")
+def _set_aside(folder: Path, run_hash: str) -> None:
+    aside = folder.with_name(f"{folder.name}.{run_hash}")
     tqdm.write(f"{folder} was trained with other settings or patients: kept in {aside}.")
     if aside.is_dir():  # of the same settings: the newer is kept
         shutil.rmtree(aside)
     folder.rename(aside)
 
 
-def _bring_back(folder: Path, tag: str) -> bool:
+def _bring_back(folder: Path, run_hash: str) -> bool:
     """Restore the folder of an earlier training with these settings; False if there is none."""
-    earlier = folder.with_name(f"{folder.name}.{tag}")
+    earlier = folder.with_name(f"{folder.name}.{run_hash}")
     if not earlier.is_dir():
         return False
     if folder.is_dir():  # it has no checkpoint: that training ended before its first

@@ -16,7 +16,7 @@ from brats_helpers.data.storage import load_prepared
 from brats_helpers.evaluation.metrics import regions
 from brats_helpers.training import tensorboard as tracking
 from brats_helpers.training.loop import train
-from brats_helpers.training.resume import fingerprint
+from brats_helpers.training.resume import hash_run
 
 
 def read(folder: Path) -> object:
@@ -62,8 +62,7 @@ def test_tensorboard_reads_the_history_and_a_resumed_training_writes_no_step_twi
     (tag,) = events.Tags()["images"]
     assert len(events.Images(tag)) == 3
     assert tag.startswith("patient/") and "not_for_diagnosis" in tag
-    assert fingerprint(config, prepared) == fingerprint(CONFIG,
-                                                        prepared)  # so it can be switched on midway
+    assert hash_run(config, prepared) == hash_run(CONFIG, prepared)  # it may be switched on midway
 
 
 def test_outlines_of_reference_and_prediction_are_side_by_side(prepared) -> None:
