@@ -19,9 +19,9 @@ evaluation/sliding_window, evaluation/metrics.
 
 import os
 
-# OpenMP reads these when torch is loaded. Threads that wait for another spin for milliseconds
-# by default. If another program keeps a core busy, they then take the time of the thread that they
-# wait for, and a training step takes several times as long. 300 turns are about ten microseconds.
+# OpenMP reads these when torch is loaded. By default, a thread that waits for another one spins
+# for milliseconds. If another program keeps a core busy, it then takes time from the thread that it
+# waits for, and a training step takes several times as long. 300 turns are about ten microseconds.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "300")  # GNU's OpenMP: torch for Linux
     os.environ.setdefault("KMP_BLOCKTIME", "0")  # Intel's and LLVM's: torch for Windows and macOS

@@ -20,7 +20,7 @@ from .files import read_json, write_json
 OWN_NETWORK = "unet"
 FORMER_NAMES = {"foreground": "oversample_foreground"}  # in files of earlier versions
 DROPPED = ("pretrain",)  # settings that only earlier versions had
-KINDS = {int: (Integral, "a whole number"), float: (Real, "a number"),
+TYPES = {int: (Integral, "a whole number"), float: (Real, "a number"),
          bool: (bool, "true or false"), str: (str, "text")}
 # The least and most of each setting. A file from elsewhere may hold any number, and beyond these
 # limits memory runs out, or a run never ends.
@@ -74,12 +74,12 @@ class Config:
     def __post_init__(self) -> None:
         """Raise BratsError for a setting that cannot work, naming it and what it may be."""
         for name, annotation in get_type_hints(type(self)).items():
-            value, (kind, wanted) = getattr(self, name), KINDS.get(annotation, (object, ""))
+            value, (kind, wanted) = getattr(self, name), TYPES.get(annotation, (object, ""))
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
                 raise BratsError(f"{name}={value!r} cannot work: it must be {wanted}.")
-        if not 0 < len(self.filters) <= MOST_LEVELS or not all(
+        if not 1 < len(self.filters) <= MOST_LEVELS or not all(
                 isinstance(n, Integral) and 0 < n <= MOST_FILTERS for n in self.filters):
-            raise BratsError(f"filters={self.filters!r} cannot work: it must list 1 to "
+            raise BratsError(f"filters={self.filters!r} cannot work: it must list 2 to "
                              f"{MOST_LEVELS} whole numbers from 1 to {MOST_FILTERS}, one for each "
                              "level.")
         for name, holds, wanted in self._rules():

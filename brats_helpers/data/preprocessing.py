@@ -186,7 +186,8 @@ def sample_voxels(labels: np.ndarray, name: str) -> dict[str, list[int]]:
 def coarsen(images: np.ndarray, factor: Sequence[float]) -> np.ndarray:
     """Downsample images (C, D, H, W) in the same type; the last voxel may reach past the end.
 
-    Interpolation is trilinear with edges aligned: a factor of 2 averages 2 x 2 x 2 voxels.
+    Interpolation is trilinear with edges aligned. A factor of 2 averages 2 x 2 x 2 voxels, and
+    larger factors skip voxels.
     """
     small = rescale(images, [1 / f for f in factor])
     if images.dtype.kind == "f":
@@ -195,7 +196,7 @@ def coarsen(images: np.ndarray, factor: Sequence[float]) -> np.ndarray:
 
 
 def coarsen_labels(labels: np.ndarray, factor: Sequence[float]) -> np.ndarray:
-    """Downsample labels (D, H, W) by majority: the class with the largest share of the voxel."""
+    """Downsample labels (D, H, W): each voxel gets the label with the largest trilinear weight."""
     shares = rescale(np.stack([labels == n for n in range(4)]), [1 / f for f in factor])
     return shares.argmax(0).astype(np.uint8)
 

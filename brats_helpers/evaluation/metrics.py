@@ -45,7 +45,7 @@ def dice(predicted: np.ndarray, reference: np.ndarray) -> float:
 
 
 def surface(mask: np.ndarray) -> np.ndarray:
-    """Mark the voxels of a boolean mask with a face to its outside, or at the volume's edge."""
+    """Mark the mask's voxels that share a face with the outside or lie at the volume's edge."""
     inner = mask.copy()
     for axis in range(3):
         source, target = np.moveaxis(mask, axis, 0), np.moveaxis(inner, axis, 0)

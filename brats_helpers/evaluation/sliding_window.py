@@ -17,7 +17,7 @@ from .build import full_resolution_logits
 
 FLIPS = [axes for n in range(4) for axes in combinations((2, 3, 4), n)]  # all 8, none first
 OPPOSITE_FLIPS = [FLIPS[0], FLIPS[-1]]  # unmirrored, and mirrored along all three
-BATCH = 2  # views in one pass, where that is faster (`_batch_size`)
+BATCH = 2  # windows in one pass, where that is faster (`_batch_size`)
 STRETCH = 1.25  # longest window, in patches (benchmarks/README.md)
 SIGMA = 1 / 8  # of the Gaussian weight, in window edges
 
@@ -75,8 +75,8 @@ def sliding_window_inference(
     total = torch.zeros(3, *image.shape[1:], device=image.device)
     norm = torch.zeros(image.shape[1:], device=image.device)
     starts = map(window_starts, image.shape[1:], edges, (overlap,) * 3)
-    views, size = list(product(product(*starts), flips)), _batch_size(device, patch)
-    for batch in (views[i:i + size] for i in range(0, len(views), size)):
+    jobs, size = list(product(product(*starts), flips)), _batch_size(device, patch)
+    for batch in (jobs[i:i + size] for i in range(0, len(jobs), size)):
         windows = [(slice(None), *map(slice, corner, map(sum, zip(corner, edges, strict=True))))
                    for corner, _ in batch]
         probabilities = mirrored(model, [image[window] for window in windows],
@@ -88,7 +88,7 @@ def sliding_window_inference(
 
 
 def _batch_size(device: Device, patch: int) -> int:
-    """Choose how many views pass through the network at once.
+    """Choose how many windows pass through the network at once.
 
     On a CPU, torch runs most convolutions of a single small float32 patch in a slow kernel instead
     of oneDNN, so that two patches take less time than one. Large patches do not need that and take

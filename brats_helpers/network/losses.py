@@ -1,8 +1,9 @@
 """The training loss: batch Dice + binary cross-entropy of each region, at three resolutions.
 
-Dice is that of Milletari et al. 2016 (arXiv:1606.04797), over the whole batch at once. The
-cross-entropy follows Futrega et al. 2021 (arXiv:2110.03352, section 3.4), and the weights of deep
-supervision follow Isensee et al. 2021 (doi:10.1038/s41592-020-01008-z).
+Soft Dice (Milletari et al. 2016, arXiv:1606.04797) has no squares in its denominator, as by default
+in MONAI, and is computed over the whole batch at once. The cross-entropy follows Futrega et al.
+2021 (arXiv:2110.03352, section 3.4), and the weights of deep supervision follow Isensee et al. 2021
+(doi:10.1038/s41592-020-01008-z).
 """
 
 from __future__ import annotations

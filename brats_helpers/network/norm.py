@@ -1,8 +1,8 @@
 """Instance norm (Ulyanov et al. 2016, arXiv:1607.08022) that keeps the layout of its input.
 
 Torch's own norm returns channels first. Convolutions on a CPU want channels last, so every
-activation is copied twice. Over a single patch, instance norm equals batch norm, which keeps the
-layout. A compiler for GPUs gets the formula, which it fuses with the operations around it.
+activation would be copied twice. Over a single patch, instance norm equals batch norm, which keeps
+the layout. A compiler for GPUs gets the formula, which it fuses with the operations around it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 COLUMNS = 64  # width of the rows that `Folded` makes
-NARROW = 16  # channels; with fewer, torch's batch norm adds long sums in float32
+NARROW = 16  # channels; with fewer, torch's batch norm loses precision in long sums
 
 
 def compiled(x: Tensor) -> bool:

@@ -1,8 +1,8 @@
 """NVIDIA's Optimized U-Net for BraTS21 (Futrega et al. 2021, arXiv:2110.03352, figure 4).
 
-An encoder halves each edge and adds channels. A decoder does the reverse, and sees the encoder's
-activations on the way. A head scores three overlapping regions in each voxel. Topology and number
-of parameters are those of MONAI's `DynUNet`.
+An encoder halves each edge and adds channels. A decoder does the reverse and receives the encoder's
+activations through skip connections. A head scores three overlapping regions in each voxel.
+Topology and number of parameters are those of MONAI's `DynUNet`.
 """
 
 from __future__ import annotations

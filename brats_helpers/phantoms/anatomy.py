@@ -78,7 +78,7 @@ class Mass(Protocol):
 
     center: Sequence[float]  # mm from the middle of the brain
     radius: float
-    push: float  # mm, of the tissue at its edge
+    push: float  # mm, largest; tissue at its edge moves 78% as far
 
 
 def displaced(source: np.ndarray, place: np.ndarray, masses: Sequence[Mass]) -> np.ndarray:

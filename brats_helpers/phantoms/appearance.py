@@ -10,7 +10,7 @@ from .anatomy import Tissue
 from .noise import smooth_noise
 
 TISSUES = ("CSF", "GM", "WM", "necrosis", "non-enhancing", "edema", "ET")
-CSF, GM, WM, NECROSIS, SOLID, EDEMA, ENHANCING = range(7)
+CSF, GM, WM, NECROSIS, SOLID, EDEMA, ENHANCING = range(len(TISSUES))
 # Mean intensity of each tissue; white matter on T1 is 1. Rows: FLAIR, T1, T1CE, T2.
 CONTRAST = np.array([[0.30, 0.74, 0.62, 0.86, 0.98, 0.90, 0.92],
                      [0.32, 0.83, 1.00, 0.73, 0.84, 0.88, 0.90],

@@ -52,7 +52,7 @@ class Lesion:
     rim: float  # thickness of the enhancing rim; 0: no ET, infinite: all of the core is ET
     edema: float  # how far edema reaches along white matter
     axes: tuple[float, float, float]  # stretch of the core along each axis
-    push: float  # how far the tissue at its edge is displaced
+    push: float  # of tissue; `displaced` weakens it with the distance
 
 
 def make_plain(seed: int, index: int, spacing_mm: float = 2.0) -> Patient:

@@ -12,25 +12,25 @@ from ..basics.constants import ED, ET, NCR
 from .anatomy import Tissue, column
 from .noise import smooth_noise
 
-KINDS = {"ring": 0.54, "solid": 0.13, "non-enhancing": 0.15, "patchy": 0.18}
+TUMOR_TYPES = {"ring": 0.54, "solid": 0.13, "non-enhancing": 0.15, "patchy": 0.18}
 
 
 @dataclass(frozen=True)
 class Tumor:
     """The plan of one tumor; lengths in mm, places from the middle of the brain."""
 
-    kind: str  # of KINDS
+    kind: str  # of TUMOR_TYPES
     center: np.ndarray
     radius: float  # of the core
     rim: float  # thickness of the enhancing rim
     edema: float  # how far edema reaches along white matter
     axes: np.ndarray  # stretch of the core along each axis
-    push: float  # displacement of the tissue at its edge
+    push: float  # of tissue; `displaced` weakens it with the distance
 
 
 def plan(rng: np.random.Generator, rank: float) -> list[Tumor]:
     """Draw a main tumor, whose size follows `rank` from 0 to 1, and its satellites."""
-    kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
+    kind = str(rng.choice(list(TUMOR_TYPES), p=list(TUMOR_TYPES.values())))
     radius = float(np.clip(16.5 * np.exp(0.45 * ndtri(np.clip(rank, 0.01, 0.99))), 5, 36))
     if kind == "solid":
         radius = min(0.8 * radius, 20)

@@ -1,10 +1,10 @@
 """The varied kind of phantom: as different from each other as tumors, patients and scanners are.
 
-A network that learns from these meets what real patients have and the plain kind lacks: solid,
-patchy and non-enhancing tumors, edema in fingers, hemorrhage, satellites, aged brains, careless
-skull-stripping, thick slices, and the shading of the coil. The domain randomization follows
-SynthSeg (Billot et al. 2023, doi:10.1016/j.media.2023.102789). The mean contrasts and their spread
-were set after a look at twenty development patients (docs/zero_shot.md).
+A network that learns from these meets what real patients have and the plain kind lacks or rarely
+has: patchy, solid and non-enhancing tumors, edema in fingers, hemorrhage, satellites, aged brains,
+careless skull-stripping, and thick slices. The domain randomization follows SynthSeg (Billot et al.
+2023, doi:10.1016/j.media.2023.102789). The mean contrasts and their spread were set after a look at
+twenty development patients (docs/zero_shot.md).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The recipe is NVIDIA's for BraTS21 (Futrega et al. 2021, arXiv:2110.03352, section 3.3). Rotation,
 gamma and separate intensities for each modality are nnU-Net's (Isensee et al. 2021); the mild
-elastic deformation is ours. One `grid_sample` rotates, zooms and deforms, so that a patch is
-interpolated once. All randomness comes from generators that the caller seeds.
+elastic deformation is ours. One sampling grid rotates, zooms and deforms, so that a patch
+is interpolated once. All randomness comes from generators that the caller seeds.
 """
 
 from __future__ import annotations

@@ -176,7 +176,7 @@ def validate(model: nn.Module, paths: Sequence[Path], config: Config,
         image = network_input(prepared, device)
         probability = sliding_window_inference(model, image, config.patch, config.overlap,
                                                device=device, stretch=STRETCH)
-        predicted = probability.cpu().numpy() > 0.5  # scores are compared between epochs alone
+        predicted = probability.cpu().numpy() > 0.5  # these scores only compare epochs
         reference = regions(prepared.reference)
         scores.append([dice(p, r) for p, r in zip(predicted, reference, strict=True)])
         example = example or (prepared, predicted)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..basics.config import Config
 from ..basics.device import Device
+from ..basics.errors import BratsError
 from ..data.cohort import Cohort, read_cohort
 from ..data.pipeline import prepared_files
 from ..data.preprocessing import FINER
@@ -20,7 +21,7 @@ from . import distributed
 from .loop import train
 
 FEW = 40  # real patients to learn from; with fewer, the training starts from the network in the box
-REHEARSED = 40  # phantoms that come between the patients
+REHEARSED = 40  # phantoms mixed in with the patients
 GENTLE, BRIEF = 1e-4, 300  # learning rate and steps: a network soon memorizes a few patients
 
 
@@ -31,6 +32,8 @@ def train_work(config: Config, work: Path, on_epoch: Callable[[list[dict]], None
     Checkpoints go to `checkpoint_folder`.
     """
     work = Path(work)
+    if config.pretrained:
+        _check_fit(config)
     training, validation = distributed.broadcast_from_rank_zero(
         lambda: training_files(config, work, all_data))
     synthetic = distributed.broadcast_from_rank_zero(lambda: read_cohort(work).synthetic)
@@ -42,8 +45,17 @@ def train_work(config: Config, work: Path, on_epoch: Callable[[list[dict]], None
                  start, synthetic, source)
 
 
+def _check_fit(config: Config) -> None:
+    """Raise BratsError if the weights in the box do not fit into the network of these settings."""
+    known = pretrained_config()
+    for name in ("network", "filters"):
+        if (mine := getattr(config, name)) != (its := getattr(known, name)):
+            raise BratsError(f"pretrained=True starts from the network in the box, whose {name} is "
+                             f"{its}, not {mine}. Give both the same, or set pretrained=False.")
+
+
 def rehearse(patients: Sequence[Path], folder: Path, config: Config) -> list[Path]:
-    """Mix phantoms in: of fewer than FEW patients, about half of the patches are theirs.
+    """Mix phantoms in. With fewer than FEW patients, about half of the patches come from phantoms.
 
     A network forgets what it does not see again (Robins 1995, doi:10.1080/09540099550039318).
     """
@@ -81,26 +93,27 @@ def for_few_patients(config: Config, patients: int, synthetic: bool,
     """
     if synthetic or patients >= FEW or ("pretrained" in asked and not config.pretrained):
         return config
-    few = f"{patients} real patients to learn from are few (fewer than {FEW})"
-    box = pretrained_config()
+    persons = "patient" if patients == 1 else "patients"
+    few = f"{patients} real {persons} to learn from, fewer than {FEW}"
+    known = pretrained_config()
     fixed = [name for name in ("network", "filters")
-             if name in asked and getattr(config, name) != getattr(box, name)]
-    if not 1 / FINER < config.spacing_mm / box.spacing_mm < FINER:
+             if name in asked and getattr(config, name) != getattr(known, name)]
+    if not 1 / FINER < config.spacing_mm / known.spacing_mm < FINER:
         fixed.append("spacing_mm")
     if fixed:
         _say(f"{few}. The training would start from the network in the box, but {fixed[0]}="
-             f"{getattr(config, fixed[0])} is not its {getattr(box, fixed[0])}: it starts from "
-             "random weights.")
+             f"{getattr(config, fixed[0])} is not its {getattr(known, fixed[0])}, so it starts "
+             "from random weights.")
         return config.with_(pretrained=False)
-    kept = ("network", "filters", "patch", "modality_dropout")  # as it learned, it works best
-    chosen = {name: getattr(box, name) for name in kept} | {
+    kept = ("network", "filters", "patch", "modality_dropout")  # works best as it was trained
+    chosen = {name: getattr(known, name) for name in kept} | {
         "pretrained": True, "learning_rate": GENTLE} | _brief(config, asked)
     config = config.with_(**{name: value for name, value in chosen.items() if name not in asked})
     _say(f"{few}: the training starts from the network in the box, which learned from synthetic "
          f"patients, and takes {config.epochs * config.steps} steps with a learning rate of "
          f"{config.learning_rate:g} (pretrained=False: from random weights). About half of the "
-         "patches come from synthetic patients. Compare the result with the network in the box on "
-         "patients that neither has seen: it may be worse (docs/zero_shot.md).")
+         "patches come from synthetic patients. On patients that neither has seen, compare your "
+         "network with the network in the box: yours may be worse (docs/zero_shot.md).")
     return config
 
 

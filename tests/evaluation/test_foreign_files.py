@@ -109,12 +109,14 @@ FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no filters": (lambda p: ours(p, config={"preset": "quick"}), "settings.*no list of filters"),
     "filters are text": (lambda p: ours(p, config={"filters": ["a"]}),
                          "settings in it.*filters=.'a',. cannot work"),
-    "a huge patch": (lambda p: ours(p, config={"filters": [4], "patch": 1_000_000}),
-                     "settings in it.*patch=1000000 cannot work: it must be .* 2 to 512"),
+    "a huge patch": (lambda p: ours(p, config={"filters": [4, 8], "patch": 1_000_000}),
+                     "settings in it.*patch=1000000 cannot work: it must be .* 4 to 512"),
     "huge filters": (lambda p: ours(p, config={"filters": [65_535] * 7}),
                      "settings in it.*filters=.* cannot work: .*from 1 to 1024"),
     "many levels": (lambda p: ours(p, config={"filters": [4] * 20_000}),
-                    "settings in it.*filters=.* cannot work: it must list 1 to 9 "),
+                    "settings in it.*filters=.* cannot work: it must list 2 to 9 "),
+    "one level": (lambda p: ours(p, config={"filters": [4]}),
+                  "settings in it.*filters=.* cannot work: it must list 2 to 9 "),
     "unknown setting": (lambda p: ours(p, config={"filters": [4], "depth": 3}),
                         "settings in it.*unknown setting depth"),
     "config is a list": (lambda p: ours(p, config=[1]), "'config' in the checkpoint is a list"),
@@ -153,8 +155,8 @@ def test_a_folder_and_a_checkpoint_for_prediction_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     ["[]", "3", "null", '"text"', '{"filters": 3}', '{"filters": []}', '{"filters": [null]}',
-     '{"filters": [-4]}', '{"filters": [4], "patch": null, "seed": "x"}', "{}",
-     '{"filters": [4], "batch": [2]}', '{"filters": [1e99]}'],
+     '{"filters": [-4]}', '{"filters": [4, 8], "patch": null, "seed": "x"}', "{}",
+     '{"filters": [4, 8], "batch": [2]}', '{"filters": [1e99]}'],
 )
 def test_settings_of_another_shape_are_refused_in_words(content: str, tmp_path: Path,
                                                         faults) -> None:

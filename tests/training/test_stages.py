@@ -12,6 +12,7 @@ from conftest import CONFIG, CPU, weights, write_case
 from benchmarks.cohort import fill_work_folder
 from brats_helpers.__main__ import main
 from brats_helpers.basics.config import PRESETS, Config
+from brats_helpers.basics.errors import BratsError
 from brats_helpers.evaluation.checkpoints import read_checkpoint
 from brats_helpers.evaluation.pretrained import load_pretrained, pretrained_config
 from brats_helpers.phantoms.kinds import make_patient
@@ -84,6 +85,11 @@ def test_a_work_folder_is_trained_from_the_network_in_the_box(tmp_path: Path,
     average = read_checkpoint(work / "checkpoints" / "last.pt", CPU)["average"]
     for name, value in load_pretrained(CPU)[0].state_dict().items():
         assert torch.allclose(average[name], value, atol=1e-6), name
+
+
+def test_another_network_than_the_one_in_the_box_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(BratsError, match=r"box, whose filters is \(16, 32, .*, not \(.*=False"):
+        train_work(TINY.with_(pretrained=True), tmp_path, device=CPU)
 
 
 def test_half_of_the_patches_come_from_phantoms(prepared: list[Path], tmp_path: Path,
