@@ -140,8 +140,8 @@ def affordable(workers: int, voxels: int, processes: int = 1) -> int:
     enough = max(0, min(workers, free // size - 1))
     if enough < workers:
         print(f"{workers} processes that read patches need {(workers + 1) * size / 1e6:.0f} MB of "
-              f"{SHARED}, where {free / 1e6:.0f} are free. So "
-              f"{enough or 'none of them'} will run, and a GPU may wait. "
+              f"{SHARED}, where {free / 1e6:.0f} are free. So {enough or 'none'} of them will "
+              "run, and a GPU may wait. "
               "A container gets more with docker run --shm-size=2g.")
     return enough
 
