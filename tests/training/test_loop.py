@@ -110,7 +110,8 @@ def test_no_more_processes_read_than_the_shared_memory_has_room_for(prepared, tm
                          (0, 0)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
         assert loaders.affordable(4, 2 * 16**3) == enough
-        assert (f"So {enough or 'none'} of them will run" in capsys.readouterr().out) == (enough < 4)
+        told = f"So {enough or 'none'} of them will run" in capsys.readouterr().out
+        assert told == (enough < 4)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10 * need))
     assert (
         loaders.affordable(4, 16**3, processes=2) == 4
