@@ -33,7 +33,7 @@ class PatchDataset(Dataset):
     """An endless, seeded stream of patches; a patient comes as often as `paths` lists them.
 
     `dataset[numbers]` is a batch: {"volume": (B, 5, P, P, P), four modalities and the reference as
-    stored; "mean", "std": (B, 4) float32; "name", "number": lists}. With probability
+    stored; "mean", "std": (B, 4) float32; "name" (the file's), "number": lists}. With probability
     `oversample_foreground` a patch is centered on a tumor voxel of a label that is drawn first, so
     small labels are met as often as large ones (Isensee et al. 2021,
     doi:10.1038/s41592-020-01008-z). Otherwise it lies anywhere in the brain's box.
@@ -58,7 +58,7 @@ class PatchDataset(Dataset):
             read_patch(array, meta, corner, patch)
         return {"volume": torch.from_numpy(volume), "mean": torch.tensor(
             [meta.mean for meta in metas]), "std": torch.tensor([meta.std for meta in metas]),
-                "name": [meta.name for meta in metas], "number": list(numbers)}
+                "name": [path.stem for path in paths], "number": list(numbers)}
 
     def _open(self, path: Path) -> tuple[blosc2.NDArray, Meta]:
         if path not in self.known:  # mapping a file again takes a twelfth of a patch's time
