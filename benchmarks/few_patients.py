@@ -55,7 +55,7 @@ def measure_ours(learnt: Sequence[Case], others: Sequence[Case], seed: int) -> d
         preprocess_cohort(learnt, folder / "preprocessed", config.spacing_mm)
         files = sorted((folder / "preprocessed").glob("*.b2nd"))
         train(config, files, [], folder / "c", device=device, start=WEIGHTS,
-              source=rehearse(files, folder / "rehearsal", config))
+              patches_from=rehearse(files, folder / "rehearsal", config))
         minutes = (time.monotonic() - begun) / 60
         rows = zero_shot.score(folder / "c" / "last.pt", others, device, 0)
     return {"minutes": round(minutes, 1), "steps": config.epochs * config.steps,

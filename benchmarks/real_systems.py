@@ -108,9 +108,9 @@ class Ours:
         config = for_few_patients(self.config.with_(seed=seed), len(cases), False, fixed)
         preprocess_cohort(cases, self.folder / "preprocessed", config.spacing_mm)
         paths = sorted((self.folder / "preprocessed").glob("*.b2nd"))
-        start, source = None, ()
+        start, patches_from = None, ()
         if config.pretrained:
-            start, source = WEIGHTS, rehearse(paths, self.folder / "rehearsal", config)
+            start, patches_from = WEIGHTS, rehearse(paths, self.folder / "rehearsal", config)
         config = self._fitted(config, self._trial(config, paths), clock)
         checkpoints, reached = self.folder / "checkpoints", []
 
@@ -119,7 +119,8 @@ class Ours:
                 clock.snapshot(checkpoints / "last.pt", reached[-1])
             reached.append(clock.spent)
 
-        train(config, paths, [], checkpoints, keep, describe_device(), start, source=source)
+        train(config, paths, [], checkpoints, keep, describe_device(), start,
+              patches_from=patches_from)
         clock.snapshot(checkpoints / "last.pt")
         clock.finish(steps=EPOCHS * config.steps, pretrained=config.pretrained, patch=config.patch,
                      batch=config.batch, learning_rate=config.learning_rate)

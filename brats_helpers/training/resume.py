@@ -35,14 +35,14 @@ IRRELEVANT = ("preset", "patients", "test_patients", "tta", "on_nan", "tensorboa
 
 def create_or_resume(config: Config, training: Sequence[Path], validation: Sequence[Path],
                      folder: Path, device: Device, start: Path | None,
-                     source: Sequence[Path] = ()) -> tuple[State, str]:
+                     patches_from: Sequence[Path] = ()) -> tuple[State, str]:
     """Return the state to train from, new or the last in `folder`, and its hash.
 
     Both are the same in all processes. BratsError if a batch cannot be shared equally, or if the
     processes do not see the same folder.
     """
     check_shares(config, distributed.world_size())
-    state, run_hash = _build(config, training, [*source, *validation], device, start)
+    state, run_hash = _build(config, training, [*patches_from, *validation], device, start)
     with distributed.rank_zero_first():  # it may move a folder of other settings
         remove_leftovers(folder)
         resume(state, folder, run_hash, config, device)

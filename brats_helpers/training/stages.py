@@ -37,12 +37,12 @@ def train_work(config: Config, work: Path, on_epoch: Callable[[list[dict]], None
     training, validation = distributed.broadcast_from_rank_zero(
         lambda: training_files(config, work, all_data))
     synthetic = distributed.broadcast_from_rank_zero(lambda: read_cohort(work).synthetic)
-    start, source = None, ()
+    start, patches_from = None, ()
     if config.pretrained:
-        start, source = WEIGHTS, distributed.broadcast_from_rank_zero(
+        start, patches_from = WEIGHTS, distributed.broadcast_from_rank_zero(
             lambda: rehearse(training, work / "rehearsal", config))
     return train(config, training, validation, checkpoint_folder(work, all_data), on_epoch, device,
-                 start, synthetic, source)
+                 start, synthetic, patches_from)
 
 
 def _check_fit(config: Config) -> None:

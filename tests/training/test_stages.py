@@ -101,7 +101,7 @@ def test_half_of_the_patches_come_from_phantoms(prepared: list[Path], tmp_path: 
         assert [counts.pop(path) for path in patients] == [repeats] * len(patients)
         assert set(counts) == {*(tmp_path / "phantoms").iterdir()} and set(counts.values()) == {1}
     train(TINY, prepared[:2], [], tmp_path / "alone", device=CPU)
-    train(TINY, prepared[:2], [], tmp_path / "mixed", device=CPU, source=prepared[:3])
+    train(TINY, prepared[:2], [], tmp_path / "mixed", device=CPU, patches_from=prepared[:3])
     alone, both = (read_checkpoint(tmp_path / name / "last.pt", CPU) for name in ("alone", "mixed"))
     assert alone["fingerprint"] != both["fingerprint"] and alone["seen"] == both["seen"]
     assert any(not torch.equal(both["average"][key], value)
