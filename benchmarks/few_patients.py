@@ -28,6 +28,7 @@ from brats_helpers.basics.errors import BratsError
 from brats_helpers.basics.files import atomic_path, read_json, write_json
 from brats_helpers.data.cases import Case, find_cases
 from brats_helpers.data.pipeline import preprocess_cohort
+from brats_helpers.evaluation.ensemble import load_ensemble
 from brats_helpers.evaluation.metrics import bootstrap_ci
 from brats_helpers.evaluation.pretrained import WEIGHTS
 from brats_helpers.training.loop import train
@@ -57,7 +58,7 @@ def measure_ours(learnt: Sequence[Case], others: Sequence[Case], seed: int) -> d
         train(config, files, [], folder / "c", device=device, start=WEIGHTS,
               patches_from=rehearse(files, folder / "rehearsal", config))
         minutes = (time.monotonic() - begun) / 60
-        rows = zero_shot.score(folder / "c" / "last.pt", others, device, 0)
+        rows = zero_shot.score(load_ensemble([folder / "c" / "last.pt"], False), others, sets=1)
     return {"minutes": round(minutes, 1), "steps": config.epochs * config.steps,
             "scores": {name: row["dice"] for name, row in rows.items()}}
 
@@ -105,11 +106,11 @@ def gains(draws: Sequence[Mapping], box: Mapping[str, dict]) -> list[float]:
 def table(results: Sequence[Mapping], box: Mapping[str, dict]) -> str:
     """Return Markdown: Dice of the patients not learned from, and what learning changed."""
     lines = ["| patients learned from | network | draws | " + " | ".join(REGIONS)
-             + " | mean | mean of each draw | against the box (95% interval) |",
+             + " | mean | mean of each draw | against the first network (95% interval) |",
              "|--:|---|--:|--:|--:|--:|--:|---|---|"]
     whole = np.mean([row["dice"] for row in box.values()], axis=0)
     cells = " | ".join(f"{value:.3f}" for value in (*whole, whole.mean()))
-    lines.append(f"| 0 | the network in the box | | {cells} | | |")
+    lines.append(f"| 0 | {zero_shot.ALONE} | | {cells} | | |")
     for (system, number), draws in by_number(results).items():
         means = np.array([np.mean(list(scores.values()), axis=0) for scores in draws])
         cells = " | ".join(f"{value:.3f}" for value in (*means.mean(0), means.mean()))
@@ -124,7 +125,7 @@ def plot(results: Sequence[Mapping], box: Mapping[str, dict], path: Path) -> Non
     from matplotlib.figure import Figure
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
-    axes.axhline(0, color="0.6", linewidth=1, label="the network in the box")
+    axes.axhline(0, color="0.6", linewidth=1, label=zero_shot.ALONE)
     for system, color in ((OURS, "#1f77b4"), (PEER, "#8c6d46")):
         points = {n: [np.mean(gains([scores], box)) for scores in draws]
                   for (name, n), draws in by_number(results).items() if name == system}
@@ -135,7 +136,7 @@ def plot(results: Sequence[Mapping], box: Mapping[str, dict], path: Path) -> Non
     axes.set(xlabel="labeled patients learned from", ylabel="change of mean Dice",
              xlim=(-0.3, 8.3), xticks=[0, 1, 2, 4, 8])
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="center right")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
 
@@ -173,7 +174,7 @@ def store(found: dict) -> None:
     stored = read_json(STORED, "this benchmark") if STORED.is_file() else []
     stored = sorted([*(r for r in stored if key(r) != key(found)), found], key=key)
     write_json(STORED, stored)
-    plot(stored, read_json(zero_shot.STORED, "zero_shot")[zero_shot.BOX],
+    plot(stored, read_json(zero_shot.STORED, "zero_shot")[zero_shot.ALONE],
          STORED.with_suffix(".png"))
 
 

@@ -77,9 +77,11 @@ def tables() -> dict[str, Callable[[], str]]:
     box = shot[zero_shot.BOX]
     found |= {"zero_summary": lambda: zero_shot.summary_table(shot),
               "zero_ablation": lambda: zero_shot.ablation_table(shot),
+              "zero_round_trip": lambda: zero_shot.round_trip_table(shot),
               "zero_sets": lambda: zero_shot.sets_table(box),
               "zero_warning": lambda: zero_shot.warning_text(box),
-              "few_patients": lambda: few_patients.table(_stored("few_patients"), box)}
+              "few_patients": lambda: few_patients.table(
+                  _stored("few_patients"), shot[zero_shot.ALONE])}
     for name, results in (("now", now), ("earlier", earlier)):
         scores = real.scores_by_system(results)
         found |= {f"{name}_patients": lambda scores=scores: real.patients_table(scores),

@@ -1,11 +1,12 @@
 """Scores a network on labeled patients that it has not seen, with every set of contrasts.
 
-    python -m benchmarks.zero_shot FOLDER [FOLDER ...]                  # the network in the box
-    python -m benchmarks.zero_shot FOLDER --checkpoint best.pt --name plain     # another one
+    python -m benchmarks.zero_shot FOLDER...    # the network in the box, with its refiner
+    python -m benchmarks.zero_shot FOLDER... --checkpoint best.pt --name plain --sets 1
+    python -m benchmarks.zero_shot FOLDER... --round-trip 2    # the references, on voxels of 2 mm
 
 All scores go to benchmarks/zero_shot.json, from which the tables of docs/zero_shot.md are made.
-With --store, the file of the network in the box takes over the table of contrast sets and the
-threshold of the expected Dice.
+With --store, the refiner's file takes over the table of contrast sets and the threshold of the
+expected Dice.
 """
 
 from __future__ import annotations
@@ -17,76 +18,75 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from torch import nn
 from tqdm import tqdm
 
-from brats_helpers.basics.config import Config
 from brats_helpers.basics.constants import MODALITIES, REGIONS
-from brats_helpers.basics.device import Device, describe_device
+from brats_helpers.basics.device import describe_device
 from brats_helpers.basics.files import read_json, write_json
-from brats_helpers.data.cases import Case, find_cases, read_case
-from brats_helpers.data.preprocessing import Prepared, network_input, prepare
+from brats_helpers.data.cases import Case, Patient, find_cases, read_case
+from brats_helpers.data.preprocessing import prepare, restore
 from brats_helpers.evaluation.checkpoints import (
     config_of,
-    network_of,
     read_checkpoint,
     write_safetensors,
 )
+from brats_helpers.evaluation.ensemble import Ensemble, load_ensemble
 from brats_helpers.evaluation.metrics import bootstrap_ci, dice, regions
-from brats_helpers.evaluation.postprocessing import postprocess
-from brats_helpers.evaluation.pretrained import WEIGHTS
-from brats_helpers.evaluation.sliding_window import predict_prepared, sliding_window_inference
+from brats_helpers.evaluation.prediction import segment
+from brats_helpers.evaluation.pretrained import REFINER_WEIGHTS
 from brats_helpers.evaluation.trust import expected_dice
 
 STORED = Path(__file__).with_name("zero_shot.json")
 SETS = [names for n in range(4, 0, -1) for names in combinations(MODALITIES, n)]  # all four first
 ALL = " ".join(MODALITIES)
-BOX = "the network in the box"
+BOX = "the network in the box, with its refiner"
+ALONE = "the network in the box, without its refiner"
+ROUND_TRIP = "round trip: "  # prefix of the references' scores with themselves
 ABLATION = "ablation: "  # prefix of the names of networks in the ablation
 FAILED = 0.6  # a mask with a lower WT Dice should have been warned of
 FALSE_ALARMS = 0.2  # at most, of the other masks
 
 
-def with_only(prepared: Prepared, names: Iterable[str]) -> Prepared:
-    """Take modalities away from a prepared patient, as if they had not been scanned."""
-    volume, mean, std = prepared.volume.copy(), list(prepared.meta.mean), list(prepared.meta.std)
-    for n, name in enumerate(MODALITIES):
-        if name not in names:
-            volume[n], mean[n], std[n] = 0, 0.0, 1.0
-    return Prepared(volume, replace(prepared.meta, mean=tuple(mean), std=tuple(std)))
+def with_only(patient: Patient, names: Iterable[str]) -> Patient:
+    """Take modalities away from a patient, as if they had not been scanned."""
+    there = np.isin(MODALITIES, list(names))
+    return replace(patient, images=patient.images * there[:, None, None, None])
 
 
-def score(checkpoint: Path, cases: Iterable[Case], device: Device, sets: int) -> dict[str, dict]:
-    """Return each patient's Dice of WT, TC and ET, by contrast set too, and the expected Dice.
+def score(ensemble: Ensemble, cases: Iterable[Case], sets: int) -> dict[str, dict]:
+    """Return each patient's Dice of WT, TC and ET with all modalities and by set of them.
 
-    The mask of all four contrasts is made as `predict` makes it, on the scan's grid. The sets are
-    compared with each other on the network's grid, from one view each, which is much faster.
+    Masks and expected Dice are those of `predict`.
     """
-    model, config = network_of(read_checkpoint(checkpoint, device), checkpoint, device)
     found = {}
     for case in tqdm(cases, unit="patient"):
         patient = read_case(case)
-        prepared, reference = prepare(patient, config.spacing_mm), regions(patient.reference)
-        probabilities = predict_prepared([model], prepared, config.patch, config.overlap, False,
-                                         device)
-        masks = regions(postprocess(probabilities, patient.spacing))
-        found[case.name] = {
-            "dice": [round(dice(a, b), 4) for a, b in zip(masks, reference, strict=True)],
-            "expected": round(expected_dice(probabilities[0], masks[0]), 4),
-            "sets": {" ".join(names): _one_view(model, with_only(prepared, names), config, device)
-                     for names in SETS[:sets]}}
+        by_set = {" ".join(names): _as_predicted(ensemble, with_only(patient, names))
+                  for names in SETS[:sets]}
+        found[case.name] = {"dice": by_set[ALL][:3], "expected": by_set[ALL][3], "sets": by_set}
     return found
 
 
-def _one_view(model: nn.Module, prepared: Prepared, config: Config, device: Device) -> list[float]:
-    """Return Dice of WT, TC, ET and the expected Dice on the network's grid, from one view."""
-    image = network_input(prepared, device)
-    found = sliding_window_inference(model, image, config.patch, config.overlap, device=device)
-    found = (found * image[4]).cpu().numpy()
+def _as_predicted(ensemble: Ensemble, patient: Patient) -> list[float]:
+    """Return Dice of WT, TC, ET and the expected Dice of the mask that `predict` would write."""
+    labels, probabilities = segment(ensemble.models, patient, ensemble.config, ensemble.tta,
+                                    ensemble.device, refiner=ensemble.refiner)
     return [round(float(value), 4) for value in (
         *(dice(mask, truth) for mask, truth in
-          zip(found > 0.5, regions(prepared.reference), strict=True)),
-        expected_dice(found[0], found[0] > 0.5))]
+          zip(regions(labels), regions(patient.reference), strict=True)),
+        expected_dice(probabilities[0], labels > 0))]
+
+
+def round_trip(cases: Iterable[Case], spacing_mm: float) -> dict[str, dict]:
+    """Return the Dice of each reference with itself, resampled to voxels of that size and back."""
+    found = {}
+    for case in tqdm(cases, unit="patient"):
+        patient = read_case(case)
+        prepared = prepare(patient, spacing_mm)
+        back = restore(np.float32(regions(prepared.reference)), prepared.meta)
+        found[case.name] = {"dice": [round(dice(mask >= 0.5, truth), 4) for mask, truth in
+                                     zip(back, regions(patient.reference), strict=True)]}
+    return found
 
 
 def means(rows: Mapping[str, dict], names: str = ALL) -> np.ndarray:
@@ -126,7 +126,7 @@ def summary_table(results: Mapping[str, dict]) -> str:
     parts = {f"{BOX}, BraTS {year}": {name: row for name, row in box.items() if mark in name}
              for year, mark in ((2021, "BraTS2021"), (2018, "Brats18"))}
     for name, rows in ({BOX: box} | parts | dict(results)).items():
-        if len(rows) < 2 or name.startswith(ABLATION):
+        if len(rows) < 2 or name.startswith((ABLATION, ROUND_TRIP)):
             continue
         columns = np.array([row["dice"] for row in rows.values()]).T
         cells = ["{:.3f} ({:.3f} to {:.3f})".format(*bootstrap_ci(column)) for column in columns]
@@ -134,18 +134,29 @@ def summary_table(results: Mapping[str, dict]) -> str:
     return "\n".join(lines)
 
 
+def round_trip_table(results: Mapping[str, dict]) -> str:
+    """Return a row for each voxel size: mean Dice of the references with themselves."""
+    lines = ["| voxels | " + " | ".join(REGIONS) + " |", "|---|--:|--:|--:|"]
+    for name, rows in results.items():
+        if name.startswith(ROUND_TRIP):
+            cells = np.mean([row["dice"] for row in rows.values()], axis=0)
+            lines.append(f"| {name.removeprefix(ROUND_TRIP)} | "
+                         + " | ".join(f"{value:.3f}" for value in cells) + " |")
+    return "\n".join(lines)
+
+
 def ablation_table(results: Mapping[str, dict]) -> str:
-    """Return a row for each network of the ablation: mean Dice, and how far the box is above it."""
-    lines = ["| network | " + " | ".join(REGIONS) + " | mean | the box above it (95% interval) |",
+    """Return a row for each network of the ablation: mean Dice, and how far the first is above."""
+    lines = ["| network | " + " | ".join(REGIONS) + " | mean | the first above it (95% interval) |",
              "|---|--:|--:|--:|--:|---|"]
     for name, rows in results.items():
-        if name == BOX or name.startswith(ABLATION):
+        if name == ALONE or name.startswith(ABLATION):
             mine = np.array([row["dice"] for row in rows.values()])
-            box = np.array([results[BOX][patient]["dice"] for patient in rows])
+            box = np.array([results[ALONE][patient]["dice"] for patient in rows])
             gain = "{:+.3f} ({:+.3f} to {:+.3f})".format(*bootstrap_ci((box - mine).mean(1)))
             cells = " | ".join(f"{value:.3f}" for value in (*mine.mean(0), mine.mean()))
             lines.append(f"| {name.removeprefix(ABLATION)} | {cells} | "
-                         f"{'' if name == BOX else gain} |")
+                         f"{'' if name == ALONE else gain} |")
     return "\n".join(lines)
 
 
@@ -165,36 +176,49 @@ def warning_text(rows: Mapping[str, dict]) -> str:
     """Return how often the warning of an unsure network is right."""
     least, failures, found, fine, alarms = leave_one_out(rows)
     worst = min(row["dice"][0] for row in rows.values())
+    warned = sum(row["expected"] < least for row in rows.values())
     return (f"Below an expected Dice of {least:.2f}, `predict` warns. With all four contrasts, the "
-            f"lowest WT Dice was {worst:.2f}, so failures had to come from fewer contrasts. Judged "
-            f"by leaving one patient out at a time, over all contrast sets, the warning found "
-            f"{found} of the {failures} masks with a WT Dice under {FAILED}, and {alarms} of the "
-            f"{fine} others were false alarms.")
+            f"lowest WT Dice was {worst:.2f}, and it warned about {warned} of the {len(rows)} "
+            "masks. Judged by leaving one patient out at a time, over all contrast sets, the "
+            f"warning found {found} of the {failures} masks with a WT Dice under {FAILED}, and "
+            f"{alarms} of the {fine} others were false alarms.")
+
+
+def _keep(rows: Mapping[str, dict]) -> None:
+    results = read_json(STORED, "this benchmark") if STORED.is_file() else {}
+    write_json(STORED, results | rows)
 
 
 def main() -> None:
     """Score, store, and give the network in the box its own figures."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.zero_shot", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--checkpoint", type=Path, default=WEIGHTS)
+    parser.add_argument("--checkpoint", type=Path, help="instead of the network in the box")
     parser.add_argument("--name", default=BOX)
     parser.add_argument("--sets", type=int, default=len(SETS), help="of contrasts, all four first")
+    parser.add_argument("--round-trip", type=float, metavar="MM",
+                        help="score the references themselves, on voxels of this size")
     parser.add_argument("--store", action="store_true",
                         help="write the figures into the file of the network in the box")
     options = parser.parse_args()
-    device = describe_device()
+    if options.checkpoint and (options.store or options.name == BOX):
+        parser.error("--checkpoint needs --name, and --store is for the network in the box")
     cases = [case for folder in options.folders for case in find_cases(folder) if case.reference]
-    rows = score(options.checkpoint, cases, device, options.sets)
-    results = read_json(STORED, "this benchmark") if STORED.is_file() else {}
-    write_json(STORED, results | {options.name: rows})
+    if options.round_trip:
+        name = f"{ROUND_TRIP}{options.round_trip:g} mm"
+        _keep({name: round_trip(cases, options.round_trip)})
+        return
+    checkpoints = [options.checkpoint] if options.checkpoint else None
+    rows = score(load_ensemble(checkpoints, tta=False), cases, options.sets)
+    _keep({options.name: rows})
     print(summary_table({options.name: rows}))
     if options.store:
-        content = read_checkpoint(WEIGHTS, device)
+        content = read_checkpoint(REFINER_WEIGHTS, describe_device())
         by_modalities = {names: [round(float(v), 3) for v in means(rows, names)]
                          for names in map(" ".join, SETS)}
         trust = {"least_dice": leave_one_out(rows)[0]}
         kept = {name: content[name] for name in ("average", "seen", "step")}
-        write_safetensors(WEIGHTS, config_of(content, WEIGHTS),
+        write_safetensors(REFINER_WEIGHTS, config_of(content, REFINER_WEIGHTS),
                           kept | {"by_modalities": by_modalities, "trust": trust})
         print(sets_table(rows), warning_text(rows), sep="\n\n")
 

@@ -116,8 +116,8 @@ def _predict_command(commands: argparse._SubParsersAction, shown: Mapping[str, o
     predict.add_argument("cases", nargs="+", type=path_of, metavar="CASE_DIR",
                          help="a folder of one or of many patients")
     predict.add_argument("--checkpoint", type=path_of, action="append", metavar="FILE",
-                         help="a trained network; several are averaged (the network in the box, "
-                              "which learned from phantoms alone)")
+                         help="a trained network; several are averaged (default: the network in "
+                              "the box and its refiner, which learned from phantoms alone)")
     predict.add_argument("--out", type=path_of, required=True, metavar="DIR",
                          help="the folder for <case>.nii.gz and predictions.csv")
     _import_option(predict)
@@ -150,7 +150,7 @@ def _tool_commands(commands: argparse._SubParsersAction) -> None:
     export.add_argument("--only", choices=("bundle", "onnx"),
                         help="one of the two (ONNX needs onnx and onnxscript)")
 
-    weights = commands.add_parser("weights", help="train the network in the box: hours, resumable")
+    weights = commands.add_parser("weights", help="train the networks in the box: hours, resumable")
     _folder_option(weights, "--work", "runs/weights")
 
     kaggle = commands.add_parser("kaggle", help="write or push what the series needs on Kaggle")
@@ -411,7 +411,8 @@ def _predict(options: argparse.Namespace) -> int:
     from .evaluation.prediction_table import DONE, TABLE, exit_code
     keep_memory()
     if not options.checkpoint:
-        print("No --checkpoint: the network in the box segments. It has learned from synthetic "
+        print("No --checkpoint: the network in the box segments, and its refiner segments the "
+              "tumor's surroundings again with smaller voxels. Both learned from synthetic "
               "patients alone (docs/zero_shot.md).")
     for folder in options.cases:
         with contextlib.suppress(BratsError):  # predict itself says what is wrong
@@ -429,7 +430,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 def _weights(options: argparse.Namespace) -> int:
     from .tools.weights import make_weights
-    print(make_weights(options.work))
+    print(*make_weights(options.work), sep="\n")
     return 0
 
 

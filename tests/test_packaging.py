@@ -55,7 +55,8 @@ def test_installed_it_runs_anywhere_and_says_when_it_needs_the_repository(
                    check=True)
     assert (target / "brats_helpers" / "lessons" / "viewer.js").is_file()
     assert (target / "brats_helpers" / "tools" / "page.html.j2").is_file()
-    assert (target / "brats_helpers" / "weights" / "varied.safetensors").is_file()
+    for name in ("varied", "refiner"):
+        assert (target / "brats_helpers" / "weights" / f"{name}.safetensors").is_file()
 
     def run(*arguments: str) -> subprocess.CompletedProcess:
         return subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True,

@@ -41,7 +41,7 @@ def test_tables_hold_the_means() -> None:
     scores = rows([0.9] * 4, [0.5, 0.7, 0.9, 0.7])
     assert "| 4 | 0.700 (" in zero_shot.summary_table({zero_shot.BOX: scores})
     lacking = {f"{zero_shot.ABLATION}no rims": rows([0.9] * 4, [0.4, 0.6, 0.8, 0.6])}
-    both = {zero_shot.BOX: scores} | lacking
+    both = {zero_shot.ALONE: scores} | lacking
     assert "no rims" not in zero_shot.summary_table(both)
     assert "| no rims | 0.600 | 0.600 | 0.600 | 0.600 | +0.100 (+0.100 to +0.100) |" in (
         zero_shot.ablation_table(both))
@@ -69,8 +69,7 @@ def test_draws_are_repeatable_and_differ() -> None:
 @pytest.mark.parametrize("names", [("flair",), ("t1", "t2")])
 def test_taking_a_contrast_away_equals_not_having_scanned_it(names: tuple[str, ...]) -> None:
     patient = make_patient(0, 1, 8.0)
-    lacking = prepare(patient, 8.0)
-    taken = zero_shot.with_only(lacking, names)
+    taken = prepare(zero_shot.with_only(patient, names), 8.0)
     for n, name in enumerate(MODALITIES):
         if name not in names:
             patient.images[n] = 0

@@ -38,7 +38,6 @@ from .prediction_table import (
     mask_crc,
     new_row,
 )
-from .pretrained import WEIGHTS
 from .trust import expected_dice
 
 SEVERAL = 8  # patients that are worth starting processes to check
@@ -49,7 +48,7 @@ PROBE = 1 << 20  # bytes that must fit into the output folder
 class Task:
     """The instructions for a worker to load its ensemble, once."""
 
-    checkpoints: tuple[Path, ...]
+    checkpoints: tuple[Path, ...]  # empty: the network in the box and its refiner
     tta: bool
     patients: int  # for each worker, about
     tag: str
@@ -60,15 +59,14 @@ def predict_cases(folders: Sequence[Path], checkpoints: Sequence[Path] | None, o
                   tta: bool = False, overwrite: bool = False, jobs: int = 1) -> list[dict]:
     """Segment every patient in these folders into `out`/<case>.nii.gz, with the scans' geometry.
 
-    Several checkpoints are averaged; without any, the network in the box does it. What an earlier
-    call finished from the same checkpoints, options and scans is kept unless `overwrite` is set.
-    `jobs` counts the processes, -1 for one per core; joblib's Dask backend uses its own workers.
-    Returns each patient's row of predictions.csv.
+    Several checkpoints are averaged; without any, the network in the box and its refiner are used.
+    What an earlier call finished from the same checkpoints, options and scans is kept unless
+    `overwrite` is set. `jobs` counts the processes, -1 for one per core; joblib's Dask backend uses
+    its own workers. Returns each patient's row of predictions.csv.
     """
     if jobs < 1 and jobs != -1:
         raise BratsError(f"jobs={jobs} cannot work: give 1 or more, or -1 for one per core.")
     out = Path(out).absolute()
-    checkpoints = checkpoints or [WEIGHTS]
     try_output(out)
     with hold_folder(out):
         remove_leftovers(out)
@@ -85,7 +83,7 @@ def predict_cases(folders: Sequence[Path], checkpoints: Sequence[Path] | None, o
             tqdm.write(f"{kept} mask(s) are there already and are kept (see --overwrite).")
         _keep_others_files(todo, cases, table, out)
         sound = list(_check(todo, table, ensemble))
-        task = Task(tuple(Path(path).absolute() for path in checkpoints), tta,
+        task = Task(tuple(Path(path).absolute() for path in checkpoints or ()), tta,
                     max(1, len(sound) // abs(jobs)), ensemble.tag,
                     tuple({type(model).__module__ for model in ensemble.models}))
         rows = _share_out(sound, ensemble, task, out, jobs)
@@ -228,7 +226,8 @@ def _segment_one(case: Case, ensemble: Ensemble, out: Path) -> dict:
         output_file(target)  # before the work
         source, patient = made_from(case, ensemble), read_case(case)
         labels, probabilities = segment(ensemble.models, patient, ensemble.config, ensemble.tta,
-                                        ensemble.device, ensemble.seen, warnings.append)
+                                        ensemble.device, ensemble.seen, warnings.append,
+                                        ensemble.refiner)
         write_mask(target, labels, patient.affine, case)
     except (BratsError, RuntimeError, MemoryError) as error:  # torch: RuntimeError without memory
         return new_row(case.name, FAILED, [str(error) or "not enough memory"])

@@ -21,6 +21,8 @@ from .checkpoints import hash_weights, network_of, read_checkpoint
 from .domain_shift import union_of_ranges
 from .postprocessing import POSTPROCESSING
 from .prediction import passes
+from .pretrained import REFINER_WEIGHTS, WEIGHTS
+from .refinement import MARGIN_MM, SHARES, Refiner
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Ensemble:
     tta: bool
     seen: dict  # `domain_shift.ranges` of the training runs
     device: Device
+    refiner: Refiner | None  # segments the tumor's surroundings again, with smaller voxels
     tag: str  # changes with the weights and the options
     takes_incomplete: bool  # all networks have learned from patches that lacked modalities
     by_modalities: dict  # "FLAIR T2" -> Dice of WT, TC, ET with these alone, where measured
@@ -41,7 +44,9 @@ class Ensemble:
         """Return a copy for this number of patients, compiled if that is worth it."""
         number = passes(patients, self.tta)
         models = [for_inference(model, self.device, number) for model in self.models]
-        return replace(self, models=models)
+        refiner = self.refiner and replace(
+            self.refiner, model=for_inference(self.refiner.model, self.device, number))
+        return replace(self, models=models, refiner=refiner)
 
     def cost_of(self, case: Case) -> list[str]:
         """Say what a patient lacks and what that costs, by the network's own table."""
@@ -57,9 +62,16 @@ class Ensemble:
         return [f"{said}. {case.hint}" if case.hint else said]
 
 
-def load_ensemble(checkpoints: Sequence[Path], tta: bool) -> Ensemble:
-    """Load networks that work at the same voxel size and patch; BratsError if they do not."""
+def load_ensemble(checkpoints: Sequence[Path] | None, tta: bool) -> Ensemble:
+    """Load networks that work at the same voxel size and patch; BratsError if they do not.
+
+    Without checkpoints, load the network in the box and its refiner.
+    """
     device = describe_device()
+    refiner, about = None, {}
+    if not checkpoints:
+        checkpoints, about = [WEIGHTS], read_checkpoint(REFINER_WEIGHTS, device)
+        refiner = Refiner(*network_of(about, REFINER_WEIGHTS, device))
     contents = [read_checkpoint(path, device) for path in checkpoints]
     loaded = [network_of(content, path, device)
               for content, path in zip(contents, checkpoints, strict=True)]
@@ -75,11 +87,12 @@ def load_ensemble(checkpoints: Sequence[Path], tta: bool) -> Ensemble:
     settings = [config.spacing_mm, config.patch, config.overlap, tta, POSTPROCESSING,
                 *sorted((other.network, hash_weights(model.state_dict()))
                         for model, other in loaded)]
+    if refiner:
+        settings += [MARGIN_MM, SHARES, refiner.config, hash_weights(refiner.model.state_dict())]
     tag = hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
-    return Ensemble([model for model, _ in loaded], config, tta, seen, device, tag,
+    return Ensemble([model for model, _ in loaded], config, tta, seen, device, refiner, tag,
                     all(other.modality_dropout for _, other in loaded),
-                    contents[0].get("by_modalities", {}) if len(contents) == 1 else {},
-                    max(content.get("trust", {}).get("least_dice", 0.0) for content in contents))
+                    about.get("by_modalities", {}), about.get("trust", {}).get("least_dice", 0.0))
 
 
 def made_from(case: Case, ensemble: Ensemble) -> str:

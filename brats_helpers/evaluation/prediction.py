@@ -15,12 +15,13 @@ from tqdm import tqdm
 
 from ..basics.config import Config
 from ..basics.constants import MODALITIES
-from ..basics.device import Device
+from ..basics.device import Device, describe_device
 from ..data.cases import Patient
-from ..data.preprocessing import brain_mask, prepare
+from ..data.preprocessing import brain_mask, network_input, prepare, restore
 from .domain_shift import outside_ranges
 from .postprocessing import postprocess
-from .sliding_window import FLIPS, OPPOSITE_FLIPS, predict_prepared
+from .refinement import Refiner, refine
+from .sliding_window import FLIPS, OPPOSITE_FLIPS, predict_image
 
 WINDOWS = 8  # of a patient at 1 mm
 
@@ -32,12 +33,13 @@ def passes(patients: int, tta: bool) -> int:
 
 def segment(models: Sequence[nn.Module], patient: Patient, config: Config, tta: bool | None = None,
             device: Device | None = None, seen: Mapping[str, Sequence[float]] | None = None,
-            warn: Callable[[str], None] = lambda text: tqdm.write(f"WARNING: {text}")
-            ) -> tuple[np.ndarray, np.ndarray]:
+            warn: Callable[[str], None] = lambda text: tqdm.write(f"WARNING: {text}"),
+            refiner: Refiner | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return a patient's labels, (X, Y, Z) uint8, and probabilities, (3, X, Y, Z) float32.
 
     Both are on the scan's own grid. `seen` holds the ranges of the training patients
-    (`domain_shift.ranges`); `warn` gets a sentence if this patient lies far outside them.
+    (`domain_shift.ranges`); `warn` gets a sentence if this patient lies far outside them. A
+    `refiner` segments the tumor's surroundings again, with smaller voxels.
     """
     prepared = prepare(patient, config.spacing_mm)
     absent = {name for name, image in zip(MODALITIES, patient.images, strict=True)
@@ -46,8 +48,12 @@ def segment(models: Sequence[nn.Module], patient: Patient, config: Config, tta: 
     if strange := outside_ranges(prepared.meta.fingerprint, seen):
         warn(f"patient {patient.name} is unlike those that the network learned from, and the mask "
              f"may be wrong: {'; '.join(strange[:3])}. Look at the scans, then at the mask.")
-    probabilities = predict_prepared(models, prepared, config.patch, config.overlap,
-                                     config.tta if tta is None else tta, device)
+    tta, device = config.tta if tta is None else tta, device or describe_device()
+    found = predict_image(models, network_input(prepared, device), config.patch, config.overlap,
+                          tta, device)
+    probabilities = np.asarray(restore(found, prepared.meta))
+    if refiner:
+        probabilities = refine(probabilities, found, prepared.meta, patient, refiner, tta, device)
     labels = postprocess(probabilities, patient.spacing)
     # Interpolation may reach a voxel outside the brain.
     return labels * brain_mask(patient.images), probabilities

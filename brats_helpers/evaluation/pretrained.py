@@ -1,6 +1,8 @@
 """The network in the box: its weights, trained on phantoms alone, come with the package.
 
-`brats_helpers/weights/README.md` is its model card.
+Its refiner segments the tumor's surroundings again, with smaller voxels, in `predict`.
+
+`brats_helpers/weights/README.md` is the model card of both.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from ..basics.device import Device, describe_device
 from .checkpoints import config_of, load_checkpoint, read_checkpoint
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "varied.safetensors"
+REFINER_WEIGHTS = WEIGHTS.with_name("refiner.safetensors")
 
 
 def pretrained_config() -> Config:

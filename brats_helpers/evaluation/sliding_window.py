@@ -113,18 +113,23 @@ def mirrored(model: nn.Module, windows: Sequence[Tensor], flips: Sequence[tuple[
     return [p.flip(axes) for p, axes in zip(found, backs, strict=True)]
 
 
-def predict_prepared(models: Sequence[nn.Module], prepared: Prepared, patch: int, overlap: float,
-                     tta: bool, device: Device | None = None) -> np.ndarray:
-    """Compute the probabilities on the scan's own grid, averaged over the models (the folds).
+def predict_image(models: Sequence[nn.Module], image: Tensor, patch: int, overlap: float,
+                  tta: bool, device: Device) -> np.ndarray:
+    """Compute an image's probabilities, (3, D, H, W), averaged over the models (the folds).
 
-    `tta` averages all 8 flips instead of 2 and keeps windows at the patch's size, which takes at
-    least four times as long (benchmarks/README.md compares them).
-    Returns (3, X, Y, Z) float32.
+    The image is that of `network_input`, or a part of it. `tta` averages all 8 flips instead of 2
+    and keeps windows at the patch's size, which takes at least four times as long
+    (benchmarks/README.md compares them).
     """
-    device = device or describe_device()
-    image = network_input(prepared, device)
     how = {"flips": FLIPS} if tta else {"flips": OPPOSITE_FLIPS, "stretch": STRETCH}
     total = sum(sliding_window_inference(model.eval(), image, patch, overlap, device=device, **how)
                 for model in models)
-    inside = total / len(models) * image[4]  # there is no tumor outside the brain
-    return np.asarray(restore(inside.cpu().numpy(), prepared.meta))
+    return (total / len(models) * image[4]).cpu().numpy()  # no tumor is outside the brain
+
+
+def predict_prepared(models: Sequence[nn.Module], prepared: Prepared, patch: int, overlap: float,
+                     tta: bool, device: Device | None = None) -> np.ndarray:
+    """Compute what `predict_image` does on the scan's own grid: (3, X, Y, Z) float32."""
+    device = device or describe_device()
+    found = predict_image(models, network_input(prepared, device), patch, overlap, tta, device)
+    return np.asarray(restore(found, prepared.meta))

@@ -1,17 +1,17 @@
-"""Train the network in the box on varied phantoms alone: no patient's data goes into it.
+"""Train the networks in the box on varied phantoms alone: no patient's data goes into them.
 
-`make weights` takes hours on two cores, resumes where it was stopped, and gives the same weights
-again on the same processor. docs/zero_shot.md tells what they are worth.
+`make weights` resumes where it was stopped, and gives the same weights again on the same processor.
+docs/zero_shot.md shows how long it takes and how well they score.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ..basics.config import preset
+from ..basics.config import Config, preset
 from ..basics.device import describe_device
 from ..evaluation.checkpoints import read_checkpoint, write_safetensors
-from ..evaluation.pretrained import WEIGHTS
+from ..evaluation.pretrained import REFINER_WEIGHTS, WEIGHTS
 from ..phantoms.prepared import prepare_varied
 from ..training.loop import train
 
@@ -20,14 +20,21 @@ CONFIG = preset("quick").with_(
     seed=21, filters=(16, 32, 64, 128), patch=64, epochs=40, steps=100, learning_rate=3e-3,
     warmup=100, ema=0.995, oversample_foreground=0.5, modality_dropout=0.4, validate_every=20,
     patients=TRAINING, test_patients=0)
+REFINER = CONFIG.with_(spacing_mm=1.5)
 
 
-def make_weights(work: Path, target: Path = WEIGHTS) -> Path:
-    """Make the phantoms, train, and write the averaged weights as safetensors to `target`."""
-    files = prepare_varied(work / "preprocessed", TRAINING + VALIDATION, CONFIG.seed,
-                           CONFIG.spacing_mm)
-    train(CONFIG, files[:TRAINING], files[TRAINING:], work / "checkpoints", synthetic=True)
+def make_weights(work: Path, folder: Path = WEIGHTS.parent) -> list[Path]:
+    """Train both networks in `work`, and write their weights as safetensors into `folder`."""
+    return [_make(config, work / f"{config.spacing_mm:g}mm", folder / path.name)
+            for config, path in ((CONFIG, WEIGHTS), (REFINER, REFINER_WEIGHTS))]
+
+
+def _make(config: Config, work: Path, target: Path) -> Path:
+    """Make the phantoms, train, and write the averaged weights to `target`."""
+    files = prepare_varied(work / "preprocessed", TRAINING + VALIDATION, config.seed,
+                           config.spacing_mm)
+    train(config, files[:TRAINING], files[TRAINING:], work / "checkpoints", synthetic=True)
     content = read_checkpoint(work / "checkpoints" / "last.pt", describe_device())
     kept = ("average", "seen", "step")
-    write_safetensors(target, CONFIG, {name: content[name] for name in kept})
+    write_safetensors(target, config, {name: content[name] for name in kept})
     return target

@@ -65,12 +65,11 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
     one), history.json, the slices of `forming` and, with validation patients, best.pt (averaged
     weights with the highest mean Dice). A stop (Ctrl-C) takes effect after the current step, saves,
     and raises Stopped. In `distributed.group` each process takes its share of every batch. `start`
-    is a checkpoint with the initial weights. Patches come from `patches_from`, if given, instead of
-    `training`. `synthetic` marks TensorBoard's pictures as such.
+    has the initial weights, `patches_from` replaces `training`, `synthetic` marks the pictures.
     """
     device = device or describe_device()
-    state, run_hash = create_or_resume(config, training, validation, folder, device, start,
-                                       patches_from)
+    state, run_hash = create_or_resume(
+        config, training, validation, folder, device, start, patches_from)
     run = Run(config, validation, folder, device, run_hash,
               Tracker(folder, config, state.step, synthetic),
               Forming([*training, *validation], folder, config, device), on_epoch)

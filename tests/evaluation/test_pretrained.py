@@ -7,6 +7,7 @@ import json
 from itertools import combinations
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from conftest import CONFIG, CPU, write_case
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks import zero_shot
 from brats_helpers.__main__ import main
 from brats_helpers.basics.constants import DISK_ET, ED, MODALITIES, NCR
 from brats_helpers.basics.errors import BratsError
@@ -27,8 +29,11 @@ from brats_helpers.evaluation.checkpoints import (
     write_checkpoint,
     write_safetensors,
 )
+from brats_helpers.evaluation.ensemble import load_ensemble
 from brats_helpers.evaluation.metrics import dice, regions
-from brats_helpers.evaluation.pretrained import WEIGHTS, load_pretrained
+from brats_helpers.evaluation.prediction import segment
+from brats_helpers.evaluation.pretrained import REFINER_WEIGHTS, WEIGHTS, load_pretrained
+from brats_helpers.evaluation.refinement import Refiner
 from brats_helpers.evaluation.sliding_window import sliding_window_inference
 from brats_helpers.evaluation.trust import expected_dice
 from brats_helpers.network.unet import UNet
@@ -49,12 +54,14 @@ def patient_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_weights_fit_into_the_package_and_hold_what_predict_needs() -> None:
-    content = read_checkpoint(WEIGHTS, CPU)
-    assert WEIGHTS.stat().st_size < 16e6 and (WEIGHTS.parent / "README.md").is_file()
+    content = read_checkpoint(REFINER_WEIGHTS, CPU)
+    assert WEIGHTS.stat().st_size + REFINER_WEIGHTS.stat().st_size < 16e6
+    assert (WEIGHTS.parent / "README.md").is_file()
     assert content["seen"] and content["config"]["modality_dropout"] > 0
     assert len(content["by_modalities"]) == 15 and 0 < content["trust"]["least_dice"] < 1
-    stored = config_of(content, WEIGHTS).with_(tta=weights.CONFIG.tta)  # no part of the training
-    assert stored == weights.CONFIG  # `make weights` trains this network
+    for path, config in ((WEIGHTS, weights.CONFIG), (REFINER_WEIGHTS, weights.REFINER)):
+        stored = config_of(read_checkpoint(path, CPU), path)
+        assert stored.with_(tta=config.tta) == config  # what `make weights` trains
 
 
 def test_safetensors_give_back_the_same_network(tmp_path: Path) -> None:
@@ -101,6 +108,27 @@ def test_predict_without_a_checkpoint_uses_them(patient_folder: Path, tmp_path: 
     with open(tmp_path / "out" / "predictions.csv", newline="") as file:
         row, = csv.DictReader(file)
     assert row["status"] == "done" and 0 <= float(row["expected_dice"]) <= 1
+    # The benchmark chooses the threshold of the warning on the same figure.
+    scores = zero_shot.score(load_ensemble(None, False), find_cases(patient_folder), sets=1)
+    assert scores["P"]["expected"] == pytest.approx(float(row["expected_dice"]), abs=6e-4)
+
+
+def test_predict_adds_the_refiner_to_the_network_in_the_box_alone(tmp_path: Path) -> None:
+    patient = make_patient(77, 3, 1.5, "varied")
+    write_case(tmp_path, "P", patient.images, None, patient.affine)
+    masks, tags = {}, set()
+    for name, checkpoints in (("both", None), ("alone", [WEIGHTS])):
+        predict_cases([tmp_path / "P"], checkpoints, tmp_path / name)
+        masks[name] = np.asarray(nib.load(tmp_path / name / "P.nii.gz").dataobj)
+        tags.add(load_ensemble(checkpoints, False).tag)
+    assert len(tags) == 2  # so that masks of one are not kept for the other
+    first = load_ensemble([WEIGHTS], False)
+    model, config = load_checkpoint(REFINER_WEIGHTS, first.device)
+    expected, _ = segment(first.models, patient, first.config, False, first.device,
+                          refiner=Refiner(model, config))
+    on_disk = np.array([0, NCR, ED, DISK_ET], np.uint8)
+    assert np.array_equal(masks["both"], on_disk[expected])
+    assert not np.array_equal(masks["both"], masks["alone"])
 
 
 @pytest.mark.parametrize("names", [(0, 1, 3), (2,)])
@@ -174,8 +202,6 @@ def test_expected_dice_of_a_calibrated_network_is_the_dice() -> None:
     truth, mask = rng.random(probability.shape) < probability, probability > 0.5
     assert expected_dice(probability, mask) == pytest.approx(dice(mask, truth), abs=0.01)
     assert expected_dice(np.zeros((4, 4, 4)), np.zeros((4, 4, 4), bool)) == 0
-    scattered = np.where(rng.random((20, 20, 20)) < 0.05, 0.9, 0.0)
-    assert expected_dice(scattered, scattered > 0.5) < 0.1
 
 
 def test_it_finds_the_tumor_of_a_varied_phantom() -> None:

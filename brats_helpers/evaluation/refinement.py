@@ -1,0 +1,81 @@
+"""Segment the tumor's surroundings again with smaller voxels: a coarse-to-fine cascade.
+
+Large voxels blur small cores and thin rims, but segmenting a whole brain with small voxels is slow.
+So the first network finds the tumor, and the refiner sees only a box around it. Inside the box,
+their probabilities are averaged. The shares were chosen on the development patients of
+docs/zero_shot.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+from torch import nn
+
+from ..basics.config import Config
+from ..basics.constants import REGION_THRESHOLDS
+from ..basics.device import Device
+from ..data.cases import Patient
+from ..data.preprocessing import bounding_box, network_input, prepare, restore
+from ..data.storage import Meta, Prepared
+from .sliding_window import predict_image
+
+MARGIN_MM = 10.0  # around the tumor that the first network has found
+SHARES = (1 / 3, 1 / 2, 2 / 3)  # of the refiner in WT, TC and ET: the thinner, the more
+
+
+@dataclass(frozen=True)
+class Refiner:
+    """The second network, and its settings: it works with smaller voxels than the first."""
+
+    model: nn.Module
+    config: Config
+
+
+def refine(probabilities: np.ndarray, coarse: np.ndarray, meta: Meta, patient: Patient,
+           refiner: Refiner, tta: bool, device: Device) -> np.ndarray:
+    """Average the first network's probabilities with the refiner's near the tumor.
+
+    probabilities are (3, X, Y, Z) on the scan's grid, and `coarse` are the same on the first
+    network's, (3, D, H, W), with its `meta`. Returns (3, X, Y, Z) float32.
+    """
+    tumor = coarse[0] >= REGION_THRESHOLDS["WT"]
+    if not tumor.any():
+        return probabilities
+    config = refiner.config
+    prepared = prepare(patient, config.spacing_mm)
+    if prepared.meta.downsampling == meta.downsampling:
+        return probabilities  # the scan's voxels are too coarse to refine
+    box = tumor_box(tumor, meta, prepared, config)
+    image = network_input(prepared, device)[:, *box].contiguous()
+    second = np.zeros((4, *prepared.volume.shape[1:]), np.float32)
+    second[:3, *box] = predict_image([refiner.model], image, config.patch, config.overlap, tta,
+                                     device)
+    second[3, *box] = 1
+    *second, inside = restore(second, prepared.meta)  # softens the box's edge
+    blended = probabilities.copy()
+    for channel, other, share in zip(blended, second, SHARES, strict=True):
+        channel *= 1 - share * inside
+        channel += share * other
+    return blended
+
+
+def tumor_box(tumor: np.ndarray, meta: Meta, finer: Prepared,
+              config: Config) -> tuple[slice, ...]:
+    """Return the box around a coarse mask (D, H, W), plus a margin, on the finer grid.
+
+    Each edge is at least one patch long, or the whole axis if that is shorter: the network has
+    learned from patches of that size. One false voxel far away enlarges the box, which costs time
+    alone.
+    """
+    margin, box = MARGIN_MM / config.spacing_mm, []
+    scales = np.divide(meta.downsampling, finer.meta.downsampling)
+    sizes = finer.volume.shape[1:]
+    for (first, last), scale, size in zip(bounding_box(tumor), scales, sizes, strict=True):
+        low, high = first * scale - margin, last * scale + margin
+        edge = min(size, max(config.patch, ceil(high - low)))
+        start = min(max(0, round((low + high - edge) / 2)), size - edge)
+        box.append(slice(start, start + edge))
+    return tuple(box)
