@@ -65,7 +65,7 @@ notebooks: .venv/ready                 # regenerate the committed .ipynb from th
 	rm -rf runs/notebooks      # else what older code made would be kept, and minutes would not count
 	$(BIN)/python -m brats_helpers notebooks
 
-weights: .venv/ready                   # train the network in the box again: hours on two cores, resumes
+weights: .venv/ready                   # retrain the networks in the box: takes hours, can be resumed
 	$(BIN)/python -m brats_helpers weights
 
 student: .venv/ready                   # editions/student with blanks, editions/teacher with solutions and notes
