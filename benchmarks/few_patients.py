@@ -106,7 +106,7 @@ def gains(draws: Sequence[Mapping], box: Mapping[str, dict]) -> list[float]:
 def table(results: Sequence[Mapping], box: Mapping[str, dict]) -> str:
     """Return Markdown: Dice of the patients not learned from, and what learning changed."""
     lines = ["| patients learned from | network | draws | " + " | ".join(REGIONS)
-             + " | mean | mean of each draw | against the first network (95% interval) |",
+             + " | mean | mean of each draw | change (95% interval) |",
              "|--:|---|--:|--:|--:|--:|--:|---|---|"]
     whole = np.mean([row["dice"] for row in box.values()], axis=0)
     cells = " | ".join(f"{value:.3f}" for value in (*whole, whole.mean()))

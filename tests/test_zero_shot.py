@@ -43,7 +43,7 @@ def test_tables_hold_the_means() -> None:
     lacking = {f"{zero_shot.ABLATION}no rims": rows([0.9] * 4, [0.4, 0.6, 0.8, 0.6])}
     both = {zero_shot.ALONE: scores} | lacking
     assert "no rims" not in zero_shot.summary_table(both)
-    assert "| no rims | 0.600 | 0.600 | 0.600 | 0.600 | +0.100 (+0.100 to +0.100) |" in (
+    assert "| no rims | 0.600 | 0.600 | 0.600 | 0.600 | -0.100 (-0.100 to -0.100) |" in (
         zero_shot.ablation_table(both))
     assert zero_shot.sets_table(scores).splitlines()[-1].endswith("| 0.17 | -0.52 |")
 

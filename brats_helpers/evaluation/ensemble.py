@@ -34,10 +34,10 @@ class Ensemble:
     tta: bool
     seen: dict  # `domain_shift.ranges` of the training runs
     device: Device
-    refiner: Refiner | None  # segments the tumor's surroundings again, with smaller voxels
+    refiner: Refiner | None  # segments the tumor again, with smaller voxels
     tag: str  # changes with the weights and the options
     takes_incomplete: bool  # all networks have learned from patches that lacked modalities
-    by_modalities: dict  # "FLAIR T2" -> Dice of WT, TC, ET with these alone, where measured
+    by_modalities: dict  # "flair t2" -> Dice of WT, TC, ET with these alone, where measured
     least_dice: float  # an expected Dice below it brings a warning
 
     def compiled(self, patients: int) -> Ensemble:

@@ -39,7 +39,7 @@ def segment(models: Sequence[nn.Module], patient: Patient, config: Config, tta: 
 
     Both are on the scan's own grid. `seen` holds the ranges of the training patients
     (`domain_shift.ranges`); `warn` gets a sentence if this patient lies far outside them. A
-    `refiner` segments the tumor's surroundings again, with smaller voxels.
+    `refiner` segments the tumor again, with smaller voxels.
     """
     prepared = prepare(patient, config.spacing_mm)
     absent = {name for name, image in zip(MODALITIES, patient.images, strict=True)

@@ -1,6 +1,6 @@
 """The network in the box: its weights, trained on phantoms alone, come with the package.
 
-Its refiner segments the tumor's surroundings again, with smaller voxels, in `predict`.
+In `predict`, its refiner segments the tumor again, with smaller voxels.
 
 `brats_helpers/weights/README.md` is the model card of both.
 """

@@ -1,4 +1,4 @@
-"""Segment the tumor's surroundings again with smaller voxels: a coarse-to-fine cascade.
+"""Segment the tumor and its surroundings again with smaller voxels: a coarse-to-fine cascade.
 
 Large voxels blur small cores and thin rims, but segmenting a whole brain with small voxels is slow.
 So the first network finds the tumor, and the refiner sees only a box around it. Inside the box,
@@ -23,7 +23,7 @@ from ..data.storage import Meta, Prepared
 from .sliding_window import predict_image
 
 MARGIN_MM = 10.0  # around the tumor that the first network has found
-SHARES = (1 / 3, 1 / 2, 2 / 3)  # of the refiner in WT, TC and ET: the thinner, the more
+SHARES = (1 / 3, 1 / 2, 2 / 3)  # of the refiner in WT, TC and ET; larger for finer structures
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ def refine(probabilities: np.ndarray, coarse: np.ndarray, meta: Meta, patient: P
            refiner: Refiner, tta: bool, device: Device) -> np.ndarray:
     """Average the first network's probabilities with the refiner's near the tumor.
 
-    probabilities are (3, X, Y, Z) on the scan's grid, and `coarse` are the same on the first
-    network's, (3, D, H, W), with its `meta`. Returns (3, X, Y, Z) float32.
+    `probabilities`, (3, X, Y, Z), are on the scan's grid. `coarse`, (3, D, H, W), are the same
+    values on the first network's grid, which `meta` describes. Returns (3, X, Y, Z) float32.
     """
     tumor = coarse[0] >= REGION_THRESHOLDS["WT"]
     if not tumor.any():
@@ -67,8 +67,8 @@ def tumor_box(tumor: np.ndarray, meta: Meta, finer: Prepared,
     """Return the box around a coarse mask (D, H, W), plus a margin, on the finer grid.
 
     Each edge is at least one patch long, or the whole axis if that is shorter: the network has
-    learned from patches of that size. One false voxel far away enlarges the box, which costs time
-    alone.
+    learned from patches of that size. A false voxel far away enlarges the box. This takes longer
+    and blends the refiner into more voxels.
     """
     margin, box = MARGIN_MM / config.spacing_mm, []
     scales = np.divide(meta.downsampling, finer.meta.downsampling)
