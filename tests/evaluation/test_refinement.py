@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONFIG, CPU
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from brats_helpers.data.cases import Patient
 from brats_helpers.data.preprocessing import prepare
+from brats_helpers.data.storage import Prepared
 from brats_helpers.evaluation.prediction import segment
 from brats_helpers.evaluation.refinement import SHARES, Refiner, refine, tumor_box
 from brats_helpers.evaluation.sliding_window import predict_prepared
@@ -32,6 +33,12 @@ class Constant(nn.Module):
 @pytest.fixture(scope="module")
 def patient() -> Patient:
     return make_patient(4, 2, 4.0)
+
+
+@pytest.fixture(scope="module")
+def grids() -> tuple[Prepared, Prepared]:
+    patient = make_patient(4, 2, 8.0)
+    return prepare(patient, 16.0), prepare(patient, 8.0)
 
 
 def test_where_both_have_looked_their_probabilities_are_averaged(patient: Patient) -> None:
@@ -68,11 +75,11 @@ def test_a_scan_without_smaller_voxels_is_left_as_it_is(patient: Patient) -> Non
     assert plain.max() > 0.9 and np.array_equal(plain, refined)
 
 
+@settings(deadline=None)
 @given(corner=st.tuples(*[st.integers(0, 12)] * 3), edge=st.integers(1, 12))
-def test_the_box_holds_the_tumor_and_is_as_long_as_a_patch(corner: tuple[int, int, int],
-                                                           edge: int) -> None:
-    patient = make_patient(4, 2, 8.0)
-    coarse, fine = prepare(patient, 16.0), prepare(patient, 8.0)
+def test_the_box_holds_the_tumor_and_is_as_long_as_a_patch(
+        grids: tuple[Prepared, Prepared], corner: tuple[int, int, int], edge: int) -> None:
+    coarse, fine = grids
     tumor = np.zeros(coarse.volume.shape[1:], bool)
     low = [min(c, n - 1) for c, n in zip(corner, tumor.shape, strict=True)]
     tumor[tuple(slice(c, c + edge) for c in low)] = True
