@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -28,6 +29,13 @@ class Constant(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.full((len(x), 3, *x.shape[2:]), 20.0)
+
+
+class Bright(nn.Module):
+    """A network that takes the brightest voxels of FLAIR for tumor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x[:, :1] > 2.5, 20.0, -20.0).expand(-1, 3, -1, -1, -1)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +81,25 @@ def test_a_scan_without_smaller_voxels_is_left_as_it_is(patient: Patient) -> Non
     plain = segment([Constant()], patient, same, device=CPU)[1]
     refined = segment([Constant()], patient, same, device=CPU, refiner=Refiner(untrained, same))[1]
     assert plain.max() > 0.9 and np.array_equal(plain, refined)
+
+
+def test_the_refiner_looks_at_the_same_place_in_any_orientation(patient: Patient) -> None:
+    torch.manual_seed(1)
+    first, second = Bright(), UNet(FINE.filters).eval()
+    turn = nib.orientations.axcodes2ornt("SRA")
+    turned = [nib.Nifti1Image(image, patient.affine) for image in patient.images]
+    turned = [image.as_reoriented(nib.orientations.ornt_transform(
+        nib.io_orientation(patient.affine), turn)) for image in turned]
+    other = Patient("turned", np.stack([np.asarray(image.dataobj) for image in turned]), None,
+                    turned[0].affine)
+    refiner = Refiner(second, FINE)
+    alone = segment([first], patient, COARSE, device=CPU)[1]
+    straight = segment([first], patient, COARSE, device=CPU, refiner=refiner)[1]
+    assert 0.005 < (alone != straight).mean() < 0.15  # in a part of the brain
+    found = segment([first], other, COARSE, device=CPU, refiner=refiner)[1]
+    back = nib.orientations.ornt_transform(turn, nib.io_orientation(patient.affine))
+    for mine, its in zip(straight, found, strict=True):
+        assert np.allclose(nib.orientations.apply_orientation(its, back), mine, atol=1e-5)
 
 
 @settings(deadline=None)
