@@ -38,7 +38,7 @@ from . import zero_shot
 
 STORED = Path(__file__).with_name("few_patients.json")
 OURS, PEER = "ours", "nnunet-small"
-TITLES = {OURS: "from the network in the box", PEER: "nnU-Net v2, small, same minutes"}
+TITLES = {OURS: "from that network", PEER: "nnU-Net v2, small, same minutes"}
 
 
 def draw(cases: Sequence[Case], number: int, seed: int) -> list[Case]:
@@ -110,7 +110,7 @@ def table(results: Sequence[Mapping], box: Mapping[str, dict]) -> str:
              "|--:|---|--:|--:|--:|--:|--:|---|---|"]
     whole = np.mean([row["dice"] for row in box.values()], axis=0)
     cells = " | ".join(f"{value:.3f}" for value in (*whole, whole.mean()))
-    lines.append(f"| 0 | {zero_shot.ALONE} | | {cells} | | |")
+    lines.append(f"| 0 | {zero_shot.EARLIER} | | {cells} | | |")
     for (system, number), draws in by_number(results).items():
         means = np.array([np.mean(list(scores.values()), axis=0) for scores in draws])
         cells = " | ".join(f"{value:.3f}" for value in (*means.mean(0), means.mean()))
@@ -125,7 +125,7 @@ def plot(results: Sequence[Mapping], box: Mapping[str, dict], path: Path) -> Non
     from matplotlib.figure import Figure
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
-    axes.axhline(0, color="0.6", linewidth=1, label=zero_shot.ALONE)
+    axes.axhline(0, color="0.6", linewidth=1, label=zero_shot.EARLIER)
     for system, color in ((OURS, "#1f77b4"), (PEER, "#8c6d46")):
         points = {n: [np.mean(gains([scores], box)) for scores in draws]
                   for (name, n), draws in by_number(results).items() if name == system}
@@ -174,7 +174,7 @@ def store(found: dict) -> None:
     stored = read_json(STORED, "this benchmark") if STORED.is_file() else []
     stored = sorted([*(r for r in stored if key(r) != key(found)), found], key=key)
     write_json(STORED, stored)
-    plot(stored, read_json(zero_shot.STORED, "zero_shot")[zero_shot.ALONE],
+    plot(stored, read_json(zero_shot.STORED, "zero_shot")[zero_shot.EARLIER],
          STORED.with_suffix(".png"))
 
 

@@ -41,6 +41,7 @@ SETS = [names for n in range(4, 0, -1) for names in combinations(MODALITIES, n)]
 ALL = " ".join(MODALITIES)
 BOX = "the network in the box, with its refiner"
 ALONE = "the network in the box, without its refiner"
+EARLIER = "an earlier network in the box (420 phantoms, 4,000 steps)"
 ROUND_TRIP = "round trip: "  # prefix of the references' scores with themselves
 ABLATION = "ablation: "  # prefix of the names of networks in the ablation
 FAILED = 0.6  # a mask with a lower WT Dice should have been warned of
@@ -126,7 +127,7 @@ def summary_table(results: Mapping[str, dict]) -> str:
     parts = {f"{BOX}, BraTS {year}": {name: row for name, row in box.items() if mark in name}
              for year, mark in ((2021, "BraTS2021"), (2018, "Brats18"))}
     for name, rows in ({BOX: box} | parts | dict(results)).items():
-        if len(rows) < 2 or name.startswith((ABLATION, ROUND_TRIP)):
+        if len(rows) < 2 or name == EARLIER or name.startswith((ABLATION, ROUND_TRIP)):
             continue
         columns = np.array([row["dice"] for row in rows.values()]).T
         cells = ["{:.3f} ({:.3f} to {:.3f})".format(*bootstrap_ci(column)) for column in columns]
@@ -149,14 +150,14 @@ def ablation_table(results: Mapping[str, dict]) -> str:
     """Return a row for each network of the ablation: mean Dice, and what its change brought."""
     lines = ["| network | " + " | ".join(REGIONS) + " | mean | change (95% interval) |",
              "|---|--:|--:|--:|--:|---|"]
-    for name in (ALONE, BOX, *(name for name in results if name.startswith(ABLATION))):
+    for name in (EARLIER, ALONE, BOX, *(name for name in results if name.startswith(ABLATION))):
         if rows := results.get(name):
             mine, first = (np.array([found[patient]["dice"] for patient in rows])
-                           for found in (rows, results[ALONE]))
+                           for found in (rows, results[EARLIER]))
             change = "{:+.3f} ({:+.3f} to {:+.3f})".format(*bootstrap_ci((mine - first).mean(1)))
             cells = " | ".join(f"{value:.3f}" for value in (*mine.mean(0), mine.mean()))
             lines.append(f"| {name.removeprefix(ABLATION)} | {cells} | "
-                         f"{'' if name == ALONE else change} |")
+                         f"{'' if name == EARLIER else change} |")
     return "\n".join(lines)
 
 

@@ -606,7 +606,7 @@ plots.two_cohorts(judged, others, ("judged above", "strangers"), synthetic)
 #
 # ### What brings it back
 #
-# Other phantoms. The package carries a larger network, which learned from 420 phantoms like the strangers, and from no
+# Other phantoms. The package carries a larger network, which learned from 1,000 phantoms like the strangers, and from no
 # patient: the network in the box. It does not know these four strangers either. **Question.** What will it score on them?
 
 # %%
@@ -621,7 +621,7 @@ for name, scores in (("network of this notebook", falls), ("network in the box",
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Read the second row: it wins back most of what was lost for WT and TC, and less than half for ET. (Variety, number of
+# Read the second row: it wins back most of what was lost for WT and TC, and about half for ET. (Variety, number of
 # phantoms and size of the network all differ, so this comparison cannot tell which counts most.) With fewer than 40 real
 # patients, this notebook starts from these weights. In our tests with one, four and eight patients, training them further
 # brought no gain ([what we know](../docs/zero_shot.md)).

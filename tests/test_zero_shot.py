@@ -41,7 +41,7 @@ def test_tables_hold_the_means() -> None:
     scores = rows([0.9] * 4, [0.5, 0.7, 0.9, 0.7])
     assert "| 4 | 0.700 (" in zero_shot.summary_table({zero_shot.BOX: scores})
     lacking = {f"{zero_shot.ABLATION}no rims": rows([0.9] * 4, [0.4, 0.6, 0.8, 0.6])}
-    both = {zero_shot.ALONE: scores} | lacking
+    both = {zero_shot.EARLIER: scores} | lacking
     assert "no rims" not in zero_shot.summary_table(both)
     assert "| no rims | 0.600 | 0.600 | 0.600 | 0.600 | -0.100 (-0.100 to -0.100) |" in (
         zero_shot.ablation_table(both))

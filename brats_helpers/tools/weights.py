@@ -15,12 +15,12 @@ from ..evaluation.pretrained import REFINER_WEIGHTS, WEIGHTS
 from ..phantoms.prepared import prepare_varied
 from ..training.loop import train
 
-TRAINING, VALIDATION = 420, 12  # phantoms
+VALIDATION = 12  # phantoms
 CONFIG = preset("quick").with_(
-    seed=21, filters=(16, 32, 64, 128), patch=64, epochs=40, steps=100, learning_rate=3e-3,
+    seed=21, filters=(16, 32, 64, 128), patch=64, epochs=90, steps=100, learning_rate=3e-3,
     warmup=100, ema=0.995, oversample_foreground=0.5, modality_dropout=0.4, validate_every=20,
-    patients=TRAINING, test_patients=0)
-REFINER = CONFIG.with_(spacing_mm=1.5)
+    patients=1000, test_patients=0)
+REFINER = CONFIG.with_(spacing_mm=1.5, epochs=40, patients=420)
 
 
 def make_weights(work: Path, folder: Path = WEIGHTS.parent) -> list[Path]:
@@ -31,9 +31,10 @@ def make_weights(work: Path, folder: Path = WEIGHTS.parent) -> list[Path]:
 
 def _make(config: Config, work: Path, target: Path) -> Path:
     """Make the phantoms, train, and write the averaged weights to `target`."""
-    files = prepare_varied(work / "preprocessed", TRAINING + VALIDATION, config.seed,
+    files = prepare_varied(work / "preprocessed", config.patients + VALIDATION, config.seed,
                            config.spacing_mm)
-    train(config, files[:TRAINING], files[TRAINING:], work / "checkpoints", synthetic=True)
+    train(config, files[:config.patients], files[config.patients:], work / "checkpoints",
+          synthetic=True)
     content = read_checkpoint(work / "checkpoints" / "last.pt", describe_device())
     kept = ("average", "seen", "step")
     write_safetensors(target, config, {name: content[name] for name in kept})
