@@ -563,8 +563,8 @@ draw_features(maps, synthetic)
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# In encoder 0, where a channel shows the folds of the cortex. Decoder 0 has only traces of the brain: the decoder keeps
-# what tells tumor from the rest. Further down, the channels show the tumor and little else, and at the bottom a few
+# In encoder 0, where a channel shows the folds of the cortex. Decoder 0 has only a blur of the brain: the decoder keeps
+# what tells tumor from the rest. Further down, the tumor stands out as a bright or a dark spot, and at the bottom a few
 # blocks say roughly where it is. (Stripes are traces of the transposed convolution.)
 # </details>
 #
