@@ -28,9 +28,10 @@ from brats_helpers.basics.errors import BratsError
 from brats_helpers.basics.files import atomic_path, read_json, write_json
 from brats_helpers.data.cases import Case, find_cases
 from brats_helpers.data.pipeline import preprocess_cohort
+from brats_helpers.evaluation.checkpoints import hash_weights
 from brats_helpers.evaluation.ensemble import load_ensemble
 from brats_helpers.evaluation.metrics import bootstrap_ci
-from brats_helpers.evaluation.pretrained import WEIGHTS
+from brats_helpers.evaluation.pretrained import WEIGHTS, load_pretrained
 from brats_helpers.training.loop import train
 from brats_helpers.training.stages import for_few_patients, rehearse
 
@@ -38,6 +39,7 @@ from . import zero_shot
 
 STORED = Path(__file__).with_name("few_patients.json")
 OURS, PEER = "ours", "nnunet-small"
+START = "bc2cc6d38761bc9f"  # hash of the weights of zero_shot.EARLIER, where all draws start
 TITLES = {OURS: "from that network", PEER: "nnU-Net v2, small, same minutes"}
 
 
@@ -150,6 +152,9 @@ def main() -> None:
     parser.add_argument("--draw", type=int, default=0, help="seed of the draw and the training")
     parser.add_argument("--system", choices=TITLES, default=OURS)
     options = parser.parse_args()
+    if hash_weights(load_pretrained()[0].state_dict()) != START:
+        raise BratsError("the network in the box is no longer the one that the stored draws start "
+                         "from. Empty few_patients.json, then set START and zero_shot.EARLIER.")
     cases = [case for folder in options.folders for case in find_cases(folder) if case.reference]
     learnt = draw(cases, options.learn, options.draw)
     others = [case for case in cases if case not in learnt]

@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument("--round-trip", type=float, metavar="MM",
                         help="score the references themselves, on voxels of this size")
     parser.add_argument("--store", action="store_true",
-                        help="write the figures into the file of the network in the box")
+                        help="write the figures into the refiner's file")
     options = parser.parse_args()
     if options.checkpoint and (options.store or options.name == BOX):
         parser.error("--checkpoint needs --name, and --store is for the network in the box")
