@@ -134,10 +134,10 @@ def table() -> str:
              f"| CPU, two cores without bf16 | {cpu[0]:,.0f} (computed, from a measured patch) | "
              f"{cpu[1]:,.0f} | {cpu[2]:,.0f} on the CPU | not computed | none |",
              *(row(name, gpu) for name, gpu in GPUS.items()), "",
-             f"Before that, each needs {PATIENTS * seconds / 60:.1f} minutes of one core to "
-             f"prepare {PATIENTS:,} patients ({seconds:.2f} s each, measured), {prepared:.1f} GB "
-             f"for them (measured on ten) and {disk:.1f} GB for checkpoints, besides the archive, "
-             "which stays packed."]
+             f"Before that, each machine needs {PATIENTS * seconds / 60:.1f} minutes of one core "
+             f"to prepare {PATIENTS:,} patients ({seconds:.2f} s each, measured), {prepared:.1f} "
+             f"GB for them (measured on ten) and {disk:.1f} GB for checkpoints, besides the "
+             "archive, which stays packed."]
     return "\n".join(lines)
 
 

@@ -33,14 +33,14 @@ from brats_helpers.evaluation.ensemble import load_ensemble
 from brats_helpers.evaluation.metrics import bootstrap_ci
 from brats_helpers.evaluation.pretrained import WEIGHTS, load_pretrained
 from brats_helpers.training.loop import train
-from brats_helpers.training.stages import for_few_patients, rehearse
+from brats_helpers.training.stages import for_few_patients
 
 from . import zero_shot
 
 STORED = Path(__file__).with_name("few_patients.json")
 OURS, PEER = "ours", "nnunet-small"
-START = "bc2cc6d38761bc9f"  # hash of the weights of zero_shot.EARLIER, where all draws start
-TITLES = {OURS: "from that network", PEER: "nnU-Net v2, small, same minutes"}
+START = "c984159365b1bfa6"  # hash of the weights of zero_shot.ALONE, where all draws start
+TITLES = {OURS: "from the network in the box", PEER: "nnU-Net v2, small, same minutes"}
 
 
 def draw(cases: Sequence[Case], number: int, seed: int) -> list[Case]:
@@ -57,8 +57,7 @@ def measure_ours(learnt: Sequence[Case], others: Sequence[Case], seed: int) -> d
         folder, begun = Path(temporary), time.monotonic()
         preprocess_cohort(learnt, folder / "preprocessed", config.spacing_mm)
         files = sorted((folder / "preprocessed").glob("*.b2nd"))
-        train(config, files, [], folder / "c", device=device, start=WEIGHTS,
-              patches_from=rehearse(files, folder / "rehearsal", config))
+        train(config, files, [], folder / "c", device=device, start=WEIGHTS)
         minutes = (time.monotonic() - begun) / 60
         rows = zero_shot.score(load_ensemble([folder / "c" / "last.pt"], False), others, sets=1)
     return {"minutes": round(minutes, 1), "steps": config.epochs * config.steps,
@@ -112,7 +111,7 @@ def table(results: Sequence[Mapping], box: Mapping[str, dict]) -> str:
              "|--:|---|--:|--:|--:|--:|--:|---|---|"]
     whole = np.mean([row["dice"] for row in box.values()], axis=0)
     cells = " | ".join(f"{value:.3f}" for value in (*whole, whole.mean()))
-    lines.append(f"| 0 | {zero_shot.EARLIER} | | {cells} | | |")
+    lines.append(f"| 0 | {zero_shot.ALONE} | | {cells} | | |")
     for (system, number), draws in by_number(results).items():
         means = np.array([np.mean(list(scores.values()), axis=0) for scores in draws])
         cells = " | ".join(f"{value:.3f}" for value in (*means.mean(0), means.mean()))
@@ -127,7 +126,7 @@ def plot(results: Sequence[Mapping], box: Mapping[str, dict], path: Path) -> Non
     from matplotlib.figure import Figure
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
-    axes.axhline(0, color="0.6", linewidth=1, label=zero_shot.EARLIER)
+    axes.axhline(0, color="0.6", linewidth=1, label=zero_shot.ALONE)
     for system, color in ((OURS, "#1f77b4"), (PEER, "#8c6d46")):
         points = {n: [np.mean(gains([scores], box)) for scores in draws]
                   for (name, n), draws in by_number(results).items() if name == system}
@@ -154,7 +153,7 @@ def main() -> None:
     options = parser.parse_args()
     if hash_weights(load_pretrained()[0].state_dict()) != START:
         raise BratsError("the network in the box is no longer the one that the stored draws start "
-                         "from. Empty few_patients.json, then set START and zero_shot.EARLIER.")
+                         "from. Delete few_patients.json, then set START.")
     cases = [case for folder in options.folders for case in find_cases(folder) if case.reference]
     learnt = draw(cases, options.learn, options.draw)
     others = [case for case in cases if case not in learnt]
@@ -179,7 +178,7 @@ def store(found: dict) -> None:
     stored = read_json(STORED, "this benchmark") if STORED.is_file() else []
     stored = sorted([*(r for r in stored if key(r) != key(found)), found], key=key)
     write_json(STORED, stored)
-    plot(stored, read_json(zero_shot.STORED, "zero_shot")[zero_shot.EARLIER],
+    plot(stored, read_json(zero_shot.STORED, "zero_shot")[zero_shot.ALONE],
          STORED.with_suffix(".png"))
 
 

@@ -30,7 +30,7 @@ from brats_helpers.evaluation.postprocessing import postprocess
 from brats_helpers.evaluation.pretrained import WEIGHTS
 from brats_helpers.evaluation.sliding_window import predict_prepared
 from brats_helpers.training.loop import train
-from brats_helpers.training.stages import for_few_patients, rehearse
+from brats_helpers.training.stages import for_few_patients
 from brats_helpers.training.state import new_state
 from brats_helpers.training.step import train_step
 
@@ -108,9 +108,6 @@ class Ours:
         config = for_few_patients(self.config.with_(seed=seed), len(cases), False, fixed)
         preprocess_cohort(cases, self.folder / "preprocessed", config.spacing_mm)
         paths = sorted((self.folder / "preprocessed").glob("*.b2nd"))
-        start, patches_from = None, ()
-        if config.pretrained:
-            start, patches_from = WEIGHTS, rehearse(paths, self.folder / "rehearsal", config)
         config = self._fitted(config, self._trial(config, paths), clock)
         checkpoints, reached = self.folder / "checkpoints", []
 
@@ -119,8 +116,8 @@ class Ours:
                 clock.snapshot(checkpoints / "last.pt", reached[-1])
             reached.append(clock.spent)
 
-        train(config, paths, [], checkpoints, keep, describe_device(), start,
-              patches_from=patches_from)
+        train(config, paths, [], checkpoints, keep, describe_device(),
+              WEIGHTS if config.pretrained else None)
         clock.snapshot(checkpoints / "last.pt")
         clock.finish(steps=EPOCHS * config.steps, pretrained=config.pretrained, patch=config.patch,
                      batch=config.batch, learning_rate=config.learning_rate)

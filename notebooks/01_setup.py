@@ -125,8 +125,8 @@ three_planes(image, {"reference": truth, "prediction": guess}, spacing, "the net
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# At the edges, mostly. Edema fades, and nothing in the image says where it ends. (The last column compares the outline of
-# the whole tumor alone. Compare the two before it to find the parts inside that are confused.)
+# At the edges, mostly. Edema fades, and nothing in the image says where it ends. (The last column compares only the outline
+# of the whole tumor. To find parts that are confused, compare the two columns before it.)
 # </details>
 #
 # [Another page](../docs/zero_shot.md) reports how this network does on real patients. In this series you train a smaller
@@ -452,8 +452,7 @@ bars(sizes, f"GB that the series will write for {everyone} patients", "GB")
 
 # %% [markdown]
 # And the time? Two seconds of training on random numbers tell what this machine can do. (A *patch* is a cube cut out of a
-# scan, and a *step* adjusts the weights once. On a CPU that cannot multiply in bf16, a short number format, the quick
-# preset learns from smaller patches.)
+# scan, and a *step* adjusts the weights once.)
 
 # %%
 from brats_helpers.lessons import forecast_minutes

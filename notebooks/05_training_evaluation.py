@@ -202,7 +202,7 @@ compare_slices(shown, index=at, shared_window=True, synthetic=synthetic, columns
 # and the right kidney, a flip does harm.
 # </details>
 #
-# Methods that keep a network from memorizing its patients, like this one, are called **regularization**.
+# Augmentation helps to keep a network from memorizing its patients. Such methods are called **regularization**.
 #
 # ## 3. The schedule
 #
@@ -271,8 +271,8 @@ draw_forming(companion, read_forming(work / "checkpoints"), synthetic)
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Where the tumor is. The other steps settle the rest of the brain. (If the network learned from
-# this patient, this is not a result.)
+# Where the tumor is. Later steps remove false tumor and tell its parts apart. (If the network
+# learned from this patient, this is not a result.)
 # </details>
 #
 # ## 5. From patches to a brain
@@ -409,7 +409,7 @@ dice_boxplot(rows, synthetic=synthetic)
 # %% [markdown]
 # **Dice** counts voxels. **HD95** measures how far apart two surfaces are (the 95th percentile, in mm). A false island
 # far away changes Dice little, but it ruins HD95 once it holds more than a twentieth of the predicted surface. The
-# patients in the last line above have such islands. In a patient without ET, a single marked voxel makes Dice 0 and HD95
+# patients with an HD95 above 30 mm, counted above, have such islands. In a patient without ET, a single marked voxel makes Dice 0 and HD95
 # 373 mm (a rule of BraTS).
 #
 # ### Exercise 3: HD95
@@ -476,7 +476,7 @@ compare_masks(worst_patient, worst_mask, synthetic=synthetic)
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Each column is one region, zoomed. In our run all three are too large. The tumor is small, so each voxel counts.
+# Each column is one region, zoomed. In our run all three are too large. The core is tiny, so each of its voxels counts.
 # </details>
 #
 # Dice is relative to size, and a doctor may care about milliliters. The last lines name the patients with the most missed

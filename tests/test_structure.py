@@ -54,8 +54,9 @@ def test_the_map_names_every_room_in_the_rooms_own_words() -> None:
         assert said[0].lower() + said[1:] == sentence
 
 
-def test_contributing_and_notebook_01_show_the_map() -> None:
-    assert brats_helpers.__doc__.strip() in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+def test_two_pages_and_notebook_01_show_the_map() -> None:
+    for page in ("CONTRIBUTING.md", "docs/design.md"):
+        assert brats_helpers.__doc__.strip() in (ROOT / page).read_text(encoding="utf-8"), page
     assert "brats_helpers.__doc__" in (FOLDER / "01_setup.py").read_text(encoding="utf-8")
 
 

@@ -54,7 +54,7 @@ def test_the_curve_counts_each_patient_once() -> None:
              for n, scores in enumerate((
                  {"P0": [0.6] * 3, "P1": [0.8] * 3, "P2": [1.0] * 3}, {"P0": [0.8] * 3}))]
     line = few_patients.table(draws, box).splitlines()[-1]
-    assert line.startswith("| 1 | from that network | 2 | 0.800 | 0.800 | 0.800 | "
+    assert line.startswith("| 1 | from the network in the box | 2 | 0.800 | 0.800 | 0.800 | "
                            "0.800 | 0.800, 0.800 | +0.133 (")
     assert few_patients.gains([d["scores"] for d in draws], box) == pytest.approx([0.2, 0.1, 0.1])
 

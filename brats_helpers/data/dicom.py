@@ -115,8 +115,8 @@ def _stack(slices: Sequence[Dataset], folder: Path) -> tuple[np.ndarray, np.ndar
     if len(steps) and (step < TOLERANCE_MM or np.ptp(steps) > TOLERANCE_MM):
         odd = int(np.abs(steps - step).argmax())
         raise BratsError(f"{folder}: {len(slices)} slices, most of them {step:.3f} mm apart, and "
-                         f"{steps[odd]:.3f} mm after number {odd + 1}: a slice is missing or there "
-                         "twice; export the series again.")
+                         f"{steps[odd]:.3f} mm after number {odd + 1}: a slice is missing or "
+                         "duplicated; export the series again.")
     row_mm, column_mm = map(float, first.PixelSpacing)
     to_lps = np.eye(4)
     to_lps[:3].T[:] = along_x * column_mm, along_y * row_mm, normal * step, positions[order[0]]

@@ -27,7 +27,7 @@ COPIES = {"training", "test", "first"}  # in its folder `cases`
 PHANTOMS = {"BraTS2021_Training_Data.tar", "BraTS2021_Training_Data.json"}  # in its folder `data`
 MASKS = {"predictions.csv", "scores.json"}  # files next to masks that we have written
 EXPORT = ".sources.json"  # a file of the export for nnU-Net
-HIDDEN = ("a hidden file, as a copy that was stopped leaves",
+HIDDEN = ("a hidden file, perhaps left by a copy that was stopped",
           "copy it again, or rename it if it is whole")
 UNFINISHED = re.compile(r"\.[^._].*\.nii\b(?!.*\.icloud$)", re.IGNORECASE)
 UNPRINTABLE = ("has a name with a line break or another control character", "rename it")

@@ -118,9 +118,9 @@ def checked_members(path: Path, archive: Archive, limits: Limits) -> list[Member
     for member in _walk(archive):
         total += member.size
         if total > most or len(members) >= limits.files:
-            raise BratsError(f"{path}: refused, because of the member {member.name!r}: with it, "
-                             f"{len(members) + 1:,} files of {total / 1e9:,.1f} GB come out of "
-                             f"{size / 1e9:,.3f} GB, which is not a cohort of scans. Nothing was "
+            raise BratsError(f"{path}: refused, at the member {member.name!r}: an archive of "
+                             f"{size / 1e9:,.3f} GB that unpacks to {len(members) + 1:,} files of "
+                             f"{total / 1e9:,.1f} GB or more is not a cohort of scans. Nothing was "
                              "written. (members.Limits lists what is allowed.)")
         members.append(member)
     if members and kind_of(path) in ("tar", ""):  # only a plain tar shows it without reading on

@@ -99,8 +99,8 @@ def _lines_of(path: Path) -> io.StringIO:
     try:
         content = path.read_bytes()
         if content.startswith(WORKBOOKS):
-            raise BratsError(f"{path} is an Excel workbook (or another one), whatever its name: "
-                             'open it, and save it as "CSV UTF-8".')
+            raise BratsError(f"{path} is an Excel workbook or another spreadsheet, despite its "
+                             'name: open it, and save it as "CSV UTF-8".')
         return io.StringIO(content.decode("utf-8-sig"), newline="")
     except OSError as error:
         raise BratsError(f"the list of persons {path} cannot be read ({error.strerror}): name a "

@@ -14,8 +14,8 @@ from .datalists import channel_number
 from .layouts import FILE_NAME, NIFTI, OTHER, SUFFIXES, identify
 from .records import Case, Unused
 
-READABLE = ("unpack it and give the folder; of archives, tar, tar.gz, tar.bz2, tar.xz and zip are "
-            "read")
+READABLE = ("unpack it and give the folder; only tar, tar.gz, tar.bz2, tar.xz and zip archives "
+            "are read")
 UNREAD_ARCHIVES = {
     ".7z": "a 7-Zip archive", ".rar": "a RAR archive", ".zst": "a Zstandard archive",
     ".lz4": "an LZ4 archive", ".lzma": "an LZMA archive", ".lz": "an lzip archive",

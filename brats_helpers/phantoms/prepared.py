@@ -1,4 +1,4 @@
-"""Varied phantoms as prepared files, without an archive: for `make weights` and for rehearsal."""
+"""Varied phantoms as prepared files, without an archive, for `make weights`."""
 
 from __future__ import annotations
 

@@ -54,8 +54,8 @@ def group() -> Iterator[None]:
     gpus = torch.cuda.device_count()
     local = int(os.environ["LOCAL_RANK"])
     if gpus and local >= gpus:
-        raise BratsError(f"a GPU serves one training process, and this machine has {gpus}: "
-                         f"--nproc-per-node {gpus}.")
+        raise BratsError(f"each training process needs its own GPU, and this machine has {gpus}: "
+                         f"start it with --nproc-per-node {gpus}.")
     if gpus:
         torch.cuda.set_device(local)
     store, own_rank, size = next(dist.rendezvous("env://"))

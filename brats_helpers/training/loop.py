@@ -57,26 +57,24 @@ class Run:
 
 def train(config: Config, training: Sequence[Path], validation: Sequence[Path], folder: Path,
           on_epoch: Callable[[list[dict]], None] | None = None, device: Device | None = None,
-          start: Path | None = None, synthetic: bool = False,
-          patches_from: Sequence[Path] = ()) -> list[dict]:
+          start: Path | None = None, synthetic: bool = False) -> list[dict]:
     """Train on prepared patients, or go on from `folder`/last.pt; returns a record of each epoch.
 
     Writes last.pt (the whole state, every epoch and every ten minutes), before.pt (the previous
     one), history.json, the slices of `forming` and, with validation patients, best.pt (averaged
     weights with the highest mean Dice). A stop (Ctrl-C) takes effect after the current step, saves,
     and raises Stopped. In `distributed.group` each process takes its share of every batch. `start`
-    has the initial weights, `patches_from` replaces `training`, `synthetic` marks the pictures.
+    has the initial weights, `synthetic` marks the pictures.
     """
     device = device or describe_device()
-    state, run_hash = create_or_resume(
-        config, training, validation, folder, device, start, patches_from)
+    state, run_hash = create_or_resume(config, training, validation, folder, device, start)
     run = Run(config, validation, folder, device, run_hash,
               Tracker(folder, config, state.step, synthetic),
               Forming([*training, *validation], folder, config, device), on_epoch)
     _write_history(state, folder)
     run.forming(state)
     total = config.epochs * config.steps
-    stream = _batches(run, state.step, patches_from or training)
+    stream = _batches(run, state.step, training)
     started, saved = time.monotonic() - state.seconds, time.monotonic()
     with stop_button() as stopped, explain_killed_worker(), _bar(state.step, total) as bar:
         for batch in stream:

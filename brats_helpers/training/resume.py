@@ -34,15 +34,14 @@ IRRELEVANT = ("preset", "patients", "test_patients", "tta", "on_nan", "tensorboa
 
 
 def create_or_resume(config: Config, training: Sequence[Path], validation: Sequence[Path],
-                     folder: Path, device: Device, start: Path | None,
-                     patches_from: Sequence[Path] = ()) -> tuple[State, str]:
+                     folder: Path, device: Device, start: Path | None) -> tuple[State, str]:
     """Return the state to train from, new or the last in `folder`, and its hash.
 
     Both are the same in all processes. BratsError if a batch cannot be shared equally, or if the
     processes do not see the same folder.
     """
     check_shares(config, distributed.world_size())
-    state, run_hash = _build(config, training, [*patches_from, *validation], device, start)
+    state, run_hash = _build(config, training, validation, device, start)
     with distributed.rank_zero_first():  # it may move a folder of other settings
         remove_leftovers(folder)
         resume(state, folder, run_hash, config, device)
@@ -60,12 +59,12 @@ def check_shares(config: Config, processes: int) -> None:
                          "all, or fewer processes.")
 
 
-def _build(config: Config, training: Sequence[Path], others: Sequence[Path], device: Device,
+def _build(config: Config, training: Sequence[Path], validation: Sequence[Path], device: Device,
            start: Path | None) -> tuple[State, str]:
     """Build a new state, with random weights or those of a checkpoint, and its hash."""
     state = new_state(config, device)
     weights = None
-    patients = [*training, *others]
+    patients = [*training, *validation]
     if start:
         weights = read_checkpoint(start, device)["average"]
         for model in (state.model, state.ema.module):

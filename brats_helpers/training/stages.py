@@ -1,12 +1,13 @@
 """Train on a work folder. For few real patients, start from the network in the box.
 
 Starting from weights that another training left is transfer learning (Tajbakhsh et al. 2016,
-doi:10.1109/TMI.2016.2535302). docs/zero_shot.md measures what it does.
+doi:10.1109/TMI.2016.2535302). Averaging the weights before and after it forgets less (Wortsman et
+al. 2022, arXiv:2109.01903). docs/zero_shot.md measures what it does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from ..basics.config import Config
@@ -16,13 +17,12 @@ from ..data.cohort import Cohort, read_cohort
 from ..data.pipeline import prepared_files
 from ..data.preprocessing import FINER
 from ..evaluation.pretrained import WEIGHTS, pretrained_config
-from ..phantoms.prepared import prepare_varied
 from . import distributed
 from .loop import train
 
 FEW = 40  # real patients to learn from; with fewer, the training starts from the network in the box
-REHEARSED = 40  # phantoms mixed in with the patients
-GENTLE, BRIEF = 1e-4, 300  # learning rate and steps: a network soon memorizes a few patients
+GENTLE, BRIEF = 1e-4, 200  # learning rate and steps: a network soon memorizes a few patients
+KEPT = 0.5  # share of the network in the box in the averaged weights
 
 
 def train_work(config: Config, work: Path, on_epoch: Callable[[list[dict]], None] | None = None,
@@ -37,12 +37,8 @@ def train_work(config: Config, work: Path, on_epoch: Callable[[list[dict]], None
     training, validation = distributed.broadcast_from_rank_zero(
         lambda: training_files(config, work, all_data))
     synthetic = distributed.broadcast_from_rank_zero(lambda: read_cohort(work).synthetic)
-    start, patches_from = None, ()
-    if config.pretrained:
-        start, patches_from = WEIGHTS, distributed.broadcast_from_rank_zero(
-            lambda: rehearse(training, work / "rehearsal", config))
     return train(config, training, validation, checkpoint_folder(work, all_data), on_epoch, device,
-                 start, synthetic, patches_from)
+                 WEIGHTS if config.pretrained else None, synthetic)
 
 
 def _check_fit(config: Config) -> None:
@@ -52,15 +48,6 @@ def _check_fit(config: Config) -> None:
         if (mine := getattr(config, name)) != (its := getattr(known, name)):
             raise BratsError(f"pretrained=True starts from the network in the box, whose {name} is "
                              f"{its}, not {mine}. Give both the same, or set pretrained=False.")
-
-
-def rehearse(patients: Sequence[Path], folder: Path, config: Config) -> list[Path]:
-    """Mix phantoms in. With fewer than FEW patients, about half of the patches come from phantoms.
-
-    A network forgets what it does not see again (Robins 1995, doi:10.1080/09540099550039318).
-    """
-    phantoms = prepare_varied(folder, REHEARSED, config.seed, config.spacing_mm)
-    return [*patients] * max(1, round(len(phantoms) / len(patients))) + phantoms
 
 
 def checkpoint_folder(work: Path, all_data: bool = False) -> Path:
@@ -111,20 +98,20 @@ def for_few_patients(config: Config, patients: int, synthetic: bool,
     config = config.with_(**{name: value for name, value in chosen.items() if name not in asked})
     _say(f"{few}: the training starts from the network in the box, which learned from synthetic "
          f"patients, and takes {config.epochs * config.steps} steps with a learning rate of "
-         f"{config.learning_rate:g} (pretrained=False: from random weights). About half of the "
-         "patches come from synthetic patients. On patients that neither has seen, compare your "
-         "network with the network in the box: yours may be worse (docs/zero_shot.md).")
+         f"{config.learning_rate:g} (pretrained=False: from random weights). On patients that "
+         "neither has seen, compare your network with the network in the box: yours may be worse "
+         "(docs/zero_shot.md).")
     return config
 
 
 def _brief(config: Config, asked: Collection[str]) -> dict[str, float]:
-    """Choose few steps, and a warm-up and an averaging of weights that fit into them."""
+    """Choose few steps, a warm-up that fits into them, and an average that keeps the start."""
     steps = config.steps
     if not {"epochs", "steps"} & set(asked):
         steps = max(1, min(steps, BRIEF // config.epochs))
     total = config.epochs * steps
     return {"steps": steps, "warmup": min(config.warmup, total // 5),
-            "ema": min(config.ema, max(0.0, 1 - 3 / total))}
+            "ema": KEPT ** (1 / total)}
 
 
 def _say(text: str) -> None:

@@ -107,7 +107,7 @@ def change(index: int, **attributes: object) -> Callable[[Path], None]:
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a slice missing": (lambda f: (f / "slice0002.dcm").unlink(), "a slice is missing"),
     "a slice twice": (lambda f: shutil.copy(f / "slice0002.dcm", f / "copy.dcm"),
-                      "a slice is missing or there twice"),
+                      "a slice is missing or duplicated"),
     "another series": (change(1, SeriesInstanceUID="1.2.3"),
                        "slice0001.dcm belongs to another series"),
     "another voxel size": (change(1, PixelSpacing=["9", "9"]),
