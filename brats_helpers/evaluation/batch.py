@@ -33,15 +33,16 @@ from .prediction_table import (
     INCOMPLETE,
     TABLE,
     VOLUMES,
-    WAITING,
     Table,
     mask_crc,
     new_row,
+    set_aside,
 )
 from .trust import expected_dice
 
 SEVERAL = 8  # patients that are worth starting processes to check
 PROBE = 1 << 20  # bytes that must fit into the output folder
+LONGEST_NAME = 230  # bytes; file systems allow 255, with .nii.gz.earlier
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,9 @@ def predict_cases(folders: Sequence[Path], checkpoints: Sequence[Path] | None, o
         todo = [c for c in cases if overwrite or not table.keeps(c, sources[c.name])]
         if kept := len(cases) - len(todo):
             tqdm.write(f"{kept} mask(s) are there already and are kept (see --overwrite).")
-        _keep_others_files(todo, cases, table, out)
+        _keep_scans(todo, cases, out)
         sound = list(_check(todo, table, ensemble))
+        _keep_others_files(sound, table, out)
         task = Task(tuple(Path(path).absolute() for path in checkpoints or ()), tta,
                     max(1, len(sound) // abs(jobs)), ensemble.tag,
                     tuple({type(model).__module__ for model in ensemble.models}))
@@ -103,7 +105,7 @@ def try_output(out: Path) -> None:
                          "with --out.")
     try:
         write_file(out / ".probe", bytes(PROBE))
-        (out / ".probe").unlink()
+        (out / ".probe").unlink(missing_ok=True)  # another call may try the same folder
     except OSError as error:
         raise BratsError(f"{out} cannot be written to ({error.strerror}): name another folder with "
                          "--out.") from error
@@ -127,7 +129,7 @@ def find_patients(folders: Sequence[Path], masks: Set[Path]) -> tuple[list[Case]
             rows.append(new_row(str(folder), FAILED, [str(error)]))
             continue
         for case in cases:
-            if all(path in masks for path in case.images):
+            if case.images and all(path in masks for path in case.images):
                 continue  # named like a scan, as P_t1.nii.gz of patient P_t1
             before = found.setdefault(case.name, replace(case, reference=None))
             if _real(before) != _real(case):
@@ -139,32 +141,39 @@ def find_patients(folders: Sequence[Path], masks: Set[Path]) -> tuple[list[Case]
         raise BratsError(next(iter(namesakes.values()),
                               f"no patient in {', '.join(map(str, folders))}."))
     rows += [new_row(name, FAILED, [text]) for name, text in namesakes.items()]
-    return [case for name, case in found.items() if name not in namesakes], rows
+    long = [name for name in found if len(os.fsencode(name)) > LONGEST_NAME]
+    rows += [new_row(name, FAILED, [f"patient {name}: the name is too long for a mask's file: "
+                                    "rename the patient's folder or files"]) for name in long]
+    return [case for name, case in found.items() if name not in (*namesakes, *long)], rows
 
 
 def _real(case: Case) -> list[str]:
     return [os.path.realpath(str(path)) for path in case.images]
 
 
-def _keep_others_files(todo: Sequence[Case], cases: Sequence[Case], table: Table,
-                       out: Path) -> None:
-    """Move files aside that are called like a mask and that no earlier call wrote."""
+def _keep_scans(todo: Sequence[Case], cases: Sequence[Case], out: Path) -> None:
+    """Raise BratsError if a mask would replace a scan."""
     scans = {path for case in cases for path in _real(case)}
     for case in todo:
         target = out / f"{case.name}.nii.gz"
         if os.path.realpath(target) in scans:
             raise BratsError(f"the mask of {case.name} would replace the scan {target}: name "
                              "another folder with --out.")
-        if target.is_file() and case.name not in table.rows and not table.lost:
-            aside = target.with_name(f"{target.name}.earlier")
-            os.replace(target, aside)
-            tqdm.write(f"WARNING: {target} was not written by predict: kept as {aside.name}.")
+
+
+def _keep_others_files(todo: Sequence[Case], table: Table, out: Path) -> None:
+    """Move files aside that are called like a mask and are not as an earlier call wrote them."""
+    for case in todo:
+        target = out / f"{case.name}.nii.gz"
+        if target.is_file() and not table.wrote(case.name):
+            tqdm.write(f"WARNING: {target} was not written by predict, or was changed: kept as "
+                       f"{set_aside(target, 'earlier')}.")
 
 
 def _check(cases: Sequence[Case], table: Table, ensemble: Ensemble) -> Iterator[Case]:
     """Yield the patients that can be segmented; name the others and write them into the table."""
     for case in cases:
-        table.rows[case.name] = new_row(case.name, WAITING)
+        table.wait(case.name)
     rows = check_cohort(cases, -1 if len(cases) >= SEVERAL else 1)
     for case, row in zip(cases, rows, strict=True):
         if not row["problems"]:

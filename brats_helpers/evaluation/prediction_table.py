@@ -29,11 +29,13 @@ class Table:
     """`predictions.csv`: a row for each patient, rewritten whole as the batch goes on."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.rows, self.lost = path, {}, False
+        self.path, self.rows = path, {}
         output_file(path)  # reading a pipe would wait forever
         try:
             with open(path, encoding="utf-8-sig", newline="") as file:
-                found = list(csv.DictReader(file))
+                first = file.readline()  # some spreadsheets save other delimiters
+                file.seek(0)
+                found = list(csv.DictReader(file, delimiter=max(",;\t", key=first.count)))
         except FileNotFoundError:
             return
         except (OSError, UnicodeDecodeError, csv.Error):
@@ -42,12 +44,9 @@ class Table:
             rows = [{name: row.get(name) or "" for name in COLUMNS} for row in found]
             self.rows = {name: row | {"case": name} for row in rows if (name := _own(row["case"]))}
         elif path.stat().st_size:
-            aside = next(place for n in itertools.count() if not os.path.lexists(
-                place := path.with_name(f"{TABLE}.unreadable{n or ''}")))
-            os.replace(path, aside)
-            self.lost = True  # so nobody knows who wrote the masks
-            tqdm.write(f"WARNING: {path} is damaged or not a table of predict: kept as "
-                       f"{aside.name}. Without it, all masks are made again.")
+            aside = set_aside(path, "unreadable")
+            tqdm.write(f"WARNING: {path} is damaged or not a table of predict: kept as {aside}. "
+                       "Without it, all masks are made again.")
 
     def keeps(self, case: Case, source: str) -> bool:
         """Tell whether the mask stays: it is up to date, or somebody corrected it."""
@@ -65,12 +64,28 @@ class Table:
         tqdm.write(f"WARNING: {case.name}: {row['warnings']}.")
         return True
 
+    def wrote(self, name: str) -> bool:
+        """Tell whether an earlier call wrote the file with the name of a patient's mask.
+
+        A file that is cut short or empty counts: it is nobody's correction.
+        """
+        crc = self.rows.get(name, {}).get("mask_crc")
+        return bool(crc) and mask_crc(self.path.parent / f"{name}.nii.gz") in ("", crc)
+
+    def wait(self, name: str) -> None:
+        """Record that a patient's mask is still to be made; what wrote the old one stays known."""
+        self.rows[name] = new_row(name, WAITING, mask_crc=self._crc(name))
+
     def fail(self, name: str, status: str, problems: Sequence[str]) -> None:
         """Record and print why a patient has no mask."""
         tqdm.write(f"NOT SEGMENTED: {name}: {' '.join(problems)}")
-        if (self.path.parent / f"{name}.nii.gz").is_file():
-            problems = [*problems, "The mask that is there is from an earlier call."]
-        self.rows[name] = new_row(name, status, problems)
+        if os.path.isfile(self.path.parent / f"{name}.nii.gz"):  # False for an impossible name
+            whose = "from an earlier call" if self.wrote(name) else "not from predict"
+            problems = [*problems, f"The mask that is there is {whose}."]
+        self.rows[name] = new_row(name, status, problems, mask_crc=self._crc(name))
+
+    def _crc(self, name: str) -> str:
+        return self.rows.get(name, {}).get("mask_crc", "")
 
     def write(self, row: dict) -> None:
         """Store a patient's row, save the table, and print the row's warnings."""
@@ -92,6 +107,14 @@ class Table:
         writer.writerows({name: safe_cell(cell) for name, cell in self.rows[case].items()}
                          for case in sorted(self.rows))
         write_file(self.path, buffer.getvalue())
+
+
+def set_aside(path: Path, why: str) -> str:
+    """Rename a file to a name that is free, and return that."""
+    aside = next(place for n in itertools.count() if not os.path.lexists(
+        place := path.with_name(f"{path.name}.{why}{n or ''}")))
+    os.replace(path, aside)
+    return aside.name
 
 
 def _own(name: str) -> str:

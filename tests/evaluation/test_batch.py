@@ -7,6 +7,7 @@ import gzip
 import os
 import shutil
 import signal
+import zlib
 from pathlib import Path
 
 import nibabel as nib
@@ -151,6 +152,37 @@ def test_what_is_kept_and_what_is_made_anew(checkpoint: Path, tmp_path: Path, ca
         assert "damaged or not a table of predict" in capsys.readouterr().out
     kept = {path.read_bytes() for path in out.glob(f"{TABLE}.unreadable*")}
     assert kept == {b"\xff\xfe\0 no table", b"name,age\nAnn,7\n"}  # neither is lost
+
+
+def test_a_mask_drawn_for_a_failed_patient_is_kept(checkpoint: Path, tmp_path: Path) -> None:
+    data, mask = cohort(tmp_path / "data", 2), tmp_path / "masks" / "P00.nii.gz"
+    predict_cases([data], [checkpoint], mask.parent)
+    scan = next((data / "P00").glob("*t1ce*"))
+    whole, ours = scan.read_bytes(), mask.read_bytes()
+    scan.write_bytes(whole[:50])
+    row = predict_cases([data], [checkpoint], mask.parent)[0]
+    assert "mask that is there is from an earlier call" in row["warnings"]
+    drawn = nib.load(mask)
+    nib.save(nib.Nifti1Image(1 - np.minimum(drawn.dataobj, 1), drawn.affine), mask)
+    by_hand = mask.read_bytes()
+    row = predict_cases([data], [checkpoint], mask.parent)[0]
+    assert "mask that is there is not from predict" in row["warnings"]
+    scan.write_bytes(whole)
+    predict_cases([data], [checkpoint], mask.parent)
+    assert mask_crc(mask) == zlib.crc32(gzip.decompress(ours)).to_bytes(4).hex()
+    assert (mask.parent / "P00.nii.gz.earlier").read_bytes() == by_hand
+
+
+def test_a_name_that_is_too_long_stops_nobody_else(checkpoint: Path, tmp_path: Path) -> None:
+    images, _ = small_volumes()
+    for name in ("N" * 252, "P2"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        write_case(tmp_path / "other", "x", images, None)
+        for path in (tmp_path / "other" / "x").iterdir():
+            path.rename(tmp_path / "in" / name / path.name.removeprefix("x_"))
+    rows = predict_cases([tmp_path / "in"], [checkpoint], tmp_path / "out")
+    assert [row["status"] for row in rows] == [FAILED, DONE]
+    assert "rename the patient's folder" in rows[0]["warnings"]
 
 
 @pytest.mark.parametrize("damage", [b"", b"garbage", gzip.compress(b"no mask", mtime=0)])
@@ -357,8 +389,15 @@ def test_files_of_others_are_not_lost(checkpoint: Path, tmp_path: Path, capsys) 
     for _ in range(2):
         predict_cases([tmp_path / "in"], [checkpoint], out)
         assert (out / "P1.nii.gz.earlier").read_bytes() == b"an expert's"
-    assert "was not written by predict: kept as P1.nii.gz.earlier" in capsys.readouterr().out
+    assert "written by predict, or was changed: kept as P1.nii" in capsys.readouterr().out
     assert len(list(out.glob("P1.nii.gz*"))) == 2
+    (out / TABLE).unlink()  # so nobody knows who wrote the mask, which may be corrected by hand
+    predict_cases([tmp_path / "in"], [checkpoint], out)
+    assert (out / "P1.nii.gz.earlier").read_bytes() == b"an expert's"
+    assert mask_crc(out / "P1.nii.gz.earlier1") == mask_crc(out / "P1.nii.gz") != ""
+    (out / TABLE).write_text((out / TABLE).read_text().replace(",", ";"))  # as a spreadsheet may
+    predict_cases([tmp_path / "in"], [checkpoint], out)
+    assert len(list(out.glob("*.earlier*"))) == 2 and not list(out.glob("*.unreadable*"))
     (out / TABLE).unlink()
     (out / TABLE).mkdir()
     with pytest.raises(BratsError, match="is a folder.*move it away"):
