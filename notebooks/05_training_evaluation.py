@@ -42,7 +42,7 @@
 work: str = ""  # folder that notebooks 01 to 04 wrote to; empty: the usual place on this machine
 seed: int = None  # of initial weights, patches and augmentation; None: as in notebook 01
 pretrained: bool = None  # start from the network in the box; None: only with fewer than 40 real patients
-fold: int = None  # -1: the 80/20 split; 0 to 4: that fold of the cross-validation is held out; None: the preset's
+fold: int = None  # -1: the validation set; 0 to 4: that fold of the cross-validation is held out; None: the preset's
 network: str = None  # "unet", or another as "module:Class", from 5 to 3 channels: notebook 04, section 7
 epochs: int = None  # None: the preset's, as for all below
 steps: int = None  # optimizer steps per epoch

@@ -26,7 +26,7 @@ TYPES = {int: (Integral, "a whole number"), float: (Real, "a number"),
 # limits memory runs out, or a run never ends.
 LIMITS = {
     "seed": (0, 2**32 - 1), "spacing_mm": (SMALLEST_MM, LARGEST_MM), "patients": (1, 100_000),
-    "test_patients": (0, 100_000), "validation": (0.001, 0.999), "folds": (2, 100_000),
+    "test_patients": (0, 100_000), "validation": (0.001, 0.5), "folds": (2, 100_000),
     "batch": (1, 1024), "oversample_foreground": (0, 1), "epochs": (1, 1_000_000),
     "steps": (1, 1_000_000), "learning_rate": (1e-15, 10), "warmup": (0, 1_000_000_000),
     "weight_decay": (0, 10), "modality_dropout": (0, 1), "validate_every": (1, 1_000_000),
@@ -44,9 +44,9 @@ class Config:
     spacing_mm: float = 1.0  # voxel size that the network sees; coarser than the scan's saves time
     patients: int = 50  # phantoms for training and validation
     test_patients: int = 12  # phantoms in the second archive, unused before the last evaluation
-    validation: float = 0.2  # share of patients held out to choose the checkpoint
+    validation: float = 0.2  # share of persons held out, rounded to 1/2, 1/3, 1/4 and so on
     folds: int = 5  # of cross-validation
-    fold: int = -1  # held out, 0 to folds - 1; -1: the 80/20 split
+    fold: int = -1  # held out, 0 to folds - 1; -1: the validation set
     pretrained: bool = False  # start from the network in the box; notebook 05 sets it
     # network
     network: str = OWN_NETWORK  # or "module:Class" of another network from 5 to 3 channels
@@ -93,13 +93,13 @@ class Config:
         depth = 2 ** (len(self.filters) - 1) if ours else 1
         return [
             ("patch", self.patch % depth == 0 and 2 * depth <= self.patch <= LARGEST_PATCH,
-             f"a multiple of {depth}, from {2 * depth} to {LARGEST_PATCH}: {len(self.filters)} "
-             f"levels halve it {len(self.filters) - 1} times, and instance norm needs more than "
-             "one voxel at the bottom"),
+             f"a multiple of {depth}, from {2 * depth} to {LARGEST_PATCH}" + (
+                 f": {len(self.filters)} levels halve it {len(self.filters) - 1} times, and "
+                 "instance norm needs more than one voxel at the bottom" if ours else "")),
             ("network", ours or bool(re.fullmatch(r"[\w.]+:\w+", self.network)),
              f"'{OWN_NETWORK}', or 'module:Class'"),
             ("fold", -1 <= self.fold < self.folds,
-             f"-1 (the 80/20 split) or 0 to {self.folds - 1}"),
+             f"-1 (the validation set) or 0 to {self.folds - 1}"),
             ("on_nan", self.on_nan in ("stop", "halve"), "'stop' or 'halve'"),
             ("ema", 0 <= self.ema < 1, "at least 0 and below 1"),
             ("clip", self.clip > 0, "above 0"),

@@ -45,7 +45,7 @@ class Device:
 
     @property
     def loss_scaling(self) -> bool:
-        """Tell whether gradients need loss scaling, because fp16 cannot represent them."""
+        """Tell whether gradients need loss scaling, because small ones underflow in fp16."""
         return self.dtype == torch.float16
 
     @property
@@ -136,7 +136,7 @@ def where_am_i() -> str:
 
 
 def work_folder(work: str = "") -> Path:
-    """Return the absolute folder of the series: `work`, or this machine's usual place if empty."""
+    """Return the absolute work folder: `work`, or this machine's usual place if empty."""
     above = Path(__file__).resolve().parents[2]
     # If the package is installed alone, it lies among other packages.
     home = above if (above / "notebooks").is_dir() else Path.cwd()

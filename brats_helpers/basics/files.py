@@ -149,6 +149,12 @@ class Packed:
         """Return the folder, as if the archive were one."""
         return self.archive / PurePosixPath(self.member).parent
 
+    def starts_with(self, magic: bytes) -> bool:
+        """Tell whether the file begins with these bytes."""
+        with open(self.archive, "rb") as file:
+            file.seek(self.offset)
+            return file.read(min(len(magic), self.size)) == magic
+
     def read_bytes(self, last: int = 0) -> bytes:
         """Read the `last` bytes, or all for 0; OSError if the archive is cut short."""
         count = min(last, self.size) or self.size
@@ -177,7 +183,7 @@ def gunzip(content: bytes, most: int = 0) -> bytes:
     except (EOFError, zlib.error, isal_zlib.error) as error:
         raise OSError(str(error)) from error
     if most and len(whole) > most:
-        raise OSError(f"it unpacks to more than the {most:,} bytes that its header declares")
+        raise OSError(f"it unpacks to more than {most:,} bytes, too many for its header")
     return whole
 
 

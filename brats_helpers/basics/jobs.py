@@ -35,4 +35,4 @@ def deaths() -> tuple[type[BaseException], ...]:
 def killed(error: BaseException) -> str:
     """Explain why a patient has no result: their process died while it had no other task."""
     return (f"its process was killed ({type(error).__name__}), most often because memory ran out: "
-            "try again with --jobs 1")
+            "close other programs, or leave this patient out")

@@ -48,7 +48,7 @@ def is_leftover(path: Path) -> bool:
 
 @contextmanager
 def hold_folder(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process and its children; BratsError names who holds it already."""
+    """Hold a folder for this process and its children; BratsError if it is in use or read-only."""
     folder, before = Path(folder).absolute(), os.environ.get(HELD, "")
     key = os.path.realpath(folder)
     if key in before.split(os.pathsep):

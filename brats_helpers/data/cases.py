@@ -23,6 +23,7 @@ from .finding import find
 from .fingerprint import identity
 from .labels import convert, enhancing, refusal, rounded, scheme_of
 from .nifti import (
+    GZIP,
     check_geometry,
     check_same_grid,
     fail,
@@ -99,7 +100,7 @@ def _compact(case: Case, path: Path | Packed, array: np.ndarray) -> np.ndarray:
     """Convert to int16 where that loses nothing, else to float32."""
     if array.dtype in (np.int16, np.uint8):
         return array.astype(np.int16, copy=False)
-    low, high = array.min(), array.max()
+    low, high = float(array.min()), float(array.max())  # -low would wrap in unsigned integers
     whole = array.dtype.kind in "iu" or bool((array == np.rint(array)).all())
     if whole and low >= -32768 and high <= 32767:
         return array.astype(np.int16)
@@ -193,7 +194,7 @@ def _row(case: Case, *problems: str) -> dict:
 def check_cohort(cases: Iterable[Case], jobs: int = -1) -> list[dict]:
     """Run `check_case` on all patients in parallel, with progress; returns the rows in order.
 
-    If a process dies, the others go on.
+    If a process dies, the remaining patients are checked one at a time.
     """
     cases, rows, alone = list(cases), [], False
     pool = Parallel(n_jobs=useful(jobs, len(cases)), return_as="generator")
@@ -215,11 +216,11 @@ def check_cohort(cases: Iterable[Case], jobs: int = -1) -> list[dict]:
 def file_state(case: Case, path: Path | Packed) -> tuple[int, int]:
     """Return a file's size in bytes and its checksum; BratsError if it is gone or unreadable.
 
-    The checksum is CRC-32; that of a .gz file is gzip's own, its last eight bytes.
+    The checksum is CRC-32; that of a gzip file is its own, the last eight bytes.
     """
     try:
         file = path if isinstance(path, Packed) else Packed(path, path.name, 0, path.stat().st_size)
-        if path.name.lower().endswith(".gz"):
+        if file.starts_with(GZIP):  # whatever its name
             return file.size, int.from_bytes(file.read_bytes(last=8), "little")
         return file.size, zlib.crc32(file.read_bytes())
     except OSError as error:

@@ -143,7 +143,7 @@ def check_found(found: Found, place: Path, jobs: int) -> Report:
 
 
 def unused_at(path: Path) -> str:
-    """List the unused files of a source; a compressed archive is not opened for that."""
+    """List the unused files of a source; a compressed archive is not unpacked for that."""
     place = _source(path)
     if is_archive(place) and not readable_in_place(place):
         return list_unused(_besides(path))

@@ -82,7 +82,15 @@ def _read_list(index: Path, found: Listed, seen: set) -> None:
             index, f"it lists {len(missing)} file(s) that are not there, such as {missing[0]}",
             "add them, or correct the list"))
     for images, label in rows:
-        if all(image.is_file() for image in images):
+        there = [image.is_file() for image in images]
+        if any(there) and not all(there):
+            gone = images[there.index(False)]
+            name = re.sub(r"_\d{4}$", "", NIFTI.sub("", gone.name))
+            found.files |= {image for image in images if image.is_file()}
+            found.cases.append(Case(name, tuple(images), None, problem=(
+                f"patient {name}: {index} lists {gone}, which is not there: add it, or remove the "
+                "patient from the list.")))
+        elif all(there):
             case = _case(index, images, label if label and label.is_file() else None, channels,
                          labels or ())
             found.files |= {*images, *filter(None, [label])}
@@ -187,17 +195,19 @@ def channel_number(path: Path | Packed) -> int:
 
 def _nnunet_rows(folder: Path, count: int) -> Iterable[tuple[list[Path], Path | None]]:
     for part in ("Tr", "Ts", "Val"):
-        for first in sorted((folder / f"images{part}").glob("*_0000.nii*")):
-            if not NIFTI.search(first.name):
-                continue
-            stem, _, ending = first.name.rpartition("_0000")
-            label = folder / f"labels{part}" / f"{stem}{ending}"
-            yield _numbered(first, stem, count), label if label.is_file() else None
+        seen = set()
+        for first in sorted((folder / f"images{part}").glob("*_[0-9][0-9][0-9][0-9].nii*")):
+            end = NIFTI.search(first.name)
+            stem, ending = first.name[:end.start() - len("_0000")], end[0]
+            if (stem, ending) not in seen:
+                seen.add((stem, ending))
+                label = folder / f"labels{part}" / f"{stem}{ending}"
+                yield _numbered(first, stem, count), label if label.is_file() else None
 
 
 def _case(index: Path, images: list[Path], label: Path | None, channels: list[str | None],
           labels: tuple) -> Case:
-    name = re.sub(r"_0000$", "", NIFTI.sub("", images[0].name))
+    name = re.sub(r"_\d{4}$" if len(images) > 1 else r"_0000$", "", NIFTI.sub("", images[0].name))
     if len(images) == 1:
         if not channels:
             raise NotAList('it has no "modality" or "channel_names" for the channels of its 4D '
@@ -220,7 +230,7 @@ def _case(index: Path, images: list[Path], label: Path | None, channels: list[st
         missing = ", ".join(m for m in MODALITIES if m not in kinds[:len(images)])
         problem = (f"patient {name} in {images[0].parent} has {len(images)} images in {index}, and "
                    f"four are needed{f': add {missing}' if missing else ''}.")
-    return Case(name, ordered, label, problem=problem, labels=labels)
+    return Case(name, ordered or tuple(images), label, problem=problem, labels=labels)
 
 
 def _by_number(images: list[Path], channels: list[str | None]) -> list[str | None]:

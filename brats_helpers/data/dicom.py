@@ -24,6 +24,7 @@ TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from DICOM's axes to NIfTI's
 TOLERANCE_MM = 0.01  # by which the steps between slices may differ
 REQUIRED = {"ImageOrientationPatient": 6, "ImagePositionPatient": 3, "PixelSpacing": 2,
             "SeriesInstanceUID": 1}  # how many values each has
+USUAL = {"SamplesPerPixel": 1, "NumberOfFrames": 1, "PhotometricInterpretation": "MONOCHROME2"}
 SHARED = ("ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
 
 
@@ -92,15 +93,27 @@ def _read_slice(path: Path) -> Dataset:
                        if not found.get(name) or np.size(found[name].value) != count]:
             raise BratsError(f"{path} lacks {', '.join(missing)}: this is not a slice of a volume; "
                              "remove it.")
+        _refuse_odd(path, found)
         pydicom.pixels.pixel_array(found)  # raises if the pixels cannot be decoded
-    except (InvalidDicomError, AttributeError, ValueError, NotImplementedError, RuntimeError,
-            EOFError, KeyError) as error:
+    except (InvalidDicomError, TypeError, OSError, AttributeError, ValueError, NotImplementedError,
+            RuntimeError, EOFError, KeyError) as error:
         raise BratsError(f"{path} cannot be read as a DICOM slice ({error}): remove it, or export "
                          "it again.") from error
     if str(found.get("BurnedInAnnotation", "NO")).upper() == "YES":
         raise BratsError(f"{path} says that text is burned into its pixels (BurnedInAnnotation), "
                          "which may name the patient: it is not converted.")
     return found
+
+
+def _refuse_odd(path: Path, found: Dataset) -> None:
+    """Raise BratsError for colors, several frames, inverted gray, or a place that is no number."""
+    for name, usual in USUAL.items():
+        if (value := found.get(name) or usual) != usual:
+            raise BratsError(f"{path} has {name} {value}, and {usual} is needed: export the series "
+                             "as gray slices, one to a file.")
+    place = np.array([*found.ImagePositionPatient, *found.ImageOrientationPatient], float)
+    if not np.isfinite(place).all() or min(map(float, found.PixelSpacing)) <= 0:
+        raise BratsError(f"{path} has no usable position or PixelSpacing: export it again.")
 
 
 def _stack(slices: Sequence[Dataset], folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -111,7 +124,7 @@ def _stack(slices: Sequence[Dataset], folder: Path) -> tuple[np.ndarray, np.ndar
     positions = np.array([s.ImagePositionPatient for s in slices], float)
     order = np.argsort(positions @ normal, kind="stable")
     steps = np.diff((positions @ normal)[order])
-    step = float(np.median(steps) if len(steps) else first.get("SliceThickness", 1))
+    step = float(np.median(steps) if len(steps) else first.get("SliceThickness") or 1)
     if len(steps) and (step < TOLERANCE_MM or np.ptp(steps) > TOLERANCE_MM):
         odd = int(np.abs(steps - step).argmax())
         raise BratsError(f"{folder}: {len(slices)} slices, most of them {step:.3f} mm apart, and "
@@ -125,7 +138,8 @@ def _stack(slices: Sequence[Dataset], folder: Path) -> tuple[np.ndarray, np.ndar
 
 def _intensities(found: Dataset) -> np.ndarray:
     """Return a slice, (Y, X): int16 if that holds the stored values, else scaled, float32."""
-    slope, intercept = float(found.get("RescaleSlope", 1)), float(found.get("RescaleIntercept", 0))
+    slope = float(found.get("RescaleSlope") or 1)  # an empty element is None
+    intercept = float(found.get("RescaleIntercept") or 0)
     pixels = found.pixel_array
     if (slope, intercept) == (1, 0) and pixels.max(initial=0) <= 32767:
         return pixels.astype(np.int16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections import Counter
@@ -25,7 +26,7 @@ OURS = ("preprocessed", "predictions", "notebooks", "checkpoints", "everyone", "
         "pretraining")
 COPIES = {"training", "test", "first"}  # in its folder `cases`
 PHANTOMS = {"BraTS2021_Training_Data.tar", "BraTS2021_Training_Data.json"}  # in its folder `data`
-MASKS = {"predictions.csv", "scores.json"}  # files next to masks that we have written
+MASKS = {"predictions.csv": rb"(\xef\xbb\xbf)?case\b", "scores.json": rb'\{\s*"tag"'}  # beside ours
 EXPORT = ".sources.json"  # a file of the export for nnU-Net
 HIDDEN = ("a hidden file, perhaps left by a copy that was stopped",
           "copy it again, or rename it if it is whole")
@@ -143,10 +144,11 @@ def _without_copies(cases: list[Case]) -> tuple[list[Case], list[Unused]]:
 
 
 def _same_files(a: Case, b: Case) -> bool:
-    """Tell whether two archives hold one patient: names, sizes and gzip's own checksums agree."""
+    """Tell whether two archives hold the same files: names, sizes and gzip's checksums agree."""
     if a.name != b.name or not all(isinstance(p, Packed) for p in (*a.images, *b.images)):
         return False
-    ours, theirs = ([(p.size, p.read_bytes(last=8)) for p in case.images] for case in (a, b))
+    ours, theirs = ([p and (p.size, p.read_bytes(last=8)) for p in (*case.images, case.reference)]
+                    for case in (a, b))
     return a.images[0].archive != b.images[0].archive and ours == theirs
 
 
@@ -176,7 +178,7 @@ def _walk(root: Path) -> tuple[list[Path], list[Unused], dict[Path, tuple[str, s
             links = [f for f in folders if (here / f).is_symlink()]
             waiting += [here / f for f in links]
             folders[:] = [f for f in folders if f not in links and not _ours(here / f, root)]
-            for path in (here / name for name in _without_masks(names)
+            for path in (here / name for name in _without_masks(here, names)
                          if name.endswith(".icloud") or not _hidden(name)):
                 if path.is_file():
                     files.append(path)
@@ -242,11 +244,17 @@ def _ours(folder: Path, root: Path) -> bool:
             or (folder.name == "data" and inside >= PHANTOMS))
 
 
-def _without_masks(names: Sequence[str]) -> Iterable[str]:
+def _without_masks(folder: Path, names: Sequence[str]) -> Iterable[str]:
     """Leave out, among a folder's files, the masks that this project wrote."""
-    if not MASKS & set(names):
+    if not any(name in names and _begins(folder / name, start) for name, start in MASKS.items()):
         return names
     return (n for n in names if not NIFTI.search(n) or FILE_NAME.match(n) or BIDS.match(n))
+
+
+def _begins(path: Path, pattern: bytes) -> bool:
+    with contextlib.suppress(OSError):
+        return path.is_file() and bool(re.match(pattern, path.read_bytes()))
+    return False
 
 
 def _empty_patients(cases: Sequence[Case], files: Sequence[Path], root: Path) -> Iterator[Unused]:

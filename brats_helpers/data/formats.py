@@ -54,7 +54,8 @@ def write_nnunet(cases: Sequence[Case], splits: dict, folder: Path, synthetic: b
             label.unlink()
     write_json(root / "dataset.json", _nnunet_description(rows, synthetic))
     write_json(root / "splits_final.json",
-               [{"train": sorted(set(rows) - set(fold)), "val": fold} for fold in splits["folds"]])
+               [{"train": sorted(set(rows) - set(fold)), "val": [n for n in fold if n in rows]}
+                for fold in splits["folds"]])
     write_json(root / "dataset_msd.json", _msd_description(rows, splits, synthetic))
     return root
 
@@ -90,7 +91,7 @@ def _msd_description(rows: dict, splits: dict, synthetic: bool) -> dict:
         return [{"image": rows[n]["images"], "label": rows[n]["label"]} for n in names if n in rows]
 
     return {**(PHANTOMS if synthetic else BRATS), "tensorImageSize": "4D",
-            "numTraining": len(splits["training"]), "numTest": 0, "modality": CHANNELS,
+            "numTraining": len(entries(splits["training"])), "numTest": 0, "modality": CHANNELS,
             "labels": {"0": "background", "1": "necrotic and non-enhancing core", "2": "edema",
                        "3": "enhancing tumor"},
             "training": entries(splits["training"]), "validation": entries(splits["validation"]),

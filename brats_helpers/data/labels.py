@@ -11,12 +11,12 @@ arXiv:2405.18368 (GLI after treatment); Antonelli et al. 2022, doi:10.1038/s4146
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..basics.constants import DISK_ET, ED, ET, LABEL_SHORT, NCR
+from ..basics.constants import DISK_ET, ED, ET, LABEL_NAMES, LABEL_SHORT, NCR
 from .records import Case
 
 ROUNDING = 1e-3  # labels this near to a whole number are that number
@@ -62,12 +62,20 @@ def scheme_of(case: Case) -> Scheme:
     """Return the labels of the data set that a patient belongs to, judged by the names."""
     if case.labels:
         first = {here: value for value, here in reversed(case.labels)}
-        on_disk = (0, *(first.get(label, label) for label in (NCR, ED, ET)))
+        free = iter(set(range(1, 256)) - {value for value, _ in case.labels})
+        on_disk = (0, *(first[here] if here in first else next(free) for here in (NCR, ED, ET)))
         return Scheme("its list of labels", "", dict(case.labels), on_disk)
     for scheme in SCHEMES[:-1]:
         if re.match(scheme.names, case.name, re.IGNORECASE):
             return scheme
     return SCHEMES[-2 if case.images and NEW_NAME.search(case.images[0].name) else -1]
+
+
+def unnamed(case: Case, present: Iterable[int]) -> list[str]:
+    """Return a warning for each label in a mask that the patient's list of labels does not name."""
+    known, on_disk = {here for _, here in case.labels}, scheme_of(case).on_disk
+    return [f"patient {case.name}: the list of labels names no {LABEL_NAMES[here]}, which the mask "
+            f"has as {on_disk[here]}" for here in present if case.labels and here not in known]
 
 
 def as_written(case: Case) -> dict[int, int]:
@@ -113,7 +121,7 @@ def refusal(case: Case, values: list[float]) -> tuple[str, str] | None:
 
 
 def enhancing(case: Case, values: list[float]) -> int:
-    """Return which label of a reference is the enhancing tumor, where names allow two readings.
+    """Return a number that tells how a reference is numbered, where names allow two readings.
 
     It is 0 if the reference has none of them, or the data set leaves no doubt. In BraTS-PED it is 4
     for a reference with label 4, whose numbers are those since 2024, and 1 for one without.

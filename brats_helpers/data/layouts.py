@@ -34,7 +34,10 @@ NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 BIDS = re.compile(r"^(?P<case>sub-[^_]+(?:_ses-[^_]+)?)(?P<entities>(?:_[a-z]+-[^_]+)*)"
                   r"_(?P<kind>flair|t1w|t2w|dseg|mask)\.nii(?:\.gz)?$", re.IGNORECASE)
 # T1 after contrast agent, in BIDS's entities; "space" names a sequence, not an agent.
-AGENT = re.compile(r"_ce-(?!no)|_acq-([^_]*(post|gad|gd|t1ce|contrast|enhanc)|[^_]*t1c|ce)(?![^_])")
+AGENT = re.compile(r"_ce-(?!no|pre|without)|"
+                   r"_acq-(?!pre|un|without|non?(?:gd|gad|contrast|enhanc|ce))([^_]*(post|gad|gd|t1ce|contrast|enhanc)|[^_]*t1c|ce)(?![^_])")
+# A modality with these words before it, as in P_post_T1, is no other patient of that name.
+BEFORE = re.compile(r"(?P<case>.+)[_-](t1|(pre|post|native|gd|gad|ce|contrast)+)", re.IGNORECASE)
 # Files that belong to known data sets and are no input here.
 OTHER = re.compile(
     r"[_-](bias|unstripped|adc|dwi|swi|asl|dti\w*|dsc\w*|perf\w*|bold|pd|pdw|cbv|cbf|fa|md|ad|rd|"
@@ -117,6 +120,7 @@ def group(files: Iterable[Path | Packed]) -> tuple[list[Group], set[Path | Packe
             one.files[kind].append(path)
     found = list(groups.values())
     _leave_derived(found)
+    _leave_odd_names(found)
     _merge_halves(found)
     _give_references(found)
     found = [g for g in found if g.modalities]
@@ -145,9 +149,22 @@ def _leave_derived(groups: list[Group]) -> None:
                 del one.files[kind]
 
 
+def _leave_odd_names(groups: list[Group]) -> None:
+    """Leave out a single T1 or FLAIR named like P_post_T1 beside files of the patient P."""
+    names = {(g.folder, g.name) for g in groups}
+    for one in groups:
+        before = BEFORE.fullmatch(one.name)
+        if (before and (one.folder, before["case"]) in names and len(one.modalities) == 1
+                and one.modalities <= {"t1", "flair"}):
+            one.files.clear()
+
+
 def _merge_halves(groups: list[Group]) -> None:
-    """Join groups of one name in several folders that together make one whole patient."""
-    for parts in _by_name(g for g in groups if g.modalities).values():
+    """Join groups of one name in several folders that together make one whole patient.
+
+    Folders of one name, such as A/001 and B/001, may belong to two persons, and stay apart.
+    """
+    for parts in _by_name(g for g in groups if g.modalities and not g.from_folder).values():
         count = Counter(kind for g in parts for kind in g.modalities)
         if len(parts) > 1 and set(count) == set(MODALITIES) and set(count.values()) == {1}:
             for other in parts[1:]:

@@ -25,8 +25,7 @@ from .sources import archives_of, inner_start, kind_of, refuse_unread
 Archive = tarfile.TarFile | zipfile.ZipFile
 # Errors of the standard library for archives that are damaged, encrypted or of unknown kind.
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, EOFError, OSError, zlib.error,
-          struct.error, ValueError, IndexError, OverflowError, NotImplementedError, RuntimeError,
-          AttributeError)
+          struct.error, ValueError, IndexError, OverflowError, RuntimeError, AttributeError)
 ENCRYPTED = 0x1  # in the flags of a zip member
 LONGEST_NAME = 200  # bytes of a part of a path; most disks take 255
 
@@ -79,6 +78,9 @@ def open_archive(path: Path) -> Iterator[Archive]:
                 yield stack.enter_context(tarfile.open(fileobj=inner))
             else:
                 yield stack.enter_context(tarfile.open(path))
+    except NotImplementedError as error:
+        raise BratsError(f"{path} is compressed in a way that is not read here ({error}): unpack "
+                         "it, and give the folder.") from error
     except DAMAGE as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BratsError(f"{path} is damaged or incomplete ({said}): get it again, and compare its "
@@ -100,7 +102,7 @@ def list_archive(path: Path) -> list[Member]:
 
 
 def why_broken(path: Path) -> str:
-    """Say why an archive cannot be read or is refused, after reading all of it; "" if sound."""
+    """Say why an archive's list, or a zip's content, cannot be read or is refused; "" if sound."""
     try:
         with open_archive(path) as archive:
             checked_members(path, archive, LIMITS)
@@ -118,10 +120,10 @@ def checked_members(path: Path, archive: Archive, limits: Limits) -> list[Member
     for member in _walk(archive):
         total += member.size
         if total > most or len(members) >= limits.files:
-            raise BratsError(f"{path}: refused, at the member {member.name!r}: an archive of "
-                             f"{size / 1e9:,.3f} GB that unpacks to {len(members) + 1:,} files of "
-                             f"{total / 1e9:,.1f} GB or more is not a cohort of scans. Nothing was "
-                             "written. (members.Limits lists what is allowed.)")
+            raise BratsError(f"{path}: refused, because of the member {member.name!r}: with it, "
+                             f"the archive of {size / 1e9:,.3f} GB unpacks to {len(members) + 1:,} "
+                             f"files of {total / 1e9:,.1f} GB, which is not a cohort of scans. "
+                             "Nothing was written. (members.Limits lists what is allowed.)")
         members.append(member)
     if members and kind_of(path) in ("tar", ""):  # only a plain tar shows it without reading on
         end = members[-1].info.offset_data + members[-1].size
@@ -161,7 +163,7 @@ def _refuse_unsafe(path: Path, members: Sequence[Member]) -> None:
         name, key = member.path, str(member.path).casefold()
         longest = max((len(os.fsencode(part)) for part in name.parts), default=0)
         problems = {
-            "its name leads out of the folder":
+            "its name leads out of the folder, or has a colon like a Windows drive":
                 name.is_absolute() or ".." in name.parts or ":" in member.name,
             "it is a link or a device, not a file": not member.plain,
             "the archive has that name twice": key in seen,

@@ -94,6 +94,9 @@ def _check_size(case: Case, path: Path | Packed, image: nib.Nifti1Image, held: i
     if min(image.shape, default=1) < 1:
         fail(case, path, f"its shape is {image.shape}, and every dimension must be 1 or more",
              "its header is damaged: get the file again")
+    if image.dataobj.offset < image.header.single_vox_offset:
+        fail(case, path, f"by its header, voxels begin at byte {image.dataobj.offset}, inside of "
+             "the header", "its header is damaged: export it again")
     promised = prod(image.shape) * image.get_data_dtype().itemsize
     if promised > held:
         fail(case, path, f"its header promises {promised:,} bytes of voxels, and it holds {held:,}",
@@ -163,13 +166,17 @@ def check_geometry(case: Case, scans: Sequence[nib.Nifti1Image]) -> None:
         check_voxels(case, path, scan)
     matrix = scans[0].affine[:3, :3]
     along = np.abs(matrix) > 1e-3 * np.abs(matrix).max()  # each index along one axis, and one alone
-    if not np.isfinite(matrix).all() or (along.sum(0) != 1).any() or (along.sum(1) != 1).any():
+    if (along.sum(0) != 1).any() or (along.sum(1) != 1).any():
         fail(case, first, "its axes are oblique to the body's (see the affine)",
              "resample it to an axis-aligned grid first")
 
 
 def guessed_axes(case: Case, scans: Sequence[nib.Nifti1Image]) -> tuple[str, ...]:
-    """Return a warning if headers (both codes 0) do not tell the axes, which are then guessed."""
+    """Return a warning if headers do not tell the axes (both codes 0), or tell two of them."""
+    torn = [path.name for path, scan in zip(case.images, scans, strict=True) if _contradicts(scan)]
+    if torn:
+        return (f"qform and sform of {', '.join(torn)} place the voxels differently: sform is "
+                "used, and programs that use qform may show the mask elsewhere; write one in both",)
     silent = [path.name for path, scan in zip(case.images, scans, strict=True)
               if not (scan.header["sform_code"] or scan.header["qform_code"])]
     if not silent:
@@ -177,6 +184,18 @@ def guessed_axes(case: Case, scans: Sequence[nib.Nifti1Image]) -> tuple[str, ...
     axes = "".join(nib.aff2axcodes(scans[0].affine))
     return (f"{', '.join(silent)} does not say where left, right and front are (sform_code and "
             f"qform_code are 0): {axes} is assumed; compare with the source, and write its affine",)
+
+
+def _contradicts(scan: nib.Nifti1Image) -> bool:
+    """Tell whether qform and sform, both set, place a corner over a voxel apart."""
+    header = scan.header
+    if not (header["sform_code"] and header["qform_code"]):
+        return False
+    with contextlib.suppress(*UNREADABLE):  # quaternions without a meaning
+        last = [(*corner, 1) for corner in product(*((0, n - 1) for n in scan.shape[:3]))]
+        moved = (header.get_qform() - header.get_sform()) @ np.array(last).T
+        return bool(np.linalg.norm(moved[:3], axis=0).max() > max(header.get_zooms()[:3]))
+    return False
 
 
 def check_voxels(case: Case, path: Path | Packed, scan: nib.Nifti1Image) -> None:

@@ -76,7 +76,7 @@ def prepared_files(cases: Sequence[Case], folder: Path, spacing_mm: float) -> di
 
 
 def verify_prepared(case: Case, path: Path) -> list[str]:
-    """Compare a prepared file with the scan voxel by voxel; returns the problems found."""
+    """Compare voxels with the scan's, or the brain's outline if downsampled; returns problems."""
     prepared, patient = load_prepared(path), read_case(case)
     back = restore(prepared.volume, prepared.meta)
     if max(prepared.meta.downsampling) > 1:  # only the geometry can be compared

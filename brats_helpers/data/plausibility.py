@@ -1,6 +1,6 @@
 """Judge whether scans can be what their names say, before a network reads them.
 
-All figures come from a grid of about 200,000 voxels. The limits were set on 22 patients of BraTS
+Most figures come from a grid of about 200,000 voxels. The limits were set on 22 patients of BraTS
 2018 to 2023, and none of these comes near a limit.
 """
 
@@ -22,9 +22,9 @@ NOT_STRIPPED = 1.3  # times the other modalities' voxels that are not 0
 ALIKE = 0.995  # correlation of two contrasts; T1 and T1CE of one patient stay under 0.95
 DARK, BRIGHT = 0.10, 0.98  # quantiles: fluid, dark in T1, and the brightest voxels of T2 and FLAIR
 BRIGHTEST = 0.999  # the quantile of vessels and rims that take up contrast agent
-LIKER = 0.1  # by which T1CE may correlate more with FLAIR than with T1 (-0.03 in good patients)
-SWAPPED = 0.4  # standard deviations by which FLAIR and T2 must look like each other
-UNLIKE = 0.25  # by which T1 and T1CE correlate more than any other pair, in good patients
+FLAIR_MARGIN = 0.1  # by which T1CE may correlate more with FLAIR than T1 (-0.03 in good patients)
+SWAPPED = 0.4  # standard deviations, by which FLAIR must exceed T2 in both tests of _flair_is_t2
+UNLIKE = 0.25  # by which T1 or T1CE may correlate more with T2 than with each other
 # Standard deviations by which T1 may exceed T1CE in its brightest voxels and in the enhancing
 # tumor; good patients have at most -1.1 and 0.1.
 BRIGHTER = 1.0
@@ -171,11 +171,11 @@ def swapped(some: np.ndarray, brain: np.ndarray, enhancing: np.ndarray) -> list[
     if alike > r[T1, T1CE] + UNLIKE:
         return [f"{pair} look swapped: t1 and t1ce should be more alike than either is to t2; "
                 "exchange the two files"]
-    if r[FLAIR, T1CE] > r[T1, T1CE] + LIKER:
+    if r[FLAIR, T1CE] > r[T1, T1CE] + FLAIR_MARGIN:
         return ["FLAIR and T1 may be swapped: t1ce is more like flair than like t1; look at both"]
     t1, t1ce = z[T1, enhancing[brain]], z[T1CE, enhancing[brain]]
     if t1.size >= FEW_VOXELS and (more := t1.mean() - t1ce.mean()) > BRIGHTER:
-        return [f"T1 and T1CE may be swapped: the enhancing tumor (label 3) is {more:.1f} standard "
+        return [f"T1 and T1CE may be swapped: the enhancing tumor is {more:.1f} standard "
                 "deviations brighter in t1 than in t1ce; exchange the two files"]
     t1, t1ce = np.quantile(z[[T1, T1CE]], BRIGHTEST, axis=1)
     if t1 > t1ce + BRIGHTER:
@@ -322,9 +322,9 @@ def cohort_warnings(rows: Sequence[Mapping]) -> list[str]:
     if labeled and not any(value for one in labeled for value in one.values()):
         return [f"all {len(labeled)} references are empty: are these the tumors' masks?"]
     numbers = {row["name"]: row["enhancing"] for row in rows if row.get("enhancing")}
-    absent = [f"label {label} ({name}) occurs in no patient: with these references no network "
-              "learns it, and no score of it has a meaning"
-              for label, name in LABEL_SHORT.items()
+    absent = [f"{name} occurs in no reference: with these, no network learns it, and no score of "
+              "it has a meaning"
+              for name in LABEL_SHORT.values()
               if labeled and not any(one[name] for one in labeled)]
     return [*_whole(rows), *absent, *doubtful(numbers)]
 

@@ -137,7 +137,10 @@ def network_input(prepared: Prepared, device: Device) -> Tensor:
 # ---- a patient
 
 def prepare(patient: Patient, spacing_mm: float, content_hash: str = "") -> Prepared:
-    """Reorient a patient to LPS, crop to the brain, and downsample to `spacing_mm` if finer."""
+    """Reorient to LPS, crop to the brain, and downsample to `spacing_mm` (`FINER` is the limit).
+
+    BratsError for a modality with one value in all of the brain.
+    """
     scans = [to_lps(image, patient.affine) for image in patient.images]  # views
     mask = brain_mask(scans)
     box = bounding_box(mask)

@@ -43,7 +43,7 @@ def archives_of(path: Path) -> list[Path]:
 def resolve_source(path: Path) -> Path:
     """Return the place to read from: an archive, a folder of patients, or a folder of archives.
 
-    A folder with one archive, as on Kaggle, means that archive. BratsError if nothing can be read.
+    A folder with one archive, as on Kaggle, means that archive. BratsError for an unreadable file.
     """
     path = Path(path).expanduser().absolute()
     if path.is_dir():
@@ -95,8 +95,12 @@ def kind_of(path: Path) -> str:
     """Name a file's type, such as "tar" or "gzip", by its content; empty if unknown or missing."""
     if not path.is_file():
         return ""
-    with open(path, "rb") as file:
-        start = file.read(512)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise BratsError(f"{path} cannot be read ({error.strerror}): allow it (chmod), or copy it "
+                         "again.") from error
     if start[257:262] == b"ustar":
         return "tar"
     return next((kind for magic, kind in MAGIC.items() if start.startswith(magic)), "")

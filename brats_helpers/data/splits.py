@@ -155,7 +155,7 @@ def make_splits(names: Sequence[str], volumes_ml: Sequence[float], seed: int,
     The volume (ml) of a person is that of their largest tumor. `persons` is from `find_persons`; by
     default, the names decide. Returns names under "training" and "validation", a list of those held
     out per fold under "folds", and the patients of each person who has several under "persons". The
-    order of the input does not matter. BratsError for fewer than two persons.
+    order of the input does not matter. BratsError for fewer than two persons or a repeated name.
     """
     if len(set(names)) < len(names):
         raise BratsError("two patients have the same name: rename one.")
@@ -175,7 +175,7 @@ def make_splits(names: Sequence[str], volumes_ml: Sequence[float], seed: int,
         hands = deal(order, sizes, min(len(order), number), rng)
         return [sorted(name for person in hand for name in groups[person]) for hand in hands]
 
-    held_out = dealt(max(2, round(1 / validation)))[0] or groups[order[0]]
+    held_out = dealt(max(2, round(1 / validation)))[0]
     return {"seed": seed, "training": sorted(set(names) - set(held_out)),
             "validation": held_out, "folds": dealt(folds),
             "persons": {person: group for person, group in groups.items() if len(group) > 1}}

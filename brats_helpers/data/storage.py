@@ -42,7 +42,7 @@ class Meta:
     mean: tuple[float, ...]  # of each modality in the brain
     std: tuple[float, ...]
     has_reference: bool
-    content_hash: str  # of the scan's files
+    content_hash: str  # of the scan's files and the target grid (`pipeline.content_hash`)
     tumor_rows: tuple[int, int] = (0, 0)  # rows of h with a tumor: (first, past the last)
     # Label's short name -> sampled voxels, as indices of the flat (D, H, W).
     tumor_voxels: dict[str, list[int]] = field(default_factory=dict)
@@ -82,7 +82,7 @@ class Prepared:
 
 
 def save_prepared(prepared: Prepared, path: Path) -> None:
-    """Write a prepared patient as one Blosc2 array: LZ4 over shuffled integers, and its Meta."""
+    """Write a prepared patient as one Blosc2 array: LZ4HC after a byte shuffle, and its Meta."""
     _, depth, height, width = prepared.volume.shape
     with atomic_path(path) as temporary:
         temporary.unlink()  # Blosc2 makes the file itself
@@ -152,7 +152,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def read_meta(array: blosc2.NDArray, path: Path) -> Meta:
-    """Read what is known of the patient in an opened file."""
+    """Read an opened file's Meta; BratsError if it is damaged or from another version."""
     with _reading(path):
         return Meta.from_json(_read_stored(array, path))
 

@@ -24,6 +24,7 @@ from ..basics.files import output_file, remove_leftovers, write_file
 from ..basics.jobs import deaths, killed, useful
 from ..basics.lock import hold_folder
 from ..data.cases import Case, check_cohort, find_cases, incomplete, read_case, write_mask
+from ..data.labels import unnamed
 from .ensemble import Ensemble, load_ensemble, made_from
 from .metrics import regions
 from .prediction import segment
@@ -86,7 +87,7 @@ def predict_cases(folders: Sequence[Path], checkpoints: Sequence[Path] | None, o
         sound = list(_check(todo, table, ensemble))
         _keep_others_files(sound, table, out)
         task = Task(tuple(Path(path).absolute() for path in checkpoints or ()), tta,
-                    max(1, len(sound) // abs(jobs)), ensemble.tag,
+                    max(1, len(sound) // useful(jobs, len(sound))), ensemble.tag,
                     tuple({type(model).__module__ for model in ensemble.models}))
         rows = _share_out(sound, ensemble, task, out, jobs)
         for row in tqdm(rows, total=len(sound), desc="predict", unit="patient"):
@@ -114,8 +115,9 @@ def try_output(out: Path) -> None:
 def find_patients(folders: Sequence[Path], masks: Set[Path]) -> tuple[list[Case], list[dict]]:
     """Find the patients in the folders, without their references.
 
-    `masks` are files of earlier calls, which are no scans. Also returns a row for each of several
-    folders without a patient, and for each name of several patients. BratsError if none is left.
+    `masks` are files that earlier calls wrote, not scans. Also returns failed rows for names that
+    are shared or too long and, with several folders, for folders without a patient. BratsError if
+    no patient is left.
     """
     found: dict[str, Case] = {}
     rows, namesakes = [], {}
@@ -238,8 +240,9 @@ def _segment_one(case: Case, ensemble: Ensemble, out: Path) -> dict:
                                         ensemble.device, ensemble.seen, warnings.append,
                                         ensemble.refiner)
         write_mask(target, labels, patient.affine, case)
-    except (BratsError, RuntimeError, MemoryError) as error:  # torch: RuntimeError without memory
+    except (BratsError, RuntimeError, MemoryError) as error:  # torch out of memory: RuntimeError
         return new_row(case.name, FAILED, [str(error) or "not enough memory"])
+    warnings += unnamed(case, np.unique(labels[labels > 0]).tolist())
     guess = expected_dice(probabilities[0], labels > 0)
     if guess < ensemble.least_dice:
         warnings.append(f"patient {case.name}: the network is unsure (it expects a Dice of "

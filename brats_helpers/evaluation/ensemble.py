@@ -15,6 +15,7 @@ from ..basics.constants import MODALITIES, REGIONS
 from ..basics.device import Device, describe_device
 from ..basics.errors import BratsError
 from ..data.cases import Case
+from ..data.labels import scheme_of
 from ..data.pipeline import content_hash
 from .build import for_inference
 from .checkpoints import hash_weights, network_of, read_checkpoint
@@ -102,4 +103,6 @@ def made_from(case: Case, ensemble: Ensemble) -> str:
     except BratsError:  # the check names it
         scans = ""
     text = f"{scans} {case.channels} {' '.join((*case.missing, ensemble.tag))}"
+    if case.labels:
+        text += f" {scheme_of(case).on_disk}"
     return scans and hashlib.sha256(text.encode()).hexdigest()[:16]

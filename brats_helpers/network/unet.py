@@ -57,10 +57,9 @@ class UNet(nn.Module):
     """A U-Net of `len(filters)` levels with deep supervision.
 
     Input (B, in_channels, D, H, W), each edge a multiple of 2 ** (levels - 1). In training mode the
-    output is a list of logits at full, 1/2 and 1/4 resolution, each (B, out_channels, ...); in
-    evaluation mode it is the full-resolution logits. The auxiliary heads are always built, so that
-    a state dict always loads. `checkpointing` recomputes each stage in the backward pass
-    (Chen et al. 2016, arXiv:1604.06174).
+    output is a list of at most three logits, each (B, out_channels, ...), at full, 1/2 and 1/4
+    resolution. In evaluation mode it is the full-resolution logits. `checkpointing` recomputes each
+    stage in the backward pass (Chen et al. 2016, arXiv:1604.06174).
     """
 
     def __init__(self, filters: Sequence[int], in_channels: int = len(CHANNELS),

@@ -131,7 +131,7 @@ def _enhance_normal(rng: np.random.Generator, grid: np.ndarray, images: np.ndarr
     uneven = np.clip(0.6 + 0.5 * smooth_noise(rng, shape, 8 / spacing_mm), 0, 1)
     away = grid[0] + rng.uniform(-3, 3) + 2 * smooth_noise(rng, shape, 30 / spacing_mm)
     falx = np.exp(-(away / rng.uniform(1.5, 4))**2) * fluid
-    behind = np.clip((grid[2] - grid[1]) / 30, 0, 1)  # above and behind the brain
+    behind = np.clip((grid[2] - grid[1]) / 30, 0, 1)  # toward the top and back of the head
     sinus = np.exp(-(away / rng.uniform(2, 8))**2) * shell * behind
     base = shell * np.clip(-grid[2] / 15 - 1, 0, 1) * uneven
     patches = np.clip(smooth_noise(rng, shape, rng.uniform(8, 20) / spacing_mm), 0, 1) * shell

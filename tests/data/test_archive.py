@@ -77,6 +77,17 @@ def test_patients_in_a_tar_are_those_of_the_folder_without_a_file_written(cohort
     )
 
 
+def test_a_plain_scan_named_gz_changes_its_hash_with_any_voxel(tmp_path: Path) -> None:
+    write_case(tmp_path, "P", *small_volumes(), suffix=".nii")
+    for path in tmp_path.rglob("*.nii"):
+        path.rename(path.with_name(f"{path.name}.gz"))
+    (case,) = patients_in(tmp_path)
+    before, content = content_hash(case, 2.0), bytearray(case.images[0].read_bytes())
+    content[-1000] ^= 1
+    case.images[0].write_bytes(content)
+    assert content_hash(case, 2.0) != before
+
+
 def test_a_tar_that_was_cut_or_damaged_is_said_by_patient_and_file(cohort: Path,
                                                                    tmp_path: Path) -> None:
     archive = pack(cohort, tmp_path / "a.tar")

@@ -127,6 +127,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "two, gz and not": (lambda f: (f / "P_t1.nii").write_bytes(b""), "2 files for t1"),
     "a folder for a file": (replace_by_folder, "no file for t2"),
     "gzip cut in half": (raw("t2", lambda b: b[: len(b) // 2]), "cannot be opened as NIfTI"),
+    "voxels inside the header": (header("t2", put(108, bytes(4))), "begin at byte 0, inside of"),
     "gzip without its end": (raw("t2", lambda b: b[:-4]), "cannot be opened as NIfTI"),
     "gzip with a flipped byte": (
         raw("t2",

@@ -193,7 +193,7 @@ def test_one_grid_is_a_tenth_of_a_voxel_and_more_is_told_in_mm(tmp_path: Path) -
 def test_labels_that_occur_in_no_patient_are_named() -> None:
     rows = [{"problems": [], "volumes_ml": {"NCR": 3.0, "ED": 1.0, "ET": 0.0}}] * 2
     (said,) = cohort_warnings(rows)
-    assert "label 3 (ET) occurs in no patient" in said
+    assert "ET occurs in no reference" in said
     (said,) = cohort_warnings([{"problems": [], "volumes_ml": {"NCR": 0, "ED": 0, "ET": 0}}] * 2)
     assert "all 2 references are empty" in said
     assert cohort_warnings([{"problems": [], "volumes_ml": None}]) == []
@@ -464,6 +464,20 @@ def test_a_header_that_does_not_tell_the_axes_is_warned_of_with_what_is_assumed(
     warnings = check_case(case)["warnings"]
     assert any("P1_t1ce.nii" in text and "does not say where left, right and front" in text
                and "LAS is assumed" in text for text in warnings), warnings
+
+
+def test_two_headers_that_contradict_each_other_are_warned_of(tmp_path: Path) -> None:
+    folder = write_case(tmp_path, "P1", PATIENT.images, None, PATIENT.affine, suffix=".nii")
+    for turned, warned in ((np.eye(4), False), (np.diag([-1, 1, 1, 1]), True)):
+        for path in folder.iterdir():
+            image = nib.load(path)
+            voxels = np.asarray(image.dataobj).copy()
+            image = nib.Nifti1Image(voxels, image.get_sform())
+            image.set_sform(image.affine, 1)
+            image.set_qform(turned @ image.affine, 1)
+            nib.save(image, path)
+        said = check_case(find_cases(folder)[0])["warnings"]
+        assert any("qform and sform of P1_flair.nii" in text for text in said) == warned
 
 
 def test_a_reference_that_fills_the_brain_is_named() -> None:

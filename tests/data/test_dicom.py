@@ -121,6 +121,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no pixels": (change(1, PixelData=None), "slice0001.dcm cannot be read as a DICOM slice"),
     "burned-in text": (change(1, BurnedInAnnotation="YES"),
                        "slice0001.dcm says that text is burned"),
+    "colors": (change(1, SamplesPerPixel=3), "0001.dcm has SamplesPerPixel 3, and 1 is needed"),
+    "several frames": (change(1, NumberOfFrames=2), "slice0001.dcm has NumberOfFrames 2"),
+    "inverted gray": (change(1, PhotometricInterpretation="MONOCHROME1"), "and MONOCHROME2 is nee"),
+    "voxels of no size": (change(1, PixelSpacing=["0", "1"]), "slice0001.dcm has no usable"),
     "a text file": (lambda f: (f / "notes.txt").write_text("hello"),
                     "notes.txt cannot be read as a DICOM slice"),
     "cut short": (
@@ -128,6 +132,12 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
         "0001.dcm cannot"),
     "an empty folder": (lambda f: [p.unlink() for p in f.iterdir()], "holds no DICOM files"),
 }
+
+
+def test_empty_elements_have_their_usual_values(tmp_path: Path) -> None:
+    image, affine = volume()
+    write_series(image, affine, tmp_path, RescaleSlope="", RescaleIntercept="")
+    assert np.array_equal(read_series(tmp_path)[0], image)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from conftest import small_volumes, write_case
 
+from brats_helpers.basics.constants import ED, ET, NCR
 from brats_helpers.basics.errors import BratsError
 from brats_helpers.data.cases import Case, check_cohort, find_cases, read_case, write_mask
-from brats_helpers.data.labels import as_written, convert, label_table, scheme_of
+from brats_helpers.data.labels import as_written, convert, label_table, scheme_of, unnamed
 from brats_helpers.data.plausibility import cohort_warnings
 
 OLD, NEW = ("_flair", "_t1", "_t1ce", "_t2", "_seg"), ("-t2f", "-t1n", "-t1c", "-t2w", "-seg")
@@ -98,6 +99,15 @@ def test_a_list_of_its_own_comes_before_names() -> None:
     assert as_written(case)[1] == 2 and convert(case, np.array([1, 2, 3])).tolist() == [2, 1,
                                                                                               3]
     assert "4 refused" in label_table() and "1 ET, 2 NCR, 3 NCR, 4 ED" in label_table()
+
+
+def test_a_class_that_the_list_lacks_gets_a_free_number_and_a_warning() -> None:
+    case = Case("P", (), None, labels=((1, ED), (2, ET)))
+    on_disk = scheme_of(case).on_disk
+    assert len(set(on_disk)) == 4 and (on_disk[ED], on_disk[ET]) == (1, 2)
+    (said,) = unnamed(case, [NCR, ED, ET])
+    assert f"which the mask has as {on_disk[NCR]}" in said
+    assert unnamed(case, [ED]) == unnamed(Case("P", (), None), [NCR, ED, ET]) == []
 
 
 def test_label_3_for_4_is_read_and_the_cohort_is_warned_of_once(tmp_path: Path) -> None:

@@ -248,6 +248,44 @@ def test_what_this_project_wrote_is_not_found_as_input(tmp_path: Path) -> None:
     (tmp_path / "masks" / "predictions.csv").write_text("case\n")
     found = find(tmp_path)
     assert len(found.cases) == 1 and found.unused == []
+    (tmp_path / "masks" / "predictions.csv").write_text("id,survival\n")  # somebody else's table
+    assert [one.path.name for one in find(tmp_path).unused] == ["P.nii.gz"]
+
+
+@pytest.mark.parametrize("odd", ["P_post_T1", "P_Gd_T1", "P_postcontrast_T1"])
+def test_a_word_before_the_modality_makes_no_second_patient(tmp_path: Path, odd: str) -> None:
+    put_all(tmp_path, f"P_FLAIR.nii P_pre_T1.nii {odd}.nii P_T2.nii")
+    (case,) = find(tmp_path).cases
+    assert case.missing == ("t1", "t1ce") and f"{odd}.nii is there" in case.problem
+    visit = tmp_path / "visits"
+    put_all(visit, "P_post_FLAIR.nii P_post_T1.nii P_post_T1ce.nii P_post_T2.nii")
+    assert [case.name for case in find(visit).cases] == ["P_post"]
+
+
+def test_halves_in_folders_of_one_name_stay_two_persons(tmp_path: Path) -> None:
+    put_all(tmp_path, "A/001/flair.nii A/001/t1.nii B/001/t1ce.nii B/001/t2.nii")
+    assert [(case.name, case.missing) for case in find(tmp_path).cases] == [
+        ("A_001", ("t1ce", "t2")), ("B_001", ("flair", "t1"))]
+
+
+def test_a_listed_patient_without_a_file_or_a_known_channel_is_named(tmp_path: Path) -> None:
+    nnunet(tmp_path)
+    (tmp_path / "imagesTr" / "B_7_0000.nii.gz").unlink()  # T1
+    (case,) = find(tmp_path).cases
+    assert case.name == "B_7" and "add t1." in case.problem
+    content = json.loads((tmp_path / "dataset.json").read_text())
+    listed = [f"imagesTr/B_7_{n:04d}.nii.gz" for n in range(4)]
+    content["training"] = [{"image": listed}]
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    (case,) = find(tmp_path).cases
+    assert case.name == "B_7" and "B_7_0000.nii.gz, which is not there" in case.problem
+    content["channel_names"] = {str(n): name for n, name in enumerate(
+        ("ADC", "DWI", "T1", "T1ce", "T2", "Flair"))}
+    put(tmp_path / "imagesTr" / "B_7_0000.nii.gz")
+    for others in ([], [{"image": listed[:2]}]):
+        content["training"], content["test"] = [{"image": listed[:2]}], others
+        (tmp_path / "dataset.json").write_text(json.dumps(content))
+        assert "add flair, t1, t1ce, t2" in find(tmp_path).cases[0].problem
 
 
 def test_a_channel_that_nnunets_list_does_not_name_is_left_out(tmp_path: Path) -> None:
@@ -445,7 +483,8 @@ def test_a_list_with_a_fifth_contrast_gives_the_four(tmp_path: Path, single: boo
 
 
 @pytest.mark.parametrize("agent", ["acq-post", "acq-gd", "acq-ce", "acq-mprageT1CE", "ce-gad"])
-@pytest.mark.parametrize("plain", ["", "_acq-pre", "_acq-space", "_ce-none"])
+@pytest.mark.parametrize("plain", ["", "_acq-pre", "_acq-space", "_acq-preGd", "_acq-noncontrast",
+                                   "_acq-nogad", "_ce-none"])
 def test_bids_tells_by_acq_or_ce_what_has_contrast_agent(tmp_path: Path, agent: str,
                                                          plain: str) -> None:
     ends = f"FLAIR acq{plain[4:]}_T1w {agent}_T1w T2w" if "acq" in plain else (
