@@ -100,13 +100,14 @@ def _check_command(commands: argparse._SubParsersAction, shown: Mapping[str, obj
 def _train_command(commands: argparse._SubParsersAction, shown: Mapping[str, object]) -> None:
     train = commands.add_parser("train", help="train without a notebook, on one GPU or many",
                                 epilog=TRAIN_EXAMPLES, **shown)
-    _folder_option(train, "--work", "runs/quick")
+    train.add_argument("--work", type=path_of, default=Path("runs/quick"), metavar="DIR",
+                       help="the folder that notebooks 01 to 03 filled (runs/quick)")
     train.add_argument("--config", type=path_of, metavar="FILE",
                        help="settings as JSON (DIR/config.json)")
     _parameter_option(train, "change a setting")
     train.add_argument("--everyone", action="store_true",
                        help="train on the held-out patients as well, into DIR/everyone; "
-                            "nobody is left to measure the result on")
+                            "no validation patients are left to measure it on")
     _precision_option(train)
 
 

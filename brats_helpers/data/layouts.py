@@ -35,7 +35,8 @@ BIDS = re.compile(r"^(?P<case>sub-[^_]+(?:_ses-[^_]+)?)(?P<entities>(?:_[a-z]+-[
                   r"_(?P<kind>flair|t1w|t2w|dseg|mask)\.nii(?:\.gz)?$", re.IGNORECASE)
 # T1 after contrast agent, in BIDS's entities; "space" names a sequence, not an agent.
 AGENT = re.compile(r"_ce-(?!no|pre|without)|"
-                   r"_acq-(?!pre|un|without|non?(?:gd|gad|contrast|enhanc|ce))([^_]*(post|gad|gd|t1ce|contrast|enhanc)|[^_]*t1c|ce)(?![^_])")
+                   r"_acq-(?!pre|un|without|non?(?:gd|gad|contrast|enhanc|ce))"
+                   r"([^_]*(post|gad|gd|t1ce|contrast|enhanc)|[^_]*t1c|ce)(?![^_])")
 # A modality with these words before it, as in P_post_T1, is no other patient of that name.
 BEFORE = re.compile(r"(?P<case>.+)[_-](t1|(pre|post|native|gd|gad|ce|contrast)+)", re.IGNORECASE)
 # Files that belong to known data sets and are no input here.

@@ -33,7 +33,7 @@ def build_network(config: Config, device: Device, from_checkpoint: bool = False)
     A class other than the U-Net is called with in_channels=5 and out_channels=3, and with
     spatial_dims and img_size if it takes them. In training mode it may return logits (B, 3, P, P,
     P) or a list of them, finest first. With `from_checkpoint` the configuration is from a file and
-    may import nothing. Raises BratsError if the class is not available or does not fit.
+    may import only MONAI. Raises BratsError if the class is not available or does not fit.
     """
     torch.backends.cudnn.benchmark = True  # patches have one shape: find its fastest kernels once
     if config.network == OWN_NETWORK:

@@ -2,7 +2,7 @@
 
 A checkpoint is a dictionary of plain values and tensors, read with `weights_only=True`, so that a
 file from elsewhere can run no code. Its network is rebuilt from the configuration in it, which
-imports nothing either (see `build`). Weights to share are stored as safetensors, with the rest of
+may import only MONAI (see `build`). Weights to share are stored as safetensors, with the rest of
 the dictionary as JSON in the file's header.
 """
 
@@ -33,7 +33,7 @@ from .domain_shift import MIN_MARGIN
 
 FORMAT = 1  # of the file
 WEIGHTS = {...: Tensor}
-# What a checkpoint may hold. A network is rebuilt from `average`; the others serve training.
+# What a checkpoint may hold. USUAL rebuilds a network, RESUMED a training; `predict` uses the rest.
 PARTS = {
     "format": int, "config": dict, "channels": (tuple, list), "regions": (tuple, list),
     "average": WEIGHTS, "fingerprint": str, "step": int, "best": NUMBER, "seconds": NUMBER,

@@ -39,7 +39,7 @@ def outside_ranges(statistics: Mapping[str, float], training_ranges: Ranges) -> 
     """Describe each statistic of a patient that is far outside its range, the farthest first."""
     found = []
     for key, (low, high) in training_ranges.items():
-        value = statistics[key]
+        value = statistics.get(key, low)  # a file from elsewhere may have other keys
         margin = max(MARGIN * (high - low), MIN_MARGIN[key.split()[0]])
         excess = max(low - value, value - high) / margin
         if excess > 1:
@@ -52,9 +52,11 @@ def outside_ranges(statistics: Mapping[str, float], training_ranges: Ranges) -> 
 def _name_and_unit(key: str) -> tuple[str, str]:
     kind, *rest = key.split()
     if kind == "z":
-        return f"the {float(rest[1]):.0%} quantile of {MODALITY_TITLES[rest[0]]}'s z-scores", ""
+        return f"{MODALITY_TITLES[rest[0]]}'s {100 * float(rest[1]):g}th percentile (z-score)", ""
     if kind == "r":
         return "the correlation of " + " with ".join(MODALITY_TITLES[name] for name in rest), ""
     if kind == "ml":
         return "the brain's volume", " ml"
-    return "the longest voxel edge" if kind == "voxel" else f"the brain's extent {rest[0]}", " mm"
+    if kind == "voxel":
+        return "the longest voxel edge", " mm"
+    return f"the brain's {dict(up='height', forward='length', across='width')[rest[0]]}", " mm"

@@ -23,7 +23,7 @@ SIGMA = 1 / 8  # of the Gaussian weight, in window edges
 
 
 def window_starts(length: int, patch: int, overlap: float) -> list[int]:
-    """Return the first voxels of windows that lie evenly and overlap by at least that share."""
+    """Return the first voxel of evenly spaced windows that overlap by at least `overlap`."""
     if length <= patch:
         return [0]
     count = int(np.ceil((length - patch) / max(1, patch * (1 - overlap)))) + 1
@@ -42,7 +42,7 @@ def window_edge(length: int, patch: int, overlap: float, multiple: int, stretch:
 
 
 def gaussian_weight(*edges: int) -> Tensor:
-    """Weigh the voxels of a window: 1 at the center, never below 0.001, as in MONAI.
+    """Compute the weights of a window: near 1 at the center, never below 0.001, as in MONAI.
 
     `edges` are three, or one for a cube. Returns (D, H, W) float32.
     """
@@ -58,9 +58,9 @@ def sliding_window_inference(
         stretch: float = 1.0) -> Tensor:
     """Compute the probabilities of the three regions, averaged over windows and flips.
 
-    image is z-scored, (5, D, H, W); a volume smaller than a window is padded with background. For
-    our U-Net on a CPU, a window may be up to `stretch` patches long.
-    Returns (3, D, H, W) float32, on the image's device.
+    image is z-scored, (5, D, H, W); a volume smaller than a window is padded with background. Each
+    flip lists axes of a batch, 2 to 4. For our U-Net on a CPU, a window may be up to `stretch`
+    patches long. Returns (3, D, H, W) float32, on the image's device.
     """
     device = device or describe_device()
     shape, home = image.shape[1:], image.device

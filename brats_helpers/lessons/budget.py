@@ -1,7 +1,7 @@
 """Improve a network on patients that it does not know, with two minutes to spend.
 
-A plan names some levers. It is scored on practice patients, who may be looked at as often as time
-allows, or on test patients; a `Lab` records these looks.
+A plan changes some settings. It is scored on practice patients, who may be looked at as often as
+time allows, or on test patients; a `Lab` records these looks.
 """
 
 from __future__ import annotations
@@ -144,9 +144,9 @@ def _as_it_is(batch: Mapping[str, object], device: Device) -> tuple[torch.Tensor
 
 
 def complete(plan: Mapping[str, object]) -> dict[str, object]:
-    """Add the levers that a plan leaves alone; BratsError names one that does not exist."""
+    """Fill in a plan's other settings with their defaults; BratsError names an unknown one."""
     if unknown := sorted(set(plan) - set(LEVERS)):
-        raise BratsError(f"no lever {', '.join(unknown)}; there are: {', '.join(LEVERS)}.")
+        raise BratsError(f"a plan has no {', '.join(unknown)}; it may set: {', '.join(LEVERS)}.")
     plan = LEVERS | dict(plan)
     if plan["views"] not in VIEWS:
         raise BratsError(f"views={plan['views']!r}: give 1, 2 or 8.")
@@ -154,7 +154,7 @@ def complete(plan: Mapping[str, object]) -> dict[str, object]:
 
 
 def describe(plan: Mapping[str, object]) -> str:
-    """Name the levers that a plan pulls."""
+    """Name the settings that differ from the default."""
     pulled = {name: value for name, value in plan.items() if value != LEVERS[name]}
     return ", ".join(f"{name} {value}" for name, value in pulled.items()) or "nothing changed"
 

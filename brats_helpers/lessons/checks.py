@@ -68,8 +68,8 @@ def is_blank(answer: object) -> bool:
     """Tell whether an answer, or a part of it, is `...`, or None as an empty function returns."""
     if answer is ... or answer is None:
         return True
-    parts = answer if isinstance(answer, (list, tuple, set, dict)) else ()
-    return any(part is ... for part in parts)
+    parts = list(answer.values()) if isinstance(answer, dict) else answer
+    return isinstance(parts, (list, tuple, set)) and any(part is ... for part in parts)
 
 
 def attempt(function: Function, *arguments: object) -> object:
@@ -106,7 +106,7 @@ def check_float_gigabytes(answer: object, shape: Sequence[int], patients: int) -
         answer, near(answer, gb * 20, 0.01), "More than four times what Kaggle keeps.",
         "voxels x channels x bytes x patients / 1e9.",
         ("A float32 has 4 bytes.", gb * 5),
-        ("There are five channels: the four contrasts and the foreground.", gb * 4, gb * 16),
+        ("There are five channels: the four contrasts and the reference.", gb * 4, gb * 16),
         ("That is in GiB (2**30 bytes); disks and quotas count in GB (1e9).", gb * 20e9 / 2**30),
         ("That is one patient.", gb * 20 / patients), tolerance=0.01)
 
@@ -229,8 +229,8 @@ def check_soft_dice(function: Function) -> Verdict:
     return judge(
         answer, near(answer, right, 1e-3) and near(empty, 1, 1e-3),
         "And two empty masks agree completely.", "one number, 0 to 1.",
-        ("Right unless both masks are empty: that gives 0 / 0. Add a small number above and below "
-         "the line.", right),
+        ("Right unless both masks are empty: that gives 0 / 0. Add a small number to numerator and "
+         "denominator.", right),
         ("The 2 is missing: two equal masks should give 1.", right / 2),
         ("That is the intersection over the union (IoU), a cousin of Dice.", both / (total - both)),
         ("That is the loss; Dice itself is 1 minus it.", 1 - right), tolerance=1e-3)
@@ -250,7 +250,7 @@ def check_receptive_field(function: Function) -> Verdict:
         ("That ignores the strides: after a stride of 2, a step is twice as wide.",
          1 + 2 * len(strides)),
         ("A layer's own stride widens the steps of the layers after it, not its own: add first, "
-         "multiply then.", 1 + 2 * int(after)),
+         "then multiply.", 1 + 2 * int(after)),
         ("Begin with 1, the voxel itself.", right - 1))
 
 
@@ -323,7 +323,7 @@ def check_hd95(function: Function) -> Verdict:
     there, back = np.arange(101.0), np.r_[np.arange(50.0), 400.0]
     answer, both = attempt(function, there, back), [np.percentile(d, 95) for d in (there, back)]
     return judge(
-        answer, near(answer, max(both)),
+        answer, near(answer, max(both)) and near(attempt(function, back, there), max(both)),
         "A single far voxel does not decide it, and neither direction is lost.",
         "one distance in mm.",
         ("That is the largest distance of all, the plain Hausdorff distance: one stray voxel "
@@ -331,5 +331,4 @@ def check_hd95(function: Function) -> Verdict:
         ("Pooled, the direction with more voxels hides the other. Take a percentile of each, and "
          "then the larger.", np.percentile(np.r_[there, back], 95)),
         ("That is the mean of the two directions; take the larger.", np.mean(both)),
-        ("That is one direction only: from the reference to the prediction counts, too.", both[1]),
-        ("That is the smaller of the two.", min(both)))
+        ("That is one direction only, or the smaller of the two: take the larger.", *both))

@@ -10,7 +10,7 @@ from ..basics.constants import LABEL_SHORT, MODALITY_TITLES
 from ..data.preprocessing import Prepared
 
 COMPARTMENTS = {0: "healthy", **LABEL_SHORT}
-VOXELS = 2000  # at most, of each patient's compartment
+VOXELS = 2000  # up to twice as many are sampled from each patient's compartment
 
 
 def scores_of(patients: Sequence[Prepared], label: int) -> np.ndarray:

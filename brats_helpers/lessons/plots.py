@@ -261,7 +261,7 @@ def _plain_log_ticks(ax: Axes, which: str) -> None:
 def pictures(images: Mapping[str, np.ndarray], synthetic: bool = False,
              limits: tuple[float, float] | None = None, prediction: bool = False,
              plane: str = "") -> Figure:
-    """Draw named two-dimensional arrays in a row, from top to bottom.
+    """Draw named arrays, (rows, columns), side by side.
 
     Arrays of uint8 are labels and get their colors (3 and 4 are both ET); all others are gray.
     `plane` gives slices its letters; a picture named after a plane gets that plane's.
@@ -311,7 +311,7 @@ def compare_slices(volumes: Mapping[str, np.ndarray], index: int | None = None,
                    shared_window: bool = False, columns: int = 4, letters: bool = True) -> Figure:
     """Draw an axial slice of each named volume, with the labels of the same name over it.
 
-    `index` is the slice's, by default that with the most tumor, or the middle without labels.
+    The default `index` is the slice with the most tumor, or the middle one without labels.
     `letters` adds R, L, A and P at the edges.
     """
     everything = np.concatenate([volume.ravel() for volume in volumes.values()])
@@ -480,7 +480,7 @@ def _spread(values: np.ndarray) -> np.ndarray:
 # ---- training and results
 
 def learning_curves(history: Sequence[Mapping]) -> Figure:
-    """Draw loss, validation Dice and learning rate, from the records of `training.train`."""
+    """Draw loss, validation Dice and learning rate, from the records of `training.loop.train`."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9.6, 2.6))
     epochs = [record["epoch"] for record in history]
     for ax, key, title in ((left, "loss", "training loss"),

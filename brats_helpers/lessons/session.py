@@ -33,7 +33,7 @@ REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
 KAGGLE_INPUT = Path("/kaggle/input")
 # What one notebook leaves for the next, at the top of the work folder.
 HANDED_ON = {"config.json", "cohort.json", "patients.json", "splits.json", "architecture.json",
-             "data", "cases", "preprocessed", "checkpoints", "pretraining"}
+             "data", "cases", "preprocessed", "checkpoints"}
 # MB per patient by spacing in mm, measured on ten BraTS 2021 patients (1 mm) or phantoms (2 mm).
 RAW_MB = {1.0: 9.9, 2.0: 1.4}  # four modalities and the reference, .nii.gz
 PREPARED_MB = {1.0: 8.77, 2.0: 1.2}  # one .b2nd file

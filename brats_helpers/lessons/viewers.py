@@ -16,6 +16,7 @@ import math
 import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,7 +103,8 @@ def slice_viewer(patient: Patient, prediction: np.ndarray | None = None,
     name = f"brats-{zlib.crc32(json.dumps(data).encode()):08x}"
     code = Path(__file__).with_name("viewer.js").read_text(encoding="utf-8")
     source = _source(still.getvalue(), "JPEG")
-    fallback = f"<img src='{source}' style='max-width:100%' alt='{patient.name} in three planes'>"
+    fallback = (f"<img src='{source}' style='max-width:100%' "
+                f"alt='{escape(patient.name)} in three planes'>")
     start = f"for (const root of document.querySelectorAll('#{name}')) showPatient(root, "
     return HTML(f"<div id='{name}'>{fallback}</div>"
                 f"<script>{{{code}\n{start}{json.dumps(data)});}}</script>")
@@ -285,7 +287,7 @@ class Dashboard:
         self.handle = None
 
     def __call__(self, history: Sequence[dict]) -> None:
-        """Show the history so far; `training.train` calls this after every epoch."""
+        """Show the history so far; `training.loop.train` calls this after every epoch."""
         if "BRATS_HEADLESS" in os.environ:  # nobody is watching
             return
         from IPython.display import display

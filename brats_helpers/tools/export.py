@@ -108,7 +108,7 @@ def _metadata(config: Config) -> dict:
 
 
 def _inference(config: Config) -> dict:
-    """Return the bundle's configuration: preprocessing, sliding window and labels as ours."""
+    """Return the bundle's configuration: our steps, but unmirrored and with small ET kept."""
     return {
         "imports": ["$import glob", "$import monai", "$import torch"],
         "bundle_root": ".", "dataset_dir": "data", "output_dir": "$@bundle_root + '/eval'",

@@ -175,7 +175,7 @@ def push(folders: list[Path], client: object) -> None:
     if getattr(answer, "error", None):
         raise BratsError(f"the dataset {dataset} was not accepted: {answer.error}. "
                          "No notebook was pushed.")
-    _wait(dataset, lambda: str(client.dataset_status(dataset)).lower() == "ready")
+    _wait(dataset, lambda: _is_ready(client, dataset))
     for folder in tqdm(books, desc="kaggle", unit="notebook"):
         kernel = read_json(folder / "kernel-metadata.json", "kaggle build")["id"]
         answer = client.kernels_push(str(folder))
@@ -193,6 +193,15 @@ def _wait(name: str, ready: Callable[[], bool]) -> None:
         while not ready():
             time.sleep(POLL_SECONDS)
             bar.update()
+
+
+def _is_ready(client: object, dataset: str) -> bool:
+    """Tell whether Kaggle has processed a dataset; BratsError if that failed."""
+    status = str(client.dataset_status(dataset)).lower()
+    if status in ("failed", "deleted"):
+        raise BratsError(f"Kaggle ended the dataset {dataset} with {status}. No notebook was "
+                         "pushed.")
+    return status == "ready"
 
 
 def _has_run(client: object, kernel: str) -> bool:

@@ -1,6 +1,7 @@
-"""Train the networks in the box on varied phantoms alone: no patient's data goes into them.
+"""Train the networks in the box on varied phantoms alone: no patient's scan or label.
 
 `make weights` resumes where it was stopped, and gives the same weights again on the same processor.
+It drops the refiner's warning threshold until `benchmarks.zero_shot --store` writes it back.
 docs/zero_shot.md shows how long it takes and how well they score.
 """
 

@@ -1,4 +1,4 @@
-"""Augmentation of a whole batch on the device that trains: one resampling, then intensities.
+"""Augmentation of each patch on the training device: one resampling, flips, then intensities.
 
 The recipe is NVIDIA's for BraTS21 (Futrega et al. 2021, arXiv:2110.03352, section 3.3). Rotation,
 gamma and separate intensities for each modality are nnU-Net's (Isensee et al. 2021); the mild
@@ -46,7 +46,7 @@ def _batch(patches: Sequence[Tensor]) -> Tensor:
 
 
 def augment_one(image: Tensor, label: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Resample, flip and change the intensities of a patch at random; (5, ...) and (1, D, H, W)."""
+    """Resample, flip and change intensities at random: image (5, D, H, W), label (1, D, H, W)."""
     zoom = uniform(generator, *ZOOM) if chance(generator) else 1.0
     angles = None
     if chance(generator):
@@ -62,7 +62,7 @@ def augment_one(image: Tensor, label: Tensor, generator: torch.Generator) -> tup
 
 
 def inside(x: Tensor, brain: Tensor) -> Tensor:
-    """Set x, (4, D, H, W) or in slabs, to 0 outside the brain, (1, D, H, W), and append it."""
+    """Return x, (4, D, H, W) or in slabs, as 0 outside the brain, followed by the brain."""
     out = torch.empty(len(x) + 1, *brain.shape[1:], device=x.device)
     torch.mul(x, brain.view(1, *x.shape[1:]), out=out[:-1].view(x.shape))
     out[-1:] = brain

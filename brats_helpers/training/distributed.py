@@ -1,7 +1,7 @@
 """One training in several processes, each with a GPU or with a part of the CPU.
 
-torchrun starts the processes, tells each its rank by environment variables, and replaces those that
-die (https://docs.pytorch.org/docs/stable/elastic/run.html). DistributedDataParallel averages their
+torchrun starts the processes, tells each its rank by environment variables, and restarts all if one
+dies (https://docs.pytorch.org/docs/stable/elastic/run.html). DistributedDataParallel averages their
 gradients (Li et al. 2020, arXiv:2006.15704). In a single process the functions here return what
 they receive.
 """

@@ -19,7 +19,7 @@ from ..evaluation.sliding_window import sliding_window_inference
 from . import distributed
 from .state import State
 
-EARLY = (0, 25, 100)  # steps, and the last one
+EARLY = (0, 25, 100)  # steps at which a slice is kept, besides the last step
 FOLDER = "forming"  # beside the checkpoints
 FULL = 255  # stands for a probability of 1
 

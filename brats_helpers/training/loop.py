@@ -146,7 +146,7 @@ def finish_epoch(state: State, run: Run) -> None:
 
 
 def _keep_best(state: State, run: Run, mean_dice: float) -> None:
-    """Write best.pt if no earlier epoch has a higher mean Dice."""
+    """Write best.pt if the mean Dice is higher than in every earlier epoch."""
     if mean_dice > state.best:
         state.best = mean_dice
         if distributed.rank() == 0:

@@ -20,7 +20,7 @@ from ..evaluation.pretrained import WEIGHTS, pretrained_config
 from . import distributed
 from .loop import train
 
-FEW = 40  # real patients to learn from; with fewer, the training starts from the network in the box
+FEW = 40  # real patients; with fewer, training starts from the network in the box if it fits
 GENTLE, BRIEF = 1e-4, 200  # learning rate and steps: a network soon memorizes a few patients
 KEPT = 0.5  # share of the network in the box in the averaged weights
 
@@ -75,8 +75,8 @@ def for_few_patients(config: Config, patients: int, synthetic: bool,
                      asked: Collection[str] = ()) -> Config:
     """Choose the settings for the number of patients to learn from; prints what and why.
 
-    Synthetic cohorts, and real ones of FEW patients or more, keep the preset's settings; settings
-    that were asked for stay.
+    Synthetic cohorts and real ones of FEW patients or more keep their settings. What was asked for
+    stays, but `pretrained` becomes False if network, filters or voxel size do not fit the weights.
     """
     if synthetic or patients >= FEW or ("pretrained" in asked and not config.pretrained):
         return config

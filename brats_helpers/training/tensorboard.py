@@ -1,7 +1,7 @@
 """A training as TensorBoard event files, if `Config.tensorboard` is set.
 
 The files in checkpoints/tensorboard hold losses, rates, speed, Dice and a picture per validation;
-`tensorboard --logdir FOLDER` shows them. The values are those of the history of `train`.
+`tensorboard --logdir FOLDER` shows them. Values per epoch equal those in the history of `train`.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Tracker:
 
 
 def overlay(prepared: Prepared, predicted: np.ndarray) -> np.ndarray:
-    """Outline the reference, left, and the predicted regions, right, on FLAIR: (H, W, 3) uint8.
+    """Outline reference (left) and predicted regions (right) on FLAIR: (3 H, 6 W, 3) uint8.
 
     The axial slice is the one with most tumor; predicted is (3, D, H, W) bool.
     """

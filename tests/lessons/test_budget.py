@@ -47,7 +47,7 @@ def test_steps_train_a_copy_and_what_was_computed_costs_nothing_again(lab: Lab, 
 
 
 def test_levers_that_do_not_exist_are_refused() -> None:
-    with pytest.raises(BratsError, match="no lever stepz; there are: steps, augment"):
+    with pytest.raises(BratsError, match="a plan has no stepz; it may set: steps, augment"):
         complete({"stepz": 3})
     with pytest.raises(BratsError, match="views=4"):
         complete({"views": 4})
