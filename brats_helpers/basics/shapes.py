@@ -1,7 +1,7 @@
 """Check that the content of a file has the shape that its reader needs.
 
-A shape is a type, a tuple of types, [shape] for a list, {name: shape} for a dictionary with at
-least these names, or {...: shape} for one with any names.
+A shape is a type, a tuple of shapes that are all allowed, [shape] for a list, {name: shape} for a
+dictionary with at least these names, or {...: shape} for one with any names.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ NUMBER = (int, float)
 
 def mismatch(value: Any, shape: Any, where: str = "it") -> str:
     """Return what is wrong with a value, or "" if it has the shape."""
+    if isinstance(shape, tuple) and not all(isinstance(kind, type) for kind in shape):
+        found = [mismatch(value, option, where) for option in shape]
+        return "" if "" in found else found[-1]
     kinds = shape if isinstance(shape, tuple) else (
         shape if isinstance(shape, type) else type(shape),)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):

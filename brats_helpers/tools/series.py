@@ -39,7 +39,7 @@ SHARES = (14, 4, 6, 11, 65)  # percent of the time of the quick preset, on an AM
 PAGE = Path(__file__).with_name("page.html.j2")
 # The shape of metrics.json, as far as the table needs it.
 METRICS = {"cases": int, "set": str, "dice": dict.fromkeys(REGIONS, NUMBER),
-           "dice_ci95": dict.fromkeys(REGIONS, (list, type(None))),
+           "dice_ci95": dict.fromkeys(REGIONS, (type(None), [NUMBER])),
            "hd95_mm": dict.fromkeys(REGIONS, NUMBER)}
 SECONDS = "seconds"  # in a committed notebook's metadata: what the stored run took
 KEPT = sorted({*LABEL_COLORS.values(), *REGION_COLORS.values(), *ERROR_COLORS.values()})

@@ -110,6 +110,7 @@ EXERCISES = [
         (lambda a, b: max(a.max(), b.max()), "stray voxel"),
         (lambda a, b: np.percentile(np.r_[a, b], 95), "Pooled"),
         (lambda a, b: (np.percentile(a, 95) + np.percentile(b, 95)) / 2, "take the larger"),
+        (lambda a, b: np.percentile(a, 95), "one direction"),
         (lambda a, b: np.percentile(b, 95), "one direction")]),
 ]
 

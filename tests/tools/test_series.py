@@ -19,6 +19,7 @@ from conftest import SMOKE
 from brats_helpers.__main__ import main
 from brats_helpers.basics.config import Config
 from brats_helpers.basics.errors import BratsError
+from brats_helpers.basics.shapes import mismatch
 from brats_helpers.data.cohort import read_cohort, read_source, write_source
 from brats_helpers.phantoms.kinds import make_patient
 from brats_helpers.tools import series
@@ -134,6 +135,14 @@ def test_the_decathlons_cohort_with_a_twin_and_a_damaged_patient_goes_through_th
     assert "&lt;script&gt;alert" in page and "<script>alert" not in page
     series.run_series(work=work, only=3)
     assert len(list((work / "preprocessed").glob("*.b2nd"))) == 3
+
+
+def test_metrics_of_one_patient_have_no_interval() -> None:
+    names = ("WT", "TC", "ET")
+    one = {"cases": 1, "set": "test", "dice": dict.fromkeys(names, 0.5),
+           "dice_ci95": dict.fromkeys(names), "hd95_mm": dict.fromkeys(names, 1.0)}
+    assert not mismatch(one, series.METRICS)
+    assert "item 0" in mismatch(one | {"dice_ci95": dict.fromkeys(names, ["x"])}, series.METRICS)
 
 
 def test_all_five_notebooks_run_and_the_second_time_reuse(tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ def test_a_grid_is_every_combination_under_names_of_its_own() -> None:
     with pytest.raises(BratsError,
                        match="no notebook has a parameter color; there are: .*learning_rate"):
         points_of({"color": [1]})
+    with pytest.raises(BratsError, match="no notebook has a parameter epohcs"):
+        run_sweep({"seed": [1]}, Path("nowhere"), fixed={"epohcs": 2})
     with pytest.raises(BratsError, match="--grid seed= has no value"):
         points_of({"seed": []})
 
