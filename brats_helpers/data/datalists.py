@@ -11,7 +11,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -83,16 +83,9 @@ def _read_list(index: Path, found: Listed, seen: set) -> None:
             "add them, or correct the list"))
     for images, label in rows:
         there = [image.is_file() for image in images]
-        if any(there) and not all(there):
-            gone = images[there.index(False)]
-            name = re.sub(r"_\d{4}$", "", NIFTI.sub("", gone.name))
-            found.files |= {image for image in images if image.is_file()}
-            found.cases.append(Case(name, tuple(images), None, problem=(
-                f"patient {name}: {index} lists {gone}, which is not there: add it, or remove the "
-                "patient from the list.")))
-        elif all(there):
+        if any(there):
             case = _case(index, images, label if label and label.is_file() else None, channels,
-                         labels or ())
+                         labels or ()) if all(there) else _cut(index, images, there)
             found.files |= {*images, *filter(None, [label])}
             if not case.problem:
                 found.unused += [Unused(image, "another contrast, which is not needed")
@@ -100,6 +93,15 @@ def _read_list(index: Path, found: Listed, seen: set) -> None:
             if case.images not in seen:
                 seen.add(case.images)
                 found.cases.append(_without_doubtful(case, found, index))
+
+
+def _cut(index: Path, images: Sequence[Path], there: Sequence[bool]) -> Case:
+    """Return a patient some of whose files are not there as a case with that problem."""
+    gone = images[there.index(False)]
+    known = identify(gone)
+    name = known[1] if known else re.sub(r"_\d{4}$", "", NIFTI.sub("", gone.name))
+    return Case(name, tuple(images), None, problem=f"patient {name}: {index} lists {gone}, which "
+                "is not there: add it, or remove the patient from the list.")
 
 
 def _without_doubtful(case: Case, found: Listed, index: Path) -> Case:
