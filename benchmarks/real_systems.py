@@ -30,7 +30,7 @@ from brats_helpers.evaluation.postprocessing import postprocess
 from brats_helpers.evaluation.pretrained import WEIGHTS
 from brats_helpers.evaluation.sliding_window import predict_prepared
 from brats_helpers.training.loop import train
-from brats_helpers.training.stages import for_few_patients
+from brats_helpers.training.stages import KEPT, for_few_patients
 from brats_helpers.training.state import new_state
 from brats_helpers.training.step import train_step
 
@@ -140,8 +140,10 @@ class Ours:
         """Fit the number of steps to the time left; validate only at the end."""
         steps = clock.steps(seconds)
         total = EPOCHS * steps
-        # over a twentieth of the training, or it ends where it began
+        # over a twentieth of the training, or random weights would count at its end
         ema = min(config.ema, max(0.0, 1 - 20 / total))
+        if config.pretrained:  # as `for_few_patients` does for its own number of steps
+            ema = KEPT ** (1 / total)
         return config.with_(epochs=EPOCHS, steps=steps, warmup=min(config.warmup, total // 10),
                             ema=ema, validate_every=EPOCHS)
 

@@ -409,8 +409,8 @@ dice_boxplot(rows, synthetic=synthetic)
 # %% [markdown]
 # **Dice** counts voxels. **HD95** measures how far apart two surfaces are (the 95th percentile, in mm). A false island
 # far away changes Dice little, but it ruins HD95 once it holds more than a twentieth of the predicted surface. The
-# patients with an HD95 above 30 mm, counted above, have such islands. In a patient without ET, a single marked voxel makes Dice 0 and HD95
-# 373 mm (a rule of BraTS).
+# patients with an HD95 above 30 mm, counted above, have such islands. In a patient without ET, a single marked voxel
+# makes Dice 0 and HD95 373 mm (a rule of BraTS).
 #
 # ### Exercise 3: HD95
 #

@@ -62,7 +62,7 @@ def scheme_of(case: Case) -> Scheme:
     """Return the labels of the data set that a patient belongs to, judged by the names."""
     if case.labels:
         first = {here: value for value, here in reversed(case.labels)}
-        free = iter(set(range(1, 256)) - {value for value, _ in case.labels})
+        free = iter(sorted(set(range(1, 256)) - {value for value, _ in case.labels}))
         on_disk = (0, *(first[here] if here in first else next(free) for here in (NCR, ED, ET)))
         return Scheme("its list of labels", "", dict(case.labels), on_disk)
     for scheme in SCHEMES[:-1]:

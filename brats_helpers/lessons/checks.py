@@ -331,5 +331,5 @@ def check_hd95(function: Function) -> Verdict:
         ("Pooled, the direction with more voxels hides the other. Take a percentile of each, and "
          "then the larger.", np.percentile(np.r_[there, back], 95)),
         ("That is the mean of the two directions; take the larger.", np.mean(both)),
-        ("That is one direction only, and on other surfaces the other one is larger.", both[0]),
+        ("That is one direction only. On other surfaces, the other is larger.", both[0]),
         ("That is one direction only, or the smaller of the two: take the larger.", both[1]))
