@@ -32,7 +32,7 @@ from brats_helpers.basics.device import describe_device
 from brats_helpers.basics.errors import BratsError
 from brats_helpers.basics.files import atomic_path, read_json, write_json
 from brats_helpers.data.cases import Case, find_cases, read_case, write_mask
-from brats_helpers.data.preprocessing import coarsen, coarsen_labels, rescale
+from brats_helpers.data.preprocessing import downsample, downsample_labels, rescale
 from brats_helpers.data.splits import make_splits
 from brats_helpers.evaluation.metrics import dice, lesion_wise, regions, score_case
 
@@ -75,11 +75,11 @@ def coarse_case(case: Case, folder: Path, spacing_mm: float) -> Case:
         return case
     affine = patient.affine @ np.diag([*factor, 1.0])
     affine[:3, 3] += patient.affine[:3, :3] @ ((np.array(factor) - 1) / 2)
-    for name, image in zip(MODALITIES, coarsen(patient.images, factor), strict=True):
+    for name, image in zip(MODALITIES, downsample(patient.images, factor), strict=True):
         with atomic_path(folder / case.name / f"{case.name}_{name}.nii.gz") as temporary:
             nib.save(nib.Nifti1Image(image, affine), temporary)
     write_mask(folder / case.name / f"{case.name}_seg.nii.gz",
-               coarsen_labels(patient.reference, factor), affine)
+               downsample_labels(patient.reference, factor), affine)
     return find_cases(folder / case.name)[0]
 
 

@@ -14,7 +14,7 @@
 # %% [markdown]
 # # 02 Extraction
 #
-# We open an archive, check and count its patients, and split them so that no score is inflated.
+# We open an archive, check and count its patients, and split them so that the test score is honest.
 #
 # **02 of 05** | back: [01 Setup](01_setup.ipynb) | next: [03 Preprocessing](03_preprocessing.ipynb)
 #
@@ -29,7 +29,7 @@
 # - **list** an archive without unpacking it, and refuse a dangerous one;
 # - **read** a NIfTI header: shape, voxel size, orientation;
 # - **check** a cohort before you trust it;
-# - **split** patients so that nothing leaks from training into evaluation, and recognize a score that leaked.
+# - **split** patients so that nothing about the evaluation leaks into training, and recognize a score that leaked.
 #
 # You need notebook 01.
 
@@ -178,8 +178,8 @@ print(scan.affine)
 
 # %% [markdown]
 # The minus signs matter. The first *index* grows to the patient's **L**eft, the second to the back (**P**osterior), the
-# third up (**S**uperior). Here, LPS always describes how array indices grow. **Question.** Where in the patient is voxel
-# (0, 0, 0)?
+# third up (**S**uperior). Here, LPS always describes how array indices grow. (In DICOM and ITK, it describes the axes of
+# the millimeters.) **Question.** Where in the patient is voxel (0, 0, 0)?
 
 # %%
 corner = scan.affine @ [0, 0, 0, 1]
@@ -210,8 +210,8 @@ position = (scan.affine @ [10, 20, 30, 1])[:3]  # solution
 checks.check_position(position, scan.affine, (10, 20, 30))
 
 # %% [markdown]
-# Here is the patient, in the plane that radiologists call axial. Then the same voxels, cut along the coronal plane and seen
-# from the front:
+# Here is the patient, in the plane that radiologists call axial. Then the same voxels, cut along the coronal plane and
+# seen from the front:
 
 # %%
 from IPython.display import display
@@ -278,9 +278,9 @@ print("on disk:", np.unique(on_disk), " in this project:", np.unique(patient.ref
 # </details>
 #
 # BraTS 2017 to 2021 number the enhancing tumor **4**, and no label is 3. A network with one output per number up to 4
-# would have an output without a class. So inside this project 4 becomes 3, and every mask that we export for such data has
-# 4 again. Other data sets use the numbers differently, and a mask does not say where it comes from. So the names of the
-# patients (or a `dataset.json`) decide, and a label with an uncertain meaning is refused:
+# would have an output without a class. So inside this project 4 becomes 3, and every mask that we export for such data
+# has 4 again. Other data sets use the numbers differently, and a mask does not say where it comes from. So the names of
+# the patients (or a `dataset.json`) decide, and a label with an uncertain meaning is refused:
 
 # %%
 from brats_helpers.data import label_table
@@ -288,12 +288,13 @@ from brats_helpers.data import label_table
 print(label_table())
 
 # %% [markdown]
-# "Refused" means that no class here fits. The row of BraTS 2017 to 2021 also takes 3 for ET, because many copies of these
-# sets are renumbered. Since 2024, label 4 in the sets after treatment is the resection cavity, the hole that surgery
-# left. In the pediatric sets, label 2 is tumor that does not enhance and 3 is a cyst. Both become NCR here. (The
-# pediatric set of 2023 may use 1 NCR, 2 ED, 3 ET, and a name does not tell the year. If no pediatric patient has a 4, a
-# warning says that this may be such a set.) GLI is glioma, PED pediatric, MEN meningioma (RT: for radiotherapy), MET
-# metastases, SSA sub-Saharan Africa.
+# "Refused" means that no class here fits for certain, so a patient with this label has a problem. The row of BraTS 2017
+# to 2021 also takes 3 for ET, because many copies of these sets are renumbered. Since 2024, label 4 in the sets after
+# treatment is the resection cavity, the hole that surgery left. In the pediatric sets, label 2 is tumor that does not
+# enhance and 3 is a cyst. Both become NCR here. (The pediatric set of 2023 may use 1 NCR, 2 ED, 3 ET, and a name does not
+# tell the year. If no pediatric patient has a 4, a warning says that this may be such a set.) GLI is glioma, PED
+# pediatric, MEN meningioma (RT: for radiotherapy), MET metastases, SSA sub-Saharan Africa. GoAT mixes these sets, to test
+# generalization across tumors.
 #
 # **What published code gets wrong.** [NVIDIA's
 # notebook](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
@@ -326,7 +327,8 @@ def to_disk(labels: np.ndarray) -> np.ndarray:
 checks.check_to_disk(to_disk)
 
 # %% [markdown]
-# What if you forget this? Here is the reference as it is on disk, and what you find if you look for label 3.
+# What if you forget that 4 means ET when you *read* a mask? Here is the reference as it is on disk, and what you find if
+# you look for label 3.
 
 # %%
 from brats_helpers.data import slice_with_most_tumor
@@ -421,14 +423,15 @@ print(f"the largest is {max(marked) / min(marked):.0f} times the smallest")
 volume_distribution(labeled, synthetic=synthetic)
 
 # %% [markdown]
-# Tumors differ so much in size that the axis is logarithmic, and a random split can put all large tumors on one side.
+# Tumors differ so much in size that we need a logarithmic axis. A purely random split can put most of the large ones on
+# one side.
 # Some patients have no enhancing tumor at all ("absent"). There, a single wrong voxel of ET makes the Dice of that region
 # 0 (notebook 05).
 #
 # ### Exercise 3: how many milliliters?
 #
-# How large is the whole tumor of the first patient, in ml? The labels are `patient.reference`, and the edges of a voxel in
-# mm are `patient.spacing`.
+# How large is the whole tumor of the first patient, in ml? The labels are `patient.reference`, and the edges of a voxel
+# in mm are `patient.spacing`.
 #
 # <details><summary>Hint</summary>
 #
@@ -466,8 +469,8 @@ histograms(patient.images, patient.reference, "intensity, scanner units", synthe
 #
 # We split people, never slices: two neighboring slices of one brain are nearly the same picture. A person who is in the
 # cohort twice, at another visit or under another name, must not end up on both sides either. So we group visits whose
-# names show one person, and patients whose scans are identical. If the names do not tell, give a list with the parameter
-# `persons`.
+# names point to the same person, and patients whose scans are identical. If the names do not tell, give a list with the
+# parameter `persons`.
 
 # %%
 from brats_helpers.data import find_persons, find_twins, make_splits, read_persons
@@ -486,8 +489,8 @@ print(f"{len(sound['test'])} for the test; {len(splits['folds'])} folds")
 print("persons with several scans:", splits["persons"] or "none")
 
 # %% [markdown]
-# The split is *stratified* by size: we sort the patients by tumor volume, and from every five neighbors we hold one out at
-# random. So both groups have small and large tumors. The **folds** are made in the same way, for a *cross-validation*,
+# The split is *stratified* by size: we sort the patients by tumor volume, and from every five neighbors we hold one out
+# at random. So both groups have small and large tumors. The **folds** are made in the same way, for a *cross-validation*,
 # which trains once per fold and holds that fold out.
 
 # %%
@@ -510,7 +513,7 @@ finish(figure, synthetic, alt="Whole tumor volumes of the training and the valid
 # %% [markdown]
 # ### What if we split visits?
 #
-# `BraTS-GLI-00005-100` and `-101` are one patient at two visits. Take twenty people with three visits each. **Question.**
+# `BraTS-GLI-00005-100` and `-101` are one person at two visits. Take twenty people with three visits each. **Question.**
 # If visits are split, how many people end up on both sides?
 
 # %%
@@ -531,8 +534,8 @@ assert not sides[0] & sides[1]
 # ### What if we split slices instead?
 #
 # Published studies have shuffled slices, and their accuracies fell far when patients were split instead (Yagis et al.
-# 2021). We can show why with a machine that knows nothing about tumors. It *copies*: for each held-out slice, it looks for
-# the most similar slice in the training set and hands in the mask of that slice.
+# 2021). We can show why with a machine that knows nothing about tumors. It *copies*: for each held-out slice, it looks
+# for the most similar slice in the training set and hands in the mask of that slice.
 #
 # **Question.** What Dice does the copying machine get when slices are shuffled, and what when patients are split?
 
@@ -551,8 +554,8 @@ pictures(slice_and_neighbor(slices), synthetic, plane="axial")
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Shuffled slices give a splendid score, because the neighbor of a held-out slice is in the training set. When patients are
-# split, the score of the same machine falls by about half. A score that is too good is the first sign of leakage.
+# Shuffled slices give a splendid score, because the neighbor of a held-out slice is in the training set. When patients
+# are split, the score of the same machine falls by about half. A score that is too good is the first sign of leakage.
 # </details>
 #
 # ### Exercise 4: find the twin
@@ -646,9 +649,9 @@ print(f"wrote patients.json ({len(everyone)} patients) and splits.json; next: 03
 #
 # The NIfTI-1 header, https://nifti.nimh.nih.gov/nifti-1.  DICOM's geometry, PS3.3 section C.7.6.2,
 # https://dicom.nema.org/medical/dicom/current/output/chtml/part03/sect_C.7.6.2.html. Nyúl and Udupa 1999, *On
-# standardizing the MR image intensity scale*, Magnetic Resonance in Medicine 42. Yagis et al. 2021, *Effect of data leakage
-# in brain MRI classification*, https://doi.org/10.1038/s41598-021-01681-w. Schwarz et al. 2019, *Identification of
-# anonymous MRI research participants*, https://doi.org/10.1056/NEJMc1908881. Milletari et al. 2016, *V-Net*,
+# standardizing the MR image intensity scale*, Magnetic Resonance in Medicine 42. Yagis et al. 2021, *Effect of data
+# leakage in brain MRI classification*, https://doi.org/10.1038/s41598-021-01681-w. Schwarz et al. 2019, *Identification
+# of anonymous MRI research participants*, https://doi.org/10.1056/NEJMc1908881. Milletari et al. 2016, *V-Net*,
 # [arXiv:1606.04797](https://arxiv.org/abs/1606.04797). Antonelli et al. 2022, *The Medical Segmentation Decathlon*,
 # https://doi.org/10.1038/s41467-022-30695-9. Baid et al. 2021, [arXiv:2107.02314](https://arxiv.org/abs/2107.02314).
 #

@@ -86,11 +86,11 @@ series_map(3)
 # </details>
 
 # %% [markdown]
-# ## 1. Stack and turn
+# ## 1. Stack and reorient
 #
 # NIfTI counts (x, y, z), and its first index runs fastest in memory. NumPy and torch are quickest when the *last* index
-# does. So we reverse the axes once, to (z, y, x), which deep learning calls (D, H, W). We also turn every scan to **LPS**,
-# whatever orientation its affine gives, so that each index always grows in the same direction.
+# does. So we reverse the axes once, to (z, y, x), which deep learning calls (D, H, W). We also *reorient* every scan to
+# **LPS**, whatever orientation its affine gives, so that each index always grows in the same direction.
 #
 # **Question.** After that, which of x, y and z is the first axis of the array? Toward which side of the patient does each
 # index grow?
@@ -126,8 +126,8 @@ shape = (4, z, y, x)  # solution
 checks.check_shape(shape, patient.images)
 
 # %% [markdown]
-# Is the front still at the front? Here are three slices through the tumor of the turned array, one per axis. Look for the
-# cerebellum, the finely folded part at the bottom of the sagittal slice: it belongs at the back (P).
+# Is the front still at the front? Here are three slices of the reoriented array through the tumor, one per axis. Look for
+# the cerebellum, the rounded part at the bottom of the sagittal slice: it belongs at the back (P).
 
 # %%
 from brats_helpers.data import slice_with_most_tumor
@@ -138,9 +138,10 @@ cuts = {"axial": images[0, d], "coronal": images[0, ::-1, h], "sagittal": images
 pictures(cuts, synthetic)
 
 # %% [markdown]
-# **What if we ignore the affine?** Here is the same patient, saved the way other software might: x grows to the *right*,
-# and the affine says so. `to_lps` returns the same array as before. Read as a bare array, the patient is mirrored, and
-# nothing complains. The third picture has the letters that its reader believes, and they are wrong:
+# **What if we ignore the affine?** Here is the same patient, saved the way other software might: its first index grows to
+# the patient's *right*, and the affine says so. `to_lps` returns the same array as before. Read as a bare array, the
+# patient is mirrored, and nothing complains. The third picture has the letters that its reader believes, and they are
+# wrong:
 
 # %%
 mirrored, last = patient.images[:, ::-1], patient.images.shape[1] - 1
@@ -161,8 +162,8 @@ print(f"Dice of a perfect segmentation that was mirrored on the way: {wrong:.2f}
 # ## 2. Crop to the brain
 #
 # Most of a BraTS volume is 0, because scalp and skull were removed (Baid et al. 2021) and the air around the head was set
-# to 0. To find the smallest box around the brain, we ask of every plane whether it contains brain. **Question.** What share
-# of the voxels is left?
+# to 0. To find the smallest box around the brain, we ask of every plane whether it contains brain. **Question.** What
+# share of the voxels is left?
 
 # %%
 from brats_helpers.data import bounding_box, brain_mask
@@ -176,14 +177,14 @@ box = bounding_box(brain)
 inside = tuple(slice(*edge) for edge in box)
 cropped, cropped_labels = images[:, *inside], labels[inside]
 share = cropped[0].size / images[0].size
-print(f"box {box}: {share:.0%} of the voxels, {brain.mean():.0%} are brain")
+print(f"box {box}: {share:.0%} of all voxels; the brain alone: {brain.mean():.0%}")
 assert cropped.any(0).sum() == images.any(0).sum() and cropped_labels.sum() == labels.sum()
 
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Read the first percentage above: less than a third on a phantom. The second percentage is smaller, because the corners of
-# the box hold no brain.
+# Read the first percentage above: less than a third on a phantom. The second percentage is smaller, because the corners
+# of the box hold no brain.
 # </details>
 #
 # Here is the same slice before and after:
@@ -216,10 +217,10 @@ checks.check_first_and_last(first_and_stop)
 # %% [markdown]
 # ## 3. Normalize
 #
-# Intensities have no unit (notebook 02). So we measure each modality in its own standard deviations from its own mean. This
-# is the **z-score**. It covers the brain alone, because the background would drag the mean down. The tumor counts as brain,
-# so a large one moves the mean a little. By hand: take five voxels, 0, 0, 100, 200 and 300, of which the first two are
-# background. The mean of the brain is 200 and its standard deviation is 81.6, so the brain becomes -1.22, 0 and 1.22.
+# Intensities have no unit (notebook 02). So we measure each modality in its own standard deviations from its own mean.
+# This is the **z-score**. It covers the brain alone, because the background would drag the mean down. The tumor counts as
+# brain, so a large one moves the mean a little. By hand: take five voxels, 0, 0, 100, 200 and 300, of which the first two
+# are background. The mean of the brain is 200 and its standard deviation is 81.6, so the brain becomes -1.22, 0 and 1.22.
 #
 # ### Exercise 3: the z-score
 #
@@ -241,8 +242,8 @@ def zscore(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
 checks.check_zscore(zscore)
 
 # %% [markdown]
-# The brain voxel of 200 is now 0, the same as the background. So the network gets a fifth channel, the **foreground**, that
-# says where the brain is. This is simple if you do it in the right order. Here is the module's version:
+# The brain voxel of 200 is now 0, the same as the background. So the network gets a fifth channel, the **foreground**,
+# that says where the brain is. This is simple if you do it in the right order. Here is the module's version:
 
 # %%
 from brats_helpers.data import normalize, statistics
@@ -255,7 +256,7 @@ scored = normalize(cropped, mean, std)
 within = scored[4] == 1
 assert np.allclose(scored[:4, within].mean(1), 0, atol=1e-4)
 assert np.allclose(scored[:4, within].std(1), 1, atol=1e-3)
-print(f"five channels {scored.shape}: mean 0 and deviation 1 in the brain, 0 outside")
+print(f"five channels {scored.shape}: mean 0 and standard deviation 1 in the brain, 0 outside")
 
 # %% [markdown]
 # Compare these with the histograms of notebook 02. All four contrasts now have the same unit:
@@ -268,20 +269,21 @@ histograms(brain_only, cropped_labels.T, "standard deviations", synthetic=synthe
 
 # %% [markdown]
 # The z-score moves and stretches each histogram as a whole. It cannot correct histograms of a different *shape*, which
-# other scanners produce. Methods that match landmarks of the histogram try that (Nyúl and Udupa 1999). The z-score is what
-# nnU-Net, the best-known segmentation framework, uses for MRI (Isensee et al. 2021). It can also be undone.
+# other scanners produce. Methods that match landmarks of the histogram try that (Nyúl and Udupa 1999). The z-score is
+# what nnU-Net, the best-known segmentation framework, uses for MRI (Isensee et al. 2021). It can also be undone.
 
 # %% [markdown]
 # ### What published code gets wrong
 #
-# NVIDIA's [preprocessing](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/data_preprocessing/preprocessor.py)
+# NVIDIA's
+# [preprocessing](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/data_preprocessing/preprocessor.py)
 # computes the foreground channel *after* the z-score, as "every channel above 0". **Question.** What does that mask show?
 
 # %%
 theirs = (scored[:4] > 0).all(axis=0)
 z = slice_with_most_tumor(cropped_labels, 0)
 masks = {"brain, found before": scored[4, z], '"above 0", found after': theirs[z]}
-print(f'"above 0 in every channel" holds {theirs.sum() / within.sum():.1%} of the brain')
+print(f'"above 0 in every channel" covers {theirs.sum() / within.sum():.1%} of the brain')
 pictures({"FLAIR, z-scored": scored[0, z]} | masks, synthetic, plane="axial")
 
 # %% [markdown]
@@ -292,9 +294,10 @@ pictures({"FLAIR, z-scored": scored[0, z]} | masks, synthetic, plane="axial")
 # percentage above belongs to this patient. Phantoms are simpler than real scans, so on real patients it differs.
 # </details>
 #
-# Before its preprocessing, NVIDIA's [notebook](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
-# applies `abs(int16(x))` to the voxels, which turns a negative or overflowing intensity into a plausible one. **Question.**
-# What does 40,000 become?
+# Before its preprocessing, NVIDIA's
+# [notebook](https://github.com/NVIDIA/DeepLearningExamples/blob/master/PyTorch/Segmentation/nnUNet/notebooks/BraTS21.ipynb)
+# applies `abs(int16(x))` to the voxels, which turns a negative or overflowing intensity into a plausible one.
+# **Question.** What does 40,000 become?
 
 # %%
 measured = np.array([-5.0, 300.0, 40000.0])
@@ -316,13 +319,13 @@ print(measured, "becomes", np.abs(measured.astype(np.int64).astype(np.int16)))
 # 1,251 phantoms take about a tenth of that: an eighth of the voxels, and their box is smaller as well. But floats are not
 # needed. The published files hold integers, and we keep *those*, compressed without loss: five arrays in one file, the
 # four modalities and the reference. We do not store the z-score or the foreground channel. The device that trains
-# computes both from each *patch* (a cube cut out of a scan, which training reads at one time), with a mean and a standard
+# computes both from each *patch* (a cube cut out of a scan, which training reads at a time), with a mean and a standard
 # deviation that are stored as metadata.
 #
-# If `spacing_mm` is larger than the scan's voxels, we merge voxels into larger ones. Doubling the edge leaves an eighth of
-# the voxels, which lets the series run on a laptop. Details smaller than the new voxel are lost. The quick preset works at
-# 2 mm. Its phantoms are made with voxels of 2 mm, so nothing is merged here, but real scans of 1 mm are.
-# ([Benchmarks](../benchmarks/README.md) has the sizes at 1 mm next to those of other tools.)
+# If `spacing_mm` is larger than the scan's voxels, we merge voxels into larger ones (*downsampling*). Doubling the edge
+# leaves an eighth of the voxels, which lets the series run on a laptop. Details smaller than the new voxel are lost. The
+# quick preset works at 2 mm. Its phantoms are made with voxels of 2 mm, so nothing is merged here, but real scans of 1 mm
+# are. ([Benchmarks](../benchmarks/README.md) has the sizes at 1 mm next to those of other tools.)
 
 # %%
 from brats_helpers.data import load_prepared, prepare, save_prepared
@@ -342,9 +345,10 @@ megabytes = {name: n / 1e6 for name, n in sizes.items()}
 bars(megabytes, "MB for one patient of this cohort", "", (gray, red, orange, green), notes=notes)
 
 # %% [markdown]
-# That is about a seventh of the floats. The published files are as small, but gzip has to be unpacked from the start to
-# reach a patch. Our array is stored in compressed blocks (by the library Blosc2, with the fast codec LZ4), so that a
-# patch can be read without decompressing the rest. We prepare the whole cohort:
+# Compressed, a patient takes about a seventh of the space of the floats. The `.nii.gz` files are about as small, but a
+# gzip file must be decompressed from its start to reach a patch. Our array is stored in compressed blocks (by the library
+# Blosc2, with the fast codec LZ4), so that a patch can be read without decompressing the rest. We prepare the whole
+# cohort:
 
 # %%
 import time
@@ -372,7 +376,7 @@ print(f"stored {volume.shape} as {volume.dtype}; a patch {patch.shape} in {took:
 # <details><summary>For engineers: why is a block eight rows of one modality, through all slices?</summary>
 #
 # A block is decompressed as a whole. Larger blocks read more than the patch needs, and less of it is still in the
-# processor's cache when we copy the patch's part. With blocks that are small cubes, less is decompressed in vain, but
+# processor's cache when we copy the patch's part. With blocks that are small cubes, less is decompressed needlessly, but
 # they cut the rows of the patch into short pieces. Copying those can take longer than decompressing them. Smaller blocks
 # also compress worse. We measured it: see `benchmarks/README.md`.
 # </details>
@@ -380,26 +384,27 @@ print(f"stored {volume.shape} as {volume.dtype}; a patch {patch.shape} in {took:
 # %% [markdown]
 # ### There and back
 #
-# A prediction has to return to the scan's own grid. `restore` undoes the crop, the turn and, if the scan was coarsened,
-# the change of voxel size. We try it twice: with the patient as stored, and with a phantom whose voxels of 1 mm we
-# coarsen to 2 mm. **Question.** Which of the two comes back exactly, and what does coarsening cost the other?
+# A prediction has to return to the scan's own grid. `restore` undoes the crop, the reorientation and, if the scan was
+# downsampled, the change of voxel size. We try it twice: with the patient as stored, and with a phantom whose voxels of
+# 1 mm we downsample to 2 mm. **Question.** Which of the two comes back exactly, and what does downsampling cost the
+# other?
 
 # %%
 from brats_helpers.data import restore
 from brats_helpers.phantoms import make_patient
 
 fine = make_patient(0, 7, 1.0)  # a phantom, whatever the source
-for name, p, stored in (("as stored", patient, prepared), ("coarsened", fine, prepare(fine, 2.0))):
+for name, p, stored in (("as stored", patient, prepared), ("downsampled", fine, prepare(fine, 2.0))):
     back = restore(stored.volume[4:], stored.meta)[0]
     assert back.shape == p.reference.shape
     assert max(stored.meta.downsampling) > 1 or (back == p.reference).all()
-    print(f"{name:<9} Dice with the reference, whole tumor: {dice(back > 0, p.reference > 0):.4f}")
+    print(f"{name:<11} Dice with the reference, whole tumor: {dice(back > 0, p.reference > 0):.4f}")
 
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
 # Read the first Dice: in the quick preset the stored voxels are the scan's own, and every label comes back. The second
-# Dice is the price of 2 mm. No network that works at 2 mm can score much higher on scans of 1 mm.
+# Dice is the price of 2 mm for this phantom: the score of a mask that is perfect at 2 mm. Smaller regions lose more.
 # </details>
 #
 # The voxels that differ lie at the border of the tumor and between its parts:
@@ -414,7 +419,7 @@ pictures(pair | {"differs": differs}, synthetic=True, plane="axial")
 # ## 5. Quality assurance
 #
 # Do not trust: test. We read a sample of patients again from the raw files and compare them with the stored ones. If the
-# voxels are the scan's own, we compare voxel by voxel. If they were coarsened, we compare the positions of brain and tumor.
+# voxels are the scan's own, we compare voxel by voxel. If they were downsampled, we compare the outlines of the brain.
 # Then we break one patient on purpose to see whether the test notices.
 
 # %%
@@ -427,7 +432,7 @@ sample = [everyone[i] for i in picked]
 wrong = {case.name: verify_prepared(case, files[case.name]) for case in tqdm(sample, "verify")}
 assert not any(wrong.values()), wrong
 coarser = max(prepared.meta.downsampling) > 1
-verdict = "brain and labels lie where they should" if coarser else "not one voxel differs"
+verdict = "the outlines of the brain agree" if coarser else "not one voxel differs"
 print(f"{len(wrong)} patients compared with their scans: {verdict}")
 
 shifted = load_prepared(files[sample[0].name])
@@ -437,11 +442,11 @@ print("shifted on purpose:", *verify_prepared(sample[0], work / "preprocessed" /
 (work / "preprocessed" / "shifted.b2nd").unlink()
 
 # %% [markdown]
-# Next we look for patients who are unlike the others: a brain that is too small, or a modality with an odd *spread* (its
-# standard deviation divided by its mean). A *robust z-score* is the distance from the median in units of the median
-# absolute deviation, scaled to match a standard deviation (Leys et al. 2013). Above 5, a limit that we chose, a patient
-# deserves a look. To show that this check works, we add one made-up patient whose T1CE has three times the usual spread.
-# **Question.** Does anybody else stand out?
+# Next we look for patients who are unlike the others: an unusually small or large brain, or a modality with an odd
+# *spread* (the coefficient of variation: its standard deviation divided by its mean). A *robust z-score* is the distance
+# from the median in units of the median absolute deviation, scaled to match a standard deviation (Leys et al. 2013).
+# Beyond 5, a limit that we chose, a patient deserves a look. To show that this check works, we add one made-up patient
+# whose T1CE has three times the usual spread. **Question.** Does anybody else stand out?
 
 # %%
 features = {"brain's box": [np.prod([b - a for a, b in m.bounding_box]) for m in metas]}
@@ -542,7 +547,7 @@ index |= {"spacing_mm": config.spacing_mm, "content_hashes": {m.name: m.content_
 write_json(work / "preprocessed" / "dataset.json", index)
 assert all(file.is_file() for file in files.values())
 print(f"wrote {len(files)} files of {total / 1e6:.1f} MB in all, and dataset.json")
-print("next: 04_architecture needs one of these patients, 05_training_evaluation all of them")
+print("next: 04_architecture tests a network on two of these patients")
 
 # %% [markdown]
 # ## Recap
@@ -555,9 +560,9 @@ print("next: 04_architecture needs one of these patients, 05_training_evaluation
 # **What surprised us:** a perfect mask scores near 0 if one step ignores the affine, and a published "brain mask" covers
 # hardly any of our phantom's brain (real scans differ).
 #
-# **What a radiologist would look for that our tests cannot see:** motion, susceptibility artifacts from metal or blood, and
-# a scan taken too early or too late after the injection. Our tests look at positions and at the spread of a whole brain,
-# which such faults hardly change.
+# **What a radiologist would look for that our tests cannot see:** motion, susceptibility artifacts from metal or blood,
+# and a scan taken too early or too late after the injection. Our tests look at positions and at the spread of a whole
+# brain, which such faults hardly change.
 #
 # | term | meaning |
 # |---|---|
@@ -579,9 +584,9 @@ print("next: 04_architecture needs one of these patients, 05_training_evaluation
 # ## Read on
 #
 # Isensee et al. 2021, *nnU-Net*, https://doi.org/10.1038/s41592-020-01008-z. Futrega et al. 2021, *Optimized U-Net for
-# brain tumor segmentation*, [arXiv:2110.03352](https://arxiv.org/abs/2110.03352). Blosc2, https://www.blosc.org.
-# Nyúl and Udupa 1999, *On standardizing the MR image intensity scale*, Magnetic Resonance in Medicine 42. Baid et al. 2021,
-# [arXiv:2107.02314](https://arxiv.org/abs/2107.02314). Leys et al. 2013, *Detecting outliers: do not use standard deviation
-# around the mean, use absolute deviation around the median*, https://doi.org/10.1016/j.jesp.2013.03.013.
+# brain tumor segmentation*, [arXiv:2110.03352](https://arxiv.org/abs/2110.03352). Blosc2, https://www.blosc.org. Nyúl and
+# Udupa 1999, *On standardizing the MR image intensity scale*, Magnetic Resonance in Medicine 42. Baid et al. 2021,
+# [arXiv:2107.02314](https://arxiv.org/abs/2107.02314). Leys et al. 2013, *Detecting outliers: do not use standard
+# deviation around the mean, use absolute deviation around the median*, https://doi.org/10.1016/j.jesp.2013.03.013.
 #
 # **Next:** [04 Architecture](04_architecture.ipynb) builds the network.

@@ -21,7 +21,7 @@
 #
 # | | |
 # |---|---|
-# | reads | `config.json` and one prepared patient |
+# | reads | `config.json`, `patients.json`, `splits.json` and the prepared training patients |
 # | writes | `architecture.json` in the work folder |
 # | takes | 1 minute on two CPU cores (quick preset, [measured](../docs/costs.md)); about 60 minutes to read and to do the exercises |
 
@@ -144,8 +144,8 @@ investigations.check_forward(forward)
 
 # %% [markdown]
 # The module's version does the same, for any number of levels. In training it also returns coarser outputs from two more
-# heads (section 3). It calls the bottom *bottleneck*, and `channels_last_where_faster` changes the layout in memory
-# alone. **Question.** Where does it pop the bottom off the stack, and why?
+# heads (section 3). It calls the bottom *bottleneck*, and `channels_last_where_faster` changes only the memory
+# layout. **Question.** Where does it pop the bottom off the stack, and why?
 
 # %%
 show_source(unet.joined, unet.UNet)
@@ -153,7 +153,8 @@ show_source(unet.joined, unet.UNet)
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Right after the encoder's loop: `x = skips.pop()`. Otherwise the decoder would join the bottom with itself.
+# Right after the encoder's loop: `x = skips.pop()`. Otherwise the decoder would try to join the upsampled bottom with
+# the bottom itself, and their sizes differ.
 # </details>
 
 # %% [markdown]
@@ -201,7 +202,8 @@ print({name: f"{count:,}" for name, count in counts.items()})
 # ### What one voxel sees
 #
 # The **receptive field** is the part of the input that can change one output. To measure it, we send a gradient back from
-# one voxel at the bottom of a small network and look where it arrives. (Instance norm looks at all voxels, so it is off.)
+# one voxel at the bottom of a small network and look where it arrives. (Instance norm looks at all voxels, so we switch
+# it off here.)
 
 # %%
 from brats_helpers.lessons import curves
@@ -224,13 +226,16 @@ for name, p in {"this run's": config, "full": PRESETS["full"]}.items():
 curves(seen, "voxel of the input", "gradient")
 
 # %% [markdown]
-# The middle counts most, because many paths lead there. A voxel at the border of a patch has only half of its context, so
-# notebook 05 lets windows overlap.
+# The full network could see more than its patch of 128 voxels holds. So each voxel at its bottom sees the whole patch,
+# and zeros (padding) beyond it.
+#
+# The middle counts most, because many paths lead there. A voxel at the border of a patch has only half of its context. So
+# in notebook 05 the patches of a prediction, the *windows*, overlap.
 #
 # ### Exercise 2: how far does it see?
 #
-# Write a function that takes the strides of a stack of convolutions, each 3 voxels wide, and returns the receptive field of
-# one output. Start with 1. Every layer adds 2 steps, and a step is as wide as the product of the strides *before* it.
+# Write a function that takes the strides of a stack of convolutions, each 3 voxels wide, and returns the receptive field
+# of one output. Start with 1. Every layer adds 2 steps, and a step is as wide as the product of the strides *before* it.
 #
 # <details><summary>Hint</summary>
 #
@@ -253,12 +258,13 @@ checks.check_receptive_field(receptive_field)
 # ## 3. The loss
 #
 # The three regions overlap (WT contains TC, TC contains ET). So the network gives each voxel three unbounded numbers, the
-# **logits**, and the **sigmoid** turns each into a probability. The loss of each region is **(1 - Dice) + cross-entropy**.
+# **logits**, and the **sigmoid**, 1 / (1 + exp(-logit)), turns each into a probability. The loss of each region is **(1 -
+# Dice) + cross-entropy**.
 #
 # Dice compares a predicted mask P with the reference R: *D = 2 |P ∩ R| / (|P| + |R|)*, where |P| counts voxels. With
-# probabilities instead of a mask, it has a gradient. Take the probabilities 0.9, 0.6, 0.2, 0 and the truth 1, 1, 0, 0: Dice
-# is 2 x 1.5 / (1.7 + 2) = 0.811. **Cross-entropy** is the mean of minus the logarithm of the probability given to the right
-# answer: -(ln 0.9 + ln 0.6 + ln 0.8 + ln 1) / 4 = 0.210.
+# probabilities instead of a mask, it has a gradient. Take the probabilities 0.9, 0.6, 0.2, 0 and the truth 1, 1, 0, 0:
+# Dice is 2 x 1.5 / (1.7 + 2) = 0.811. **Cross-entropy** is the mean negative logarithm of the probability given to the
+# right answer: -(ln 0.9 + ln 0.6 + ln 0.8 + ln 1) / 4 = 0.210.
 #
 # ### Exercise 3: soft Dice
 #
@@ -321,8 +327,9 @@ curves(both, "logit of the tumor's voxels", log=True)
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Look at the right panel. Near a logit of 0, Dice pulls far harder than cross-entropy, a mean over 32,768 voxels. But where
-# the network is *surely wrong*, on the left, the gradient of Dice dies, while that of cross-entropy stays.
+# Look at the right panel. Dice pulls hardest near a logit of 0, and far harder there than cross-entropy, which is divided
+# by all 32,768 voxels. Cross-entropy pulls hardest on the left, where the network is *confidently wrong*. There, the
+# gradient of Dice almost vanishes. On the right, where the answer is correct, both vanish.
 # </details>
 #
 # **Question.** Why does Dice loss, in the left panel, stay above one half although the whole tumor is found?
@@ -381,10 +388,11 @@ pictures(views, limits=(0, 1))
 #
 # ## 4. Memory
 #
-# Parameters need little memory. But autograd, the part of torch that computes gradients, keeps the *activations*, the
-# numbers that each layer computes. The *backward pass* needs them to compute the gradients, from the last layer to the
-# first. In the full network, the top level alone keeps several arrays of 64 x 128³ numbers. We count what the quick network
-# keeps, with *fake tensors*, which have shapes but hold no numbers.
+# In training, the full network's parameters, their gradients and the optimizer's averages take 0.8 GB (50.8 million times
+# 16 bytes). The larger part is elsewhere. Autograd, the part of torch that computes gradients, keeps the *activations*,
+# the numbers that each layer computes. The *backward pass* needs them to compute the gradients, from the last layer to
+# the first. In the full network, the top level alone keeps several arrays of 64 x 128³ numbers. We count what the quick
+# network keeps, with *fake tensors*, which have shapes but hold no numbers.
 #
 # Out of memory? We start with two patches in fp32 (numbers of 32 bits) and add one remedy after the other. **Mixed
 # precision** stores most activations in 16 bits and rounds them. Of the two 16-bit formats, fp16 is more precise, and
@@ -414,7 +422,7 @@ bars(kept, "MiB of activations kept", "MiB")
 #
 # A smaller batch makes noisier steps, and a smaller patch loses context. Try them last.
 #
-# ### What short numbers cannot hold
+# ### What 16-bit numbers cannot hold
 #
 # The largest fp16 number is 65,504. Beyond it is infinity, and infinity divided by infinity is not a number (NaN).
 # Gradients below about 3e-8 become 0. **Loss scaling** multiplies the loss, and so every gradient, by a large number
@@ -434,8 +442,8 @@ for voxels in (10_000, 32_000, 33_000, 48_000):
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# About 32,750 voxels. Beyond that, the sum of two sizes exceeds 65,504, and infinity is divided by infinity. At 1 mm those
-# are 33 ml, less than many tumors of notebook 02. So `region_loss` above converts to fp32 first. A NaN in the middle of
+# About 32,750 voxels. Beyond that, the sum of two sizes exceeds 65,504, and infinity is divided by infinity. At 1 mm that
+# is 33 ml, less than many tumors of notebook 02. So `region_loss` above converts to fp32 first. A NaN in the middle of
 # training often starts like this.
 # </details>
 #
@@ -464,8 +472,8 @@ with torch.inference_mode():
     print(f"largest difference {(ours(x) - theirs(x)).abs().max():.1e}")
 
 # %% [markdown]
-# The full network is heavy for a CPU, but it runs. Seven levels halve the input six times, and the norm at the bottom needs
-# two voxels, so the smallest input is 128 x 64 x 64.
+# The full network is heavy for a CPU, but it runs. Seven levels halve the input six times, so each edge must be a
+# multiple of 64. In training, the norm at the bottom needs more than one voxel, so the smallest input is 128 x 64 x 64.
 
 # %%
 import time
@@ -483,13 +491,13 @@ if full_size:
 # ## 6. Can it learn?
 #
 # The cheapest test of a training setup is whether the network can memorize one batch. If it cannot, nothing else matters.
-# (Success is not a result: the network was trained on these voxels.)
+# We test the quick network, whatever the preset. (Success is not a result: the network was trained on these voxels.)
 
 # %%
 from brats_helpers.data import PatchDataset, batches, normalize_batch, prepared_files
 from brats_helpers.network import deep_supervision_loss, labels_to_regions
 
-edge = min(32, config.patch) if len(config.filters) <= 5 else config.patch
+edge = min(32, config.patch)
 patients = [cohort.by_name[name] for name in cohort.splits["training"]]
 files = list(prepared_files(patients, work / "preprocessed", config.spacing_mm).values())
 batch = next(batches(PatchDataset(files, edge, 1.0, config.seed), 2, 0, 1))
@@ -546,9 +554,9 @@ pictures(views, synthetic, prediction=True, plane="axial")
 # %% [markdown]
 # ### Inside the network
 #
-# Now our first patient passes through a network that has learned more, the network in the box. The
-# same class loads its weights. We see one slice at every level, with the two channels that vary most. **Question.** Where
-# do you still recognize the brain, and where only the place of the tumor?
+# Now our first patient passes through a network that has learned more, the network in the box of notebook 01. The same
+# class loads its weights. We see one slice at every level, with the two channels that vary most. **Question.** Where do
+# you still recognize the brain, and where only the place of the tumor?
 
 # %%
 from brats_helpers.data import load_prepared
@@ -563,9 +571,10 @@ draw_features(maps, synthetic)
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# In encoder 0, where a channel shows the folds of the cortex. Decoder 0 has only a blur of the brain: the decoder keeps
-# what tells tumor from the rest. Further down, the tumor stands out as a bright or a dark spot, and at the bottom a few
-# blocks say roughly where it is. (Stripes are traces of the transposed convolution.)
+# Encoder 0 shows the folds of the cortex, and encoders 1 and 2 still the outline of the brain, with the tumor as a bright
+# ring. At the bottom, a few blocks say roughly where the tumor is. In the decoder, the brain is only a blur or a striped
+# outline: the decoder keeps what tells tumor from the rest. (Such stripes, *checkerboard artifacts*, come from the
+# transposed convolution.)
 # </details>
 #
 # ### When it does not learn: the rate
@@ -588,8 +597,9 @@ curves({"the same batch (losses above 12 drawn at 12)": lines}, "step", "loss")
 # start.
 # </details>
 #
-# The surprise is the third: a rate of 1 learns *faster* than 0.01. Instance norm undoes any scale of the weights before it,
-# so this network survives rates that would destroy one without norms.
+# The surprise is the third: on this one batch, a rate of 1 learns *faster* than 0.01. A likely reason is that instance
+# norm undoes any scale of the weights before it. For training on many patients, 1 is still a bad choice: the quick preset
+# uses 0.004.
 #
 # ## 7. Bring your own architecture
 #
@@ -651,10 +661,10 @@ print("wrote architecture.json\nnext: 05_training_evaluation trains the network 
 # - Two loops and a stack run a U-Net: encoder, decoder, skip connections.
 # - Parameters are at the bottom, memory is at the top.
 # - Dice pulls hard near the decision, and cross-entropy pulls where Dice is flat.
-# - Gradient checkpointing and short numbers save memory.
+# - Gradient checkpointing and 16-bit numbers save memory.
 #
-# **What surprised us:** a learning rate of 1 does not break this network, and Dice in fp16 breaks at 33,000 voxels, a tumor
-# of 33 ml at 1 mm.
+# **What surprised us:** a learning rate of 1 does not break this network on one batch, and Dice in fp16 breaks at 33,000
+# voxels, a tumor of 33 ml at 1 mm.
 #
 # **What a radiologist would look for that this network cannot see:** earlier scans, the patient's history and treatment,
 # diffusion and perfusion, the whole brain at once, and what skull-stripping removed.

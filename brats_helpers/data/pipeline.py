@@ -84,7 +84,7 @@ def verify_prepared(case: Case, path: Path) -> list[str]:
         dice = 2 * np.sum(brain & scan) / (brain.sum() + scan.sum())
         if dice > 0.95:
             return []
-        return [f"the coarsened brain overlaps the scan's by {dice:.2f} (Dice)"]
+        return [f"the downsampled brain overlaps the scan's by {dice:.2f} (Dice)"]
     problems = [f"{modality}: {np.count_nonzero(image != scan)} voxels differ"
                 for modality, image, scan in zip(MODALITIES, back, patient.images, strict=False)
                 if not np.array_equal(image, scan)]

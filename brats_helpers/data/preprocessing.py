@@ -154,8 +154,9 @@ def prepare(patient: Patient, spacing_mm: float, content_hash: str = "") -> Prep
     spacing = lps_spacing(patient.spacing, patient.affine)[::-1]  # d h w
     factor = tuple(float(spacing_mm / s) if spacing_mm / s > FINER else 1.0 for s in spacing)
     if max(factor) > 1:
-        labels = coarsen_labels(volume[-1], factor)
-        volume = np.concatenate([coarsen(volume[:-1], factor), labels[None].astype(volume.dtype)])
+        labels = downsample_labels(volume[-1], factor)
+        images = downsample(volume[:-1], factor)
+        volume = np.concatenate([images, labels[None].astype(images.dtype)])
         mask = brain_mask(volume[:-1])
     images, labels = volume[:-1], volume[-1]
     mean, std = statistics(images, mask, patient.name)
@@ -186,7 +187,7 @@ def sample_voxels(labels: np.ndarray, name: str) -> dict[str, list[int]]:
 
 # ---- grids
 
-def coarsen(images: np.ndarray, factor: Sequence[float]) -> np.ndarray:
+def downsample(images: np.ndarray, factor: Sequence[float]) -> np.ndarray:
     """Downsample images (C, D, H, W) in the same type; the last voxel may reach past the end.
 
     Interpolation is trilinear with edges aligned. A factor of 2 averages 2 x 2 x 2 voxels, and
@@ -198,7 +199,7 @@ def coarsen(images: np.ndarray, factor: Sequence[float]) -> np.ndarray:
     return np.rint(small).astype(images.dtype)
 
 
-def coarsen_labels(labels: np.ndarray, factor: Sequence[float]) -> np.ndarray:
+def downsample_labels(labels: np.ndarray, factor: Sequence[float]) -> np.ndarray:
     """Downsample labels (D, H, W): each voxel gets the label with the largest trilinear weight."""
     shares = rescale(np.stack([labels == n for n in range(4)]), [1 / f for f in factor])
     return shares.argmax(0).astype(np.uint8)

@@ -51,8 +51,8 @@ def build_network(config: Config, device: Device, from_checkpoint: bool = False)
                          f"({error}): try a multiple of 32.") from error
     if output != expected:
         raise BratsError(
-            f"network={config.network} makes {output} of (1, {len(CHANNELS)}, P, P, P), with P = "
-            f"{patch}. It must return (1, {len(REGIONS)}, P, P, P), a logit per region and voxel.")
+            f"network={config.network} turns (1, {len(CHANNELS)}, P, P, P), with P = {patch}, into "
+            f"{output}. It must return (1, {len(REGIONS)}, P, P, P), a logit per region and voxel.")
     return model
 
 

@@ -194,15 +194,15 @@ def check_zscore(function: Function) -> Verdict:
     centered, whole = image - inside.mean(), (image - image.mean()) / image.std()
     right = np.where(brain, centered / inside.std(), 0)
     return judge(
-        answer, near(answer, right), "Mean and deviation of the brain alone, and air stays 0.",
+        answer, near(answer, right), "Computed in the brain alone, and the background stays 0.",
         "an array of the image's shape.",
-        ("The air is in your mean and deviation: take them over image[brain].",
+        ("The background is in your mean and standard deviation: use image[brain].",
          whole, np.where(brain, whole, 0)),
-        ("Right in the brain, but the air is no longer 0: np.where(brain, ..., 0).",
+        ("Right in the brain, but the background is no longer 0: np.where(brain, ..., 0).",
          centered / inside.std()),
         ("Divide by the standard deviation, not by the variance.",
          np.where(brain, centered / inside.var(), 0)),
-        ("The mean is subtracted, but the result is not divided by the deviation yet.",
+        ("The mean is subtracted, but the result is not yet divided by the standard deviation.",
          np.where(brain, centered, 0)))
 
 
@@ -213,9 +213,9 @@ def check_first_and_last(function: Function) -> Verdict:
     return judge(
         answer, near(answer, (3, 9)) and near(whole, (0, 5)), "line[first:stop] holds all of it.",
         "two numbers, (3, 9) for True at 3, 4 and 8.",
-        ("The last plane with brain would be cut off: in line[a:b], b is one past the last.",
+        ("The last True would be cut off: in line[a:b], b is one past the last.",
          (3, 8)),
-        ("Counting the planes is not enough: there may be gaps, as here.", (3, 6)))
+        ("Counting the True values is not enough: there may be gaps, as here.", (3, 6)))
 
 
 # ---- 04
@@ -245,7 +245,7 @@ def check_receptive_field(function: Function) -> Verdict:
     right = 1 + 2 * int(before)
     return judge(
         answer, near(answer, right) and near(two, 5),
-        "Each adds two steps, and steps widen with every stride.",
+        "Each layer adds two steps, and each stride of 2 doubles the steps after it.",
         f"{right} for strides 1, 2, 1, 2, 1, and 5 for two of stride 1.",
         ("That ignores the strides: after a stride of 2, a step is twice as wide.",
          1 + 2 * len(strides)),
@@ -266,10 +266,10 @@ def check_own_network(function: Function) -> Verdict:
     right = fitting and not isinstance(list(model.modules())[-1], torch.nn.Sigmoid)
     return judge(
         model, right, "It replaces the U-Net: loss, sliding window and regions stay the same.",
-        "a network that makes (1, 3, 32, 32, 32) of (1, 5, 32, 32, 32).",
+        "a network that turns (1, 5, 32, 32, 32) into (1, 3, 32, 32, 32).",
         ("Return an object of the class, SegResNet(...), and not the class.",
          lambda: isinstance(model, type)),
-        ("Its convolutions are flat: spatial_dims must be 3.", lambda: "conv2d" in error),
+        ("Its convolutions are 2D: spatial_dims must be 3.", lambda: "conv2d" in error),
         ("Five channels go in: four contrasts and the brain.",
          lambda: "expected input[1, 5" in error),
         ("Three channels come out, one for each region. Labels are computed from them later, and "

@@ -1,4 +1,4 @@
-"""There and back again: orientation, crop, storage, coarsening."""
+"""There and back again: orientation, crop, storage, downsampling."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_every_orientation_gives_the_network_the_same_volume() -> None:
 
 
 @pytest.mark.parametrize("shape", [(40, 44, 36), (41, 47, 33)])
-def test_coarsening_keeps_the_geometry(shape) -> None:
+def test_downsampling_keeps_the_geometry(shape) -> None:
     grid = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")).astype(np.float32)
     # no zero: the box is the volume
     smooth = (1000 + 10 * grid[0] + 7 * grid[1] - 5 * grid[2]).astype(np.float32)
