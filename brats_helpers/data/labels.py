@@ -45,7 +45,7 @@ IRRADIATED = {1: "the volume that was irradiated, which is no BraTS region"}
 OLD = {1: NCR, 2: ED, 3: ET, DISK_ET: ET}
 OLDEST = {1: NCR, 2: ED, 3: NCR, DISK_ET: ET}  # 3: the core that does not enhance
 NEW = {1: NCR, 2: ED, 3: ET}
-PEDIATRIC = Scheme("BraTS-PED", "BraTS-PED-", {1: ET, 2: NCR, 3: NCR, 4: ED},
+PEDIATRIC = Scheme("BraTS-PED since 2024", "BraTS-PED-", {1: ET, 2: NCR, 3: NCR, 4: ED},
                    (0, 2, 4, 1))
 SCHEMES = (
     Scheme("BraTS 2012 to 2016", "brats_(2013|tcia|syn|hg|lg)", OLDEST, (0, 1, 2, DISK_ET)),
