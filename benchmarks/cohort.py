@@ -10,7 +10,7 @@ from pathlib import Path
 
 from brats_helpers.basics.config import Config
 from brats_helpers.basics.files import atomic_path, write_json
-from brats_helpers.data.archive import extract, patients_in
+from brats_helpers.data.archive import extract, find_patients
 from brats_helpers.data.cases import Case, check_cohort, find_cases
 from brats_helpers.data.cohort import write_patients, write_source
 from brats_helpers.data.formats import write_nnunet
@@ -36,7 +36,7 @@ def bench_cases(folder: Path) -> tuple[list[Case], Path | None, bool]:
 def fill_work_folder(work: Path, config: Config, source: str, place: Path, jobs: int,
                      synthetic: bool = False) -> None:
     """Write what notebooks 01 to 03 write, for the labeled patients of a folder or plain tar."""
-    cases = patients_in(place)
+    cases = find_patients(place).cases
     rows = check_cohort(cases, jobs)
     volumes = {row["name"]: sum(row["volumes_ml"].values()) for row in rows}
     splits = make_splits(list(volumes), list(volumes.values()), config.seed, config.validation,

@@ -33,7 +33,7 @@ from brats_helpers.evaluation.ensemble import load_ensemble
 from brats_helpers.evaluation.metrics import bootstrap_ci
 from brats_helpers.evaluation.pretrained import WEIGHTS, load_pretrained
 from brats_helpers.training.loop import train
-from brats_helpers.training.stages import for_few_patients
+from brats_helpers.training.work_folder import for_few_patients
 
 from . import zero_shot
 

@@ -30,9 +30,9 @@ from brats_helpers.evaluation.postprocessing import postprocess
 from brats_helpers.evaluation.pretrained import WEIGHTS
 from brats_helpers.evaluation.sliding_window import predict_prepared
 from brats_helpers.training.loop import train
-from brats_helpers.training.stages import KEPT, for_few_patients
 from brats_helpers.training.state import new_state
 from brats_helpers.training.step import train_step
+from brats_helpers.training.work_folder import KEPT, for_few_patients
 
 from .cohort import nnunet_dataset
 

@@ -85,7 +85,7 @@ def on_processes(work: Path, config: Config, counts: Sequence[int] = (1, 2),
     The first epoch and the last one, which validates, do not count.
     """
     from brats_helpers.training.loop import HISTORY
-    from brats_helpers.training.stages import checkpoint_folder
+    from brats_helpers.training.work_folder import checkpoint_folder
     config, rows = config.with_(epochs=3, validate_every=3), []
     for count in counts:
         shutil.rmtree(checkpoint_folder(work), ignore_errors=True)

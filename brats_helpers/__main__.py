@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from .basics.config import PRESETS, Config
-from .basics.constants import NOT_FOR_DIAGNOSIS
+from .basics.constants import NOT_FOR_DIAGNOSIS, PRECISION, PRECISIONS
 from .basics.errors import BratsError, Stopped
 from .basics.lock import hold_folder
 
@@ -189,7 +189,7 @@ def _series_options(command: argparse.ArgumentParser, work: str) -> None:
 
 
 def _precision_option(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--precision", choices=("float32", "bfloat16", "float16"),
+    command.add_argument("--precision", choices=PRECISIONS,
                          help="of matrix products (the device's best)")
 
 
@@ -238,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     options = parser().parse_args(arguments)
     if getattr(options, "precision", None):
-        os.environ["BRATS_PRECISION"] = options.precision  # notebooks and workers inherit it
+        os.environ[PRECISION] = options.precision  # notebooks and workers inherit it
     try:
         for module in getattr(options, "imports", []):
             _import(module)
@@ -337,7 +337,7 @@ def _train_alone_or_in_a_group(options: argparse.Namespace) -> int:
     from .basics.device import keep_memory
     from .data.cohort import read_cohort
     from .training import distributed
-    from .training.stages import checkpoint_folder, settings_for_cohort, train_work
+    from .training.work_folder import checkpoint_folder, settings_for_cohort, train_work
     parameters = parameters_of(options)
     config = Config.load(options.config or options.work / "config.json").with_(**parameters)
 
@@ -409,7 +409,7 @@ def parse_grid(text: str) -> tuple[str, list]:
 def _predict(options: argparse.Namespace) -> int:
     from .basics.device import keep_memory
     from .evaluation.batch import predict_cases
-    from .evaluation.prediction_table import DONE, TABLE, exit_code
+    from .evaluation.prediction_table import DONE, TABLE
     keep_memory()
     if not options.checkpoint:
         print("No --checkpoint: the network in the box segments, and its refiner segments the "
@@ -426,7 +426,7 @@ def _predict(options: argparse.Namespace) -> int:
     if done < len(rows):
         print(f"{len(rows) - done} patient(s) could not be segmented; the same command tries only "
               "these again.", file=sys.stderr)
-    return exit_code(rows)
+    return 0 if done == len(rows) else 3 if done else 1
 
 
 def _weights(options: argparse.Namespace) -> int:

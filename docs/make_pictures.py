@@ -36,7 +36,7 @@ from brats_helpers.evaluation.checkpoints import load_checkpoint  # noqa: E402
 from brats_helpers.evaluation.metrics import dice  # noqa: E402
 from brats_helpers.evaluation.prediction import segment  # noqa: E402
 from brats_helpers.training.loop import train  # noqa: E402
-from brats_helpers.training.stages import training_files  # noqa: E402
+from brats_helpers.training.work_folder import training_files  # noqa: E402
 
 EVERY, STEPS = 25, 500
 STRIP = (0, 25, 100, 500)
@@ -61,7 +61,7 @@ def snapshots(work: Path, patient: Patient) -> dict[int, np.ndarray]:
             if last.is_file():
                 masks[history[-1]["step"] - EVERY] = labels(load_checkpoint(last, device)[0])
 
-        training, _ = training_files(config, work)
+        training, *_ = training_files(config, work)
         train(config, training, [], last.parent, segment_previous, device)
         masks[STEPS] = labels(load_checkpoint(last, device)[0])
     return masks

@@ -23,7 +23,7 @@ from brats_helpers.__main__ import main
 from brats_helpers.data.loaders import PatchDataset, batches
 from brats_helpers.evaluation.batch import predict_cases
 from brats_helpers.phantoms.archive import build_cohort
-from brats_helpers.training.stages import train_work
+from brats_helpers.training.work_folder import train_work
 
 ROOT = Path(__file__).resolve().parents[1]
 LONG = ["x" * 120] * (2 if os.name != "nt" else 0)

@@ -43,4 +43,7 @@ ERROR_COLORS = {"missed": "#D81B60", "false": "#FFE03D", "correct": "#9AD7F5"}
 ARCHIVE_ENDINGS = (".tar", ".tar.gz", ".tgz", ".zip", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz",
                    ".txz")
 
+PRECISION = "BRATS_PRECISION"  # environment variable that overrides the precision
+PRECISIONS = ("float32", "bfloat16", "float16")  # of matrix products
+
 NOT_FOR_DIAGNOSIS = "for research and teaching, not for diagnosis"  # shown with every prediction

@@ -19,11 +19,10 @@ from pathlib import Path
 import psutil
 import torch
 
+from .constants import PRECISION, PRECISIONS
 from .errors import BratsError
 
 GIB = 2**30
-PRECISION = "BRATS_PRECISION"  # environment variable that overrides the precision
-PRECISIONS = ("float32", "bfloat16", "float16")
 # Environment variable -> the option's number in malloc.h, and its value in bytes.
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": (-1, 2**31 - 1), "MALLOC_MMAP_THRESHOLD_": (-3, 2**28)}
 
@@ -42,6 +41,11 @@ class Device:
     def torch_device(self) -> torch.device:
         """Return the device for `.to(...)`."""
         return torch.device(self.kind)
+
+    @property
+    def precision(self) -> str:
+        """Return the name of `dtype`, as in PRECISIONS."""
+        return str(self.dtype).removeprefix("torch.")
 
     @property
     def loss_scaling(self) -> bool:

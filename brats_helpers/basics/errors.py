@@ -1,11 +1,15 @@
-"""The errors that this package raises for input, files and settings, and how a notebook shows them.
+"""The errors that this package raises, how a notebook shows them, and how a user stops it.
 
 A message is written to a person: what is wrong, in which file of which patient, and what to do.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -15,6 +19,29 @@ class BratsError(Exception):
 
 class Stopped(BratsError):
     """A stop by the user; the message says what is saved and how to go on."""
+
+
+@contextmanager
+def stop_button() -> Iterator[Callable[[], bool]]:
+    """Record Ctrl-C or a notebook's stop button, so that no step is left half done.
+
+    Yields a function that tells whether it was pressed. A second press raises at once.
+    """
+    pressed: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        pressed.append(number)
+        if len(pressed) > 1:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only it receives signals
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def short_messages() -> None:

@@ -8,11 +8,9 @@ import io
 import json
 import os
 import shutil
-import signal
 import tempfile
-import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -29,6 +27,7 @@ except ModuleNotFoundError:
 
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 NEARLY_FULL = 1_000_000  # bytes
+GZIP = b"\x1f\x8b"  # the first bytes of a .gz file
 GZIP_HEADER = 31  # zlib's `wbits` for a stream with gzip's header and checksum
 LARGEST_GUESS = 2**28  # bytes to allocate at most for the size that a .gz file claims
 
@@ -96,29 +95,6 @@ def _explain(path: Path, error: OSError | RuntimeError) -> None:
             f"{path} could not be written ({error}); {free / 1e6:,.1f} MB are free there. What was "
             "there before is untouched: make room, or choose a work folder that may be written, "
             "and run again.") from error
-
-
-@contextmanager
-def stop_button() -> Iterator[Callable[[], bool]]:
-    """Record Ctrl-C or a notebook's stop button, so that no step is left half done.
-
-    Yields a function that tells whether it was pressed. A second press raises at once.
-    """
-    pressed: list[int] = []
-
-    def note(number: int, _: object) -> None:
-        pressed.append(number)
-        if len(pressed) > 1:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():  # only it receives signals
-        yield lambda: False
-        return
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def remove_leftovers(folder: Path) -> None:

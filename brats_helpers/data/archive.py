@@ -10,17 +10,17 @@ import shutil
 import zipfile
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from tqdm import tqdm
 
-from ..basics.constants import ARCHIVE_ENDINGS as ENDINGS
+from ..basics.constants import ARCHIVE_ENDINGS
 from ..basics.errors import BratsError
 from ..basics.files import Packed, atomic_path, read_json, remove_leftovers, write_json
 from .finding import NOTE, besides, find, find_packed
 from .layouts import NIFTI, group
 from .members import LIMITS, Archive, Limits, Member, checked_members, list_archive, open_archive
-from .records import Case, Found
+from .records import Found
 from .sources import archives_of, is_archive, kind_of
 
 MSD_FOLDERS = {"imagesTr": "four modalities", "imagesTs": "four modalities", "labelsTr": "seg"}
@@ -31,13 +31,8 @@ def readable_in_place(path: Path) -> bool:
     archives = archives_of(Path(path))
     if not archives or not all(kind_of(one) == "tar" for one in archives):
         return False
-    return not any(m.info.issparse() or PurePosixPath(m.name).name == "dataset.json"
+    return not any(m.info.issparse() or m.path.name == "dataset.json"
                    for m in list_archive(path))
-
-
-def patients_in(place: Path) -> list[Case]:
-    """Return the patients that `find_patients` finds."""
-    return find_patients(place).cases
 
 
 def find_patients(place: Path) -> Found:
@@ -80,7 +75,7 @@ def extract(path: Path, folder: Path, limits: Limits = LIMITS) -> list[Path]:
                 for target in extract(one, folder / _stem(one, path), limits)]
     with open_archive(path) as archive:
         members = checked_members(path, archive, limits)
-        targets = [folder / PurePosixPath(member.name) for member in members]
+        targets = [folder / member.path for member in members]
         wanted = [(m, t) for m, t in zip(members, targets, strict=True)
                   if not (t.is_file() and t.stat().st_size == m.size)]
         folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +103,7 @@ def _write_member(path: Path, archive: Archive, member: Member, target: Path) ->
 def _stem(archive: Path, folder: Path) -> str:
     """Name the folder for one of several archives: its path without the ending."""
     name = "_".join(archive.relative_to(folder).parts)
-    return name[:-max(len(ending) for ending in ENDINGS if name.lower().endswith(ending))]
+    return name[:-max(len(ending) for ending in ARCHIVE_ENDINGS if name.lower().endswith(ending))]
 
 
 def _identity(path: Path) -> dict:

@@ -17,13 +17,12 @@ from tqdm import tqdm
 
 from ..basics.constants import LABEL_SHORT, MODALITIES
 from ..basics.errors import BratsError
-from ..basics.files import Packed, atomic_path, write_file
-from ..basics.jobs import deaths, killed, useful
+from ..basics.files import GZIP, Packed, atomic_path, write_file
+from ..basics.jobs import death_message, worker_count, worker_death_errors
 from .finding import find
 from .fingerprint import identity
-from .labels import convert, enhancing, refusal, rounded, scheme_of
+from .labels import lookup, numbering, refusal, rounded, scheme_of
 from .nifti import (
-    GZIP,
     check_geometry,
     check_same_grid,
     fail,
@@ -86,8 +85,8 @@ def read_case(case: Case) -> Patient:
     for n, name in enumerate(MODALITIES):
         if name in case.missing:
             images = np.insert(images, n, 0, axis=0)
-    reference, label = _read_labels(case, images.shape[1:], affine)
-    return Patient(case.name, images, reference, affine, notes, label, guessed_axes(case, scans))
+    reference, number = read_reference(case, images.shape[1:], affine)
+    return Patient(case.name, images, reference, affine, notes, number, guessed_axes(case, scans))
 
 
 def incomplete(case: Case) -> Case:
@@ -110,14 +109,12 @@ def _compact(case: Case, path: Path | Packed, array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32)
 
 
-def read_reference(case: Case, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray | None:
-    """Read the expert's labels on a grid: 0 to 3, (X, Y, Z) uint8; None without a reference."""
-    return _read_labels(case, shape, affine)[0]
+def read_reference(case: Case, shape: tuple[int, ...], affine: np.ndarray
+                   ) -> tuple[np.ndarray | None, int]:
+    """Read the expert's labels on a grid, 0 to 3, (X, Y, Z) uint8, and their `labels.numbering`.
 
-
-def _read_labels(case: Case, shape: tuple[int, ...], affine: np.ndarray
-                 ) -> tuple[np.ndarray | None, int]:
-    """Read a reference, and the number of the enhancing tumor in it (`labels.enhancing`)."""
+    None and 0 without a reference.
+    """
     if case.reference is None:
         return None, 0
     image = open_image(case, case.reference)
@@ -131,8 +128,8 @@ def _read_labels(case: Case, shape: tuple[int, ...], affine: np.ndarray
     if wrong := refusal(case, values):
         fail(case, case.reference, *wrong)
     labels = np.zeros(array.shape, np.uint8)
-    labels.ravel()[where] = convert(case, marked)
-    return labels.T, enhancing(case, values)
+    labels.ravel()[where] = lookup(scheme_of(case).table)[marked.astype(np.uint8)]
+    return labels.T, numbering(case, values)
 
 
 def _other_shape(case: Case, image: nib.Nifti1Image, shape: tuple[int, ...]) -> tuple[str, str]:
@@ -181,7 +178,7 @@ def check_case(case: Case) -> dict:
         "shape": patient.images.shape[1:], "orientation": patient.orientation,
         "volumes_ml": volumes, "spacing_mm": [round(s, 4) for s in patient.spacing],
         "dtype": str(patient.images.dtype), "identity": identity(patient.images),
-        "enhancing": patient.enhancing, **oddities(patient)}
+        "enhancing": patient.numbering, **oddities(patient)}
 
 
 def _row(case: Case, *problems: str) -> dict:
@@ -197,7 +194,7 @@ def check_cohort(cases: Iterable[Case], jobs: int = -1) -> list[dict]:
     If a process dies, the remaining patients are checked one at a time.
     """
     cases, rows, alone = list(cases), [], False
-    pool = Parallel(n_jobs=useful(jobs, len(cases)), return_as="generator")
+    pool = Parallel(n_jobs=worker_count(jobs, len(cases)), return_as="generator")
     with tqdm(total=len(cases), desc="check", unit="patient") as progress:
         while len(rows) < len(cases):
             before = len(rows)
@@ -205,10 +202,10 @@ def check_cohort(cases: Iterable[Case], jobs: int = -1) -> list[dict]:
                 for row in pool(map(delayed(check_case), cases[before:][:1 if alone else None])):
                     rows.append(row)
                     progress.update()
-            except deaths() as error:
+            except worker_death_errors() as error:
                 if alone:
                     rows.append(_row(cases[before],
-                                     f"patient {cases[before].name}: {killed(error)}"))
+                                     f"patient {cases[before].name}: {death_message(error)}"))
                 alone = True  # find out who kills the process
     return rows
 

@@ -16,7 +16,7 @@ from ..basics.config import Config
 from ..basics.errors import BratsError
 from ..basics.files import write_json
 from ..basics.shapes import NUMBER, read_json_as
-from .archive import patients_in
+from .archive import find_patients
 from .cases import Case
 
 SPLIT_SETTINGS = ("seed", "validation", "folds")  # what the split depends on, besides the patients
@@ -60,9 +60,9 @@ class Cohort:
                              f"0 to {len(folds) - 1}.")
         return self.splits["validation"] if config.fold < 0 else folds[config.fold]
 
-    def training_names(self, config: Config, everyone: bool = False) -> list[str]:
-        """Name the patients to train on: those not held out, or all with `everyone`."""
-        kept = () if everyone else self.held_out(config)
+    def training_names(self, config: Config, all_data: bool = False) -> list[str]:
+        """Name the patients to train on: those not held out, or all with `all_data`."""
+        kept = () if all_data else self.held_out(config)
         return sorted(set(self.splits["training"] + self.splits["validation"]) - set(kept))
 
 
@@ -114,7 +114,8 @@ def read_cohort(work: Path) -> Cohort:
 def _sound(folder: str | None, rows: Sequence[Mapping]) -> list[Case]:
     """Return the patients of a folder that passed the check."""
     sound = {row["name"] for row in rows if not row["problems"]}
-    cases = [case for case in patients_in(Path(folder)) if case.name in sound] if folder else []
+    there = find_patients(Path(folder)).cases if folder else []
+    cases = [case for case in there if case.name in sound]
     if gone := sorted(sound - {case.name for case in cases}):
         raise BratsError(f"{len(gone)} patient(s) that notebook 02 found are no longer in {folder} "
                          f"({', '.join(gone[:3])}{', ...' if len(gone) > 3 else ''}): put them "

@@ -21,13 +21,15 @@ from .unused import explain, hint, list_unused, shorten
 WANTED = ("four files per patient, named like X_flair.nii.gz, X_t1.nii.gz, X_t1ce.nii.gz, "
           "X_t2.nii.gz (or X-t2f, X-t1n, X-t1c, X-t2w), BIDS, or a dataset.json of the Decathlon, "
           "nnU-Net or MONAI")
-WORK = ("cohort.json", "config.json")  # files of a work folder, and the folders that we write there
+WORK = ("cohort.json", "config.json")  # the files that make a folder a work folder
+# The folders that we write there:
 OURS = ("preprocessed", "predictions", "notebooks", "checkpoints", "everyone", "nnunet",
         "pretraining")
 COPIES = {"training", "test", "first"}  # in its folder `cases`
 PHANTOMS = {"BraTS2021_Training_Data.tar", "BraTS2021_Training_Data.json"}  # in its folder `data`
-MASKS = {"predictions.csv": rb"(\xef\xbb\xbf)?case\b", "scores.json": rb'\{\s*"tag"'}  # beside ours
-EXPORT = ".sources.json"  # a file of the export for nnU-Net
+# Files that `predict` and `evaluate` write beside masks, and how they begin:
+MASKS = {"predictions.csv": rb"(\xef\xbb\xbf)?case\b", "scores.json": rb'\{\s*"tag"'}
+EXPORT = ".sources.json"  # in the export for nnU-Net: what each label was made from
 HIDDEN = ("a hidden file, perhaps left by a copy that was stopped",
           "copy it again, or rename it if it is whole")
 UNFINISHED = re.compile(r"\.[^._].*\.nii\b(?!.*\.icloud$)", re.IGNORECASE)
@@ -170,26 +172,33 @@ def _walk(root: Path) -> tuple[list[Path], list[Unused], dict[Path, tuple[str, s
                 folders.clear()
                 continue
             seen.add(here.resolve())
-            left += [Unused(here / name, *_unprintable(name)) for name in names
-                     if CONTROL.search(name) and ".nii" in name.lower()]
+            files += _usable(here, names, left)
             odd |= {here / name: _unprintable(name) for name in folders if CONTROL.search(name)}
-            left += [Unused(here / name, *HIDDEN) for name in names if UNFINISHED.match(name)]
             folders[:] = sorted(f for f in folders if not _hidden(f) and not CONTROL.search(f))
             links = [f for f in folders if (here / f).is_symlink()]
             waiting += [here / f for f in links]
             folders[:] = [f for f in folders if f not in links and not _ours(here / f, root)]
-            for path in (here / name for name in _without_masks(here, names)
-                         if name.endswith(".icloud") or not _hidden(name)):
-                if path.is_file():
-                    files.append(path)
-                else:
-                    left.append(_broken(path))
     files = sorted(path for path in files if not CONTROL.search(path.name))
     full = {path.resolve().parent for path in files if NIFTI.search(path.name)}
     left += [Unused(folder, "a folder with the name of a file, and no scan in it",
                     "put the file in its place")
              for folder in sorted(seen - full) if NIFTI.search(folder.name)]
     return files, left, odd | _explained(root, closed)
+
+
+def _usable(here: Path, names: Sequence[str], left: list[Unused]) -> Iterator[Path]:
+    """Yield a folder's files that may be read; scans that may not are added to `left`."""
+    for name in names:
+        if CONTROL.search(name) and ".nii" in name.lower():
+            left.append(Unused(here / name, *_unprintable(name)))
+        if UNFINISHED.match(name):
+            left.append(Unused(here / name, *HIDDEN))
+    for name in _without_masks(here, names):
+        if name.endswith(".icloud") or not _hidden(name):
+            if (here / name).is_file():
+                yield here / name
+            else:
+                left.append(_broken(here / name))
 
 
 def _unprintable(name: str) -> tuple[str, str]:

@@ -16,18 +16,20 @@ from ..basics.constants import MODALITIES, MODALITY_TITLES, REGION_TITLES, REGIO
 from ..basics.errors import BratsError
 from ..basics.files import atomic_path, read_json, write_json
 from .cases import Case, read_reference
+from .finding import EXPORT
 from .nifti import open_image
 from .pipeline import content_hash
 
 DATASET = "Dataset021_BraTS"
-SOURCES = ".sources.json"  # which reference each label was made from
-CHANNELS = {str(i): MODALITY_TITLES[m] for i, m in enumerate(MODALITIES)}
-PHANTOMS = {"name": "BraTS-like phantoms", "licence": "MIT",
-            "reference": "synthetic, grown on the ICBM 2009a template",
-            "description": "synthetic patients for teaching; not for diagnosis"}
-BRATS = {"name": "BraTS", "licence": "as stated by the challenge's organizers",
-         "reference": "Baid et al. 2021, arXiv:2107.02314; Menze et al. 2015; Bakas et al. 2017",
-         "description": "not for diagnosis"}
+CHANNEL_NAMES = {str(i): MODALITY_TITLES[m] for i, m in enumerate(MODALITIES)}
+PHANTOM_INFO = {
+    "name": "BraTS-like phantoms", "licence": "MIT",
+    "reference": "synthetic, grown on the ICBM 2009a template",
+    "description": "synthetic patients for teaching; not for diagnosis"}
+BRATS_INFO = {
+    "name": "BraTS", "licence": "as stated by the challenge's organizers",
+    "reference": "Baid et al. 2021, arXiv:2107.02314; Menze et al. 2015; Bakas et al. 2017",
+    "description": "not for diagnosis"}
 
 
 def write_nnunet(cases: Sequence[Case], splits: dict, folder: Path, synthetic: bool) -> Path:
@@ -36,7 +38,7 @@ def write_nnunet(cases: Sequence[Case], splits: dict, folder: Path, synthetic: b
     BratsError for a case without a reference or one unpacked file per modality. Returns the path.
     """
     root = Path(folder) / DATASET
-    sources = read_json(root / SOURCES, "notebook 03") if (root / SOURCES).is_file() else {}
+    sources = read_json(root / EXPORT, "notebook 03") if (root / EXPORT).is_file() else {}
     rows = {}
     for case in tqdm(cases, desc="export", unit="patient"):
         if not exportable(case):
@@ -46,7 +48,7 @@ def write_nnunet(cases: Sequence[Case], splits: dict, folder: Path, synthetic: b
         if sources.get(case.name) != tag or not label.is_file():
             _write_label(case, label)
             sources[case.name] = tag
-            write_json(root / SOURCES, sources)
+            write_json(root / EXPORT, sources)
         rows[case.name] = {"images": [str(p.resolve()) for p in case.images],
                            "label": str(label.resolve())}
     for label in (root / "labelsTr").glob("*.nii.gz"):  # of patients that an earlier export had
@@ -68,7 +70,7 @@ def exportable(case: Case) -> bool:
 def _write_label(case: Case, path: Path) -> None:
     # nnU-Net compares the label's geometry with the images'
     like = open_image(case, case.images[0])
-    labels = read_reference(case, like.shape, like.affine)
+    labels, _ = read_reference(case, like.shape, like.affine)
     header = like.header.copy()
     header.set_data_dtype(labels.dtype)
     header.set_slope_inter(1, 0)
@@ -79,19 +81,20 @@ def _write_label(case: Case, path: Path) -> None:
 def _nnunet_description(rows: dict, synthetic: bool) -> dict:
     labels = {REGION_TITLES[name]: list(members) if len(members) > 1 else members[0]
               for name, members in REGIONS.items()}
-    return {"channel_names": CHANNELS, "labels": {"background": 0, **labels},
+    return {"channel_names": CHANNEL_NAMES, "labels": {"background": 0, **labels},
             "regions_class_order": [2, 1, 3],  # painted in this order: edema, then NCR, then ET
             "numTraining": len(rows), "file_ending": ".nii.gz",
             "overwrite_image_reader_writer": "NibabelIO", "dataset": rows,
-            **(PHANTOMS if synthetic else BRATS)}
+            **(PHANTOM_INFO if synthetic else BRATS_INFO)}
 
 
 def _msd_description(rows: dict, splits: dict, synthetic: bool) -> dict:
     def entries(names: Sequence[str]) -> list[dict]:
         return [{"image": rows[n]["images"], "label": rows[n]["label"]} for n in names if n in rows]
 
-    return {**(PHANTOMS if synthetic else BRATS), "tensorImageSize": "4D",
-            "numTraining": len(entries(splits["training"])), "numTest": 0, "modality": CHANNELS,
+    return {**(PHANTOM_INFO if synthetic else BRATS_INFO), "tensorImageSize": "4D",
+            "modality": CHANNEL_NAMES,
+            "numTraining": len(entries(splits["training"])), "numTest": 0,
             "labels": {"0": "background", "1": "necrotic and non-enhancing core", "2": "edema",
                        "3": "enhancing tumor"},
             "training": entries(splits["training"]), "validation": entries(splits["validation"]),

@@ -120,11 +120,11 @@ def refusal(case: Case, values: list[float]) -> tuple[str, str] | None:
     return None
 
 
-def enhancing(case: Case, values: list[float]) -> int:
-    """Return a number that tells how a reference is numbered, where names allow two readings.
+def numbering(case: Case, values: list[float]) -> int:
+    """Return the label that tells two numberings of a data set apart; 0 if there is no doubt.
 
-    It is 0 if the reference has none of them, or the data set leaves no doubt. In BraTS-PED it is 4
-    for a reference with label 4, whose numbers are those since 2024, and 1 for one without.
+    In BraTS 2017 to 2021 and the like, it is the label of ET, 3 or 4. In BraTS-PED it is 4 if the
+    reference has a 4, as numbered since 2024, and else 1.
     """
     if scheme_of(case) is PEDIATRIC:
         return DISK_ET if DISK_ET in values else int(any(values))
@@ -134,7 +134,7 @@ def enhancing(case: Case, values: list[float]) -> int:
 def doubtful(found: Mapping[str, int]) -> list[str]:
     """Return a warning for each data set in which another label may be the enhancing tumor.
 
-    `found` holds the number from `enhancing` by patient.
+    `found` holds the number from `numbering` by patient.
     """
     children = {name: label for name, label in found.items()
                 if re.match(PEDIATRIC.names, name, re.IGNORECASE)}
@@ -143,24 +143,21 @@ def doubtful(found: Mapping[str, int]) -> list[str]:
         match = WITHOUT_3.match(name)
         of = sets.setdefault(match[0].lower() if match else "", {3: [], DISK_ET: []})
         of[found[name]].append(name)
-    warnings = [f"label 3 is read as the enhancing tumor in {len(of[3])} patient(s), such as "
-                f"{min(of[3])}, and " + (f"label 4 in {len(of[DISK_ET])}, such as "
-                                         f"{min(of[DISK_ET])}" if of[DISK_ET]
-                                         else "their data set has 4 for it")
-                + ": nothing is lost if a copy was renumbered; if 3 is the non-enhancing core "
-                "(BraTS 2012 to 2016), change it to 1"
-                for known, of in sorted(sets.items()) if of[3] and (known or of[DISK_ET])]
+    warnings = []
+    for known, of in sorted(sets.items()):
+        if of[3] and (known or of[DISK_ET]):
+            other = (f"label 4 in {len(of[DISK_ET])}, such as {min(of[DISK_ET])}" if of[DISK_ET]
+                     else "their data set has 4 for it")
+            warnings.append(
+                f"label 3 is read as the enhancing tumor in {len(of[3])} patient(s), such as "
+                f"{min(of[3])}, and {other}: nothing is lost if a copy was renumbered; if 3 is the "
+                "non-enhancing core (BraTS 2012 to 2016), change it to 1")
     if children and DISK_ET not in children.values():
         warnings.append(f"no pediatric reference has label 4 ({len(children)} patient(s), such as "
                         f"{min(children)}), and they are read as numbered since 2024: 1 ET, 2 and "
                         "3 NCR. If they are from 2023, 1 may be NCR, 2 ED and 3 ET: then change 1 "
                         "to 2, 2 to 4 and 3 to 1")
     return warnings
-
-
-def convert(case: Case, values: np.ndarray) -> np.ndarray:
-    """Turn numbers from disk that `refusal` has passed into labels 0 to 3, uint8."""
-    return lookup(scheme_of(case).table)[values.astype(np.uint8)]
 
 
 def label_table() -> str:

@@ -17,8 +17,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from ..basics.constants import ARCHIVE_ENDINGS as ENDINGS
+from ..basics.constants import ARCHIVE_ENDINGS
 from ..basics.errors import BratsError
+from ..basics.files import GZIP
 from .layouts import NIFTI
 from .sources import archives_of, inner_start, kind_of, refuse_unread
 
@@ -73,7 +74,7 @@ def open_archive(path: Path) -> Iterator[Archive]:
                     raise BratsError(f"{path} is encrypted: unpack it with its password and give "
                                      "the folder.")
                 yield archive
-            elif kind == "gzip" and inner_start(path).startswith(b"\x1f\x8b"):  # compressed twice
+            elif kind == "gzip" and inner_start(path).startswith(GZIP):  # compressed twice
                 inner = stack.enter_context(gzip.open(path))
                 yield stack.enter_context(tarfile.open(fileobj=inner))
             else:
@@ -130,9 +131,9 @@ def checked_members(path: Path, archive: Archive, limits: Limits) -> list[Member
         if end > size:
             raise BratsError(f"{path} is cut short: {members[-1].name} ends at byte {end:,}, the "
                              f"archive at {size:,}. Get it again.")
-    members = [member for member in members if not _litter(member.name)]
+    members = [member for member in members if not _litter(member)]
     _refuse_unsafe(path, members)
-    nested = [member.name for member in members if member.name.lower().endswith(ENDINGS)]
+    nested = [member.name for member in members if member.name.lower().endswith(ARCHIVE_ENDINGS)]
     if nested and not any(NIFTI.search(member.name) for member in members):
         raise BratsError(f"{path} holds archives instead of scans, such as {nested[0]!r}: unpack "
                          "it, and give the folder.")
@@ -150,8 +151,8 @@ def _walk(archive: Archive) -> Iterator[Member]:
     yield from (replace(member, name=member.name.replace("\\", "/")) for member in found)
 
 
-def _litter(name: str) -> bool:
-    parts = PurePosixPath(name).parts
+def _litter(member: Member) -> bool:
+    parts = member.path.parts
     return ("__MACOSX" in parts or parts[-1:] == (".DS_Store",)
             or any(part.startswith("._") for part in parts))
 

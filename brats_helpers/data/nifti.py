@@ -15,10 +15,9 @@ import numpy as np
 
 from ..basics.constants import LARGEST_MM, SMALLEST_MM
 from ..basics.errors import BratsError
-from ..basics.files import GZIP_HEADER, Packed, gunzip
+from ..basics.files import GZIP, GZIP_HEADER, Packed, gunzip
 from .records import Case
 
-GZIP = b"\x1f\x8b"  # the first bytes of a .gz file
 NIFTI2 = (b"\x1c\x02\0\0", b"\0\0\x02\x1c")  # of a NIfTI-2 header: 540 in either byte order
 POINTERS = {  # the first bytes of files that only name the image, and what to do
     b"version https://git-lfs": ("Git LFS", "run `git lfs pull` where it came from"),
@@ -192,10 +191,15 @@ def _contradicts(scan: nib.Nifti1Image) -> bool:
     if not (header["sform_code"] and header["qform_code"]):
         return False
     with contextlib.suppress(*UNREADABLE):  # quaternions without a meaning
-        last = [(*corner, 1) for corner in product(*((0, n - 1) for n in scan.shape[:3]))]
-        moved = (header.get_qform() - header.get_sform()) @ np.array(last).T
-        return bool(np.linalg.norm(moved[:3], axis=0).max() > max(header.get_zooms()[:3]))
+        moved = _farthest_mm(scan, header.get_qform() - header.get_sform())
+        return bool(moved > max(header.get_zooms()[:3]))
     return False
+
+
+def _farthest_mm(scan: nib.Nifti1Image, difference: np.ndarray) -> float:
+    """Return how far apart two affines, of this difference, place a corner at most, in mm."""
+    corners = [(*corner, 1) for corner in product(*((0, n - 1) for n in scan.shape[:3]))]
+    return float(np.linalg.norm((difference @ np.array(corners).T)[:3], axis=0).max())
 
 
 def check_voxels(case: Case, path: Path | Packed, scan: nib.Nifti1Image) -> None:
@@ -229,8 +233,7 @@ def check_same_grid(case: Case, path: Path | Packed, scan: nib.Nifti1Image, affi
     if not np.isfinite([scan.affine, affine]).all():
         fail(case, path, "its affine holds values that are NaN or infinite",
              "write it again with the affine of its source")
-    corners = np.array([(*corner, 1) for corner in product(*((0, n - 1) for n in scan.shape[:3]))])
-    moved = float(np.linalg.norm(((scan.affine - affine) @ corners.T)[:3], axis=0).max())
+    moved = _farthest_mm(scan, scan.affine - affine)
     allowed = SAME_GRID * float(np.linalg.norm(affine[:3, :3], axis=0).min())
     if not moved <= allowed * (1 + EQUAL):  # also where it overflows
         fail(case, path, f"its affine differs from that of {other} by up to {moved:.4g} mm, and "

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..basics.constants import MODALITIES
 from ..basics.errors import BratsError
 from ..basics.files import remove_leftovers
-from ..basics.jobs import deaths, useful
+from ..basics.jobs import worker_count, worker_death_errors
 from .cases import Case, file_state, read_case
 from .preprocessing import brain_mask, prepare, restore
 from .storage import FORMAT, Meta, load_prepared, save_prepared
@@ -47,11 +47,11 @@ def preprocess_cohort(cases: Sequence[Case], folder: Path, spacing_mm: float,
     """Prepare all patients in parallel, with progress; up-to-date files are kept."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
-    metas = Parallel(n_jobs=useful(jobs, len(cases)), return_as="generator")(
+    metas = Parallel(n_jobs=worker_count(jobs, len(cases)), return_as="generator")(
         delayed(preprocess_case)(case, folder, spacing_mm) for case in cases)
     try:
         return list(tqdm(metas, total=len(cases), desc="preprocess", unit="patient"))
-    except deaths() as error:
+    except worker_death_errors() as error:
         raise BratsError("a process of the preprocessing was killed, most often because memory ran "
                          f"out. What is finished is kept in {folder}: run it again, with fewer "
                          "processes (jobs).") from error

@@ -66,7 +66,7 @@ def oddities(patient: Patient) -> dict[str, list[str]]:
     if not warnings:
         warnings, negative = below_zero(some)
         warnings += mirrored(patient, step, nonzero)
-        exchanged = [] if warnings else swapped(some, nonzero.all(0), enhancing(patient, step))
+        exchanged = [] if warnings else swapped(some, nonzero.all(0), enhancing_mask(patient, step))
         warnings, notes = [*warnings, *exchanged], [*notes, *negative]
     return _of(patient, {"problems": problems,
                          "warnings": [*warnings, *partial, *sizes, *moved, *gaps(patient, step),
@@ -184,7 +184,7 @@ def swapped(some: np.ndarray, brain: np.ndarray, enhancing: np.ndarray) -> list[
     return []
 
 
-def enhancing(patient: Patient, step: int) -> np.ndarray:
+def enhancing_mask(patient: Patient, step: int) -> np.ndarray:
     """Mark the enhancing tumor on the grid, (n,) bool; no voxel without a reference."""
     labels = patient.images[0] if patient.reference is None else patient.reference
     return (labels[::step, ::step, ::step].ravel() == ET) & (patient.reference is not None)

@@ -43,7 +43,7 @@ class Patient:
     reference: np.ndarray | None  # (X, Y, Z) uint8, labels 0 to 3
     affine: np.ndarray  # (4, 4), voxel indices to mm; right, anterior and superior are positive
     notes: tuple[str, ...] = ()  # remarks from reading
-    enhancing: int = 0  # tells how the reference is numbered (`labels.enhancing`)
+    numbering: int = 0  # of the reference, where there is a doubt (`labels.numbering`)
     doubts: tuple[str, ...] = ()  # what had to be guessed in reading
 
     @property

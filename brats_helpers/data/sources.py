@@ -9,13 +9,14 @@ import os
 import zlib
 from pathlib import Path
 
-from ..basics.constants import ARCHIVE_ENDINGS as ENDINGS
+from ..basics.constants import ARCHIVE_ENDINGS
 from ..basics.errors import BratsError
+from ..basics.files import GZIP
 from .layouts import NIFTI
 from .unused import READABLE, SPLIT, UNREAD_ARCHIVES
 
 NIFTI_START = (b"\x5c\x01\0\0", b"\0\0\x01\x5c", b"\x1c\x02\0\0", b"\0\0\x02\x1c")  # 348 or 540
-MAGIC = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"PK\x05\x06": "zip", b"\xfd7zXZ": "xz",
+MAGIC = {GZIP: "gzip", b"PK\x03\x04": "zip", b"PK\x05\x06": "zip", b"\xfd7zXZ": "xz",
          b"BZh": "bzip2", b"7z\xbc\xaf": "7-Zip", b"Rar!": "RAR", b"\x28\xb5\x2f\xfd": "Zstandard"}
 READ = {"tar": None, "zip": None, "gzip": gzip, "xz": lzma, "bzip2": bz2}
 
@@ -25,7 +26,7 @@ def is_archive(path: Path) -> bool:
     path = Path(path)
     if path.is_dir():
         return bool(archives_of(path))
-    return path.name.lower().endswith(ENDINGS) or kind_of(path) in READ
+    return path.name.lower().endswith(ARCHIVE_ENDINGS) or kind_of(path) in READ
 
 
 def archives_of(path: Path) -> list[Path]:
@@ -37,7 +38,7 @@ def archives_of(path: Path) -> list[Path]:
         part.startswith((".", "__MACOSX")) for part in p.relative_to(path).parts)]
     if any(NIFTI.search(p.name) or p.name == "dataset.json" for p in files):
         return []
-    return [p for p in files if p.name.lower().endswith(ENDINGS)]
+    return [p for p in files if p.name.lower().endswith(ARCHIVE_ENDINGS)]
 
 
 def resolve_source(path: Path) -> Path:
@@ -57,8 +58,8 @@ def refuse_unread(path: Path) -> None:
     """Raise BratsError if a path is missing or no archive; the message names the file's type."""
     if not path.is_file():
         link = f"a link to {path.readlink()}, which is " if path.is_symlink() else ""
-        raise BratsError(f"{path} is {link}not there: give the path of a {', '.join(ENDINGS)} file "
-                         "or of a folder.")
+        raise BratsError(f"{path} is {link}not there: give the path of a "
+                         f"{', '.join(ARCHIVE_ENDINGS)} file or of a folder.")
     if why := _why_unread(path):
         raise BratsError(f"{path} {why}")
 
@@ -66,7 +67,7 @@ def refuse_unread(path: Path) -> None:
 def _why_unread(path: Path) -> str:
     """Explain why a file is not a readable archive; empty if it is one."""
     kind, name = kind_of(path), path.name.lower()
-    named = name.endswith(ENDINGS)
+    named = name.endswith(ARCHIVE_ENDINGS)
     if SPLIT.search(name):
         return "is one part of a split archive: join the parts and unpack them."
     if NIFTI.search(name):
@@ -81,7 +82,7 @@ def _why_unread(path: Path) -> str:
     if title or kind:
         return f"is {title or f'a {kind} archive'}, which is not read here: {READABLE}."
     if not named:
-        return f"is no archive that can be read here; {', '.join(ENDINGS)} can."
+        return f"is no archive that can be read here; {', '.join(ARCHIVE_ENDINGS)} can."
     with open(path, "rb") as file:
         start = file.read(64).lstrip()
     if start.startswith(b"version https://git-lfs"):

@@ -41,8 +41,9 @@ GUESSES = (
 BIAS = re.compile(r"[_-](bias|unstripped)\.nii")  # other versions of the scans themselves
 BIDS_MASK = re.compile(r"_label-[^_]+_mask\.nii")
 SIDECAR = re.compile(r"\.(md5|sha\d*|crc)$", re.IGNORECASE)  # checksums of files
-SERIES = ("in the format ", "a mask of one region", "another contrast", "named ", "its name ends",
-          "no dataset.json", "its channel", "dataset.json does not")  # shown once for many files
+ON_ONE_LINE = (  # reasons that are shown once for many files
+    "in the format ", "a mask of one region", "another contrast", "named ", "its name ends",
+    "no dataset.json", "its channel", "dataset.json does not")
 SHOWN = 20
 LISTED = re.compile(r"(images|labels)(Tr|Ts|Val)")  # folders of nnU-Net and the Decathlon
 LISTS = {"Tr": "training", "Ts": "test", "Val": "validation"}
@@ -209,7 +210,7 @@ def shorten(unused: Iterable[Unused]) -> list[Unused]:
         other = OTHER.search(one.path.name) if one.reason.startswith("another") else None
         place = other[1].lower() if other else one.path.parent
         alike[(place, one.reason.split(" patient ")[0], bool(one.remedy))
-              if one.reason.startswith(SERIES) else (one.path,)].append(one)
+              if one.reason.startswith(ON_ONE_LINE) else (one.path,)].append(one)
     return [replace(first, reason=f"{first.reason} (and {len(more)} more like it)") if more
             else first for first, *more in alike.values()]
 

@@ -16,12 +16,11 @@ from pathlib import Path
 
 import numpy as np
 from joblib import Parallel, delayed
-from joblib.parallel import get_active_backend
 from tqdm import tqdm
 
 from ..basics.errors import BratsError
 from ..basics.files import output_file, remove_leftovers, write_file
-from ..basics.jobs import deaths, killed, useful
+from ..basics.jobs import death_message, on_dask, worker_count, worker_death_errors
 from ..basics.lock import hold_folder
 from ..data.cases import Case, check_cohort, find_cases, incomplete, read_case, write_mask
 from ..data.labels import unnamed
@@ -73,7 +72,7 @@ def predict_cases(folders: Sequence[Path], checkpoints: Sequence[Path] | None, o
     with hold_folder(out):
         remove_leftovers(out)
         table = Table(out / TABLE)
-        cases, failed = find_patients(folders, {out / f"{name}.nii.gz" for name in table.rows})
+        cases, failed = cases_to_segment(folders, {out / f"{name}.nii.gz" for name in table.rows})
         ensemble = load_ensemble(checkpoints, tta)
         if ensemble.takes_incomplete:
             cases = [incomplete(case) for case in cases]
@@ -87,7 +86,7 @@ def predict_cases(folders: Sequence[Path], checkpoints: Sequence[Path] | None, o
         sound = list(_check(todo, table, ensemble))
         _keep_others_files(sound, table, out)
         task = Task(tuple(Path(path).absolute() for path in checkpoints or ()), tta,
-                    max(1, len(sound) // useful(jobs, len(sound))), ensemble.tag,
+                    max(1, len(sound) // worker_count(jobs, len(sound))), ensemble.tag,
                     tuple({type(model).__module__ for model in ensemble.models}))
         rows = _share_out(sound, ensemble, task, out, jobs)
         for row in tqdm(rows, total=len(sound), desc="predict", unit="patient"):
@@ -112,7 +111,7 @@ def try_output(out: Path) -> None:
                          "--out.") from error
 
 
-def find_patients(folders: Sequence[Path], masks: Set[Path]) -> tuple[list[Case], list[dict]]:
+def cases_to_segment(folders: Sequence[Path], masks: Set[Path]) -> tuple[list[Case], list[dict]]:
     """Find the patients in the folders, without their references.
 
     `masks` are files that earlier calls wrote, not scans. Also returns failed rows for names that
@@ -197,13 +196,13 @@ def _check(cases: Sequence[Case], table: Table, ensemble: Ensemble) -> Iterator[
 def _share_out(cases: Sequence[Case], ensemble: Ensemble, task: Task, out: Path,
                jobs: int) -> Iterator[dict]:
     """Segment patients here or in several processes; if one dies, the others go on."""
-    cluster = "Dask" in type(get_active_backend()[0]).__name__
+    cluster = on_dask()
     if jobs == 1 and not cluster or len(cases) == 1:
         ready = ensemble.compiled(len(cases))
         yield from (_segment_one(case, ready, out) for case in cases)
         return
     left, alone = {case.name: case for case in cases}, False
-    pool = Parallel(n_jobs=-1 if cluster and jobs == 1 else useful(jobs, len(cases)),
+    pool = Parallel(n_jobs=-1 if cluster and jobs == 1 else worker_count(jobs, len(cases)),
                     return_as="generator_unordered", batch_size=1)
     while left:
         chosen = list(left.values())[:1 if alone else None]
@@ -211,10 +210,10 @@ def _share_out(cases: Sequence[Case], ensemble: Ensemble, task: Task, out: Path,
             for row in pool(delayed(_segment_in_worker)(case, task, out) for case in chosen):
                 del left[row["case"]]
                 yield row
-        except deaths() as error:
+        except worker_death_errors() as error:
             if alone:
                 del left[chosen[0].name]
-                yield new_row(chosen[0].name, FAILED, [killed(error)])
+                yield new_row(chosen[0].name, FAILED, [death_message(error)])
                 continue
             alone = len(left) == len(chosen)  # nobody finished: find out who kills the process
             tqdm.write(f"WARNING: a process was killed; going on with {len(left)} patient(s).")
@@ -237,7 +236,7 @@ def _segment_one(case: Case, ensemble: Ensemble, out: Path) -> dict:
         output_file(target)  # before the work
         source, patient = made_from(case, ensemble), read_case(case)
         labels, probabilities = segment(ensemble.models, patient, ensemble.config, ensemble.tta,
-                                        ensemble.device, ensemble.seen, warnings.append,
+                                        ensemble.device, ensemble.training_ranges, warnings.append,
                                         ensemble.refiner)
         write_mask(target, labels, patient.affine, case)
     except (BratsError, RuntimeError, MemoryError) as error:  # torch out of memory: RuntimeError

@@ -26,19 +26,19 @@ from ..basics.config import Config
 from ..basics.constants import CHANNELS, REGIONS
 from ..basics.device import Device, describe_device
 from ..basics.errors import BratsError
-from ..basics.files import atomic_path
+from ..basics.files import GZIP, atomic_path
 from ..basics.shapes import NUMBER, mismatch
 from .build import build_network
 from .domain_shift import MIN_MARGIN
 
 FORMAT = 1  # of the file
-WEIGHTS = {...: Tensor}
+STATE_DICT = {...: Tensor}
 # What a checkpoint may hold. USUAL rebuilds a network, RESUMED a training; `predict` uses the rest.
 PARTS = {
     "format": int, "config": dict, "channels": (tuple, list), "regions": (tuple, list),
-    "average": WEIGHTS, "fingerprint": str, "step": int, "best": NUMBER, "seconds": NUMBER,
+    "average": STATE_DICT, "fingerprint": str, "step": int, "best": NUMBER, "seconds": NUMBER,
     "losses": list, "seen": {...: [NUMBER]}, "history": [dict], "rate_factor": NUMBER,
-    "n_averaged": int, "model": WEIGHTS, "optimizer": dict, "scaler": dict,
+    "n_averaged": int, "model": STATE_DICT, "optimizer": dict, "scaler": dict,
     "trust": {...: NUMBER}, "by_modalities": {...: [NUMBER]}}
 USUAL = ("format", "config", "channels", "regions", "average")
 RESUMED = (*USUAL, "fingerprint", "step", "best", "seconds", "losses", "history", "rate_factor",
@@ -47,7 +47,7 @@ DAMAGE = (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, Att
           TypeError, OverflowError, AssertionError, struct.error, zipfile.BadZipFile, zlib.error,
           pickle.UnpicklingError)
 # First bytes of other files. A pickle alone is what torch wrote before version 1.6.
-OTHERS = {b"\x1f\x8b": "a gzip file, perhaps a scan", b"\x89HDF": "HDF5",
+OTHERS = {GZIP: "a gzip file, perhaps a scan", b"\x89HDF": "HDF5",
           b"\x80": "a pickle, perhaps an old torch file", b"\x5c\x01\0\0": "a NIfTI scan",
           b"\x08": "perhaps ONNX", b"{": "JSON", b"version https": "a Git LFS pointer"}
 ZIP_END, ZIP_END_SIZE = b"PK\5\6", 22  # the last record of torch's files

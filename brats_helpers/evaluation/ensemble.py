@@ -33,7 +33,7 @@ class Ensemble:
     models: Sequence[nn.Module]
     config: Config
     tta: bool
-    seen: dict  # `domain_shift.ranges` of the training runs
+    training_ranges: dict[str, list[float]]  # `domain_shift.ranges` of the training runs
     device: Device
     refiner: Refiner | None  # segments the tumor again, with smaller voxels
     tag: str  # changes with the weights and the options
@@ -76,8 +76,8 @@ def load_ensemble(checkpoints: Sequence[Path] | None, tta: bool) -> Ensemble:
     contents = [read_checkpoint(path, device) for path in checkpoints]
     loaded = [network_of(content, path, device)
               for content, path in zip(contents, checkpoints, strict=True)]
-    seen = union_of_ranges([content.get("seen", {}) for content in contents])
-    if not seen:
+    training_ranges = union_of_ranges([content.get("seen", {}) for content in contents])
+    if not training_ranges:
         tqdm.write("The checkpoint does not describe its training patients, or had too few: your "
                    "patients are not compared with them.")
     config = loaded[0][1]
@@ -91,7 +91,8 @@ def load_ensemble(checkpoints: Sequence[Path] | None, tta: bool) -> Ensemble:
     if refiner:
         settings += [MARGIN_MM, SHARES, refiner.config, hash_weights(refiner.model.state_dict())]
     tag = hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
-    return Ensemble([model for model, _ in loaded], config, tta, seen, device, refiner, tag,
+    return Ensemble([model for model, _ in loaded], config, tta, training_ranges, device,
+                    refiner, tag,
                     all(other.modality_dropout for _, other in loaded),
                     about.get("by_modalities", {}), about.get("trust", {}).get("least_dice", 0.0))
 

@@ -7,7 +7,7 @@ eight mirrored views are averaged, and thresholds and small components follow Fu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from torch import nn
@@ -18,7 +18,7 @@ from ..basics.constants import MODALITIES
 from ..basics.device import Device, describe_device
 from ..data.cases import Patient
 from ..data.preprocessing import brain_mask, network_input, prepare, restore
-from .domain_shift import outside_ranges
+from .domain_shift import Ranges, outside_ranges
 from .postprocessing import postprocess
 from .refinement import Refiner, refine
 from .sliding_window import FLIPS, OPPOSITE_FLIPS, predict_image
@@ -32,20 +32,21 @@ def passes(patients: int, tta: bool) -> int:
 
 
 def segment(models: Sequence[nn.Module], patient: Patient, config: Config, tta: bool | None = None,
-            device: Device | None = None, seen: Mapping[str, Sequence[float]] | None = None,
+            device: Device | None = None, training_ranges: Ranges | None = None,
             warn: Callable[[str], None] = lambda text: tqdm.write(f"WARNING: {text}"),
             refiner: Refiner | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return a patient's labels, (X, Y, Z) uint8, and probabilities, (3, X, Y, Z) float32.
 
-    Both are on the scan's own grid. `seen` holds the ranges of the training patients
-    (`domain_shift.ranges`); `warn` gets a sentence if this patient lies far outside them. A
-    `refiner` segments the tumor again, with smaller voxels.
+    Both are on the scan's own grid. `training_ranges` come from `domain_shift.ranges`; `warn` gets
+    a sentence if this patient lies far outside them. A `refiner` segments the tumor again, with
+    smaller voxels.
     """
     prepared = prepare(patient, config.spacing_mm)
     absent = {name for name, image in zip(MODALITIES, patient.images, strict=True)
               if not image.any()}
-    seen = {key: pair for key, pair in (seen or {}).items() if not absent & set(key.split())}
-    if strange := outside_ranges(prepared.meta.fingerprint, seen):
+    there = {key: pair for key, pair in (training_ranges or {}).items()
+             if not absent & set(key.split())}
+    if strange := outside_ranges(prepared.meta.fingerprint, there):
         warn(f"patient {patient.name} is unlike those that the network learned from, and the mask "
              f"may be wrong: {'; '.join(strange[:3])}. Look at the scans, then at the mask.")
     tta, device = config.tta if tta is None else tta, device or describe_device()

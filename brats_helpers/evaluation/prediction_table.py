@@ -53,8 +53,8 @@ class Table:
         row, mask = self.rows.get(case.name, {}), self.path.parent / f"{case.name}.nii.gz"
         if row.get("status") != DONE or not mask.is_file():
             return False
-        if mask_crc(mask) == row["mask_crc"] != "":
-            return source == row["made_from"] != ""
+        if row["mask_crc"] and mask_crc(mask) == row["mask_crc"]:
+            return bool(source) and source == row["made_from"]
         try:
             voxels(case, mask, open_image(case, mask))
         except BratsError:  # cut short or empty: nobody's correction
@@ -134,9 +134,3 @@ def mask_crc(path: Path) -> str:
         return f"{zlib.crc32(gunzip(path.read_bytes())):08x}"
     except (OSError, IndexError):
         return ""
-
-
-def exit_code(rows: Sequence[dict]) -> int:
-    """Return 0 if all patients have a mask, 3 if some have, 1 if none has."""
-    done = sum(row["status"] == DONE for row in rows)
-    return 0 if done == len(rows) else 3 if done else 1

@@ -1,8 +1,7 @@
-"""The network in the box: its weights, trained on phantoms alone, come with the package.
+"""Load the network in the box, which comes with the package and was trained on phantoms alone.
 
-In `predict`, its refiner segments the tumor again, with smaller voxels.
-
-`brats_helpers/weights/README.md` is the model card of both.
+In `predict`, its refiner segments the tumor again, with smaller voxels. Both have one model card,
+`brats_helpers/weights/README.md`.
 """
 
 from __future__ import annotations

@@ -25,10 +25,9 @@ def forecast_minutes(config: Config, device: Device, seconds: float = 2.0) -> fl
 
     Returns the minutes; None, and no measurement, for a preset other than quick.
     """
-    precision = str(device.dtype).removeprefix("torch.")
     threads = f", {torch.get_num_threads()} threads" if device.kind == "cpu" else ""
-    print(f"chosen: {device.kind}, {precision}{threads}; {config.epochs * config.steps} steps of "
-          f"{config.batch} patches of {config.patch} voxels per edge")
+    print(f"chosen: {device.kind}, {device.precision}{threads}; {config.epochs * config.steps} "
+          f"steps of {config.batch} patches of {config.patch} voxels per edge")
     if config.preset != PRESET:
         print("docs/costs.md says how long this preset takes.")
         return None

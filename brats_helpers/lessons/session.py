@@ -58,9 +58,8 @@ def start(work: str = "") -> tuple[Path, Device]:
     from .plots import use_style
     use_style()
     device = describe_device()
-    precision = str(device.dtype).removeprefix("torch.")
     print(f"Python {platform.python_version()}, torch {torch.__version__}, on {place}: "
-          f"{device.name}, {device.memory_gib:.0f} GiB, {precision} ({device.note})")
+          f"{device.name}, {device.memory_gib:.0f} GiB, {device.precision} ({device.note})")
     print(f"work folder: {folder}")
     return folder, device
 

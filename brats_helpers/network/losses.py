@@ -43,30 +43,21 @@ def batch_dice_loss(logits: Tensor, target: Tensor,
     return 1 - (2 * overlap + SMOOTH) / (total + SMOOTH)
 
 
-def cross_entropy_loss(logits: Tensor, target: Tensor, class_weight: float = 1.0) -> Tensor:
-    """Compute the mean binary cross-entropy of each region: (3,).
-
-    `class_weight` multiplies the loss of the voxels inside the region.
-    """
-    weight = None if class_weight == 1 else torch.tensor(class_weight, device=logits.device)
-    loss = F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight, reduction="none")
+def cross_entropy_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Compute the mean binary cross-entropy of each region: (3,)."""
+    loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return loss.mean((0, 2, 3, 4))
 
 
-def region_loss(logits: Tensor, target: Tensor,
-                region_weights: Sequence[float] = (1.0, 1.0, 1.0), class_weight: float = 1.0,
-                smoothing: float = 0.0, **options: object) -> Tensor:
-    """Sum weight * (batch Dice + cross-entropy) over the regions: a scalar.
+def region_loss(logits: Tensor, target: Tensor, **options: object) -> Tensor:
+    """Sum (1 - batch Dice) + cross-entropy over the regions: a scalar.
 
-    logits and target are (B, 3, D, H, W). Label smoothing s moves the targets of the cross-entropy
-    from 0 and 1 to s/2 and 1 - s/2 (Szegedy et al. 2016, arXiv:1512.00567), not those of Dice.
+    logits and target are (B, 3, D, H, W). `options` go to `batch_dice_loss`.
     """
     # float32: sums over a million voxels need more than the 8 bits of bf16.
     logits = logits.to(torch.float32, memory_format=torch.contiguous_format)
-    soft = target * (1 - smoothing) + smoothing / 2 if smoothing else target
-    dice = batch_dice_loss(logits, target, **options)
-    losses = dice + cross_entropy_loss(logits, soft, class_weight)
-    return (losses * losses.new_tensor(region_weights)).sum()
+    losses = batch_dice_loss(logits, target, **options) + cross_entropy_loss(logits, target)
+    return losses.sum()
 
 
 def deep_supervision_loss(outputs: Tensor | Sequence[Tensor], target: Tensor,

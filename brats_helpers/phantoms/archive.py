@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..basics.constants import DISK_ET, ED, MODALITIES, NCR
 from ..basics.files import atomic_path, write_json
-from ..basics.jobs import useful
+from ..basics.jobs import worker_count
 from .kinds import VERSIONS, make_patient
 
 TRAINING, TEST = "BraTS2021_Training_Data.tar", "BraTS2021_Test_Data.tar"
@@ -48,7 +48,7 @@ def _build_archive(path: Path, settings: dict, indices: Sequence[int], jobs: int
         return
     note.unlink(missing_ok=True)
     kind = settings.get("kind", "phantom")
-    packed = Parallel(n_jobs=useful(jobs, len(indices)), return_as="generator")(
+    packed = Parallel(n_jobs=worker_count(jobs, len(indices)), return_as="generator")(
         delayed(_pack)(settings["seed"], index, settings["spacing_mm"], kind) for index in indices)
     progress = tqdm(packed, total=len(indices), desc=f"phantoms for {path.name}", unit="patient")
     with atomic_path(path) as temporary, tarfile.open(temporary, "w") as tar:

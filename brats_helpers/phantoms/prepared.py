@@ -9,7 +9,7 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from ..basics.errors import BratsError
-from ..basics.jobs import useful
+from ..basics.jobs import worker_count
 from ..data.preprocessing import prepare
 from ..data.storage import open_volume, save_prepared
 from .varied import VERSION, make_varied
@@ -24,7 +24,7 @@ def prepare_varied(folder: Path, number: int, seed: int, spacing_mm: float) -> l
     files = [folder / f"varied_{VERSION}_{seed}_{spacing_mm:g}mm_{index:05d}.b2nd"
              for index in range(number)]
     missing = [index for index, path in enumerate(files) if not _is_stored(path)]
-    done = Parallel(n_jobs=useful(-1, len(missing)), return_as="generator")(
+    done = Parallel(n_jobs=worker_count(-1, len(missing)), return_as="generator")(
         delayed(_prepare_one)(files[index], seed, index, spacing_mm) for index in missing)
     if missing:
         for _ in tqdm(done, total=len(missing), desc="phantoms", unit="patient"):

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..basics.errors import BratsError
 from ..basics.files import read_json, write_json
-from ..basics.jobs import useful
+from ..basics.jobs import worker_count
 from .series import FOLDER, NAMES, ROOT, declared, execute, render, run_series
 
 SHARED = ("config.json", "cohort.json", "patients.json", "splits.json")
@@ -72,7 +72,7 @@ def run_sweep(grid: Mapping[str, Sequence[object]], work: Path, preset: str | No
         rows.append({"name": place.name, "parameters": point})
         tasks.append(delayed(run_point)(place, {k: v for k, v in wanted.items() if k in late}))
     with _pool(backend, scheduler):
-        results = Parallel(n_jobs=useful(jobs, len(tasks)), return_as="generator")(tasks)
+        results = Parallel(n_jobs=worker_count(jobs, len(tasks)), return_as="generator")(tasks)
         done = list(tqdm(results, total=len(points), desc="points", unit="run"))
     rows = [{**row, **result} for row, result in zip(rows, done, strict=True)]
     write_json(work / "sweep.json", rows)

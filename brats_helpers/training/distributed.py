@@ -64,7 +64,7 @@ def group() -> Iterator[None]:
         store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=own_rank, world_size=size)
-    _meet(["cpu", "cuda"][:1 + bool(gpus)])
+    _meet(["cpu", "cuda"] if gpus else ["cpu"])
     if started != Path(os.devnull):
         started.touch()
     with (open(os.devnull, "w", encoding="utf-8") as nowhere,

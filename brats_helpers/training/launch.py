@@ -25,12 +25,12 @@ import torch
 
 from ..basics.config import Config
 from ..basics.device import Device, describe_device
-from ..basics.errors import BratsError, Stopped
-from ..basics.files import read_json, stop_button
+from ..basics.errors import BratsError, Stopped, stop_button
+from ..basics.files import read_json
 from .distributed import STARTED
 from .loop import HISTORY
 from .resume import check_shares
-from .stages import checkpoint_folder, train_work
+from .work_folder import checkpoint_folder, train_work
 
 RESTARTS = 3  # of all processes after one has died, before one process trains alone
 START_SECONDS = 180  # until all processes have exchanged their first numbers
@@ -71,7 +71,7 @@ def _train_together(config: Config, work: Path, processes: int,
         settings = Path(folder) / "config.json"
         config.save(settings)
         arguments = ["train", "--work", str(work), "--config", str(settings),
-                     "--precision", str(device.dtype).removeprefix("torch.")]
+                     "--precision", device.precision]
         stopped = run_processes(arguments, processes, device.kind == "cuda", watch)
     if stopped and not (watch.history and watch.history[-1]["epoch"] == config.epochs):
         raise Stopped("stopped before the first step; run it again.")

@@ -20,8 +20,8 @@ from tqdm import tqdm
 from ..basics.config import Config
 from ..basics.constants import REGIONS
 from ..basics.device import Device, describe_device
-from ..basics.errors import BratsError, Stopped
-from ..basics.files import stop_button, write_json
+from ..basics.errors import BratsError, Stopped, stop_button
+from ..basics.files import write_json
 from ..data.loaders import PatchDataset, batches, explain_killed_worker
 from ..data.preprocessing import Prepared, network_input
 from ..data.storage import load_prepared

@@ -45,7 +45,7 @@ class State:
                 "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, content: dict) -> None:
-        """Load what `state_dict` returned; a field that an old file lacks keeps its value."""
+        """Load what `state_dict` returned."""
         self.model.load_state_dict(content["model"])
         self.ema.module.load_state_dict(content["average"])
         self.ema.n_averaged.fill_(content["n_averaged"])
@@ -53,7 +53,7 @@ class State:
         if content["scaler"]:  # empty if the other device needed no loss scaling
             self.scaler.load_state_dict(content["scaler"])
         for name in PLAIN_FIELDS:
-            setattr(self, name, content.get(name, getattr(self, name)))
+            setattr(self, name, content[name])
 
 
 def new_state(config: Config, device: Device) -> State:

@@ -23,8 +23,8 @@ from brats_helpers.data.archive import (
     Limits,
     Member,
     extract,
+    find_patients,
     list_archive,
-    patients_in,
     readable_in_place,
     summarize_archive,
 )
@@ -54,7 +54,7 @@ def test_patients_in_a_tar_are_those_of_the_folder_without_a_file_written(cohort
                                                                           tmp_path: Path) -> None:
     archive = pack(cohort, tmp_path / "a.tar")
     before = sorted(tmp_path.rglob("*"))
-    packed, unpacked = patients_in(archive), patients_in(cohort)
+    packed, unpacked = find_patients(archive).cases, find_patients(cohort).cases
     assert [case.name for case in packed] == [case.name for case in unpacked] == ["P1", "P2"]
     for a, b in zip(packed, unpacked):
         here, there = read_case(a), read_case(b)
@@ -81,7 +81,7 @@ def test_a_plain_scan_named_gz_changes_its_hash_with_any_voxel(tmp_path: Path) -
     write_case(tmp_path, "P", *small_volumes(), suffix=".nii")
     for path in tmp_path.rglob("*.nii"):
         path.rename(path.with_name(f"{path.name}.gz"))
-    (case,) = patients_in(tmp_path)
+    (case,) = find_patients(tmp_path).cases
     before, content = content_hash(case, 2.0), bytearray(case.images[0].read_bytes())
     content[-1000] ^= 1
     case.images[0].write_bytes(content)
@@ -91,7 +91,7 @@ def test_a_plain_scan_named_gz_changes_its_hash_with_any_voxel(tmp_path: Path) -
 def test_a_tar_that_was_cut_or_damaged_is_said_by_patient_and_file(cohort: Path,
                                                                    tmp_path: Path) -> None:
     archive = pack(cohort, tmp_path / "a.tar")
-    cases = patients_in(archive)
+    cases = find_patients(archive).cases
     content = bytearray(archive.read_bytes())
     image = cases[1].images[2]
     content[image.offset : image.offset + 40] = bytes(40)
@@ -106,7 +106,7 @@ def test_a_tar_that_was_cut_or_damaged_is_said_by_patient_and_file(cohort: Path,
     ):
         read_case(cases[1])
     with pytest.raises(BratsError, match="is damaged or incomplete|is cut short"):
-        patients_in(archive)
+        find_patients(archive)
     assert len(Packed(archive, "x", 0, 30).read_bytes(last=8)) == 8
 
 

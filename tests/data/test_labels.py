@@ -12,7 +12,7 @@ from conftest import small_volumes, write_case
 from brats_helpers.basics.constants import ED, ET, NCR
 from brats_helpers.basics.errors import BratsError
 from brats_helpers.data.cases import Case, check_cohort, find_cases, read_case, write_mask
-from brats_helpers.data.labels import as_written, convert, label_table, scheme_of, unnamed
+from brats_helpers.data.labels import as_written, label_table, lookup, scheme_of, unnamed
 from brats_helpers.data.plausibility import cohort_warnings
 
 OLD, NEW = ("_flair", "_t1", "_t1ce", "_t2", "_seg"), ("-t2f", "-t1n", "-t1c", "-t2w", "-seg")
@@ -96,8 +96,7 @@ def test_labels_farther_from_a_whole_number_are_refused(tmp_path: Path) -> None:
 def test_a_list_of_its_own_comes_before_names() -> None:
     case = Case("BraTS-PED-1", (), None, labels=((1, 2), (2, 1), (3, 3)))
     assert scheme_of(case).title == "its list of labels" and scheme_of(case).on_disk == (0, 2, 1, 3)
-    assert as_written(case)[1] == 2 and convert(case, np.array([1, 2, 3])).tolist() == [2, 1,
-                                                                                              3]
+    assert as_written(case)[1] == 2 and lookup(scheme_of(case).table)[1:4].tolist() == [2, 1, 3]
     assert "4 refused" in label_table() and "1 ET, 2 NCR, 3 NCR, 4 ED" in label_table()
 
 

@@ -19,7 +19,6 @@ from brats_helpers.data.archive import (
     extract,
     find_patients,
     is_archive,
-    patients_in,
 )
 from brats_helpers.data.cases import find_cases, read_case
 from brats_helpers.data.datalists import labels_of
@@ -322,12 +321,12 @@ def test_all_archives_of_a_folder_are_read(tmp_path: Path, endings: tuple[str, s
     place = resolve_source(tmp_path / "in")
     assert place == tmp_path / "in" and is_archive(place)
     extract(place, tmp_path / "out")
-    assert [case.name for case in patients_in(tmp_path / "out")] == ["P", "Q"]
+    assert [case.name for case in find_patients(tmp_path / "out").cases] == ["P", "Q"]
     if endings == ("a.tar", "b.tar"):
         found = find_patients(place)
         assert [case.name for case in found.cases] == ["P", "Q"] and "7-Zip" in str(found.unused)
     extract(tmp_path / "in" / endings[0], tmp_path / "out")  # and then one of them
-    assert [case.name for case in patients_in(tmp_path / "out")] == ["P"]
+    assert [case.name for case in find_patients(tmp_path / "out").cases] == ["P"]
 
 
 @pytest.mark.parametrize(
@@ -367,7 +366,7 @@ def test_what_is_no_archive_is_named(tmp_path: Path, name: str, content: bytes,
 
 def test_a_folder_named_as_an_archive_is_a_folder(tmp_path: Path) -> None:
     write_case(tmp_path / "x.tar", "P", IMAGES, LABELS)
-    assert [case.name for case in patients_in(resolve_source(tmp_path / "x.tar"))] == ["P"]
+    assert [case.name for case in find_patients(resolve_source(tmp_path / "x.tar")).cases] == ["P"]
 
 
 GOOD = {"modality": {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"},

@@ -237,7 +237,7 @@ def test_no_more_processes_start_than_can_work(monkeypatch) -> None:
     monkeypatch.setattr(jobs, "cpu_count", lambda: 8)
     wanted = {(1000, 3): 3, (1000, 1000): 32, (2, 9): 2, (-1, 100): 8, (-1, 3): 3, (-2, 100): 7,
               (2, 0): 1}
-    assert {key: jobs.useful(*key) for key in wanted} == wanted
+    assert {key: jobs.worker_count(*key) for key in wanted} == wanted
 
 
 def _die_for_one(case, task, out: Path) -> dict:
@@ -255,7 +255,7 @@ def test_a_worker_that_dies_loses_nothing(checkpoint: Path, tmp_path: Path, monk
     }
     assert [rows[f"P{i:02d}"]["status"] for i in range(3)] == [DONE, FAILED, DONE]
     assert "its process was killed" in rows["P01"]["warnings"]
-    assert issubclass(TerminatedWorkerError, jobs.deaths())
+    assert issubclass(TerminatedWorkerError, jobs.worker_death_errors())
     faults("killed workers")
 
 

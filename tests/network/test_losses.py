@@ -41,12 +41,9 @@ def test_dice_and_cross_entropy_equal_monais_and_torchs(pair) -> None:
     torch.testing.assert_close(region_loss(logits, target), together)
 
 
-def test_options_do_what_they_say(pair) -> None:
-    logits, target = pair
-    assert region_loss(logits, target, region_weights=(0, 0, 0)) == 0
-    assert region_loss(-abs(logits), target, class_weight=3.0) > region_loss(-abs(logits), target)
-    sure = (target * 2 - 1) * 30
-    assert region_loss(sure, target) < 1e-3 < region_loss(sure, target, smoothing=0.1)
+def test_a_sure_and_correct_network_has_no_loss(pair) -> None:
+    _, target = pair
+    assert region_loss((target * 2 - 1) * 30, target) < 1e-3
 
 
 def test_deep_supervision_is_the_weighted_mean(pair) -> None:

@@ -54,7 +54,7 @@ def test_monai_verifies_the_bundle_and_it_segments_as_we_do(checkpoint: Path,
                                                             tmp_path: Path) -> None:
     from monai.bundle import ConfigWorkflow, verify_net_in_out
 
-    from brats_helpers.data.archive import extract, patients_in
+    from brats_helpers.data.archive import extract, find_patients
     root = export_bundle(checkpoint, tmp_path / "bundle")
     config, meta = (str(root / "configs" / f"{name}.json") for name in ("inference", "metadata"))
     verify_net_in_out("network_def", meta, config, device="cpu")
@@ -65,7 +65,7 @@ def test_monai_verifies_the_bundle_and_it_segments_as_we_do(checkpoint: Path,
                               dataset_dir=str(tmp_path / "data"), output_dir=str(tmp_path / "eval"))
     workflow.initialize()
     given = workflow.parser.get_parsed_content("dataset")[0]
-    case = patients_in(tmp_path / "data")[0]
+    case = find_patients(tmp_path / "data").cases[0]
     patient = read_case(case)
     ours = prepare(patient, 4.0)
     wanted = normalize(ours.images, ours.meta.mean, ours.meta.std).transpose(0, 3, 2, 1)

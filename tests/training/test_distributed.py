@@ -30,8 +30,8 @@ from brats_helpers.phantoms.kinds import make_patient
 from brats_helpers.training import distributed, launch
 from brats_helpers.training.launch import choose_processes, for_all_gpus, train_here
 from brats_helpers.training.loop import HISTORY, train
-from brats_helpers.training.stages import checkpoint_folder
 from brats_helpers.training.state import new_state
+from brats_helpers.training.work_folder import checkpoint_folder
 
 CPU = Device("cpu", "test", 1.0, torch.float32)
 CONFIG = Config(preset="quick", filters=(4, 6, 8), patch=16, batch=4, epochs=3, steps=5, warmup=2,

@@ -202,9 +202,7 @@ def test_the_plain_step_and_the_real_one_give_the_same_bits(prepared) -> None:
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_a_state_is_restored_from_its_dictionary_and_from_one_of_an_earlier_version(
-    prepared,
-) -> None:
+def test_a_state_is_restored_from_its_dictionary(prepared) -> None:
     state, fresh = new_state(CONFIG, CPU), new_state(CONFIG.with_(seed=1), CPU)
     step.train_step(state, next(batches(PatchDataset(prepared, 16, 0.4, 0), 2, 0, 1)), CONFIG, CPU)
     state.seconds, state.rate_factor = 3.0, 0.5
@@ -212,10 +210,6 @@ def test_a_state_is_restored_from_its_dictionary_and_from_one_of_an_earlier_vers
     fresh.load_state_dict(content)
     assert fresh.ema.n_averaged == 1 and all(getattr(fresh, n) == content[n] for n in PLAIN_FIELDS)
     assert all(torch.equal(v, content["model"][k]) for k, v in fresh.model.state_dict().items())
-    del content["rate_factor"]
-    fresh.rate_factor = 0.25
-    fresh.load_state_dict(content)
-    assert fresh.rate_factor == 0.25
 
 
 def test_learning_rate_warms_up_and_falls_to_nothing() -> None:

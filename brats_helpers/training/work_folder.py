@@ -20,8 +20,9 @@ from ..evaluation.pretrained import WEIGHTS, pretrained_config
 from . import distributed
 from .loop import train
 
-FEW = 40  # real patients; with fewer, training starts from the network in the box if it fits
-GENTLE, BRIEF = 1e-4, 200  # learning rate and steps: a network soon memorizes a few patients
+FEW_PATIENTS = 40  # real; with fewer, training starts from the network in the box if it fits
+FINE_TUNING_RATE = 1e-4
+FINE_TUNING_STEPS = 200  # few: a network soon memorizes a few patients
 KEPT = 0.5  # share of the network in the box in the averaged weights
 
 
@@ -34,9 +35,8 @@ def train_work(config: Config, work: Path, on_epoch: Callable[[list[dict]], None
     work = Path(work)
     if config.pretrained:
         _check_fit(config)
-    training, validation = distributed.broadcast_from_rank_zero(
+    training, validation, synthetic = distributed.broadcast_from_rank_zero(
         lambda: training_files(config, work, all_data))
-    synthetic = distributed.broadcast_from_rank_zero(lambda: read_cohort(work).synthetic)
     return train(config, training, validation, checkpoint_folder(work, all_data), on_epoch, device,
                  WEIGHTS if config.pretrained else None, synthetic)
 
@@ -56,14 +56,18 @@ def checkpoint_folder(work: Path, all_data: bool = False) -> Path:
 
 
 def training_files(config: Config, work: Path,
-                   all_data: bool = False) -> tuple[list[Path], list[Path]]:
-    """Find the prepared patients to learn from and to validate on (all and none with all_data)."""
+                   all_data: bool = False) -> tuple[list[Path], list[Path], bool]:
+    """Find the prepared patients to learn from and to validate on (all and none with all_data).
+
+    Also tells whether they are synthetic.
+    """
     cohort = read_cohort(work)
     learned = cohort.training_names(config, all_data)
     held_out = [] if all_data else cohort.held_out(config)
     cases = [cohort.by_name[name] for name in (*learned, *held_out)]
     files = prepared_files(cases, work / "preprocessed", config.spacing_mm)
-    return [files[name] for name in learned], [files[name] for name in held_out]
+    return ([files[name] for name in learned], [files[name] for name in held_out],
+            cohort.synthetic)
 
 
 def settings_for_cohort(config: Config, cohort: Cohort, asked: Collection[str] = ()) -> Config:
@@ -75,13 +79,13 @@ def for_few_patients(config: Config, patients: int, synthetic: bool,
                      asked: Collection[str] = ()) -> Config:
     """Choose the settings for the number of patients to learn from; prints what and why.
 
-    Synthetic cohorts and real ones of FEW patients or more keep their settings. What was asked for
+    Synthetic cohorts and real ones of FEW_PATIENTS or more keep their settings. What was asked for
     stays, but `pretrained` becomes False if network, filters or voxel size do not fit the weights.
     """
-    if synthetic or patients >= FEW or ("pretrained" in asked and not config.pretrained):
+    if synthetic or patients >= FEW_PATIENTS or ("pretrained" in asked and not config.pretrained):
         return config
     persons = "patient" if patients == 1 else "patients"
-    few = f"{patients} real {persons} to learn from, fewer than {FEW}"
+    few = f"{patients} real {persons} to learn from, fewer than {FEW_PATIENTS}"
     known = pretrained_config()
     fixed = [name for name in ("network", "filters")
              if name in asked and getattr(config, name) != getattr(known, name)]
@@ -93,8 +97,8 @@ def for_few_patients(config: Config, patients: int, synthetic: bool,
              "from random weights.")
         return config.with_(pretrained=False)
     kept = ("network", "filters", "patch", "modality_dropout")  # works best as it was trained
-    chosen = {name: getattr(known, name) for name in kept} | {
-        "pretrained": True, "learning_rate": GENTLE} | _brief(config, asked)
+    chosen = {name: getattr(known, name) for name in kept}
+    chosen |= {"pretrained": True} | _fine_tuning_schedule(config, asked)
     config = config.with_(**{name: value for name, value in chosen.items() if name not in asked})
     _say(f"{few}: the training starts from the network in the box, which learned from synthetic "
          f"patients, and takes {config.epochs * config.steps} steps with a learning rate of "
@@ -104,14 +108,14 @@ def for_few_patients(config: Config, patients: int, synthetic: bool,
     return config
 
 
-def _brief(config: Config, asked: Collection[str]) -> dict[str, float]:
-    """Choose few steps, a warm-up that fits into them, and an average that keeps the start."""
+def _fine_tuning_schedule(config: Config, asked: Collection[str]) -> dict[str, float]:
+    """Choose a low rate, few steps, a short warm-up, and an average that keeps the start."""
     steps = config.steps
     if not {"epochs", "steps"} & set(asked):
-        steps = max(1, min(steps, BRIEF // config.epochs))
+        steps = max(1, min(steps, FINE_TUNING_STEPS // config.epochs))
     total = config.epochs * steps
-    return {"steps": steps, "warmup": min(config.warmup, total // 5),
-            "ema": KEPT ** (1 / total)}
+    return {"learning_rate": FINE_TUNING_RATE, "steps": steps,
+            "warmup": min(config.warmup, total // 5), "ema": KEPT ** (1 / total)}
 
 
 def _say(text: str) -> None:

@@ -15,9 +15,9 @@ from brats_helpers.basics.errors import BratsError
 from brats_helpers.evaluation.checkpoints import read_checkpoint
 from brats_helpers.evaluation.pretrained import load_pretrained, pretrained_config
 from brats_helpers.phantoms.kinds import make_patient
-from brats_helpers.training import stages
+from brats_helpers.training import work_folder
 from brats_helpers.training.loop import train
-from brats_helpers.training.stages import (
+from brats_helpers.training.work_folder import (
     for_few_patients,
     train_work,
     training_files,
@@ -56,7 +56,7 @@ def test_a_short_training_warms_up_and_keeps_half_of_the_weights_that_it_starts_
     for name in ("quick", "full"):
         few = for_few_patients(PRESETS[name].with_(spacing_mm=2.0), 8, False)
         total = few.epochs * few.steps
-        assert total <= stages.BRIEF and few.warmup <= total / 5
+        assert total <= work_folder.FINE_TUNING_STEPS and few.warmup <= total / 5
         assert few.ema**total == pytest.approx(0.5)  # the share of the weights it began with
     longer = for_few_patients(QUICK.with_(epochs=20), 8, False, ("epochs",))
     assert (longer.epochs, longer.steps) == (20, QUICK.steps)
@@ -111,15 +111,16 @@ def test_everyone_is_learnt_from_apart_from_what_is_measured(tmp_path: Path, cap
         write_case(tmp_path / "raw", f"P{index}", patient.images, patient.reference, patient.affine)
     work = tmp_path / "work"
     fill_work_folder(work, TINY, str(tmp_path / "raw"), tmp_path / "raw", jobs=1)
-    learned, held_out = training_files(TINY, work, all_data=True)
-    assert [path.stem for path in learned] == ["P0", "P1", "P2", "P3"] and not held_out
+    learned, held_out, synthetic = training_files(TINY, work, all_data=True)
+    assert [path.stem for path in learned] == ["P0", "P1", "P2", "P3"]
+    assert not held_out and not synthetic
     asked: list[int] = []  # patients that the recipe is chosen for: those of what is measured
 
     def noted(config: Config, patients: int, *others: object) -> Config:
         asked.append(patients)
         return for_few_patients(config, patients, *others)
 
-    monkeypatch.setattr(stages, "for_few_patients", noted)
+    monkeypatch.setattr(work_folder, "for_few_patients", noted)
     assert main(["train", "--work", str(work), "--everyone", "-p", "pretrained", "false"]) == 0
     assert asked == [len(training_files(TINY, work)[0])] != [4]
     assert "measured on nobody" in capsys.readouterr().out
