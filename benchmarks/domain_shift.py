@@ -17,9 +17,9 @@ from tqdm import tqdm
 from brats_helpers.data.cases import find_cases, read_case
 from brats_helpers.data.preprocessing import prepare
 from brats_helpers.lessons.compare_cohorts import distances
-from brats_helpers.phantoms.kinds import KINDS, some_phantoms
+from brats_helpers.phantoms.kinds import KINDS, make_patient
 
-SPACING_MM, PHANTOMS = 2.0, 40
+SPACING_MM, PHANTOMS, SEED = 2.0, 40, 9
 
 
 def main(folder: Path) -> None:
@@ -27,7 +27,9 @@ def main(folder: Path) -> None:
     cases = [case for case in find_cases(folder) if case.reference]
     patients = [prepare(read_case(case), SPACING_MM) for case in tqdm(cases, unit="patient")]
     for kind in KINDS:
-        table = distances(patients, some_phantoms(kind, PHANTOMS, SPACING_MM))
+        numbers = tqdm(range(PHANTOMS), desc="phantoms", unit="patient")
+        phantoms = [prepare(make_patient(SEED, n, SPACING_MM, kind), SPACING_MM) for n in numbers]
+        table = distances(patients, phantoms)
         print(f"\n{kind:<10}" + "".join(f"{title:>7}" for title in table["healthy"]))
         for name, row in table.items():
             print(f"{name:<10}" + "".join(f"{value:7.2f}" for value in row.values()))

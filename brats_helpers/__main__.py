@@ -320,7 +320,7 @@ def _check(options: argparse.Namespace) -> int:
     from .data import check
     check.check_outputs(options.csv, options.html)
     report = check.check_path(options.path, options.jobs)
-    print(check.text(report))
+    print(check.report_text(report))
     if options.csv:
         check.write_csv(options.csv, report)
     if options.html:

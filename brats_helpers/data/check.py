@@ -186,7 +186,7 @@ def table_rows(rows: Sequence[Mapping]) -> list[tuple]:
              " | ".join(remarks(row))) for row in rows]
 
 
-def text(report: Report) -> str:
+def report_text(report: Report) -> str:
     """Return the report for a terminal: one line per patient, each followed by its remarks."""
     width = max([len(row["name"]) for row in report.rows] + [7])
     line = f"{{:<{width}}}  {{:<8}} {{:<16}} {{:<18}} {{:<5}} {{}}"

@@ -43,9 +43,9 @@ from ..training.state import new_state
 from ..training.step import train_step
 
 BUDGET_S = 120.0
-# Without a lever: no training, one view, the usual threshold, every piece kept.
-LEVERS = {"steps": 0, "augment": True, "views": 1, "threshold": REGION_THRESHOLDS["WT"],
-          "largest": False}
+# no training, one view, the usual threshold, every component kept
+DEFAULT_PLAN = {"steps": 0, "augment": True, "views": 1, "threshold": REGION_THRESHOLDS["WT"],
+                "largest": False}
 VIEWS = {1: [()], 2: OPPOSITE_FLIPS, 8: FLIPS}
 LEARNED, PRACTICE, SEED, FIRST = 3, 3, 9, 4  # phantoms to learn from, to choose on; their numbers
 WARMUP = 5  # steps
@@ -74,7 +74,7 @@ class Lab:
             return float("nan")
         found = self.judge(plan, who)
         self.tried.append((who, plan, found))
-        print(f"{describe(plan)}: Dice {found:.3f} on {who} patients; "
+        print(f"{describe_plan(plan)}: Dice {found:.3f} on {who} patients; "
               f"{max(0.0, BUDGET_S - self.spent):.0f} s are left")
         return found
 
@@ -145,18 +145,19 @@ def _as_it_is(batch: Mapping[str, object], device: Device) -> tuple[torch.Tensor
 
 def complete(plan: Mapping[str, object]) -> dict[str, object]:
     """Fill in a plan's other settings with their defaults; BratsError names an unknown one."""
-    if unknown := sorted(set(plan) - set(LEVERS)):
-        raise BratsError(f"a plan has no {', '.join(unknown)}; it may set: {', '.join(LEVERS)}.")
-    plan = LEVERS | dict(plan)
+    if unknown := sorted(set(plan) - set(DEFAULT_PLAN)):
+        raise BratsError(f"a plan has no {', '.join(unknown)}; it may set: "
+                         f"{', '.join(DEFAULT_PLAN)}.")
+    plan = DEFAULT_PLAN | dict(plan)
     if plan["views"] not in VIEWS:
         raise BratsError(f"views={plan['views']!r}: give 1, 2 or 8.")
     return plan
 
 
-def describe(plan: Mapping[str, object]) -> str:
+def describe_plan(plan: Mapping[str, object]) -> str:
     """Name the settings that differ from the default."""
-    pulled = {name: value for name, value in plan.items() if value != LEVERS[name]}
-    return ", ".join(f"{name} {value}" for name, value in pulled.items()) or "nothing changed"
+    changed = {name: value for name, value in plan.items() if value != DEFAULT_PLAN[name]}
+    return ", ".join(f"{name} {value}" for name, value in changed.items()) or "nothing changed"
 
 
 def labels_of(probabilities: np.ndarray, plan: Mapping[str, object]) -> np.ndarray:

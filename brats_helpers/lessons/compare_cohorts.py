@@ -13,7 +13,7 @@ COMPARTMENTS = {0: "healthy", **LABEL_SHORT}
 VOXELS = 2000  # up to twice as many are sampled from each patient's compartment
 
 
-def scores_of(patients: Sequence[Prepared], label: int) -> np.ndarray:
+def z_scores_of(patients: Sequence[Prepared], label: int) -> np.ndarray:
     """Return z-scores of one compartment (0: brain without tumor) of some patients: (4, n)."""
     found = []
     for patient in patients:
@@ -33,7 +33,7 @@ def distances(here: Sequence[Prepared],
     from scipy.stats import wasserstein_distance  # takes a second to import
     table = {}
     for label, name in COMPARTMENTS.items():
-        a, b = scores_of(here, label), scores_of(there, label)
+        a, b = z_scores_of(here, label), z_scores_of(there, label)
         table[name] = {title: float(wasserstein_distance(x, y)) if x.size and y.size else np.nan
                        for title, x, y in zip(MODALITY_TITLES.values(), a, b, strict=True)}
     return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import ceil
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -47,8 +48,8 @@ def feature_maps(model: UNet, prepared: Prepared, device: Device) -> dict[str, n
         for hook in hooks:
             hook.remove()
     middle = {name: maps[:, maps.shape[1] // 2] for name, maps in found.items()}
-    return {name: maps[:, :-(-height * maps.shape[1] // image.shape[2]),
-                       :-(-width * maps.shape[2] // image.shape[3])].float().cpu().numpy()
+    return {name: maps[:, :ceil(height * maps.shape[1] / image.shape[2]),
+                       :ceil(width * maps.shape[2] / image.shape[3])].float().cpu().numpy()
             for name, maps in middle.items()}
 
 

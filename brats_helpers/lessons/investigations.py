@@ -252,14 +252,14 @@ def check_budget(chosen: object, lab: Lab, before: float) -> Verdict:
 
     `before` is the mean Dice of the test patients without a plan.
     """
-    from .budget import complete, describe
+    from .budget import complete, describe_plan
     if not isinstance(chosen, Mapping):
         hint = "Give one plan, such as {\"steps\": 40}."
         return _verdict(chosen, False, "", {}, hint)
     chosen = complete(chosen)
     practice = [(plan, score) for who, plan, score in lab.tried
                 if who == "practice" and not np.isnan(score)]
-    known = {describe(plan): score for plan, score in practice}
+    known = {describe_plan(plan): score for plan, score in practice}
     peeks = sum(who == "test" for who, _, _ in lab.tried)
     best = max(known, key=known.get, default="")
     mistakes = {
@@ -268,9 +268,9 @@ def check_budget(chosen: object, lab: Lab, before: float) -> Verdict:
         "choose on practice patients.": peeks > 0,
         "Score at least two plans on the practice patients, or there is nothing to choose from.":
         len(known) < 2,
-        "You have not scored the plan that you chose.": describe(chosen) not in known,
+        "You have not scored the plan that you chose.": describe_plan(chosen) not in known,
         f"On the practice patients another plan was better: {best}.":
-        known.get(describe(chosen), 0.0) < known.get(best, 0.0)}
+        known.get(describe_plan(chosen), 0.0) < known.get(best, 0.0)}
     if any(mistakes.values()):
         return _verdict(chosen, False, "", mistakes, "")
     after = lab.judge(chosen, "test")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -38,10 +39,10 @@ from ..data.preprocessing import (
     slice_with_most_tumor,
     to_lps,
 )
-from .compare_cohorts import distances, scores_of
+from .compare_cohorts import distances, z_scores_of
 from .surfaces import camera, render
 
-ERRORS = "errors, whole tumor"  # the title of their column
+ERROR_TITLE = "errors, whole tumor"  # the title of their column
 # Letters at the left, right, top and bottom of each plane's picture, and how they are aligned.
 PLANES = {"axial": (2, "RLAP"), "coronal": (1, "RLSI"), "sagittal": (0, "APSI")}
 LETTERS = ((0.03, 0.5, "left", "center"), (0.97, 0.5, "right", "center"),
@@ -141,6 +142,11 @@ def _hide_frame(ax: Axes) -> None:
     ax.spines[:].set_visible(False)
 
 
+def caption(prediction: bool, synthetic: bool) -> str:
+    """Return the words below a picture: every prediction is marked as not for diagnosis."""
+    return "; ".join([NOT_FOR_DIAGNOSIS] * prediction + ["synthetic"] * synthetic)
+
+
 def finish(figure: Figure, synthetic: bool, legend: bool | Mapping[str, str] = False,
            prediction: bool = False, alt: str = "") -> Figure:
     """Add the legend, the words below and alt text to a figure, and close it in pyplot.
@@ -152,14 +158,13 @@ def finish(figure: Figure, synthetic: bool, legend: bool | Mapping[str, str] = F
         colors = LABEL_LEGEND if legend is True else legend
         figure.legend(handles=[Patch(color=c, label=name) for name, c in colors.items()],
                       loc="outside lower left", ncols=len(colors))
-    if words := [NOT_FOR_DIAGNOSIS] * prediction + ["synthetic"] * synthetic:
-        figure.supxlabel("; ".join(words), x=0.995, ha="right", fontsize=8, style="italic",
-                         color="#777777")
+    if words := caption(prediction, synthetic):
+        figure.supxlabel(words, x=0.995, ha="right", fontsize=8, style="italic", color="#777777")
     plt.close(figure)  # a notebook shows what is returned, once
-    return describe(figure, alt or _alt_from_titles(figure))
+    return add_alt_text(figure, alt or _alt_from_titles(figure))
 
 
-def describe(figure: Figure, alt: str) -> Figure:
+def add_alt_text(figure: Figure, alt: str) -> Figure:
     """Give a figure alt text, which a notebook stores with its picture and a page shows."""
     # IPython asks for this method and draws the PNG itself.
     figure._repr_mimebundle_ = lambda **_: ({}, {"image/png": {"alt": alt}})
@@ -317,7 +322,7 @@ def compare_slices(volumes: Mapping[str, np.ndarray], index: int | None = None,
     everything = np.concatenate([volume.ravel() for volume in volumes.values()])
     style = SliceStyle(limits=window(everything) if shared_window else None)
     columns = min(columns, len(volumes))
-    rows, width = -(-len(volumes) // columns), min(3.2, 9.6 / columns)
+    rows, width = ceil(len(volumes) / columns), min(3.2, 9.6 / columns)
     figure, axes = plt.subplots(rows, columns, squeeze=False,
                                 figsize=(width * columns, 1.08 * width * rows))
     for ax, (name, volume) in zip(axes.flat, volumes.items(), strict=False):
@@ -341,12 +346,12 @@ def three_planes(image: np.ndarray, overlays: Mapping[str, np.ndarray], spacing:
     first, shown = next(iter(overlays.values())), {"": None, **overlays}
     compared = {"reference", "prediction"} <= set(overlays)
     if compared:
-        shown[ERRORS] = agreement(overlays["prediction"] > 0, overlays["reference"] > 0)
+        shown[ERROR_TITLE] = agreement(overlays["prediction"] > 0, overlays["reference"] > 0)
     figure, axes = plt.subplots(3, len(shown), figsize=(2.4 * len(shown), 6.6), squeeze=False)
     for row, plane in zip(axes, PLANES, strict=True):
         index = slice_with_most_tumor(first, PLANES[plane][0])
         for ax, (name, labels) in zip(row, shown.items(), strict=True):
-            style = SliceStyle(legend=ERROR_COLORS if name == ERRORS else None)
+            style = SliceStyle(legend=ERROR_COLORS if name == ERROR_TITLE else None)
             draw_slice(ax, image, plane, index, spacing, labels, style=style)
             if plane == "axial":
                 ax.set_title(name)
@@ -442,7 +447,7 @@ def two_cohorts(here: Sequence[Prepared], there: Sequence[Prepared], names: Sequ
     labels = {name: label for label, name in enumerate(table)}
     figure, axes = plt.subplots(1, 3, figsize=(9.6, 2.6))
     for ax, (compartment, n) in zip(axes, sorted(apart, key=apart.get)[::-1], strict=False):
-        other, own = (scores_of(cohort, labels[compartment])[n] for cohort in (there, here))
+        other, own = (z_scores_of(cohort, labels[compartment])[n] for cohort in (there, here))
         ends = np.percentile(other, [0.2, 99.8]), np.percentile(own, [0.2, 99.8])
         bins = np.linspace(np.min(ends), np.max(ends), 46)
         ax.hist(other, bins, density=True, color="#BBBBBB", label=names[1])

@@ -30,7 +30,6 @@ from ..basics.constants import (
     LABEL_SHORT,
     MODALITIES,
     MODALITY_TITLES,
-    NOT_FOR_DIAGNOSIS,
     REGIONS,
 )
 from ..basics.device import gpu_load
@@ -47,6 +46,7 @@ from .plots import (
     LABEL_LEGEND,
     SliceStyle,
     agreement,
+    caption,
     draw_slice,
     finish,
     learning_curves,
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from IPython.display import HTML, Code
 
 FLOOR = 30  # gray of the darkest brain; ripples of JPEG around the brain stay below half of it
-ERRORS = SliceStyle(legend=ERROR_COLORS)
+ERROR_STYLE = SliceStyle(legend=ERROR_COLORS)
 
 
 def show_source(*objects: Callable) -> Code:
@@ -93,9 +93,8 @@ def slice_viewer(patient: Patient, prediction: np.ndarray | None = None,
               if volume is not None}
     marks = next(iter(labels.values()), np.zeros(images[0].shape, np.uint8))
     spacing = lps_spacing(patient.spacing, patient.affine)
-    words = [NOT_FOR_DIAGNOSIS] * (prediction is not None) + ["synthetic"] * synthetic
-    data = _viewer_data(images, labels, marks) | {"spacing": list(spacing),
-                                                  "words": "; ".join(words)}
+    data = _viewer_data(images, labels, marks) | {
+        "spacing": list(spacing), "words": caption(prediction is not None, synthetic)}
     still = io.BytesIO()
     figure = three_planes(images[0], labels or {"image": marks}, spacing, synthetic=synthetic)
     figure.savefig(still, format="jpeg", dpi=90)
@@ -181,7 +180,7 @@ def threshold_explorer(patient: Patient, probability: np.ndarray,
                       f"volume {(tp + fp) * ml:.1f} ml (reference {(tp + fn) * ml:.1f} ml)")
         figure, ax = plt.subplots(figsize=(6.6, 5))
         errors = upright(agreement(mask, truth), patient.affine)
-        draw_slice(ax, scan, "axial", index.value, spacing, errors, style=ERRORS)
+        draw_slice(ax, scan, "axial", index.value, spacing, errors, style=ERROR_STYLE)
         ax.set_title("WT")
         image.value = png(finish(figure, synthetic, ERROR_COLORS, prediction=True))
 
@@ -217,7 +216,7 @@ def comparison_viewer(rows: Sequence[Mapping], read: Callable[[str], tuple[Patie
         figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.8))
         titles = {"truth": "reference", "predicted": "prediction", "errors": "whole tumor: errors"}
         for ax, (key, title) in zip(axes, titles.items(), strict=True):
-            style = ERRORS if key == "errors" else SliceStyle()
+            style = ERROR_STYLE if key == "errors" else SliceStyle()
             draw_slice(ax, shown["image"], "axial", index.value, shown["spacing"], shown[key],
                        style=style)
             ax.set_title(title)

@@ -7,9 +7,10 @@ doi:10.1016/j.neuroimage.2010.07.033), as nilearn ships it. Importing nilearn wo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -28,6 +29,19 @@ class Tissue(NamedTuple):
     white: np.ndarray
     brain: np.ndarray  # bool: what skull-stripping has left
     outside: np.ndarray  # bool: what it should have removed
+
+
+@dataclass(frozen=True)
+class Tumor:
+    """The plan of one tumor, lengths in mm."""
+
+    kind: str  # such as "ring": `plain` and `tumors` have their own kinds
+    center: np.ndarray  # from the middle of the brain: right, anterior, superior
+    radius: float  # of the core
+    rim: float  # thickness of the enhancing rim
+    edema: float  # how far edema reaches along white matter
+    axes: np.ndarray  # stretch of the core along each axis
+    push: float  # of tissue, at most; at the core's edge it moves 78% as far: see `displaced`
 
 
 @lru_cache(maxsize=1)
@@ -73,24 +87,16 @@ def rotation_and_scale(rng: np.random.Generator) -> np.ndarray:
             @ np.diag([rng.choice([-1, 1]), 1, 1])).astype(np.float32)
 
 
-class Mass(Protocol):
-    """A mass that pushes tissue away."""
-
-    center: Sequence[float]  # mm from the middle of the brain
-    radius: float
-    push: float  # mm, largest; tissue at its edge moves 78% as far
-
-
-def displaced(source: np.ndarray, place: np.ndarray, masses: Sequence[Mass]) -> np.ndarray:
+def displaced(source: np.ndarray, place: np.ndarray, tumors: Sequence[Tumor]) -> np.ndarray:
     """Apply the mass effect to source, in place: tissue moves away from a tumor's center.
 
     source and place are (3, X, Y, Z) in mm.
     """
-    for mass in masses:
-        away = place - column(mass.center)
+    for tumor in tumors:
+        away = place - column(tumor.center)
         distance = np.sqrt((away**2).sum(0)) + 1e-3
-        strength = np.exp(-((distance / (2 * mass.radius)) ** 2))
-        source -= away / distance * mass.push * strength
+        strength = np.exp(-((distance / (2 * tumor.radius)) ** 2))
+        source -= away / distance * tumor.push * strength
     return source
 
 

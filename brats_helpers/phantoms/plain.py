@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
@@ -18,6 +17,7 @@ from ..basics.constants import ED, ET, NCR
 from ..data.cases import Patient
 from ..data.preprocessing import largest_component, padded_box
 from .anatomy import (
+    Tumor,
     brats_affine,
     column,
     coordinates_mm,
@@ -43,18 +43,6 @@ SCALE = (400, 3000)  # white matter's 1.0 in the scanner's own units
 REACH_MM = 17  # the widest filter below reaches 16 mm; what lies farther outside has no effect
 
 
-@dataclass(frozen=True)
-class Lesion:
-    """The plan of one tumor, lengths in mm."""
-
-    center: tuple[float, float, float]  # from the middle of the brain, right anterior superior
-    radius: float  # of the core
-    rim: float  # thickness of the enhancing rim; 0: no ET, infinite: all of the core is ET
-    edema: float  # how far edema reaches along white matter
-    axes: tuple[float, float, float]  # stretch of the core along each axis
-    push: float  # of tissue; `displaced` weakens it with the distance
-
-
 def make_plain(seed: int, index: int, spacing_mm: float = 2.0) -> Patient:
     """Make patient number `index` of the plain cohort `seed`; equal numbers give equal voxels."""
     rng = np.random.default_rng([seed, index, VERSION])
@@ -74,12 +62,12 @@ def make_plain(seed: int, index: int, spacing_mm: float = 2.0) -> Patient:
     return Patient(f"BraTS2021_{index:05d}", images, reference, brats_affine(spacing_mm))
 
 
-def plan_lesions(rng: np.random.Generator, rank: float) -> list[Lesion]:
+def plan_lesions(rng: np.random.Generator, rank: float) -> list[Tumor]:
     """Draw one or two tumors: most with a rim around necrosis, some without ET, some of ET only.
 
     `rank` is the first tumor's place in the distribution of sizes, from 0 (smallest) to 1.
     """
-    kind = rng.choice(["ring", "no ET", "ET only"], p=(0.82, 0.09, 0.09))
+    kind = str(rng.choice(["ring", "no ET", "ET only"], p=(0.82, 0.09, 0.09)))
     lesions = []
     for n in range(1 + (rng.random() < 0.14)):
         size = rng.random() if n else rank
@@ -89,15 +77,15 @@ def plan_lesions(rng: np.random.Generator, rank: float) -> list[Lesion]:
         ring = rng.uniform(0.20, 0.38) * radius + 1.8
         side = (-1) ** n * rng.choice([-1, 1])
         across, forward, up = (rng.uniform(*mm) for mm in ((18, 42), (-55, 45), (-5, 42)))
-        lesions.append(Lesion(
-            center=(side * across, forward, up), radius=radius,
-            rim=float({"ring": ring, "no ET": 0.0, "ET only": np.inf}[kind]),
-            edema=float(rng.uniform(2, 22)), axes=tuple(rng.uniform(0.8, 1.25, 3)),
+        lesions.append(Tumor(
+            kind=kind, center=np.array([side * across, forward, up]), radius=radius,
+            rim=float({"ring": ring, "no ET": 0.0, "ET only": np.inf}[kind]),  # inf: all is ET
+            edema=float(rng.uniform(2, 22)), axes=rng.uniform(0.8, 1.25, 3),
             push=float(rng.uniform(0.1, 0.3) * radius)))
     return lesions
 
 
-def anatomy(rng: np.random.Generator, place: np.ndarray, lesions: Sequence[Lesion],
+def anatomy(rng: np.random.Generator, place: np.ndarray, lesions: Sequence[Tumor],
             spacing_mm: float) -> np.ndarray:
     """Make one patient's gray and white matter (fractions) and brain (0 or 1): (3, X, Y, Z)."""
     source = np.tensordot(rotation_and_scale(rng), place, 1)
@@ -109,7 +97,7 @@ def anatomy(rng: np.random.Generator, place: np.ndarray, lesions: Sequence[Lesio
     return np.stack([gray * brain, white * brain, brain])
 
 
-def grow(noise: Noise, place: np.ndarray, lesion: Lesion, tissue: np.ndarray,
+def grow(noise: Noise, place: np.ndarray, lesion: Tumor, tissue: np.ndarray,
          spacing_mm: float) -> np.ndarray:
     """Grow one tumor: labels (X, Y, Z) uint8, a core inside edema that follows white matter.
 

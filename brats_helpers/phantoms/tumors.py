@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from scipy import ndimage
 from scipy.special import ndtri
 
 from ..basics.constants import ED, ET, NCR
-from .anatomy import Tissue, column
+from .anatomy import Tissue, Tumor, column
 from .noise import smooth_noise
 
 TUMOR_TYPES = {"ring": 0.54, "solid": 0.13, "non-enhancing": 0.15, "patchy": 0.18}
-
-
-@dataclass(frozen=True)
-class Tumor:
-    """The plan of one tumor; lengths in mm, places from the middle of the brain."""
-
-    kind: str  # of TUMOR_TYPES
-    center: np.ndarray
-    radius: float  # of the core
-    rim: float  # thickness of the enhancing rim
-    edema: float  # how far edema reaches along white matter
-    axes: np.ndarray  # stretch of the core along each axis
-    push: float  # of tissue; `displaced` weakens it with the distance
 
 
 def plan(rng: np.random.Generator, rank: float) -> list[Tumor]:

@@ -115,14 +115,14 @@ def run_series(preset: str | None = None, source: str | None = None, work: Path 
     with tqdm(numbers, desc="series", unit="notebook",
               bar_format="{desc}: {n}/{total} |{bar}| {elapsed}, {postfix}") as bar:
         for done, number in enumerate(bar):
-            left = minutes_left(numbers[:done], numbers[done:], time.monotonic() - begun)
+            left = time_left_text(numbers[:done], numbers[done:], time.monotonic() - begun)
             bar.set_postfix_str(f"{left}{NAMES[number - 1]}")
             basics = {k: v for k, v in common.items() if k in declared(number)}
             execute(number, work / "notebooks", {**basics, **given[number]})
     return work
 
 
-def minutes_left(done: Sequence[int], to_do: Sequence[int], seconds: float) -> str:
+def time_left_text(done: Sequence[int], to_do: Sequence[int], seconds: float) -> str:
     """Say how long the notebooks `to_do` will take if those `done` took `seconds`."""
     if not done:
         return ""

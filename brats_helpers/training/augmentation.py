@@ -58,10 +58,10 @@ def augment_one(image: Tensor, label: Tensor, generator: torch.Generator) -> tup
         image, label = resample(image, label, grid)
     axes = [axis for axis in (1, 2, 3) if chance(generator, FLIP_PROBABILITY)]
     image, label = image.flip(axes), label.flip(axes)
-    return inside(change_intensities(image[:4], generator), image[4:]), label
+    return mask_and_append_brain(change_intensities(image[:4], generator), image[4:]), label
 
 
-def inside(x: Tensor, brain: Tensor) -> Tensor:
+def mask_and_append_brain(x: Tensor, brain: Tensor) -> Tensor:
     """Return x, (4, D, H, W) or in slabs, as 0 outside the brain, followed by the brain."""
     out = torch.empty(len(x) + 1, *brain.shape[1:], device=x.device)
     torch.mul(x, brain.view(1, *x.shape[1:]), out=out[:-1].view(x.shape))
@@ -79,13 +79,13 @@ def change_intensities(x: Tensor, generator: torch.Generator) -> Tensor:
     if chance(generator):
         x = blur(x, uniform(generator, *BLUR_SIGMA))
     if chance(generator, SCANNER_PROBABILITY):
-        x = x * for_each(x, generator, *BRIGHTNESS)
+        x = x * uniform_per_channel(x, generator, *BRIGHTNESS)
     if chance(generator, SCANNER_PROBABILITY):
-        x = change_contrast(x, for_each(x, generator, *CONTRAST))
+        x = change_contrast(x, uniform_per_channel(x, generator, *CONTRAST))
     if chance(generator, SCANNER_PROBABILITY):
-        x = change_gamma(x, for_each(x, generator, *GAMMA))
+        x = change_gamma(x, uniform_per_channel(x, generator, *GAMMA))
     if chance(generator, SCANNER_PROBABILITY):
-        x = x + for_each(x, generator, *SHIFT)
+        x = x + uniform_per_channel(x, generator, *SHIFT)
     return x
 
 
@@ -143,7 +143,8 @@ def resample(image: Tensor, label: Tensor, grid: Tensor) -> tuple[Tensor, Tensor
     packed = label.float() + 4 * image[4:]  # label and brain in one volume: labels are below 4
     nearest = sample(packed, grid, "nearest").view(label.shape)
     brain = nearest >= 4
-    return inside(sample(image[:4], grid, "bilinear"), brain), (nearest - 4 * brain).to(label.dtype)
+    image = mask_and_append_brain(sample(image[:4], grid, "bilinear"), brain)
+    return image, (nearest - 4 * brain).to(label.dtype)
 
 
 def sample(volume: Tensor, grid: Tensor, mode: str) -> Tensor:
@@ -209,7 +210,7 @@ def uniform(generator: torch.Generator, low: float, high: float) -> float:
     return low + (high - low) * torch.rand((), generator=generator).item()
 
 
-def for_each(x: Tensor, generator: torch.Generator, low: float, high: float) -> Tensor:
+def uniform_per_channel(x: Tensor, generator: torch.Generator, low: float, high: float) -> Tensor:
     """Draw a number between low and high for each channel of (C, D, H, W): (C, 1, 1, 1)."""
     values = [uniform(generator, low, high) for _ in x]
     return torch.tensor(values, device=x.device).view(-1, 1, 1, 1)

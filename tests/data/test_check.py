@@ -34,7 +34,7 @@ from brats_helpers.data.check import (
     check_outputs,
     check_path,
     problems_text,
-    text,
+    report_text,
     unused_at,
     warnings_of,
 )
@@ -339,7 +339,7 @@ def test_a_control_character_in_a_name_breaks_no_table(cohort: Path, tmp_path: P
         assert not any("\n" in cell for row in csv.reader(file) for cell in row)
     assert "P\\n1" in (tmp_path / "c.html").read_text(encoding="utf-8")
     packed = pack(cohort, tmp_path / "a.tar")
-    assert "P\\n1" in text(check_path(packed, 1))
+    assert "P\\n1" in report_text(check_path(packed, 1))
 
 
 @pytest.mark.parametrize(("shape", "row"), [((1,), "notes"), ((3,), "problems")])
@@ -361,7 +361,7 @@ def test_a_fourth_dimension_is_read_if_it_is_1(tmp_path: Path, shape: tuple, row
 def test_scans_without_an_ending_and_links_to_devices_are_named(cohort: Path) -> None:
     (cohort / "P0" / "P0_t1.nii.gz").rename(cohort / "P0" / "P0_t1")
     (cohort / "P1" / "odd.nii.gz").symlink_to("/dev/null")
-    said = text(check_path(cohort, 1))
+    said = report_text(check_path(cohort, 1))
     assert "P0_t1 is there: is it t1?" in said and "rename it to P0_t1.nii" in said
     assert "odd.nii.gz: neither a file nor a folder" in said
 
@@ -373,7 +373,7 @@ def test_slices_without_an_ending_are_named_as_dicom_and_checksums_are_not_named
         (cohort / "P2" / name).write_bytes(bytes(128) + b"DICM" + bytes(9))
     (cohort / "P0" / "P0_t1.nii.gz.md5").write_text("d41d8cd9")
     (cohort / "LICENSE").write_text("MIT")
-    said = text(check_path(cohort, 1))
+    said = report_text(check_path(cohort, 1))
     assert "1.2.840.113619: in the format DICOM, but NIfTI is needed (and 2 more like it)" in said
     assert "1 not used" in said
 
@@ -411,7 +411,7 @@ def test_a_list_of_another_shape_is_named(tmp_path: Path, kind: str) -> None:
     content, said = LISTS[kind]
     channels = {"0": "FLAIR", "1": "T1", "2": "T1CE", "3": "T2"}
     (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": channels} | content))
-    assert re.search(said, text(check_path(tmp_path, 1)))
+    assert re.search(said, report_text(check_path(tmp_path, 1)))
 
 
 def test_a_folder_named_like_a_file_is_used_if_it_holds_one_scan(cohort: Path) -> None:
@@ -425,7 +425,7 @@ def test_a_folder_named_like_a_file_is_used_if_it_holds_one_scan(cohort: Path) -
                 cohort / "P0" / "P0_t1.nii.gz" / "b.nii.gz")
     (cohort / "P1" / "P1_t1.nii.gz" / "any.nii.gz").rename(
         cohort / "P1" / "P1_t1.nii.gz" / "any.txt")
-    said = text(check_path(cohort, 1))
+    said = report_text(check_path(cohort, 1))
     assert re.search("P0 has 2 files for t1: .*any.nii.gz, .*b.nii.gz; keep one", said)
     assert "P1_t1.nii.gz is there: a folder with the name of a file, and no scan in it" in said
 
@@ -519,7 +519,7 @@ def test_a_compressed_archive_is_named_as_the_place_of_its_files(cohort: Path, t
     (cohort / "P1" / "P1_t2.nii.gz").write_bytes(b"damaged")
     (cohort / "P0" / "P0_odd.nii.gz").write_bytes(b"x")
     archive = pack(cohort, tmp_path / "a.tar.gz")
-    said = text(check_path(archive, 1))
+    said = report_text(check_path(archive, 1))
     assert f"{archive}/P1/P1_t2.nii.gz: cannot be opened" in said and "brats-check" not in said
     assert f"{archive}/P0/P0_odd.nii.gz: " in said
     assert main(["check", str(cohort), "--jobs", "0"]) == 1

@@ -10,7 +10,7 @@ from conftest import CONFIG, CPU
 from brats_helpers.basics.errors import BratsError
 from brats_helpers.data.cases import Patient
 from brats_helpers.lessons import budget
-from brats_helpers.lessons.budget import LEVERS, Lab, complete, describe, labels_of
+from brats_helpers.lessons.budget import DEFAULT_PLAN, Lab, complete, describe_plan, labels_of
 from brats_helpers.lessons.investigations import check_budget
 from brats_helpers.network.unet import UNet
 from brats_helpers.phantoms import make_patient
@@ -46,20 +46,20 @@ def test_steps_train_a_copy_and_what_was_computed_costs_nothing_again(lab: Lab, 
     assert np.isnan(lab.score({"steps": 3})) and "used up" in capsys.readouterr().out
 
 
-def test_levers_that_do_not_exist_are_refused() -> None:
+def test_settings_that_do_not_exist_are_refused() -> None:
     with pytest.raises(BratsError, match="a plan has no stepz; it may set: steps, augment"):
         complete({"stepz": 3})
     with pytest.raises(BratsError, match="views=4"):
         complete({"views": 4})
-    assert describe(complete({})) == "nothing changed"
+    assert describe_plan(complete({})) == "nothing changed"
 
 
 def test_the_threshold_and_the_largest_piece_change_the_mask() -> None:
     probabilities = np.zeros((3, 8, 8, 8), np.float32)
     probabilities[0, 1:4, 1:4, 1:4], probabilities[0, 6, 6, 6] = 0.6, 0.9
-    assert (labels_of(probabilities, LEVERS) > 0).sum() == 28
-    assert (labels_of(probabilities, LEVERS | {"threshold": 0.7}) > 0).sum() == 1
-    assert (labels_of(probabilities, LEVERS | {"largest": True}) > 0).sum() == 27
+    assert (labels_of(probabilities, DEFAULT_PLAN) > 0).sum() == 28
+    assert (labels_of(probabilities, DEFAULT_PLAN | {"threshold": 0.7}) > 0).sum() == 1
+    assert (labels_of(probabilities, DEFAULT_PLAN | {"largest": True}) > 0).sum() == 27
 
 
 def test_the_check_names_the_typical_mistakes(lab: Lab) -> None:

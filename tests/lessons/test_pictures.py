@@ -236,7 +236,7 @@ def test_a_stored_picture_carries_alt_text(patient: Patient) -> None:
     for alt in ("GB: a 1.00 GB, b < 0.01 GB", "one bar is tiny"):
         data, metadata = get_ipython().display_formatter.format(figure)
         assert data["image/png"] and metadata["image/png"]["alt"] == alt
-        figure = plots.describe(figure, "one bar is tiny")
+        figure = plots.add_alt_text(figure, "one bar is tiny")
     axial = plots.show_modalities(patient, synthetic=True)._repr_mimebundle_()[1]["image/png"]
     assert "axial slice" in axial["alt"] and axial["alt"].endswith("FLAIR; T1; T1CE; T2")
     plots.use_style()

@@ -70,8 +70,8 @@ def test_options_that_would_be_ignored_are_refused(arguments: list[str], message
 
 def test_the_bar_says_how_many_minutes_are_left_for_the_series(monkeypatch, capfd,
                                                                tmp_path: Path) -> None:
-    assert series.minutes_left([], [1, 2, 3, 4, 5], 0) == ""
-    assert series.minutes_left([1, 2], [3, 4, 5], 102) == (
+    assert series.time_left_text([], [1, 2, 3, 4, 5], 0) == ""
+    assert series.time_left_text([1, 2], [3, 4, 5], 102) == (
         "about 8 minutes left for the series, ")
     assert len(series.SHARES) == len(series.NAMES) and sum(series.SHARES) == 100
     monkeypatch.setattr(series, "execute", lambda *_: None)
