@@ -22,7 +22,7 @@ from .checkpoints import hash_weights, network_of, read_checkpoint
 from .domain_shift import union_of_ranges
 from .postprocessing import POSTPROCESSING
 from .prediction import passes
-from .pretrained import REFINER_WEIGHTS, WEIGHTS
+from .pretrained import REFINER_WEIGHTS, WEIGHTS, fine_tuned
 from .refinement import MARGIN_MM, SHARES, Refiner
 
 
@@ -66,16 +66,17 @@ class Ensemble:
 def load_ensemble(checkpoints: Sequence[Path] | None, tta: bool) -> Ensemble:
     """Load networks that work at the same voxel size and patch; BratsError if they do not.
 
-    Without checkpoints, load the network in the box and its refiner.
+    Without checkpoints, load the network in the box. Its refiner comes with it, and with networks
+    that are `fine_tuned` from it.
     """
-    device = describe_device()
-    refiner, about = None, {}
-    if not checkpoints:
-        checkpoints, about = [WEIGHTS], read_checkpoint(REFINER_WEIGHTS, device)
-        refiner = Refiner(*network_of(about, REFINER_WEIGHTS, device))
-    contents = [read_checkpoint(path, device) for path in checkpoints]
+    device, paths = describe_device(), checkpoints or [WEIGHTS]
+    contents = [read_checkpoint(path, device) for path in paths]
     loaded = [network_of(content, path, device)
-              for content, path in zip(contents, checkpoints, strict=True)]
+              for content, path in zip(contents, paths, strict=True)]
+    second, refiner = read_checkpoint(REFINER_WEIGHTS, device), None
+    if not checkpoints or all(fine_tuned(config) for _, config in loaded):
+        refiner = Refiner(*network_of(second, REFINER_WEIGHTS, device))
+    about = {} if checkpoints else second  # figures of the network in the box with its refiner
     training_ranges = union_of_ranges([content.get("seen", {}) for content in contents])
     if not training_ranges:
         tqdm.write("The checkpoint does not describe its training patients, or had too few: your "

@@ -16,11 +16,17 @@ from .checkpoints import config_of, load_checkpoint, read_checkpoint
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "varied.safetensors"
 REFINER_WEIGHTS = WEIGHTS.with_name("refiner.safetensors")
+FINE_TUNING_STEPS = 200  # few: a network soon memorizes a few patients
 
 
 def pretrained_config() -> Config:
     """Read the configuration of the network in the box."""
     return config_of(read_checkpoint(WEIGHTS, describe_device()), WEIGHTS)
+
+
+def fine_tuned(config: Config) -> bool:
+    """Tell whether a network is so close to the network in the box that the refiner suits it."""
+    return config.pretrained and config.epochs * config.steps <= FINE_TUNING_STEPS
 
 
 def load_pretrained(device: Device | None = None) -> tuple[nn.Module, Config]:

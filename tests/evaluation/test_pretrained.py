@@ -32,7 +32,12 @@ from brats_helpers.evaluation.checkpoints import (
 from brats_helpers.evaluation.ensemble import load_ensemble
 from brats_helpers.evaluation.metrics import dice, regions
 from brats_helpers.evaluation.prediction import segment
-from brats_helpers.evaluation.pretrained import REFINER_WEIGHTS, WEIGHTS, load_pretrained
+from brats_helpers.evaluation.pretrained import (
+    FINE_TUNING_STEPS,
+    REFINER_WEIGHTS,
+    WEIGHTS,
+    load_pretrained,
+)
 from brats_helpers.evaluation.refinement import Refiner
 from brats_helpers.evaluation.sliding_window import sliding_window_inference
 from brats_helpers.evaluation.trust import expected_dice
@@ -129,6 +134,20 @@ def test_predict_adds_the_refiner_to_the_network_in_the_box_alone(tmp_path: Path
     on_disk = np.array([0, NCR, ED, DISK_ET], np.uint8)
     assert np.array_equal(masks["both"], on_disk[expected])
     assert not np.array_equal(masks["both"], masks["alone"])
+
+
+def test_the_refiner_comes_with_a_network_that_was_trained_briefly_from_the_box(
+        tmp_path: Path) -> None:
+    content = read_checkpoint(WEIGHTS, CPU)
+    config = config_of(content, WEIGHTS).with_(pretrained=True, epochs=1)
+    for steps in (FINE_TUNING_STEPS, FINE_TUNING_STEPS + 1):
+        write_safetensors(tmp_path / f"{steps}.safetensors", config.with_(steps=steps),
+                          {name: content[name] for name in ("average", "seen", "step")})
+    brief, long = (tmp_path / f"{FINE_TUNING_STEPS + n}.safetensors" for n in (0, 1))
+    assert load_ensemble([brief], False).refiner and load_ensemble([brief] * 2, False).refiner
+    assert not load_ensemble([long], False).refiner
+    assert not load_ensemble([brief, long], False).refiner
+    assert not load_ensemble([brief], False).by_modalities  # measured with another network
 
 
 @pytest.mark.parametrize("names", [(0, 1, 3), (2,)])

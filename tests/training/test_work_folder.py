@@ -13,7 +13,11 @@ from brats_helpers.__main__ import main
 from brats_helpers.basics.config import PRESETS, Config
 from brats_helpers.basics.errors import BratsError
 from brats_helpers.evaluation.checkpoints import read_checkpoint
-from brats_helpers.evaluation.pretrained import load_pretrained, pretrained_config
+from brats_helpers.evaluation.pretrained import (
+    FINE_TUNING_STEPS,
+    load_pretrained,
+    pretrained_config,
+)
 from brats_helpers.phantoms.kinds import make_patient
 from brats_helpers.training import work_folder
 from brats_helpers.training.loop import train
@@ -56,7 +60,7 @@ def test_a_short_training_warms_up_and_keeps_half_of_the_weights_that_it_starts_
     for name in ("quick", "full"):
         few = for_few_patients(PRESETS[name].with_(spacing_mm=2.0), 8, False)
         total = few.epochs * few.steps
-        assert total <= work_folder.FINE_TUNING_STEPS and few.warmup <= total / 5
+        assert total <= FINE_TUNING_STEPS and few.warmup <= total / 5
         assert few.ema**total == pytest.approx(0.5)  # the share of the weights it began with
     longer = for_few_patients(QUICK.with_(epochs=20), 8, False, ("epochs",))
     assert (longer.epochs, longer.steps) == (20, QUICK.steps)
