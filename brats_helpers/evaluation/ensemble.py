@@ -66,8 +66,7 @@ class Ensemble:
 def load_ensemble(checkpoints: Sequence[Path] | None, tta: bool) -> Ensemble:
     """Load networks that work at the same voxel size and patch; BratsError if they do not.
 
-    Without checkpoints, load the network in the box. Its refiner comes with it, and with networks
-    that are `fine_tuned` from it.
+    Without checkpoints, load the network in the box. It and `fine_tuned` networks get the refiner.
     """
     device, paths = describe_device(), checkpoints or [WEIGHTS]
     contents = [read_checkpoint(path, device) for path in paths]
@@ -82,8 +81,7 @@ def load_ensemble(checkpoints: Sequence[Path] | None, tta: bool) -> Ensemble:
         tqdm.write("The checkpoint does not describe its training patients, or had too few: your "
                    "patients are not compared with them.")
     config = loaded[0][1]
-    if any((other.spacing_mm, other.patch) != (config.spacing_mm, config.patch)
-           for _, other in loaded):
+    if len({(other.spacing_mm, other.patch) for _, other in loaded}) > 1:
         raise BratsError("these checkpoints work at different voxel sizes or patches and cannot be "
                          "averaged: give those of one cross-validation.")
     settings = [config.spacing_mm, config.patch, config.overlap, tta, POSTPROCESSING,
@@ -92,9 +90,8 @@ def load_ensemble(checkpoints: Sequence[Path] | None, tta: bool) -> Ensemble:
     if refiner:
         settings += [MARGIN_MM, SHARES, refiner.config, hash_weights(refiner.model.state_dict())]
     tag = hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
-    return Ensemble([model for model, _ in loaded], config, tta, training_ranges, device,
-                    refiner, tag,
-                    all(other.modality_dropout for _, other in loaded),
+    return Ensemble([model for model, _ in loaded], config, tta, training_ranges, device, refiner,
+                    tag, all(other.modality_dropout for _, other in loaded),
                     about.get("by_modalities", {}), about.get("trust", {}).get("least_dice", 0.0))
 
 

@@ -21,21 +21,23 @@ CONFIG = preset("quick").with_(
     seed=21, filters=(16, 32, 64, 128), patch=64, epochs=90, steps=100, learning_rate=3e-3,
     warmup=100, ema=0.995, oversample_foreground=0.5, modality_dropout=0.4, validate_every=20,
     patients=1000, test_patients=0)
-REFINER = CONFIG.with_(spacing_mm=1.5, epochs=40, patients=420)
+# The refiner starts from the first network and sees only surroundings of tumors in `predict`.
+REFINER = CONFIG.with_(spacing_mm=1.5, epochs=42, learning_rate=2e-3, oversample_foreground=0.8,
+                       validate_every=21)
 
 
-def make_weights(work: Path, folder: Path = WEIGHTS.parent) -> list[Path]:
-    """Train both networks in `work`, and write their weights as safetensors into `folder`."""
-    return [_make(config, work / f"{config.spacing_mm:g}mm", folder / path.name)
-            for config, path in ((CONFIG, WEIGHTS), (REFINER, REFINER_WEIGHTS))]
+def make_weights(work: Path) -> list[Path]:
+    """Train both networks in `work`, and write their weights into the package."""
+    return [_make(CONFIG, work / "2mm", WEIGHTS),
+            _make(REFINER, work / "1.5mm", REFINER_WEIGHTS, WEIGHTS)]
 
 
-def _make(config: Config, work: Path, target: Path) -> Path:
+def _make(config: Config, work: Path, target: Path, start: Path | None = None) -> Path:
     """Make the phantoms, train, and write the averaged weights to `target`."""
     files = prepare_varied(work / "preprocessed", config.patients + VALIDATION, config.seed,
                            config.spacing_mm)
     train(config, files[:config.patients], files[config.patients:], work / "checkpoints",
-          synthetic=True)
+          start=start, synthetic=True)
     content = read_checkpoint(work / "checkpoints" / "last.pt", describe_device())
     kept = ("average", "seen", "step")
     write_safetensors(target, config, {name: content[name] for name in kept})
