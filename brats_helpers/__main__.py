@@ -413,8 +413,8 @@ def _predict(options: argparse.Namespace) -> int:
     keep_memory()
     if not options.checkpoint:
         print("No --checkpoint: the network in the box segments, and its refiner segments the "
-              "tumor again with smaller voxels. Both learned from synthetic "
-              "patients alone (docs/zero_shot.md).")
+              "tumor again with smaller voxels. Both learned from synthetic patients alone "
+              "(docs/zero_shot.md).")
     for folder in options.cases:
         with contextlib.suppress(BratsError):  # predict itself says what is wrong
             _say_unused(str(folder))

@@ -61,7 +61,6 @@ def predict_cases(folders: Sequence[Path], checkpoints: Sequence[Path] | None, o
     """Segment every patient in these folders into `out`/<case>.nii.gz, with the scans' geometry.
 
     Several checkpoints are averaged; without any, the network in the box and its refiner are used.
-    The refiner also comes with networks that were `fine_tuned` from it.
     What an earlier call finished from the same checkpoints, options and scans is kept unless
     `overwrite` is set. `jobs` counts the processes, -1 for one per core; joblib's Dask backend uses
     its own workers. Returns each patient's row of predictions.csv.
@@ -75,9 +74,6 @@ def predict_cases(folders: Sequence[Path], checkpoints: Sequence[Path] | None, o
         table = Table(out / TABLE)
         cases, failed = cases_to_segment(folders, {out / f"{name}.nii.gz" for name in table.rows})
         ensemble = load_ensemble(checkpoints, tta)
-        if checkpoints and ensemble.refiner:
-            tqdm.write("This network was briefly trained further from the network in the box, so "
-                       "the refiner segments the tumor again with smaller voxels.")
         if ensemble.takes_incomplete:
             cases = [incomplete(case) for case in cases]
         for row in failed:

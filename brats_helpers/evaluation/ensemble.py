@@ -75,6 +75,9 @@ def load_ensemble(checkpoints: Sequence[Path] | None, tta: bool) -> Ensemble:
     second, refiner = read_checkpoint(REFINER_WEIGHTS, device), None
     if not checkpoints or all(fine_tuned(config) for _, config in loaded):
         refiner = Refiner(*network_of(second, REFINER_WEIGHTS, device))
+    if checkpoints and refiner:
+        tqdm.write("This network was trained briefly from the network in the box. So the refiner "
+                   "segments the tumor again with smaller voxels.")
     about = {} if checkpoints else second  # figures of the network in the box with its refiner
     training_ranges = union_of_ranges([content.get("seen", {}) for content in contents])
     if not training_ranges:
