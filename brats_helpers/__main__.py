@@ -118,7 +118,7 @@ def _predict_command(commands: argparse._SubParsersAction, shown: Mapping[str, o
                          help="a folder of one or of many patients")
     predict.add_argument("--checkpoint", type=path_of, action="append", metavar="FILE",
                          help="a trained network; several are averaged (default: the network in "
-                              "the box and its refiner, which learned from phantoms alone)")
+                              "the box, which learned from phantoms alone)")
     predict.add_argument("--out", type=path_of, required=True, metavar="DIR",
                          help="the folder for <case>.nii.gz and predictions.csv")
     _import_option(predict)

@@ -14,7 +14,7 @@
 # %% [markdown]
 # # 02 Extraction
 #
-# We open an archive, check and count its patients, and split them so that the test score is honest.
+# We open an archive, check and count its patients, and split them so that no person is on both sides.
 #
 # **02 of 05** | back: [01 Setup](01_setup.ipynb) | next: [03 Preprocessing](03_preprocessing.ipynb)
 #
@@ -29,7 +29,7 @@
 # - **list** an archive without unpacking it, and refuse a dangerous one;
 # - **read** a NIfTI header: shape, voxel size, orientation;
 # - **check** a cohort before you trust it;
-# - **split** patients so that nothing about the evaluation leaks into training, and recognize a score that leaked.
+# - **split** patients without leakage, and recognize a score that leaked.
 #
 # You need notebook 01.
 
@@ -424,9 +424,8 @@ volume_distribution(labeled, synthetic=synthetic)
 
 # %% [markdown]
 # Tumors differ so much in size that we need a logarithmic axis. A purely random split can put most of the large ones on
-# one side.
-# Some patients have no enhancing tumor at all ("absent"). There, a single wrong voxel of ET makes the Dice of that region
-# 0 (notebook 05).
+# one side. Some patients have no enhancing tumor at all ("absent"). There, a single wrong voxel of ET makes the Dice of
+# that region 0 (notebook 05).
 #
 # ### Exercise 3: how many milliliters?
 #

@@ -111,11 +111,11 @@ print("before:", patient.images.shape, patient.orientation)
 # %% [markdown]
 # ### Exercise 1: the new shape
 #
-# The four scans, turned and stacked, are `images`. Without looking: what is its shape?
+# The four scans, reoriented and stacked, are `images`. Without looking: what is its shape?
 #
 # <details><summary>Hint</summary>
 #
-# The scan's shape is printed above, after the 4. The turn reverses the order of the three.
+# The scan's shape is printed above, after the 4. The order of the three is reversed.
 # </details>
 
 # %% tags=["exercise"]
@@ -319,7 +319,7 @@ print(measured, "becomes", np.abs(measured.astype(np.int64).astype(np.int16)))
 # 1,251 phantoms take about a tenth of that: an eighth of the voxels, and their box is smaller as well. But floats are not
 # needed. The published files hold integers, and we keep *those*, compressed without loss: five arrays in one file, the
 # four modalities and the reference. We do not store the z-score or the foreground channel. The device that trains
-# computes both from each *patch* (a cube cut out of a scan, which training reads at a time), with a mean and a standard
+# computes both from each *patch* (a cube cut out of a scan; training reads one at a time), with a mean and a standard
 # deviation that are stored as metadata.
 #
 # If `spacing_mm` is larger than the scan's voxels, we merge voxels into larger ones (*downsampling*). Doubling the edge
@@ -404,7 +404,8 @@ for name, p, stored in (("as stored", patient, prepared), ("downsampled", fine, 
 # <details><summary>Answer</summary>
 #
 # Read the first Dice: in the quick preset the stored voxels are the scan's own, and every label comes back. The second
-# Dice is the price of 2 mm for this phantom: the score of a mask that is perfect at 2 mm. Smaller regions lose more.
+# Dice is the score of a mask of this phantom that is perfect at 2 mm. What is missing to 1 is the price of 2 mm. Smaller
+# regions lose more.
 # </details>
 #
 # The voxels that differ lie at the border of the tumor and between its parts:
@@ -547,7 +548,7 @@ index |= {"spacing_mm": config.spacing_mm, "content_hashes": {m.name: m.content_
 write_json(work / "preprocessed" / "dataset.json", index)
 assert all(file.is_file() for file in files.values())
 print(f"wrote {len(files)} files of {total / 1e6:.1f} MB in all, and dataset.json")
-print("next: 04_architecture tests a network on two of these patients")
+print("next: 04_architecture needs some of these patients, 05_training_evaluation all of them")
 
 # %% [markdown]
 # ## Recap

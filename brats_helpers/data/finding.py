@@ -188,11 +188,9 @@ def _walk(root: Path) -> tuple[list[Path], list[Unused], dict[Path, tuple[str, s
 
 def _usable(here: Path, names: Sequence[str], left: list[Unused]) -> Iterator[Path]:
     """Yield a folder's files that may be read; scans that may not are added to `left`."""
-    for name in names:
-        if CONTROL.search(name) and ".nii" in name.lower():
-            left.append(Unused(here / name, *_unprintable(name)))
-        if UNFINISHED.match(name):
-            left.append(Unused(here / name, *HIDDEN))
+    left += [Unused(here / name, *_unprintable(name)) for name in names
+             if CONTROL.search(name) and ".nii" in name.lower()]
+    left += [Unused(here / name, *HIDDEN) for name in names if UNFINISHED.match(name)]
     for name in _without_masks(here, names):
         if name.endswith(".icloud") or not _hidden(name):
             if (here / name).is_file():

@@ -93,8 +93,8 @@ def _msd_description(rows: dict, splits: dict, synthetic: bool) -> dict:
         return [{"image": rows[n]["images"], "label": rows[n]["label"]} for n in names if n in rows]
 
     return {**(PHANTOM_INFO if synthetic else BRATS_INFO), "tensorImageSize": "4D",
-            "modality": CHANNEL_NAMES,
             "numTraining": len(entries(splits["training"])), "numTest": 0,
+            "modality": CHANNEL_NAMES,
             "labels": {"0": "background", "1": "necrotic and non-enhancing core", "2": "edema",
                        "3": "enhancing tumor"},
             "training": entries(splits["training"]), "validation": entries(splits["validation"]),

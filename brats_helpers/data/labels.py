@@ -124,7 +124,7 @@ def numbering(case: Case, values: list[float]) -> int:
     """Return the label that tells two numberings of a data set apart; 0 if there is no doubt.
 
     In BraTS 2017 to 2021 and the like, it is the label of ET, 3 or 4. In BraTS-PED it is 4 if the
-    reference has a 4, as numbered since 2024, and else 1.
+    reference has a 4, as numbered since 2024, 1 if it has only others, and 0 if it is empty.
     """
     if scheme_of(case) is PEDIATRIC:
         return DISK_ET if DISK_ET in values else int(any(values))

@@ -60,7 +60,8 @@ def predict_cases(folders: Sequence[Path], checkpoints: Sequence[Path] | None, o
                   tta: bool = False, overwrite: bool = False, jobs: int = 1) -> list[dict]:
     """Segment every patient in these folders into `out`/<case>.nii.gz, with the scans' geometry.
 
-    Several checkpoints are averaged; without any, the network in the box and its refiner are used.
+    Several checkpoints are averaged; without any, the network in the box is used. The refiner comes
+    with it, and with networks that are `fine_tuned` from it.
     What an earlier call finished from the same checkpoints, options and scans is kept unless
     `overwrite` is set. `jobs` counts the processes, -1 for one per core; joblib's Dask backend uses
     its own workers. Returns each patient's row of predictions.csv.
@@ -73,7 +74,7 @@ def predict_cases(folders: Sequence[Path], checkpoints: Sequence[Path] | None, o
         remove_leftovers(out)
         table = Table(out / TABLE)
         cases, failed = cases_to_segment(folders, {out / f"{name}.nii.gz" for name in table.rows})
-        ensemble = load_ensemble(checkpoints, tta)
+        ensemble = _load(checkpoints, tta)
         if ensemble.takes_incomplete:
             cases = [incomplete(case) for case in cases]
         for row in failed:
@@ -95,6 +96,14 @@ def predict_cases(folders: Sequence[Path], checkpoints: Sequence[Path] | None, o
                 try_output(out)  # a full disk fails everyone: stop
         names = [row["case"] for row in failed] + [case.name for case in cases]
         return [table.rows[name] for name in names]
+
+
+def _load(checkpoints: Sequence[Path] | None, tta: bool) -> Ensemble:
+    ensemble = load_ensemble(checkpoints, tta)
+    if checkpoints and ensemble.refiner:
+        tqdm.write("The training started from the network in the box and was brief, so the refiner "
+                   "segments the tumor again with smaller voxels.")
+    return ensemble
 
 
 def try_output(out: Path) -> None:

@@ -22,8 +22,14 @@ from .checkpoints import hash_weights, network_of, read_checkpoint
 from .domain_shift import union_of_ranges
 from .postprocessing import POSTPROCESSING
 from .prediction import passes
-from .pretrained import REFINER_WEIGHTS, WEIGHTS, fine_tuned
-from .refinement import MARGIN_MM, SHARES, Refiner
+from .pretrained import (
+    REFINER_WEIGHTS,
+    WEIGHTS,
+    fine_tuned,
+    load_refiner,
+    refiner_settings,
+)
+from .refinement import Refiner
 
 
 @dataclass(frozen=True)
@@ -66,19 +72,17 @@ class Ensemble:
 def load_ensemble(checkpoints: Sequence[Path] | None, tta: bool) -> Ensemble:
     """Load networks that work at the same voxel size and patch; BratsError if they do not.
 
-    Without checkpoints, load the network in the box. It and `fine_tuned` networks get the refiner.
+    Without checkpoints, load the network in the box. The refiner comes with it, and with networks
+    that are `fine_tuned` from it.
     """
     device, paths = describe_device(), checkpoints or [WEIGHTS]
     contents = [read_checkpoint(path, device) for path in paths]
     loaded = [network_of(content, path, device)
               for content, path in zip(contents, paths, strict=True)]
-    second, refiner = read_checkpoint(REFINER_WEIGHTS, device), None
-    if not checkpoints or all(fine_tuned(config) for _, config in loaded):
-        refiner = Refiner(*network_of(second, REFINER_WEIGHTS, device))
-    if checkpoints and refiner:
-        tqdm.write("This network was trained briefly from the network in the box. So the refiner "
-                   "segments the tumor again with smaller voxels.")
-    about = {} if checkpoints else second  # figures of the network in the box with its refiner
+    close = not checkpoints or all(fine_tuned(config) for _, config in loaded)
+    refiner = load_refiner(device) if close else None
+    # The figures are those of the network in the box with its refiner.
+    about = {} if checkpoints else read_checkpoint(REFINER_WEIGHTS, device)
     training_ranges = union_of_ranges([content.get("seen", {}) for content in contents])
     if not training_ranges:
         tqdm.write("The checkpoint does not describe its training patients, or had too few: your "
@@ -89,9 +93,7 @@ def load_ensemble(checkpoints: Sequence[Path] | None, tta: bool) -> Ensemble:
                          "averaged: give those of one cross-validation.")
     settings = [config.spacing_mm, config.patch, config.overlap, tta, POSTPROCESSING,
                 *sorted((other.network, hash_weights(model.state_dict()))
-                        for model, other in loaded)]
-    if refiner:
-        settings += [MARGIN_MM, SHARES, refiner.config, hash_weights(refiner.model.state_dict())]
+                        for model, other in loaded), *refiner_settings(refiner)]
     tag = hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
     return Ensemble([model for model, _ in loaded], config, tta, training_ranges, device, refiner,
                     tag, all(other.modality_dropout for _, other in loaded),

@@ -12,10 +12,12 @@ from torch import nn
 
 from ..basics.config import Config
 from ..basics.device import Device, describe_device
-from .checkpoints import config_of, load_checkpoint, read_checkpoint
+from .checkpoints import config_of, hash_weights, load_checkpoint, read_checkpoint
+from .refinement import MARGIN_MM, SHARES, Refiner
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "varied.safetensors"
 REFINER_WEIGHTS = WEIGHTS.with_name("refiner.safetensors")
+FINE_TUNING_RATE = 1e-4
 FINE_TUNING_STEPS = 200  # few: a network soon memorizes a few patients
 
 
@@ -25,8 +27,22 @@ def pretrained_config() -> Config:
 
 
 def fine_tuned(config: Config) -> bool:
-    """Tell whether a network is so close to the network in the box that the refiner suits it."""
-    return config.pretrained and config.epochs * config.steps <= FINE_TUNING_STEPS
+    """Tell whether a training began with these weights and was so brief that the refiner fits."""
+    return (config.pretrained and config.learning_rate <= FINE_TUNING_RATE
+            and config.epochs * config.steps <= FINE_TUNING_STEPS
+            and config.spacing_mm == pretrained_config().spacing_mm)
+
+
+def load_refiner(device: Device) -> Refiner:
+    """Load the refiner, in evaluation mode."""
+    return Refiner(*load_checkpoint(REFINER_WEIGHTS, device))
+
+
+def refiner_settings(refiner: Refiner | None) -> list[object]:
+    """List what decides the refiner's part of a mask; empty without one."""
+    if refiner is None:
+        return []
+    return [MARGIN_MM, SHARES, refiner.config, hash_weights(refiner.model.state_dict())]
 
 
 def load_pretrained(device: Device | None = None) -> tuple[nn.Module, Config]:

@@ -28,6 +28,7 @@ from .checkpoints import USUAL, hash_weights, network_of, read_checkpoint
 from .metrics import SCORES, average_scores, interval_text, score_case
 from .postprocessing import POSTPROCESSING
 from .prediction import passes, segment
+from .pretrained import fine_tuned, load_refiner, refiner_settings
 
 # The shape of predictions/scores.json.
 STORED = {"tag": str, "rows": {...: {"source": str, "scores": dict}}}
@@ -160,8 +161,9 @@ def _score_all(cases: Sequence[Case], model: nn.Module, config: Config, work: Pa
                device: Device) -> list[dict]:
     remove_leftovers(work / "predictions")
     notes = work / "predictions" / "scores.json"
+    refiner = load_refiner(device) if fine_tuned(config) else None  # as in `predict`
     tag = " ".join(map(str, (hash_weights(model.state_dict()), config.tta, config.overlap,
-                             POSTPROCESSING, *SCORES)))
+                             POSTPROCESSING, *SCORES, *refiner_settings(refiner))))
     before = read_json_as(notes, "notebook 05", STORED) if notes.is_file() else {"rows": {}}
     done = before["rows"] if before.get("tag") == tag else {}
     for name in set(before["rows"]) - {case.name for case in cases}:
@@ -175,7 +177,7 @@ def _score_all(cases: Sequence[Case], model: nn.Module, config: Config, work: Pa
         if patient.reference is None:
             raise BratsError(f"patient {case.name} has no reference to be scored against: use "
                              "`predict` for it.")
-        labels, _ = segment([network], patient, config, device=device)
+        labels, _ = segment([network], patient, config, device=device, refiner=refiner)
         write_mask(target, labels, patient.affine, case)
         scores = score_case(labels, patient.reference, patient.spacing)
         done[case.name] = {"source": source, "scores": scores}

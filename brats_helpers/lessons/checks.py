@@ -245,7 +245,7 @@ def check_receptive_field(function: Function) -> Verdict:
     right = 1 + 2 * int(before)
     return judge(
         answer, near(answer, right) and near(two, 5),
-        "Each layer adds two steps, and each stride of 2 doubles the steps after it.",
+        "Each layer adds two steps, and each stride of 2 doubles the width of later steps.",
         f"{right} for strides 1, 2, 1, 2, 1, and 5 for two of stride 1.",
         ("That ignores the strides: after a stride of 2, a step is twice as wide.",
          1 + 2 * len(strides)),

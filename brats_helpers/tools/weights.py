@@ -21,7 +21,7 @@ CONFIG = preset("quick").with_(
     seed=21, filters=(16, 32, 64, 128), patch=64, epochs=90, steps=100, learning_rate=3e-3,
     warmup=100, ema=0.995, oversample_foreground=0.5, modality_dropout=0.4, validate_every=20,
     patients=1000, test_patients=0)
-# The refiner starts from the first network and sees only surroundings of tumors in `predict`.
+# In `predict` the refiner sees only a box around the tumor, so more of its patches show tumor.
 REFINER = CONFIG.with_(spacing_mm=1.5, epochs=42, learning_rate=2e-3, oversample_foreground=0.8,
                        validate_every=21)
 

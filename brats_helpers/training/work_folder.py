@@ -16,12 +16,16 @@ from ..basics.errors import BratsError
 from ..data.cohort import Cohort, read_cohort
 from ..data.pipeline import prepared_files
 from ..data.preprocessing import FINER
-from ..evaluation.pretrained import FINE_TUNING_STEPS, WEIGHTS, pretrained_config
+from ..evaluation.pretrained import (
+    FINE_TUNING_RATE,
+    FINE_TUNING_STEPS,
+    WEIGHTS,
+    pretrained_config,
+)
 from . import distributed
 from .loop import train
 
 FEW_PATIENTS = 40  # real; with fewer, training starts from the network in the box if it fits
-FINE_TUNING_RATE = 1e-4
 KEPT = 0.5  # share of the network in the box in the averaged weights
 
 

@@ -130,7 +130,7 @@ def test_what_is_no_network_is_never_called(name: str, module: str) -> None:
     [("SegResNet", "must be 'unet', or 'module:Class'"), ("a/b:C", "must be 'unet'"),
      ("nowhere_at_all:Net", "is not there"),
      ("monai.networks.nets:UNet", "channels, strides.*class of your own"),
-     ("monai.networks.nets:DenseNet121", "makes .1, 3."),
+     ("monai.networks.nets:DenseNet121", "into .1, 3."),
      ("torch.nn:Identity", "differs in in_channels, out_channels"),
      ("torch.nn:Conv3d", "kernel_size")],
 )

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from benchmarks import zero_shot
 from brats_helpers.__main__ import main
 from brats_helpers.basics.constants import DISK_ET, ED, MODALITIES, NCR
+from brats_helpers.basics.device import describe_device
 from brats_helpers.basics.errors import BratsError
 from brats_helpers.data.cases import find_cases, incomplete, read_case
 from brats_helpers.data.preprocessing import network_input, prepare
@@ -36,9 +37,11 @@ from brats_helpers.evaluation.pretrained import (
     FINE_TUNING_STEPS,
     REFINER_WEIGHTS,
     WEIGHTS,
+    fine_tuned,
     load_pretrained,
 )
 from brats_helpers.evaluation.refinement import Refiner
+from brats_helpers.evaluation.scoring import evaluate
 from brats_helpers.evaluation.sliding_window import sliding_window_inference
 from brats_helpers.evaluation.trust import expected_dice
 from brats_helpers.network.unet import UNet
@@ -118,7 +121,7 @@ def test_predict_without_a_checkpoint_uses_them(patient_folder: Path, tmp_path: 
     assert scores["P"]["expected"] == pytest.approx(float(row["expected_dice"]), abs=6e-4)
 
 
-def test_predict_adds_the_refiner_to_the_network_in_the_box_alone(tmp_path: Path) -> None:
+def test_predict_adds_the_refiner_to_the_network_in_the_box(tmp_path: Path) -> None:
     patient = make_patient(77, 3, 1.5, "varied")
     write_case(tmp_path, "P", patient.images, None, patient.affine)
     masks, tags = {}, set()
@@ -139,7 +142,7 @@ def test_predict_adds_the_refiner_to_the_network_in_the_box_alone(tmp_path: Path
 def test_the_refiner_comes_with_a_network_that_was_trained_briefly_from_the_box(
         tmp_path: Path) -> None:
     content = read_checkpoint(WEIGHTS, CPU)
-    config = config_of(content, WEIGHTS).with_(pretrained=True, epochs=1)
+    config = config_of(content, WEIGHTS).with_(pretrained=True, epochs=1, learning_rate=1e-4)
     for steps in (FINE_TUNING_STEPS, FINE_TUNING_STEPS + 1):
         write_safetensors(tmp_path / f"{steps}.safetensors", config.with_(steps=steps),
                           {name: content[name] for name in ("average", "seen", "step")})
@@ -148,6 +151,23 @@ def test_the_refiner_comes_with_a_network_that_was_trained_briefly_from_the_box(
     assert not load_ensemble([long], False).refiner
     assert not load_ensemble([brief, long], False).refiner
     assert not load_ensemble([brief], False).by_modalities  # measured with another network
+    assert fine_tuned(config.with_(steps=FINE_TUNING_STEPS))
+    for other in ({"pretrained": False}, {"learning_rate": 1e-3}, {"spacing_mm": 1.0}):
+        assert not fine_tuned(config.with_(steps=FINE_TUNING_STEPS, **other))
+
+
+def test_what_is_scored_is_what_predict_writes_with_the_refiner_too(tmp_path: Path) -> None:
+    patient, content = make_patient(77, 3, 1.5, "varied"), read_checkpoint(WEIGHTS, CPU)
+    write_case(tmp_path / "in", "P", patient.images, patient.reference, patient.affine)
+    config = config_of(content, WEIGHTS).with_(pretrained=True, epochs=1, steps=9,
+                                               learning_rate=1e-4)
+    checkpoint = tmp_path / "last.pt"
+    write_checkpoint(checkpoint, config, {"average": content["average"], "seconds": 0.0})
+    predict_cases([tmp_path / "in"], [checkpoint], tmp_path / "masks")
+    evaluate(find_cases(tmp_path / "in"), checkpoint, tmp_path, config, "test", describe_device())
+    one, other = (np.asarray(nib.load(tmp_path / folder / "P.nii.gz").dataobj)
+                  for folder in ("masks", "predictions"))
+    assert one.any() and np.array_equal(one, other)
 
 
 @pytest.mark.parametrize("names", [(0, 1, 3), (2,)])

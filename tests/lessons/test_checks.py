@@ -72,10 +72,10 @@ EXERCISES = [
     (checks.check_shape, (IMAGES,), (4, 26, 25, 24),
      [((4, 24, 25, 26), "turned to z"), ((26, 25, 24), "come first")]),
     (checks.check_zscore, (), lambda x, b: np.where(b, (x - x[b].mean()) / x[b].std(), 0), [
-        (lambda x, b: (x - x.mean()) / x.std(), "air is in"),
+        (lambda x, b: (x - x.mean()) / x.std(), "background is in"),
         (lambda x, b: (x - x[b].mean()) / x[b].std(), "no longer 0"),
         (lambda x, b: np.where(b, (x - x[b].mean()) / x[b].var(), 0), "variance"),
-        (lambda x, b: np.where(b, x - x[b].mean(), 0), "not divided")]),
+        (lambda x, b: np.where(b, x - x[b].mean(), 0), "not yet divided")]),
     (checks.check_first_and_last, (), lambda x: (np.flatnonzero(x)[0], np.flatnonzero(x)[-1] + 1), [
         (lambda x: (np.flatnonzero(x)[0], np.flatnonzero(x)[-1]), "cut off"),
         (lambda x: (np.flatnonzero(x)[0], np.flatnonzero(x)[0] + x.sum()), "gaps")]),
