@@ -4,9 +4,9 @@
     python -m benchmarks.few_patients FOLDER [FOLDER ...] --learn 4 --draw 0 --system nnunet-small
 
 Trains on patients drawn by `--draw`, as notebook 05 does with few patients, and scores the patients
-that were not drawn. `nnunet-small` then learns from the same patients in the same minutes. The
-scores go to benchmarks/few_patients.json, from which docs/zero_shot.md and the picture beside it
-are made.
+that were not drawn, as `predict` segments them. `nnunet-small` then learns from the same patients
+in as many minutes. The scores go to benchmarks/few_patients.json, from which docs/zero_shot.md and
+the picture beside it are made.
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ from brats_helpers.basics.errors import BratsError
 from brats_helpers.basics.files import atomic_path, read_json, write_json
 from brats_helpers.data.cases import Case, find_cases
 from brats_helpers.data.pipeline import preprocess_cohort
-from brats_helpers.evaluation.checkpoints import hash_weights
 from brats_helpers.evaluation.ensemble import load_ensemble
 from brats_helpers.evaluation.metrics import bootstrap_ci
-from brats_helpers.evaluation.pretrained import WEIGHTS, load_pretrained
+from brats_helpers.evaluation.pretrained import WEIGHTS
 from brats_helpers.training.loop import train
 from brats_helpers.training.work_folder import for_few_patients
 
@@ -39,8 +38,8 @@ from . import zero_shot
 
 STORED = Path(__file__).with_name("few_patients.json")
 OURS, PEER = "ours", "nnunet-small"
-START = "c984159365b1bfa6"  # hash of the weights of zero_shot.ALONE, where all draws start
-TITLES = {OURS: "from the network in the box", PEER: "nnU-Net v2, small, same minutes"}
+START = "TAG"  # tag of zero_shot.BOX, where all draws start
+TITLES = {OURS: "from the network in the box", PEER: "nnU-Net v2, small, at least as many minutes"}
 
 
 def draw(cases: Sequence[Case], number: int, seed: int) -> list[Case]:
@@ -111,7 +110,7 @@ def table(results: Sequence[Mapping], box: Mapping[str, dict]) -> str:
              "|--:|---|--:|--:|--:|--:|--:|---|---|"]
     whole = np.mean([row["dice"] for row in box.values()], axis=0)
     cells = " | ".join(f"{value:.3f}" for value in (*whole, whole.mean()))
-    lines.append(f"| 0 | {zero_shot.ALONE} | | {cells} | | |")
+    lines.append(f"| 0 | {zero_shot.BOX} | | {cells} | | |")
     for (system, number), draws in by_number(results).items():
         means = np.array([np.mean(list(scores.values()), axis=0) for scores in draws])
         cells = " | ".join(f"{value:.3f}" for value in (*means.mean(0), means.mean()))
@@ -126,7 +125,7 @@ def plot(results: Sequence[Mapping], box: Mapping[str, dict], path: Path) -> Non
     from matplotlib.figure import Figure
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
-    axes.axhline(0, color="0.6", linewidth=1, label=zero_shot.ALONE)
+    axes.axhline(0, color="0.6", linewidth=1, label=zero_shot.BOX)
     for system, color in ((OURS, "#1f77b4"), (PEER, "#8c6d46")):
         points = {n: [np.mean(gains([scores], box)) for scores in draws]
                   for (name, n), draws in by_number(results).items() if name == system}
@@ -151,7 +150,7 @@ def main() -> None:
     parser.add_argument("--draw", type=int, default=0, help="seed of the draw and the training")
     parser.add_argument("--system", choices=TITLES, default=OURS)
     options = parser.parse_args()
-    if hash_weights(load_pretrained()[0].state_dict()) != START:
+    if load_ensemble(None, False).tag != START:
         raise BratsError("the network in the box is no longer the one that the stored draws start "
                          "from. Delete few_patients.json, then set START.")
     cases = [case for folder in options.folders for case in find_cases(folder) if case.reference]
@@ -178,7 +177,7 @@ def store(found: dict) -> None:
     stored = read_json(STORED, "this benchmark") if STORED.is_file() else []
     stored = sorted([*(r for r in stored if key(r) != key(found)), found], key=key)
     write_json(STORED, stored)
-    plot(stored, read_json(zero_shot.STORED, "zero_shot")[zero_shot.ALONE],
+    plot(stored, read_json(zero_shot.STORED, "zero_shot")[zero_shot.BOX],
          STORED.with_suffix(".png"))
 
 

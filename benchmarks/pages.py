@@ -81,7 +81,7 @@ def tables() -> dict[str, Callable[[], str]]:
               "zero_sets": lambda: zero_shot.sets_table(box),
               "zero_warning": lambda: zero_shot.warning_text(box),
               "few_patients": lambda: few_patients.table(
-                  _stored("few_patients"), shot[zero_shot.ALONE])}
+                  _stored("few_patients"), shot[zero_shot.BOX])}
     for name, results in (("now", now), ("earlier", earlier)):
         scores = real.scores_by_system(results)
         found |= {f"{name}_patients": lambda scores=scores: real.patients_table(scores),
