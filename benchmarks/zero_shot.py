@@ -5,8 +5,8 @@
     python -m benchmarks.zero_shot FOLDER... --round-trip 2    # the references, on voxels of 2 mm
 
 All scores go to benchmarks/zero_shot.json, from which the tables of docs/zero_shot.md are made.
-With --store, the refiner's file takes over the table of contrast sets and the threshold of the
-expected Dice.
+With --store, the refiner's first file takes over the table of contrast sets and the threshold of
+the expected Dice.
 """
 
 from __future__ import annotations
@@ -195,31 +195,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.zero_shot", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--checkpoint", type=Path, help="instead of the network in the box")
+    parser.add_argument("--refiner", type=int, choices=(1, 2),
+                        help="use only this network of the refiner")
     parser.add_argument("--name", default=BOX)
     parser.add_argument("--sets", type=int, default=len(SETS), help="of contrasts, all four first")
     parser.add_argument("--round-trip", type=float, metavar="MM",
                         help="score the references themselves, on voxels of this size")
     parser.add_argument("--store", action="store_true",
-                        help="write the figures into the refiner's file")
+                        help="write the figures into the refiner's first file")
     options = parser.parse_args()
-    if options.checkpoint and (options.store or options.name == BOX):
-        parser.error("--checkpoint needs --name, and --store is for the network in the box")
+    changed = options.checkpoint or options.refiner
+    if changed and (options.store or options.name == BOX):
+        parser.error("--checkpoint and --refiner need --name, and --store takes neither")
     cases = [case for folder in options.folders for case in find_cases(folder) if case.reference]
     if options.round_trip:
         name = f"{ROUND_TRIP}{options.round_trip:g} mm"
         _keep({name: round_trip(cases, options.round_trip)})
         return
     checkpoints = [options.checkpoint] if options.checkpoint else None
-    rows = score(load_ensemble(checkpoints, tta=False), cases, options.sets)
+    ensemble = load_ensemble(checkpoints, tta=False)
+    if options.refiner:
+        one = [ensemble.refiner.models[options.refiner - 1]]
+        ensemble = replace(ensemble, refiner=replace(ensemble.refiner, models=one))
+    rows = score(ensemble, cases, options.sets)
     _keep({options.name: rows})
     print(summary_table({options.name: rows}))
     if options.store:
-        content = read_checkpoint(REFINER_WEIGHTS, describe_device())
+        path = REFINER_WEIGHTS[0]
+        content = read_checkpoint(path, describe_device())
         by_modalities = {names: [round(float(v), 3) for v in means(rows, names)]
                          for names in map(" ".join, SETS)}
         trust = {"least_dice": leave_one_out(rows)[0]}
         kept = {name: content[name] for name in ("average", "seen", "step")}
-        write_safetensors(REFINER_WEIGHTS, config_of(content, REFINER_WEIGHTS),
+        write_safetensors(path, config_of(content, path),
                           kept | {"by_modalities": by_modalities, "trust": trust})
         print(sets_table(rows), warning_text(rows), sep="\n\n")
 

@@ -413,7 +413,7 @@ def _predict(options: argparse.Namespace) -> int:
     keep_memory()
     if not options.checkpoint:
         print("No --checkpoint: the network in the box segments, and its refiner segments the "
-              "tumor again with smaller voxels. Both learned from synthetic patients alone "
+              "tumor again with smaller voxels. They learned from synthetic patients alone "
               "(docs/zero_shot.md).")
     for folder in options.cases:
         with contextlib.suppress(BratsError):  # predict itself says what is wrong

@@ -55,7 +55,7 @@ def test_installed_it_runs_anywhere_and_says_when_it_needs_the_repository(
                    check=True)
     assert (target / "brats_helpers" / "lessons" / "viewer.js").is_file()
     assert (target / "brats_helpers" / "tools" / "page.html.j2").is_file()
-    for name in ("varied", "refiner"):
+    for name in ("varied", "refiner-1", "refiner-2"):
         assert (target / "brats_helpers" / "weights" / f"{name}.safetensors").is_file()
 
     def run(*arguments: str) -> subprocess.CompletedProcess:

@@ -50,10 +50,11 @@ class Ensemble:
     def compiled(self, patients: int) -> Ensemble:
         """Return a copy for this number of patients, compiled if that is worth it."""
         number = passes(patients, self.tta)
-        models = [for_inference(model, self.device, number) for model in self.models]
-        refiner = self.refiner and replace(
-            self.refiner, model=for_inference(self.refiner.model, self.device, number))
-        return replace(self, models=models, refiner=refiner)
+
+        def ready(models: Sequence[nn.Module]) -> list[nn.Module]:
+            return [for_inference(model, self.device, number) for model in models]
+        refiner = self.refiner and replace(self.refiner, models=ready(self.refiner.models))
+        return replace(self, models=ready(self.models), refiner=refiner)
 
     def cost_of(self, case: Case) -> list[str]:
         """Say what a patient lacks and what that costs, by the network's own table."""
@@ -82,7 +83,7 @@ def load_ensemble(checkpoints: Sequence[Path] | None, tta: bool) -> Ensemble:
     close = not checkpoints or all(fine_tuned(config) for _, config in loaded)
     refiner = load_refiner(device) if close else None
     # The figures are those of the network in the box with its refiner.
-    about = {} if checkpoints else read_checkpoint(REFINER_WEIGHTS, device)
+    about = {} if checkpoints else read_checkpoint(REFINER_WEIGHTS[0], device)
     training_ranges = union_of_ranges([content.get("seen", {}) for content in contents])
     if not training_ranges:
         tqdm.write("The checkpoint does not describe its training patients, or had too few: your "

@@ -1,7 +1,7 @@
 """Load the network in the box, which comes with the package and was trained on phantoms alone.
 
-In `predict`, its refiner segments the tumor again, with smaller voxels. Both have one model card,
-`brats_helpers/weights/README.md`.
+In `predict`, its refiner (two more networks) segments the tumor again with smaller voxels. The
+model card is `brats_helpers/weights/README.md`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from torch import nn
 from ..basics.config import Config
 from ..basics.device import Device, describe_device
 from .checkpoints import config_of, hash_weights, load_checkpoint, read_checkpoint
-from .refinement import MARGIN_MM, SHARES, Refiner
+from .refinement import MARGIN_MM, Refiner
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "varied.safetensors"
-REFINER_WEIGHTS = WEIGHTS.with_name("refiner.safetensors")
+# The first of these files also holds the figures of all networks together.
+REFINER_WEIGHTS = tuple(WEIGHTS.with_name(f"refiner-{n}.safetensors") for n in (1, 2))
 FINE_TUNING_RATE = 1e-4
 FINE_TUNING_STEPS = 200  # few: a network soon memorizes a few patients
 
@@ -35,14 +36,16 @@ def fine_tuned(config: Config) -> bool:
 
 def load_refiner(device: Device) -> Refiner:
     """Load the refiner, in evaluation mode."""
-    return Refiner(*load_checkpoint(REFINER_WEIGHTS, device))
+    models, configs = zip(*(load_checkpoint(path, device) for path in REFINER_WEIGHTS), strict=True)
+    return Refiner(models, configs[0])
 
 
 def refiner_settings(refiner: Refiner | None) -> list[object]:
     """List what decides the refiner's part of a mask; empty without one."""
     if refiner is None:
         return []
-    return [MARGIN_MM, SHARES, refiner.config, hash_weights(refiner.model.state_dict())]
+    return [MARGIN_MM, refiner.config,
+            *(hash_weights(model.state_dict()) for model in refiner.models)]
 
 
 def load_pretrained(device: Device | None = None) -> tuple[nn.Module, Config]:

@@ -1,13 +1,13 @@
 """Segment the tumor and its surroundings again with smaller voxels: a coarse-to-fine cascade.
 
 Large voxels blur small cores and thin rims, but segmenting a whole brain with small voxels is slow.
-So the first network finds the tumor, and the refiner sees only a box around it. Inside the box,
-their probabilities are averaged. The shares were chosen on the development patients of
-docs/zero_shot.md.
+So the first network finds the tumor, and the refiner's networks see only a box around it. Inside
+the box, the probabilities of all networks are averaged.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -23,14 +23,13 @@ from ..data.storage import Meta, Prepared
 from .sliding_window import predict_image
 
 MARGIN_MM = 10.0  # around the tumor that the first network has found
-SHARES = (1 / 3, 1 / 2, 2 / 3)  # of the refiner in WT, TC and ET; larger for finer structures
 
 
 @dataclass(frozen=True)
 class Refiner:
-    """The second network, and its settings: it works with smaller voxels than the first."""
+    """Networks that work with smaller voxels than the first, and their settings."""
 
-    model: nn.Module
+    models: Sequence[nn.Module]
     config: Config
 
 
@@ -51,12 +50,12 @@ def refine(probabilities: np.ndarray, coarse: np.ndarray, meta: Meta, patient: P
     box = tumor_box(tumor, meta, prepared, config)
     image = network_input(prepared, device)[:, *box].contiguous()
     second = np.zeros((4, *prepared.volume.shape[1:]), np.float32)
-    second[:3, *box] = predict_image([refiner.model], image, config.patch, config.overlap, tta,
+    second[:3, *box] = predict_image(refiner.models, image, config.patch, config.overlap, tta,
                                      device)
     second[3, *box] = 1
     *second, inside = restore(second, prepared.meta)  # softens the box's edge
-    blended = probabilities.copy()
-    for channel, other, share in zip(blended, second, SHARES, strict=True):
+    blended, share = probabilities.copy(), 1 - 1 / (1 + len(refiner.models))
+    for channel, other in zip(blended, second, strict=True):
         channel *= 1 - share * inside
         channel += share * other
     return blended

@@ -62,12 +62,12 @@ def patient_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_weights_fit_into_the_package_and_hold_what_predict_needs() -> None:
-    content = read_checkpoint(REFINER_WEIGHTS, CPU)
-    assert WEIGHTS.stat().st_size + REFINER_WEIGHTS.stat().st_size < 16e6
+    content, paths = read_checkpoint(REFINER_WEIGHTS[0], CPU), (WEIGHTS, *REFINER_WEIGHTS)
+    assert sum(path.stat().st_size for path in paths) < 16e6
     assert (WEIGHTS.parent / "README.md").is_file()
     assert content["seen"] and content["config"]["modality_dropout"] > 0
     assert len(content["by_modalities"]) == 15 and 0 < content["trust"]["least_dice"] < 1
-    for path, config in ((WEIGHTS, weights.CONFIG), (REFINER_WEIGHTS, weights.REFINER)):
+    for path, config in zip(paths, (weights.CONFIG, *weights.REFINERS), strict=True):
         stored = config_of(read_checkpoint(path, CPU), path)
         assert stored.with_(tta=config.tta) == config  # what `make weights` trains
 
@@ -131,9 +131,9 @@ def test_predict_adds_the_refiner_to_the_network_in_the_box(tmp_path: Path) -> N
         tags.add(load_ensemble(checkpoints, False).tag)
     assert len(tags) == 2  # so that masks of one are not kept for the other
     first = load_ensemble([WEIGHTS], False)
-    model, config = load_checkpoint(REFINER_WEIGHTS, first.device)
+    loaded = [load_checkpoint(path, first.device) for path in REFINER_WEIGHTS]
     expected, _ = segment(first.models, patient, first.config, False, first.device,
-                          refiner=Refiner(model, config))
+                          refiner=Refiner([model for model, _ in loaded], loaded[0][1]))
     on_disk = np.array([0, NCR, ED, DISK_ET], np.uint8)
     assert np.array_equal(masks["both"], on_disk[expected])
     assert not np.array_equal(masks["both"], masks["alone"])

@@ -15,7 +15,7 @@ from brats_helpers.data.cases import Patient
 from brats_helpers.data.preprocessing import prepare
 from brats_helpers.data.storage import Prepared
 from brats_helpers.evaluation.prediction import segment
-from brats_helpers.evaluation.refinement import SHARES, Refiner, refine, tumor_box
+from brats_helpers.evaluation.refinement import Refiner, refine, tumor_box
 from brats_helpers.evaluation.sliding_window import predict_prepared
 from brats_helpers.network.unet import UNet
 from brats_helpers.phantoms.kinds import make_patient
@@ -51,17 +51,16 @@ def grids() -> tuple[Prepared, Prepared]:
 
 def test_where_both_have_looked_their_probabilities_are_averaged(patient: Patient) -> None:
     torch.manual_seed(0)
-    second = UNet(FINE.filters).eval()
+    others = [UNet(FINE.filters).eval() for _ in range(2)]
     prepared = prepare(patient, COARSE.spacing_mm)
     found = np.ones((3, *prepared.volume.shape[1:]), np.float32)  # tumor everywhere
     first = np.full((3, *patient.images.shape[1:]), 0.25, np.float32)
-    together = refine(first, found, prepared.meta, patient, Refiner(second, FINE), False, CPU)
-    alone = predict_prepared([second], prepare(patient, FINE.spacing_mm), FINE.patch, FINE.overlap,
-                             False, CPU)
-    inside = alone[0] > 0.01  # farther in than the box's blurred edge
+    together = refine(first, found, prepared.meta, patient, Refiner(others, FINE), False, CPU)
+    alone = [predict_prepared([other], prepare(patient, FINE.spacing_mm), FINE.patch, FINE.overlap,
+                              False, CPU) for other in others]
+    inside = alone[0][0] > 0.01  # farther in than the box's blurred edge
     assert inside.sum() > 1000
-    share = np.array(SHARES)[:, None]
-    expected = (1 - share) * 0.25 + share * alone[:, inside]
+    expected = (0.25 + alone[0][:, inside] + alone[1][:, inside]) / 3
     assert np.allclose(together[:, inside], expected, atol=0.02)
 
 
@@ -69,7 +68,7 @@ def test_far_from_the_tumor_nothing_changes(patient: Patient) -> None:
     prepared = prepare(patient, COARSE.spacing_mm)
     found = np.zeros((3, *prepared.volume.shape[1:]), np.float32)
     first = np.full((3, *patient.images.shape[1:]), 0.25, np.float32)
-    refiner = Refiner(Constant(), FINE.with_(patch=16))
+    refiner = Refiner([Constant()], FINE.with_(patch=16))
     assert refine(first, found, prepared.meta, patient, refiner, False, CPU) is first
     found[:, 2:4, 2:4, 2:4] = 1
     changed = refine(first, found, prepared.meta, patient, refiner, False, CPU) != first
@@ -77,9 +76,10 @@ def test_far_from_the_tumor_nothing_changes(patient: Patient) -> None:
 
 
 def test_a_scan_without_smaller_voxels_is_left_as_it_is(patient: Patient) -> None:
-    same, untrained = CONFIG.with_(spacing_mm=4.0), UNet(CONFIG.filters).eval()
+    same = CONFIG.with_(spacing_mm=4.0)
+    refiner = Refiner([UNet(CONFIG.filters).eval()], same)
     plain = segment([Constant()], patient, same, device=CPU)[1]
-    refined = segment([Constant()], patient, same, device=CPU, refiner=Refiner(untrained, same))[1]
+    refined = segment([Constant()], patient, same, device=CPU, refiner=refiner)[1]
     assert plain.max() > 0.9 and np.array_equal(plain, refined)
 
 
@@ -92,7 +92,7 @@ def test_the_refiner_looks_at_the_same_place_in_any_orientation(patient: Patient
         nib.io_orientation(patient.affine), turn)) for image in turned]
     other = Patient("turned", np.stack([np.asarray(image.dataobj) for image in turned]), None,
                     turned[0].affine)
-    refiner = Refiner(second, FINE)
+    refiner = Refiner([second], FINE)
     alone = segment([first], patient, COARSE, device=CPU)[1]
     straight = segment([first], patient, COARSE, device=CPU, refiner=refiner)[1]
     assert 0.005 < (alone != straight).mean() < 0.15  # in a part of the brain
