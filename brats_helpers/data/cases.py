@@ -60,8 +60,8 @@ def on_disk(case: Case, folder: Path) -> Case:
 
 def read_case(case: Case) -> Patient:
     """Read and check a patient; BratsError names patient, file, what is wrong and what to do."""
-    if case.problem:
-        raise BratsError(case.problem)
+    if problem := case.problem or (case.reference and case.reference_problem):
+        raise BratsError(problem)
     scans = [open_image(case, path) for path in case.images]
     affine = scans[0].affine
     check_geometry(case, scans)

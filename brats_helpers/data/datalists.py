@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import nibabel as nib
+
 from ..basics.constants import ED, ET, MODALITIES, NCR
 from ..basics.files import Packed
 from .labels import MSD_LABELS
@@ -85,7 +87,9 @@ def _read_list(index: Path, found: Listed, seen: set) -> None:
         there = [image.is_file() for image in images]
         if any(there):
             case = _case(index, images, label if label and label.is_file() else None, channels,
-                         labels or ()) if all(there) else _cut(index, images, there)
+                         labels or ())
+            if not all(there):
+                case = _cut(case, index, images[there.index(False)])
             found.files |= {*images, *filter(None, [label])}
             if not case.problem:
                 found.unused += [Unused(image, "another contrast, which is not needed")
@@ -95,13 +99,16 @@ def _read_list(index: Path, found: Listed, seen: set) -> None:
                 found.cases.append(_without_doubtful(case, found, index))
 
 
-def _cut(index: Path, images: Sequence[Path], there: Sequence[bool]) -> Case:
-    """Return a patient some of whose files are not there as a case with that problem."""
-    gone = images[there.index(False)]
-    known = identify(gone)
-    name = known[1] if known else re.sub(r"_\d{4}$", "", NIFTI.sub("", gone.name))
-    return Case(name, tuple(images), None, problem=f"patient {name}: {index} lists {gone}, which "
-                "is not there: add it, or remove the patient from the list.")
+def _cut(case: Case, index: Path, gone: Path) -> Case:
+    """Give a patient some of whose files are not there that problem, and only the other files."""
+    problem = (f"patient {case.name} in {gone.parent}: {index} lists {gone}, which is not there: "
+               "add it, or remove the patient from the list.")
+    images = tuple(image for image in case.images if image.is_file())
+    if case.problem or not images:
+        return replace(case, problem=problem, missing=())
+    missing = tuple(m for m, image in zip(MODALITIES, case.images, strict=True)
+                    if not image.is_file())
+    return replace(case, images=images, missing=missing, problem=problem)
 
 
 def _without_doubtful(case: Case, found: Listed, index: Path) -> Case:
@@ -210,7 +217,7 @@ def _nnunet_rows(folder: Path, count: int) -> Iterable[tuple[list[Path], Path | 
 def _case(index: Path, images: list[Path], label: Path | None, channels: list[str | None],
           labels: tuple) -> Case:
     name = re.sub(r"_\d{4}$" if len(images) > 1 else r"_0000$", "", NIFTI.sub("", images[0].name))
-    if len(images) == 1:
+    if len(images) == 1 and not _is_one_channel(images[0]):
         if not channels:
             raise NotAList('it has no "modality" or "channel_names" for the channels of its 4D '
                            "files")
@@ -218,28 +225,39 @@ def _case(index: Path, images: list[Path], label: Path | None, channels: list[st
                     labels=labels)
     by_name = [identify(image) for image in images]
     kinds = [known[2] if known else None for known in by_name]
-    if sorted(map(str, kinds)) == sorted(MODALITIES):
+    sure = set(kinds) <= set(MODALITIES) and len(set(kinds)) == len(kinds)
+    if sure:
         name = by_name[0][1]
     elif channels:
-        kinds = _by_number(images, channels)
+        sure = _numbers_tell(images, channels)
+        kinds = [channels[channel_number(image)] for image in images] if sure else channels
     else:
         raise NotAList('it has no "channel_names", and the names of its files do not tell the '
                        "modalities")
     ordered = tuple(image for m in MODALITIES for kind, image in zip(kinds, images, strict=False)
                     if kind == m)
-    problem = ""
+    problem, missing = "", tuple(m for m in MODALITIES if m not in kinds[:len(images)])
     if len(images) != len(kinds) or len(ordered) != len(MODALITIES):
-        missing = ", ".join(m for m in MODALITIES if m not in kinds[:len(images)])
-        problem = (f"patient {name} in {images[0].parent} has {len(images)} images in {index}, and "
-                   f"four are needed{f': add {missing}' if missing else ''}.")
-    return Case(name, ordered or tuple(images), label, problem=problem, labels=labels)
+        add = f": add {', '.join(missing)}" if missing else ""
+        count = f"{len(images)} image{'s' * (len(images) > 1)}"
+        problem = (f"patient {name} in {images[0].parent} has {count} in {index}, and four are "
+                   f"needed{add}.")
+    return Case(name, ordered or tuple(images), label, problem=problem, labels=labels,
+                missing=missing if sure and ordered else ())
 
 
-def _by_number(images: list[Path], channels: list[str | None]) -> list[str | None]:
-    """Return the channel of each image: by nnU-Net's numbers if one is left out, else in order."""
+def _numbers_tell(images: Sequence[Path], channels: Sequence[str | None]) -> bool:
+    """Tell whether nnU-Net's numbers name the channel of each image."""
     numbers = [channel_number(image) for image in images]
-    known = -1 < min(numbers) and max(numbers) < len(channels) and numbers == sorted(set(numbers))
-    return [channels[number] for number in numbers] if known else channels
+    return -1 < min(numbers) and max(numbers) < len(channels) and numbers == sorted(set(numbers))
+
+
+def _is_one_channel(path: Path) -> bool:
+    """Tell whether a name and a header are those of one contrast, not of a 4D file."""
+    if channel_number(path) >= 0 or identify(path):
+        with contextlib.suppress(Exception):  # reading the patient tells what is wrong
+            return len(nib.load(path).shape) == 3
+    return False
 
 
 def labels_of(content: Mapping) -> tuple[tuple[int, int], ...] | None:

@@ -205,9 +205,11 @@ def _tell_apart(groups: list[Group]) -> None:
 def case_of(one: Group) -> Case:
     """Return a group as a case; its `problem` says what is missing or doubled."""
     here = next(iter(one.files.values()))[0].parent
-    problem = "".join(f"patient {one.name} has {len(paths)} files for {kind}: "
-                      f"{', '.join(map(str, paths))}; keep one. "
-                      for kind, paths in one.files.items() if len(paths) > 1)
+    doubled = {kind: f"patient {one.name} has {len(paths)} files for {kind}: "
+                     f"{', '.join(map(str, paths))}; keep one. "
+               for kind, paths in one.files.items() if len(paths) > 1}
+    reference_problem = doubled.pop("seg", "").strip()
+    problem = "".join(doubled.values())
     missing = tuple(m for m in MODALITIES if not one.files.get(m))
     if missing:
         problem += (f"patient {one.name} in {here} has no file for {', '.join(missing)}. Training "
@@ -215,4 +217,4 @@ def case_of(one: Group) -> Case:
                     "the network in the box takes fewer.")
     images = tuple(one.files[m][0] for m in MODALITIES if one.files.get(m))
     return Case(one.name, images, next(iter(one.files.get("seg", [])), None),
-                problem=problem.strip(), missing=missing)
+                problem=problem.strip(), reference_problem=reference_problem, missing=missing)

@@ -7,6 +7,7 @@ import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -14,13 +15,14 @@ import numpy as np
 import pytest
 from conftest import pack, small_volumes, write_case
 
+from brats_helpers.basics.constants import MODALITIES
 from brats_helpers.basics.errors import BratsError
 from brats_helpers.data.archive import (
     extract,
     find_patients,
     is_archive,
 )
-from brats_helpers.data.cases import find_cases, read_case
+from brats_helpers.data.cases import find_cases, incomplete, read_case
 from brats_helpers.data.datalists import labels_of
 from brats_helpers.data.finding import find
 from brats_helpers.data.sources import resolve_source
@@ -566,3 +568,35 @@ def test_a_derived_scan_is_not_called_needless_where_it_is_the_only_one(tmp_path
     remedies = {one.path.name: one.remedy for one in find(tmp_path).unused}
     assert "rename it to X_flair" in remedies.pop("P2_T1_bias.nii.gz")
     assert not any(remedies.values())
+
+
+@pytest.mark.parametrize("listed", [False, True], ids=["by nnU-Net's folders", "by a list"])
+@pytest.mark.parametrize("gone", [(1,), (1, 2, 3)], ids=["one", "three"])
+def test_predict_takes_the_channels_of_nnunets_list_that_are_there(
+        tmp_path: Path, gone: tuple[int, ...], listed: bool) -> None:
+    nnunet(tmp_path)
+    files = [tmp_path / "imagesTr" / f"B_7_{n:04d}.nii.gz" for n in range(4)]
+    if listed:
+        content = json.loads((tmp_path / "dataset.json").read_text())
+        content["training"] = [{"image": [f"imagesTr/{path.name}" for path in files]}]
+        (tmp_path / "dataset.json").write_text(json.dumps(content))
+    whole = find(tmp_path).cases[0]
+    for number in gone:
+        files[number].unlink()
+    case, = find(tmp_path).cases
+    left = [m for m, path in zip(MODALITIES, whole.images, strict=True) if path.is_file()]
+    assert case.name == "B_7" and case.missing == tuple(m for m in MODALITIES if m not in left)
+    with pytest.raises(BratsError, match="B_7_0001.nii.gz|add .*t1ce"):
+        read_case(case)
+    images = read_case(incomplete(case)).images
+    for n, name in enumerate(MODALITIES):
+        assert np.array_equal(images[n], IMAGES[n] if name in left else np.zeros_like(IMAGES[n]))
+
+
+def test_a_second_reference_bars_a_patient_only_where_references_are_used(tmp_path: Path) -> None:
+    folder = write_case(tmp_path, "P", IMAGES, LABELS)
+    put(folder / "P_segm.nii.gz")
+    case, = find(tmp_path).cases
+    with pytest.raises(BratsError, match="2 files for seg.*keep one"):
+        read_case(case)
+    assert np.array_equal(read_case(replace(case, reference=None)).images, IMAGES)
