@@ -19,7 +19,7 @@ import nibabel as nib
 
 from ..basics.constants import ED, ET, MODALITIES, NCR
 from ..basics.files import Packed
-from .labels import MSD_LABELS
+from .labels import MSD_LABELS, NO_CLASS
 from .layouts import FILE_NAME, NIFTI, SUFFIXES, identify
 from .records import CONTROL, Case, Unused
 
@@ -261,7 +261,7 @@ def _is_one_channel(path: Path) -> bool:
 
 
 def labels_of(content: Mapping) -> tuple[tuple[int, int], ...] | None:
-    """Return pairs (label on disk, label here) from a description; None if uncertain."""
+    """Return pairs (label on disk, label here or NO_CLASS); None if a meaning is uncertain."""
     found = content.get("labels")
     if not isinstance(found, dict):
         return None
@@ -276,7 +276,9 @@ def labels_of(content: Mapping) -> tuple[tuple[int, int], ...] | None:
     meaning = REGION if any(isinstance(value, list) for value in found.values()) else MEANING
     pairs = []
     for number, names in sorted(by_value.items()):
-        if number and not NO_TUMOR.search(names[0]):  # refused where it occurs
+        if number and NO_TUMOR.search(names[0]):
+            pairs.append((number, NO_CLASS))
+        elif number:
             kinds = [next((here for here, pattern in meaning if re.search(pattern, name)), None)
                      for name in names]
             # Regions share numbers, and the innermost gives the meaning; classes do not.
@@ -284,7 +286,7 @@ def labels_of(content: Mapping) -> tuple[tuple[int, int], ...] | None:
             if label is None or number > 255 or (meaning is MEANING and len(set(kinds)) > 1):
                 return None
             pairs.append((number, label))
-    return tuple(pairs) or None
+    return tuple(pairs) if any(here != NO_CLASS for _, here in pairs) else None
 
 
 def with_bids_table(case: Case) -> tuple[Case, Unused | None]:

@@ -22,6 +22,7 @@ from .records import Case
 ROUNDING = 1e-3  # labels this near to a whole number are that number
 NEW_NAME = re.compile(r"t2f\.nii", re.IGNORECASE)  # FLAIR's ending since BraTS 2023
 MSD_LABELS = {1: ED, 2: NCR, 3: ET}
+NO_CLASS = -1  # of a number that a list names, such as a cavity's: refused where it occurs
 
 # Names of data sets in which 4 is the enhancing tumor and 3 is no label, or was the core.
 WITHOUT_3 = re.compile(r"brats(20)?(1\d|2[01])|fets|upenn-gbm|ucsf-pdgm|tcga",
@@ -64,7 +65,8 @@ def scheme_of(case: Case) -> Scheme:
         first = {here: value for value, here in reversed(case.labels)}
         free = iter(sorted(set(range(1, 256)) - {value for value, _ in case.labels}))
         on_disk = (0, *(first[here] if here in first else next(free) for here in (NCR, ED, ET)))
-        return Scheme("its list of labels", "", dict(case.labels), on_disk)
+        table = {value: here for value, here in case.labels if here != NO_CLASS}
+        return Scheme("its list of labels", "", table, on_disk)
     for scheme in SCHEMES[:-1]:
         if re.match(scheme.names, case.name, re.IGNORECASE):
             return scheme

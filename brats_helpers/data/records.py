@@ -30,7 +30,7 @@ class Case:
     channels: tuple[int, ...] = ()  # of a 4D file: the place of each modality in it
     problem: str = ""  # why it cannot be read, if the names alone tell
     reference_problem: str = ""  # the same of its reference
-    labels: tuple[tuple[int, int], ...] = ()  # of dataset.json or dseg.tsv: on disk -> here
+    labels: tuple[tuple[int, int], ...] = ()  # of dataset.json or dseg.tsv: on disk, here
     missing: tuple[str, ...] = ()  # modalities without a file
     hint: str = ""  # files that may be the missing ones
 

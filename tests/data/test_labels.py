@@ -12,7 +12,14 @@ from conftest import small_volumes, write_case
 from brats_helpers.basics.constants import ED, ET, NCR
 from brats_helpers.basics.errors import BratsError
 from brats_helpers.data.cases import Case, check_cohort, find_cases, read_case, write_mask
-from brats_helpers.data.labels import as_written, label_table, lookup, scheme_of, unnamed
+from brats_helpers.data.labels import (
+    NO_CLASS,
+    as_written,
+    label_table,
+    lookup,
+    scheme_of,
+    unnamed,
+)
 from brats_helpers.data.plausibility import cohort_warnings
 
 OLD, NEW = ("_flair", "_t1", "_t1ce", "_t2", "_seg"), ("-t2f", "-t1n", "-t1c", "-t2w", "-seg")
@@ -101,9 +108,9 @@ def test_a_list_of_its_own_comes_before_names() -> None:
 
 
 def test_a_class_that_the_list_lacks_gets_a_free_number_and_a_warning() -> None:
-    case = Case("P", (), None, labels=((1, ED), (2, ET)))
+    case = Case("P", (), None, labels=((1, ED), (2, ET), (3, NO_CLASS)))  # a cavity
     on_disk = scheme_of(case).on_disk
-    assert len(set(on_disk)) == 4 and (on_disk[ED], on_disk[ET]) == (1, 2)
+    assert len({3, *on_disk}) == 5 and (on_disk[ED], on_disk[ET]) == (1, 2)
     (said,) = unnamed(case, [NCR, ED, ET])
     assert f"which the mask has as {on_disk[NCR]}" in said
     assert unnamed(case, [ED]) == unnamed(Case("P", (), None), [NCR, ED, ET]) == []

@@ -25,6 +25,8 @@ from brats_helpers.data.archive import (
 from brats_helpers.data.cases import find_cases, incomplete, read_case
 from brats_helpers.data.datalists import labels_of
 from brats_helpers.data.finding import find
+from brats_helpers.data.labels import NO_CLASS, refusal
+from brats_helpers.data.records import Case
 from brats_helpers.data.sources import resolve_source
 from brats_helpers.phantoms.anatomy import brats_affine
 
@@ -421,7 +423,7 @@ def test_labels_that_a_list_does_not_explain_are_not_used(tmp_path: Path, labels
 
 def test_nnunets_ignored_voxels_leave_the_other_labels_their_meaning() -> None:
     named = {"background": 0, "edema": 1, "necrotic core": 2, "enhancing tumor": 3, "ignore": 4}
-    assert labels_of({"labels": named}) == ((1, 2), (2, 1), (3, 3))
+    assert labels_of({"labels": named}) == ((1, 2), (2, 1), (3, 3), (4, NO_CLASS))
 
 
 BIDS_SCANS = "FLAIR T1w ce-gadolinium_T1w T2w"
@@ -547,7 +549,12 @@ def test_a_list_may_name_its_files_from_above(tmp_path: Path) -> None:
 
 def test_a_class_that_is_no_tumor_is_refused_only_where_it_occurs() -> None:
     known = {"background": 0, "necrosis": 1, "edema": 2, "enhancing tumor": 3}
-    assert labels_of({"labels": known | {"resection cavity": 4}}) == labels_of({"labels": known})
+    found = labels_of({"labels": known | {"resection cavity": 4}})
+    assert found == (*labels_of({"labels": known}), (4, NO_CLASS))
+    case = Case("P", (), None, labels=found)
+    assert "labels [4] are not among [0, 1, 2, 3]" in refusal(case, [1, 4])[0]
+    assert refusal(case, [1, 2, 3]) is None
+    assert labels_of({"labels": {"background": 0, "cavity": 1}}) is None
     assert labels_of({"labels": known | {"liver": 4}}) is None
 
 
