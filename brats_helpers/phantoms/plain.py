@@ -46,15 +46,15 @@ REACH_MM = 17  # the widest filter below reaches 16 mm; what lies farther outsid
 def make_plain(seed: int, index: int, spacing_mm: float = 2.0) -> Patient:
     """Make patient number `index` of the plain cohort `seed`; equal numbers give equal voxels."""
     rng = np.random.default_rng([seed, index, VERSION])
-    lesions = plan_lesions(rng, size_rank(seed, index))
+    tumors = plan(rng, size_rank(seed, index))
     place = coordinates_mm(spacing_mm)
-    tissue = anatomy(rng, place, lesions, spacing_mm)
+    tissue = anatomy(rng, place, tumors, spacing_mm)
     shape, box = tissue.shape[1:], padded_box(tissue[2] > 0, math.ceil(REACH_MM / spacing_mm))
     place, tissue = (array[(slice(None), *box)] for array in (place, tissue))
     noise = Noise(rng, shape, box)
     labels = np.zeros(tissue.shape[1:], np.uint8)
-    for lesion in lesions:
-        grown = grow(noise, place, lesion, tissue, spacing_mm)
+    for tumor in tumors:
+        grown = grow(noise, place, tumor, tissue, spacing_mm)
         labels = np.where((labels == 0) | np.isin(grown, (NCR, ET)), grown, labels)
     images, reference = np.zeros((4, *shape), np.int16), np.zeros(shape, np.uint8)
     images[(slice(None), *box)] = scan(noise, tissue, labels, spacing_mm)
@@ -62,13 +62,13 @@ def make_plain(seed: int, index: int, spacing_mm: float = 2.0) -> Patient:
     return Patient(f"BraTS2021_{index:05d}", images, reference, brats_affine(spacing_mm))
 
 
-def plan_lesions(rng: np.random.Generator, rank: float) -> list[Tumor]:
+def plan(rng: np.random.Generator, rank: float) -> list[Tumor]:
     """Draw one or two tumors: most with a rim around necrosis, some without ET, some of ET only.
 
     `rank` is the first tumor's place in the distribution of sizes, from 0 (smallest) to 1.
     """
     kind = str(rng.choice(["ring", "no ET", "ET only"], p=(0.82, 0.09, 0.09)))
-    lesions = []
+    tumors = []
     for n in range(1 + (rng.random() < 0.14)):
         size = rng.random() if n else rank
         radius = float(np.clip(13 * np.exp(0.5 * ndtri(size)), 4.5, 27)) * (0.65 if n else 1)
@@ -77,51 +77,51 @@ def plan_lesions(rng: np.random.Generator, rank: float) -> list[Tumor]:
         ring = rng.uniform(0.20, 0.38) * radius + 1.8
         side = (-1) ** n * rng.choice([-1, 1])
         across, forward, up = (rng.uniform(*mm) for mm in ((18, 42), (-55, 45), (-5, 42)))
-        lesions.append(Tumor(
+        tumors.append(Tumor(
             kind=kind, center=np.array([side * across, forward, up]), radius=radius,
             rim=float({"ring": ring, "no ET": 0.0, "ET only": np.inf}[kind]),  # inf: all is ET
             edema=float(rng.uniform(2, 22)), axes=rng.uniform(0.8, 1.25, 3),
             push=float(rng.uniform(0.1, 0.3) * radius)))
-    return lesions
+    return tumors
 
 
-def anatomy(rng: np.random.Generator, place: np.ndarray, lesions: Sequence[Tumor],
+def anatomy(rng: np.random.Generator, place: np.ndarray, tumors: Sequence[Tumor],
             spacing_mm: float) -> np.ndarray:
     """Make one patient's gray and white matter (fractions) and brain (0 or 1): (3, X, Y, Z)."""
     source = np.tensordot(rotation_and_scale(rng), place, 1)
     for axis in range(3):
         shift = rng.uniform(-3, 3)
         source[axis] += shift + 3.5 * smooth_noise(rng, place.shape[1:], 30 / spacing_mm)
-    gray, white, brain = sample_template(displaced(source, place, lesions))
+    gray, white, brain = sample_template(displaced(source, place, tumors))
     brain = ndimage.binary_fill_holes(brain > 0.5).astype(np.float32)
     return np.stack([gray * brain, white * brain, brain])
 
 
-def grow(noise: Noise, place: np.ndarray, lesion: Tumor, tissue: np.ndarray,
+def grow(noise: Noise, place: np.ndarray, tumor: Tumor, tissue: np.ndarray,
          spacing_mm: float) -> np.ndarray:
     """Grow one tumor: labels (X, Y, Z) uint8, a core inside edema that follows white matter.
 
     place is (3, X, Y, Z), in mm from the middle of the brain; tissue is from `anatomy`.
     """
     gray, white, brain = tissue
-    stretched = (place - column(lesion.center)) / column(lesion.axes)
+    stretched = (place - column(tumor.center)) / column(tumor.axes)
     depth = np.sqrt((stretched**2).sum(0))  # mm from the center; noise makes it irregular
     for scale, share in ((1.0, 0.16), (0.45, 0.09)):
-        length = max(2, scale * lesion.radius / spacing_mm)
-        depth += share * lesion.radius * noise.smooth(length)
+        length = max(2, scale * tumor.radius / spacing_mm)
+        depth += share * tumor.radius * noise.smooth(length)
     inside = brain > 0.5
-    core = largest_component((depth < lesion.radius) & inside)
-    rim = lesion.rim
+    core = largest_component((depth < tumor.radius) & inside)
+    rim = tumor.rim
     if np.isfinite(rim):
         rim *= 1 + 0.15 * noise.smooth(10 / spacing_mm)
     along = ndimage.gaussian_filter(white, 3 / spacing_mm)
-    reach = lesion.radius + lesion.edema * (0.25 + 1.0 * along)
+    reach = tumor.radius + tumor.edema * (0.25 + 1.0 * along)
     reach = reach + 1.5 * noise.smooth(8 / spacing_mm)
     fluid = ndimage.gaussian_filter(brain - gray - white, 2 / spacing_mm) > 0.6
     edema = largest_component(((depth < reach) & inside & ~fluid) | core)  # it spares ventricles
     labels = np.where(edema, ED, 0).astype(np.uint8)
     labels[core] = ET
-    labels[core & (depth < lesion.radius - rim)] = NCR
+    labels[core & (depth < tumor.radius - rim)] = NCR
     return labels
 
 

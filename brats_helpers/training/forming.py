@@ -24,7 +24,7 @@ FOLDER = "forming"  # beside the checkpoints
 FULL = 255  # stands for a probability of 1
 
 
-class Forming:
+class SliceRecorder:
     """A recorder of how the probabilities in one slice of the first patient change in training."""
 
     def __init__(self, patients: Sequence[Path], folder: Path, config: Config,

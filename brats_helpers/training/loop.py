@@ -30,7 +30,7 @@ from ..evaluation.checkpoints import write_checkpoint
 from ..evaluation.metrics import dice, regions
 from ..evaluation.sliding_window import STRETCH, sliding_window_inference
 from . import distributed
-from .forming import Forming
+from .forming import SliceRecorder
 from .resume import create_or_resume, save
 from .state import State
 from .step import PrefetchedBatches, train_step
@@ -51,7 +51,7 @@ class Run:
     device: Device
     hash: str  # of settings and patients
     tracker: Tracker
-    forming: Forming
+    recorder: SliceRecorder
     on_epoch: Callable[[list[dict]], None] | None
 
 
@@ -70,9 +70,9 @@ def train(config: Config, training: Sequence[Path], validation: Sequence[Path], 
     state, run_hash = create_or_resume(config, training, validation, folder, device, start)
     run = Run(config, validation, folder, device, run_hash,
               Tracker(folder, config, state.step, synthetic),
-              Forming([*training, *validation], folder, config, device), on_epoch)
+              SliceRecorder([*training, *validation], folder, config, device), on_epoch)
     _write_history(state, folder)
-    run.forming(state)
+    run.recorder(state)
     total = config.epochs * config.steps
     stream = _batches(run, state.step, training)
     started, saved = time.monotonic() - state.seconds, time.monotonic()
@@ -121,7 +121,7 @@ def _step(state: State, batch: dict, run: Run, while_gpu_works: Callable[[], Non
     if math.isfinite(loss):
         state.losses.append(loss)
     run.tracker.step(state.step, loss, state.optimizer.param_groups[0]["lr"])
-    run.forming(state)
+    run.recorder(state)
 
 
 def finish_epoch(state: State, run: Run) -> None:

@@ -23,7 +23,7 @@ from brats_helpers.phantoms.anatomy import (
 )
 from brats_helpers.phantoms.archive import TEST, TRAINING, build_cohort
 from brats_helpers.phantoms.kinds import make_patient
-from brats_helpers.phantoms.plain import _depth_mm, plan_lesions
+from brats_helpers.phantoms.plain import _depth_mm, plan
 from brats_helpers.phantoms.prepared import prepare_varied
 
 
@@ -89,7 +89,7 @@ def test_intensities_are_what_a_radiologist_expects(patients: list) -> None:
 
 
 def test_tumors_of_every_kind_and_of_sizes_over_two_orders_of_magnitude() -> None:
-    plans = [plan_lesions(np.random.default_rng(i), (i * 0.618) % 1) for i in range(400)]
+    plans = [plan(np.random.default_rng(i), (i * 0.618) % 1) for i in range(400)]
     rims = np.array([plan[0].rim for plan in plans])
     radii = np.array([plan[0].radius for plan in plans])
     assert 0.03 < (rims == 0).mean() < 0.15 and 0.03 < np.isinf(rims).mean() < 0.2
