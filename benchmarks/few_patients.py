@@ -38,8 +38,8 @@ from . import zero_shot
 
 STORED = Path(__file__).with_name("few_patients.json")
 OURS, PEER = "ours", "nnunet-small"
-START = "TAG"  # tag of zero_shot.BOX, where all draws start
-TITLES = {OURS: "from the network in the box", PEER: "nnU-Net v2, small, at least as many minutes"}
+START = "483989804d0b90a5"  # tag of zero_shot.BOX, where all draws start
+TITLES = {OURS: "from the network in the box", PEER: "nnU-Net v2, small, same minutes"}
 
 
 def draw(cases: Sequence[Case], number: int, seed: int) -> list[Case]:
