@@ -216,8 +216,9 @@ def _nnunet_rows(folder: Path, count: int) -> Iterable[tuple[list[Path], Path | 
 
 def _case(index: Path, images: list[Path], label: Path | None, channels: list[str | None],
           labels: tuple) -> Case:
-    name = re.sub(r"_\d{4}$" if len(images) > 1 else r"_0000$", "", NIFTI.sub("", images[0].name))
-    if len(images) == 1 and not _is_one_channel(images[0]):
+    whole = len(images) == 1 and not _is_one_channel(images[0])
+    name = re.sub(r"_0000$" if whole else r"_\d{4}$", "", NIFTI.sub("", images[0].name))
+    if whole:
         if not channels:
             raise NotAList('it has no "modality" or "channel_names" for the channels of its 4D '
                            "files")

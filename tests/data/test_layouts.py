@@ -578,7 +578,7 @@ def test_a_derived_scan_is_not_called_needless_where_it_is_the_only_one(tmp_path
 
 
 @pytest.mark.parametrize("listed", [False, True], ids=["by nnU-Net's folders", "by a list"])
-@pytest.mark.parametrize("gone", [(1,), (1, 2, 3)], ids=["one", "three"])
+@pytest.mark.parametrize("gone", [(1,), (0, 1, 2)], ids=["one", "three"])
 def test_predict_takes_the_channels_of_nnunets_list_that_are_there(
         tmp_path: Path, gone: tuple[int, ...], listed: bool) -> None:
     nnunet(tmp_path)
@@ -593,7 +593,7 @@ def test_predict_takes_the_channels_of_nnunets_list_that_are_there(
     case, = find(tmp_path).cases
     left = [m for m, path in zip(MODALITIES, whole.images, strict=True) if path.is_file()]
     assert case.name == "B_7" and case.missing == tuple(m for m in MODALITIES if m not in left)
-    with pytest.raises(BratsError, match="B_7_0001.nii.gz|add .*t1ce"):
+    with pytest.raises(BratsError, match="B_7_000[01].nii.gz|add .*t1ce"):
         read_case(case)
     images = read_case(incomplete(case)).images
     for n, name in enumerate(MODALITIES):
