@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ..basics.constants import ARCHIVE_ENDINGS
 from ..basics.errors import BratsError
 from ..basics.files import Packed, atomic_path, read_json, remove_leftovers, write_json
+from .datalists import is_list
 from .finding import NOTE, besides, find, find_packed
 from .layouts import NIFTI, group
 from .members import LIMITS, Archive, Limits, Member, checked_members, list_archive, open_archive
@@ -31,7 +32,7 @@ def readable_in_place(path: Path) -> bool:
     archives = archives_of(Path(path))
     if not archives or not all(kind_of(one) == "tar" for one in archives):
         return False
-    return not any(m.info.issparse() or m.path.name == "dataset.json"
+    return not any(m.info.issparse() or is_list(m.path.name) or m.path.name.endswith("dseg.tsv")
                    for m in list_archive(path))
 
 

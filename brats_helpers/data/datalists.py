@@ -29,7 +29,7 @@ WANTED = (
     '(Decathlon, MONAI) or {"channel_names": {"0": "FLAIR", ...}, "labels": {...}} (nnU-Net)')
 MEANING = ((ET, r"^et$|^at$|(?<!non.)(?<!non)enhanc|gd.enh"),
            (ED, r"edema|oedema|^ed$|snfh|infiltr"), (NCR, r"necro|^ncr|^net|non.?enh|^nc\b"))
-NO_TUMOR = re.compile(r"^ignore$|cavity|resection")  # nnU-Net's unlabeled voxels, or no tumor
+NO_TUMOR = re.compile(r"cavity|resection")
 REGION = ((ET, r"enhanc|^et$"), (NCR, r"core|^tc$"), (ED, r"whole|^wt$|all"))
 BIDS_FOLDER = re.compile(r"(sub|ses)-.+|anat", re.IGNORECASE)  # below a data set's own folder
 
@@ -47,11 +47,16 @@ class Listed:
     unused: list[Unused] = field(default_factory=list)
 
 
+def is_list(name: str) -> bool:
+    """Tell whether a file's name is that of a list of patients."""
+    return bool(LIST_NAME.match(name)) and name != "dataset_description.json"  # BIDS's
+
+
 def read_lists(files: Iterable[Path]) -> Listed:
     """Return the patients of all lists among these files, each patient once."""
     found, seen = Listed(), set()
     for index in files:
-        if LIST_NAME.match(index.name) and index.name != "dataset_description.json":
+        if is_list(index.name):
             try:
                 _read_list(index, found, seen)
             except NotAList as error:
@@ -78,16 +83,16 @@ def _read_list(index: Path, found: Listed, seen: set) -> None:
             raise NotAList("it lists no patients")
         return
     labels = labels_of(content)
-    listed = [path for images, label in rows for path in (*images, label) if path]
+    listed = [path for images, label, _ in rows for path in (*images, label) if path]
     if missing := [path for path in listed if not path.is_file()]:
         found.unused.append(Unused(
             index, f"it lists {len(missing)} file(s) that are not there, such as {missing[0]}",
             "add them, or correct the list"))
-    for images, label in rows:
+    for images, label, numbered in rows:
         there = [image.is_file() for image in images]
         if any(there):
             case = _case(index, images, label if label and label.is_file() else None, channels,
-                         labels or ())
+                         labels or (), numbered)
             if not all(there):
                 case = _cut(case, index, images[there.index(False)])
             found.files |= {*images, *filter(None, [label])}
@@ -108,7 +113,7 @@ def _cut(case: Case, index: Path, gone: Path) -> Case:
         return replace(case, problem=problem, missing=())
     missing = tuple(m for m, image in zip(MODALITIES, case.images, strict=True)
                     if not image.is_file())
-    return replace(case, images=images, missing=missing, problem=problem)
+    return replace(case, images=images, missing=missing, problem=problem) if missing else case
 
 
 def _without_doubtful(case: Case, found: Listed, index: Path) -> Case:
@@ -137,7 +142,7 @@ def _channels(content: Mapping) -> list[str | None]:
         raise NotAList(f"its channels are {named!r}, not a table")
     if _numbers(named.values()) and not _numbers(named):
         named = {v: k for k, v in named.items()}
-    if not _numbers(named):
+    if not _numbers(named) or sorted(map(int, named)) != list(range(len(named))):
         raise NotAList(f"its channels are numbered {list(named)}, not 0, 1, 2, 3")
     names = [str(named[key]) for key in sorted(named, key=int)]
     kinds = [SUFFIXES.get(re.sub(r"[\s-]+", "_", name.strip().lower())) for name in names]
@@ -152,8 +157,8 @@ def _numbers(values: Iterable) -> bool:
 
 
 def _rows(content: Mapping, index: Path, count: int
-          ) -> Iterable[tuple[list[Path], Path | None]]:
-    """Yield each listed patient's images, of `count` channels, and label."""
+          ) -> Iterable[tuple[list[Path], Path | None, bool]]:
+    """Yield each listed patient's images, label, and whether only the images' numbers name them."""
 
     def place(text: object) -> Path:
         if not isinstance(text, str) or CONTROL.search(text):
@@ -179,10 +184,10 @@ def _rows(content: Mapping, index: Path, count: int
                 raise NotAList(f"an entry lists no image: {str(row)[:60]}")
             if odd := [p for p in images if not NIFTI.search(p.name)]:
                 raise NotAList(f"it lists {odd[0]}, and files .nii or .nii.gz are needed")
+            numbered = []
             if len(images) == 1 and not images[0].is_file():  # nnU-Net v1 lists X for X_0000 to 3
-                stem = NIFTI.sub("", images[0].name)
-                images = _numbered(images[0], stem, count) or images
-            yield images, place(label) if label else None
+                numbered = _numbered(images[0], NIFTI.sub("", images[0].name), count)
+            yield numbered or images, place(label) if label else None, bool(numbered)
 
 
 def _numbered(path: Path, stem: str, count: int) -> list[Path]:
@@ -202,21 +207,20 @@ def channel_number(path: Path | Packed) -> int:
     return int(found[1]) if found else -1
 
 
-def _nnunet_rows(folder: Path, count: int) -> Iterable[tuple[list[Path], Path | None]]:
+def _nnunet_rows(folder: Path, count: int) -> Iterable[tuple[list[Path], Path | None, bool]]:
     for part in ("Tr", "Ts", "Val"):
         seen = set()
         for first in sorted((folder / f"images{part}").glob("*_[0-9][0-9][0-9][0-9].nii*")):
-            end = NIFTI.search(first.name)
-            stem, ending = first.name[:end.start() - len("_0000")], end[0]
-            if (stem, ending) not in seen:
+            stem, ending = NIFTI.sub("", first.name)[:-len("_0000")], first.suffix
+            if NIFTI.search(first.name) and (stem, ending) not in seen:
                 seen.add((stem, ending))
-                label = folder / f"labels{part}" / f"{stem}{ending}"
-                yield _numbered(first, stem, count), label if label.is_file() else None
+                label = folder / f"labels{part}" / f"{stem}{NIFTI.search(first.name)[0]}"
+                yield _numbered(first, stem, count), label if label.is_file() else None, True
 
 
 def _case(index: Path, images: list[Path], label: Path | None, channels: list[str | None],
-          labels: tuple) -> Case:
-    whole = len(images) == 1 and not _is_one_channel(images[0])
+          labels: tuple, numbered: bool) -> Case:
+    whole = len(images) == 1 and not (numbered and _is_one_volume(images[0]))
     name = re.sub(r"_0000$" if whole else r"_\d{4}$", "", NIFTI.sub("", images[0].name))
     if whole:
         if not channels:
@@ -243,8 +247,21 @@ def _case(index: Path, images: list[Path], label: Path | None, channels: list[st
         count = f"{len(images)} image{'s' * (len(images) > 1)}"
         problem = (f"patient {name} in {images[0].parent} has {count} in {index}, and four are "
                    f"needed{add}.")
+    if odd := _contradiction(images, name, numbered and bool(missing)):
+        return Case(name, tuple(images), label, problem=f"patient {name}: {index} {odd}.")
     return Case(name, ordered or tuple(images), label, problem=problem, labels=labels,
                 missing=missing if sure and ordered else ())
+
+
+def _contradiction(images: Sequence[Path], name: str, lacks: bool) -> str:
+    """Say why it is not certain which image is which contrast; "" if it is."""
+    if twice := [image for image in images if images.count(image) > 1]:
+        return f"lists {twice[0]} twice: correct the list"
+    if lacks and identify(images[0].with_name(f"{name}.nii")):
+        return (f"numbers the channels, and {images[0]} also names its contrast: rename the four "
+                "files to end in _0000 to _0003 after the patient's name, or to end in the "
+                "contrast alone")
+    return ""
 
 
 def _numbers_tell(images: Sequence[Path], channels: Sequence[str | None]) -> bool:
@@ -253,17 +270,18 @@ def _numbers_tell(images: Sequence[Path], channels: Sequence[str | None]) -> boo
     return -1 < min(numbers) and max(numbers) < len(channels) and numbers == sorted(set(numbers))
 
 
-def _is_one_channel(path: Path) -> bool:
-    """Tell whether a name and a header are those of one contrast, not of a 4D file."""
-    if channel_number(path) >= 0 or identify(path):
-        with contextlib.suppress(Exception):  # reading the patient tells what is wrong
-            return len(nib.load(path).shape) == 3
+def _is_one_volume(path: Path) -> bool:
+    """Tell whether a header is that of one contrast, not of a 4D file."""
+    with contextlib.suppress(Exception):  # reading the patient tells what is wrong
+        return set(nib.load(path).shape[3:]) <= {1}
     return False
 
 
 def labels_of(content: Mapping) -> tuple[tuple[int, int], ...] | None:
     """Return pairs (label on disk, label here or NO_CLASS); None if a meaning is uncertain."""
     found = content.get("labels")
+    if isinstance(found, list):
+        found = dict(enumerate(found))
     if not isinstance(found, dict):
         return None
     by_value: dict[int, list[str]] = {}
@@ -277,16 +295,16 @@ def labels_of(content: Mapping) -> tuple[tuple[int, int], ...] | None:
     meaning = REGION if any(isinstance(value, list) for value in found.values()) else MEANING
     pairs = []
     for number, names in sorted(by_value.items()):
-        if number and NO_TUMOR.search(names[0]):
-            pairs.append((number, NO_CLASS))
-        elif number:
-            kinds = [next((here for here, pattern in meaning if re.search(pattern, name)), None)
-                     for name in names]
-            # Regions share numbers, and the innermost gives the meaning; classes do not.
-            label = next((here for here, _ in meaning if here in kinds), None)
-            if label is None or number > 255 or (meaning is MEANING and len(set(kinds)) > 1):
-                return None
-            pairs.append((number, label))
+        if not number:
+            continue
+        kinds = [next((here for here, pattern in meaning if re.search(pattern, name)), NO_CLASS)
+                 for name in names]
+        if any(NO_TUMOR.search(name) for name in names):
+            kinds = [NO_CLASS]
+        if number > 255 or (meaning is MEANING and len(set(kinds)) > 1):
+            return None
+        # Regions share numbers, and the innermost gives the meaning; classes do not.
+        pairs.append((number, next((here for here, _ in meaning if here in kinds), NO_CLASS)))
     return tuple(pairs) if any(here != NO_CLASS for _, here in pairs) else None
 
 

@@ -23,6 +23,8 @@ from .storage import FORMAT, Meta, load_prepared, save_prepared
 def content_hash(case: Case, spacing_mm: float) -> str:
     """Hash a patient's files and the target grid to 16 characters; a .gz has its own checksum."""
     digest = hashlib.sha256(f"{FORMAT} {spacing_mm}".encode())
+    if case.channels or case.labels:  # a list gives the files their meaning
+        digest.update(f"{case.channels} {case.labels}".encode())
     for path in (*case.images, case.reference):
         if path is not None:
             size, checksum = file_state(case, path)

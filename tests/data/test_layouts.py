@@ -21,11 +21,13 @@ from brats_helpers.data.archive import (
     extract,
     find_patients,
     is_archive,
+    readable_in_place,
 )
 from brats_helpers.data.cases import find_cases, incomplete, read_case
 from brats_helpers.data.datalists import labels_of
 from brats_helpers.data.finding import find
 from brats_helpers.data.labels import NO_CLASS, refusal
+from brats_helpers.data.pipeline import content_hash
 from brats_helpers.data.records import Case
 from brats_helpers.data.sources import resolve_source
 from brats_helpers.phantoms.anatomy import brats_affine
@@ -555,7 +557,12 @@ def test_a_class_that_is_no_tumor_is_refused_only_where_it_occurs() -> None:
     assert "labels [4] are not among [0, 1, 2, 3]" in refusal(case, [1, 4])[0]
     assert refusal(case, [1, 2, 3]) is None
     assert labels_of({"labels": {"background": 0, "cavity": 1}}) is None
-    assert labels_of({"labels": known | {"liver": 4}}) is None
+    for other in ("liver", "RC", "unlabeled", "ignore label"):
+        assert labels_of({"labels": known | {other: 4}}) == found
+    regions = {"whole tumor": [1, 2, 3, 4], "core": [1, 3], "enhancing": [3]}
+    for named in (regions | {"cavity": [4]}, {"cavity": [4]} | regions):
+        assert (4, NO_CLASS) in labels_of({"labels": named})
+    assert labels_of({"labels": list(known)}) == labels_of({"labels": known})
 
 
 @pytest.mark.parametrize("separator", [",", ";"])
@@ -607,3 +614,57 @@ def test_a_second_reference_bars_a_patient_only_where_references_are_used(tmp_pa
     with pytest.raises(BratsError, match="2 files for seg.*keep one"):
         read_case(case)
     assert np.array_equal(read_case(replace(case, reference=None)).images, IMAGES)
+
+
+def test_channels_that_are_not_numbered_from_0_are_refused(tmp_path: Path) -> None:
+    for numbers in ("1234", "0124"):
+        nnunet(tmp_path)
+        content = json.loads((tmp_path / "dataset.json").read_text())
+        content["channel_names"] = dict(zip(numbers, ("T1", "T1ce", "T2", "Flair"), strict=True))
+        (tmp_path / "dataset.json").write_text(json.dumps(content))
+        with pytest.raises(BratsError, match="its channels are numbered"):
+            find(tmp_path)
+
+
+def test_a_lists_image_of_two_contrasts_is_refused(tmp_path: Path) -> None:
+    nnunet(tmp_path)
+    for channel, name in enumerate(("t1", "t1ce", "t2", "flair")):
+        put(tmp_path / "imagesTr" / f"X_{name}_{channel:04d}.nii.gz")
+    assert [case.name for case in find(tmp_path).cases if not case.problem] == ["B_7"]
+    assert all("also names its contrast" in case.problem for case in find(tmp_path).cases[1:])
+    content = json.loads((tmp_path / "dataset.json").read_text())
+    content["training"] = [{"image": [f"imagesTr/B_7_{n:04d}.nii.gz" for n in (0, 1, 1, 3)]}]
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    assert "B_7_0001.nii.gz twice" in find(tmp_path).cases[0].problem
+
+
+def test_a_list_of_one_contrast_leaves_a_whole_patient_whole(tmp_path: Path) -> None:
+    write_case(tmp_path, "P", IMAGES, LABELS)
+    listed = {"training": [{"image": "P/P_flair.nii.gz", "label": "P/P_seg.nii.gz"}]}
+    (tmp_path / "dataset_fold0.json").write_text(json.dumps(listed))
+    (case,) = find(tmp_path).cases
+    assert np.array_equal(read_case(case).images, IMAGES)
+
+
+def test_a_tar_with_a_table_of_labels_is_unpacked(tmp_path: Path) -> None:
+    put(tmp_path / "in" / "sub-1" / "anat" / "sub-1_dseg.nii.gz")
+    for name, unpacked in (("dseg.tsv", True), ("datalist.json", True),
+                           ("dataset_description.json", False)):
+        (tmp_path / "in" / name).write_text("{}")
+        with tarfile.open(tmp_path / "x.tar", "w") as archive:
+            archive.add(tmp_path / "in", "in")
+        assert readable_in_place(tmp_path / "x.tar") != unpacked
+        (tmp_path / "in" / name).unlink()
+
+
+def test_a_patient_is_prepared_anew_when_the_list_changes(tmp_path: Path) -> None:
+    nnunet(tmp_path)
+    case = find(tmp_path).cases[0]
+    other = replace(case, labels=tuple((number, 4 - here) for number, here in case.labels))
+    assert content_hash(case, 1.0) != content_hash(other, 1.0)
+
+
+def test_what_lies_beside_nnunets_files_is_no_channel(tmp_path: Path) -> None:
+    nnunet(tmp_path)
+    (tmp_path / "imagesTr" / "B_7_0000.nii.gz.md5").write_text("0")
+    assert np.array_equal(read_case(find(tmp_path).cases[0]).images, IMAGES)
