@@ -2,7 +2,7 @@
 
 Large voxels blur small cores and thin rims, but segmenting a whole brain with small voxels is slow.
 So the first network finds the tumor, and the refiner's networks see only a box around it. Inside
-the box, the probabilities of all networks are averaged.
+the box, the probabilities of all networks are averaged. Several first networks count as one.
 """
 
 from __future__ import annotations
