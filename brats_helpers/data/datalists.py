@@ -234,8 +234,9 @@ def _case(index: Path, images: list[Path], label: Path | None, channels: list[st
     if sure:
         name = by_name[0][1]
     elif channels:
-        sure = _numbers_tell(images, channels)
-        kinds = [channels[channel_number(image)] for image in images] if sure else channels
+        known = _numbers_tell(images, channels)
+        kinds = [channels[channel_number(image)] for image in images] if known else channels
+        sure = known and (numbered or len(images) == len(channels))  # a list may count from 1
     else:
         raise NotAList('it has no "channel_names", and the names of its files do not tell the '
                        "modalities")

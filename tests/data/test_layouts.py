@@ -636,6 +636,10 @@ def test_a_lists_image_of_two_contrasts_is_refused(tmp_path: Path) -> None:
     content["training"] = [{"image": [f"imagesTr/B_7_{n:04d}.nii.gz" for n in (0, 1, 1, 3)]}]
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     assert "B_7_0001.nii.gz twice" in find(tmp_path).cases[0].problem
+    content["training"] = [{"image": [f"imagesTr/B_7_{n:04d}.nii.gz" for n in (1, 2, 3)]}]
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    case = find(tmp_path).cases[0]  # the first three channels, or the last three
+    assert "has 3 images" in case.problem and not case.missing
 
 
 def test_a_list_of_one_contrast_leaves_a_whole_patient_whole(tmp_path: Path) -> None:
