@@ -27,10 +27,12 @@ LIST_NAME = re.compile(r"^(dataset|datalist|.*folds?)[^/]*\.json$", re.IGNORECAS
 WANTED = (
     'expected {"modality": {"0": "FLAIR", ...}, "training": [{"image": ..., "label": ...}]} '
     '(Decathlon, MONAI) or {"channel_names": {"0": "FLAIR", ...}, "labels": {...}} (nnU-Net)')
-MEANING = ((ET, r"^et$|^at$|(?<!non.)(?<!non)enhanc|gd.enh"),
-           (ED, r"edema|oedema|^ed$|snfh|infiltr"), (NCR, r"necro|^ncr|^net|non.?enh|^nc\b"))
+WITHOUT = r"(non|not|un)\W*(contrast)?\W*enh"  # as in non-contrast-enhancing tumor
+ENHANCING = rf"^et$|^(?!.*{WITHOUT}).*enhanc"
+MEANING = ((ET, rf"{ENHANCING}|^at$|gd.enh"), (ED, r"edema|oedema|^ed$|snfh|infiltr"),
+           (NCR, rf"necro|^ncr|^net|{WITHOUT}|^nc\b"))
 NO_TUMOR = re.compile(r"cavity|resection")
-REGION = ((ET, r"enhanc|^et$"), (NCR, r"core|^tc$"), (ED, r"whole|^wt$|all"))
+REGION = ((ET, ENHANCING), (NCR, r"core|^tc$"), (ED, r"whole|^wt$|all"))
 BIDS_FOLDER = re.compile(r"(sub|ses)-.+|anat", re.IGNORECASE)  # below a data set's own folder
 
 
@@ -212,7 +214,8 @@ def _nnunet_rows(folder: Path, count: int) -> Iterable[tuple[list[Path], Path | 
         seen = set()
         for first in sorted((folder / f"images{part}").glob("*_[0-9][0-9][0-9][0-9].nii*")):
             stem, ending = NIFTI.sub("", first.name)[:-len("_0000")], first.suffix
-            if NIFTI.search(first.name) and (stem, ending) not in seen:
+            if (NIFTI.search(first.name) and not first.name.startswith(".")
+                    and (stem, ending) not in seen):
                 seen.add((stem, ending))
                 label = folder / f"labels{part}" / f"{stem}{NIFTI.search(first.name)[0]}"
                 yield _numbered(first, stem, count), label if label.is_file() else None, True

@@ -565,6 +565,15 @@ def test_a_class_that_is_no_tumor_is_refused_only_where_it_occurs() -> None:
     assert labels_of({"labels": list(known)}) == labels_of({"labels": known})
 
 
+@pytest.mark.parametrize("name", ["non-contrast-enhancing tumor", "unenhancing", "not enhancing",
+                                  "non  enhancing", "nonenhancing core", "necrotic/non-enhancing"])
+def test_what_does_not_enhance_is_core(name: str) -> None:
+    classes = {"background": 0, name: 1, "edema": 2, "contrast-enhancing tumor": 3}
+    assert labels_of({"labels": classes}) == ((1, 1), (2, 2), (3, 3))
+    regions = {"whole tumor": [1, 2, 3], f"{name} (core)": [1], "enhancing tumor": [3]}
+    assert labels_of({"labels": regions}) == ((1, 1), (2, 2), (3, 3))
+
+
 @pytest.mark.parametrize("separator", [",", ";"])
 def test_a_table_of_labels_may_be_separated_otherwise(tmp_path: Path, separator: str) -> None:
     put_all(tmp_path, " ".join(f"sub-1/anat/sub-1_{end}.nii.gz" for end in BIDS_SCANS.split()))
@@ -671,4 +680,5 @@ def test_a_patient_is_prepared_anew_when_the_list_changes(tmp_path: Path) -> Non
 def test_what_lies_beside_nnunets_files_is_no_channel(tmp_path: Path) -> None:
     nnunet(tmp_path)
     (tmp_path / "imagesTr" / "B_7_0000.nii.gz.md5").write_text("0")
+    put(tmp_path / "imagesTr" / "._B_7_0000.nii.gz")
     assert np.array_equal(read_case(find(tmp_path).cases[0]).images, IMAGES)
