@@ -28,7 +28,10 @@ def pretrained_config() -> Config:
 
 
 def fine_tuned(config: Config) -> bool:
-    """Tell whether a training began with these weights and was so brief that the refiner fits."""
+    """Tell whether a network is still so close to these weights that the refiner suits it.
+
+    It started from them, kept their voxel size, and trained only briefly at a low rate.
+    """
     return (config.pretrained and config.learning_rate <= FINE_TUNING_RATE
             and config.epochs * config.steps <= FINE_TUNING_STEPS
             and config.spacing_mm == pretrained_config().spacing_mm)

@@ -1,8 +1,8 @@
 """Train the networks in the box on varied phantoms alone: no patient's scan or label.
 
 `make weights` resumes where it was stopped, and gives the same weights again on the same processor.
-It drops the refiner's warning threshold until `benchmarks.zero_shot --store` writes it back.
-docs/zero_shot.md shows how long it takes and how well they score.
+It drops the figures and the warning threshold in the refiner's first file until
+`benchmarks.zero_shot --store` writes them back. docs/zero_shot.md shows how well they score.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ CONFIG = preset("quick").with_(
     seed=21, filters=(16, 32, 64, 128), patch=64, epochs=90, steps=100, learning_rate=3e-3,
     warmup=100, ema=0.995, oversample_foreground=0.5, modality_dropout=0.4, validate_every=20,
     patients=1000, test_patients=0)
-# Two trainings that differ err in different places. The first starts from random weights, the
-# second from the network in the box, with more patches that show tumor.
+# Networks that are trained differently make different mistakes. The first starts from random
+# weights, the second from the network in the box, with more patches that show tumor.
 REFINERS = (CONFIG.with_(spacing_mm=1.5, epochs=40, patients=420),
             CONFIG.with_(spacing_mm=1.5, epochs=42, learning_rate=2e-3, oversample_foreground=0.8,
                          validate_every=21))
@@ -44,7 +44,7 @@ def _make(config: Config, work: Path, target: Path, start: Path | None = None) -
           synthetic=True)
     content = read_checkpoint(folder / "last.pt", describe_device())
     kept = {name: content[name] for name in ("average", "seen", "step")}
-    if target in REFINER_WEIGHTS:  # half precision is enough where no training goes on
+    if target in REFINER_WEIGHTS:  # half precision is enough: no training follows
         kept["average"] = {name: value.half() for name, value in kept["average"].items()}
     write_safetensors(target, config, kept)
     return target
