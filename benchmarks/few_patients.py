@@ -136,7 +136,7 @@ def plot(results: Sequence[Mapping], box: Mapping[str, dict], path: Path) -> Non
     axes.set(xlabel="labeled patients learned from", ylabel="change of mean Dice",
              xlim=(-0.3, 8.3), xticks=[0, 1, 2, 4, 8])
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="center right")
+    axes.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.9))  # between the lines
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
 

@@ -204,9 +204,9 @@ def main() -> None:
     parser.add_argument("--store", action="store_true",
                         help="write the figures into the refiner's first file")
     options = parser.parse_args()
-    changed = options.checkpoint or options.refiner
+    changed = options.checkpoint or options.refiner or options.sets < len(SETS)
     if changed and (options.store or options.name == BOX):
-        parser.error("--checkpoint and --refiner need --name, and --store takes neither")
+        parser.error("--checkpoint, --refiner and --sets need --name and exclude --store")
     cases = [case for folder in options.folders for case in find_cases(folder) if case.reference]
     if options.round_trip:
         name = f"{ROUND_TRIP}{options.round_trip:g} mm"
